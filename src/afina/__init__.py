@@ -1,0 +1,56 @@
+"""afina: every parameter-efficient fine-tuning method behind one small contract.
+
+Names are imported when they are first used, so that `import afina` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .version import __version__
+
+_WHERE = {
+    "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "methods", "config_class"),
+    "core.model": (
+        "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
+        "PeftModelForTokenClassification", "PeftModelForQuestionAnswering", "PeftModelForFeatureExtraction",
+        "get_peft_model", "inject_adapter_in_model",
+    ),
+    "core.auto": (
+        "AutoPeftModel", "AutoPeftModelForCausalLM", "AutoPeftModelForSeq2SeqLM",
+        "AutoPeftModelForSequenceClassification", "AutoPeftModelForTokenClassification",
+        "AutoPeftModelForQuestionAnswering", "AutoPeftModelForFeatureExtraction",
+    ),
+    "core.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
+    "core.status": ("get_layer_status", "get_model_status"),
+    "optimizers": ("create_loraplus_optimizer",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name) if name in _MODULE_OF else _found(name)
+    globals()[name] = value
+    return value
+
+
+def _found(name: str) -> Any:
+    """A config or helper that a method file brings."""
+    from .methods import public_names
+
+    names = public_names()
+    if name not in names:
+        raise AttributeError(f"module 'afina' has no attribute {name!r}")
+    return names[name]
+
+
+def __dir__() -> list[str]:
+    from .methods import public_names
+
+    return sorted({*_MODULE_OF, *public_names(), "__version__"})
+
+
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604

@@ -1,0 +1,1 @@
+"""The contract and its machinery; it knows no method by name."""

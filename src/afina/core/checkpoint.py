@@ -1,0 +1,370 @@
+"""The only door in and the only door out: an adapter's two files on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import AfinaWarning, CheckpointError, ConfigError, nearest
+from . import embeddings, fingerprint
+from .adapter import Adapter
+from .config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
+from .hub import locate
+from .jsonfile import parse_json, read_json_object, stage_bytes, sync_folder
+from .names import PREFIX, Piece, piece_state, pieces, shared_piece
+from .tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
+
+
+class LoadResult(NamedTuple):
+    """Keys that a lenient load could not place, as `nn.Module.load_state_dict` reports them."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+@dataclass
+class AdapterFile:
+    """An adapter on disk, its header read and checked, its tensors not yet."""
+
+    path: Path
+    config: PeftConfig
+    header: Header
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read all tensors into memory; keys without the wrappers' prefixes."""
+        return {_own_key(n): t for n, t in read_tensors(self.path, self.notes.get("tensors_sha256")).items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key (without wrappers' prefixes) -> shape, from the header."""
+        return {_own_key(n): s for n, s in self.header.shapes.items()}
+
+
+def layout(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:
+    """(the user's model, what holds shared parameters, the prefix of the user's model in `model.state_dict()`)."""
+    from .tuner import Tuner
+
+    tuner = model if isinstance(model, Tuner) else getattr(model, "base_model", None)
+    if isinstance(tuner, Tuner):
+        return tuner.model, tuner, PREFIX if tuner is not model else "model."
+    return model, model, ""
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+def get_peft_model_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapter_name: str = "default",
+    unwrap_compiled: bool = False,
+    save_embedding_layers: bool | str = "auto",
+) -> dict[str, Tensor]:
+    """An adapter's tensors under their names on disk.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters (whose keys then have no `base_model.model.` prefix).
+        state_dict: gathered state of the whole `model` (FSDP, DeepSpeed) to take the values from.
+        save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
+
+    Raises:
+        CheckpointError: no adapter of this name.
+    """
+    if unwrap_compiled:
+        model = getattr(model, "_orig_mod", model)
+    root, container, inside = layout(model)
+    disk = PREFIX if inside else ""
+    relative: dict[str, Tensor] | None = None
+    if state_dict is not None:
+        relative = {_own_key(k).removeprefix(inside): t for k, t in state_dict.items()}
+    out: dict[str, Tensor] = {}
+    for piece in pieces(root, adapter_name):
+        out |= {f"{disk}{k}": t for k, t in piece_state(piece, relative).items()}
+    shared = shared_piece(container, adapter_name)
+    if shared is not None:
+        state = None if state_dict is None else {_own_key(k).removeprefix("base_model."): t for k, t in state_dict.items()}
+        out |= {f"base_model.{k}" if inside else k: t for k, t in piece_state(shared, state).items()}
+    if not out:
+        raise CheckpointError("the model has no adapter of this name", where=adapter_name)
+    if embeddings.wanted(root, save_embedding_layers):
+        out |= {f"{disk}{k}": t for k, t in embeddings.state(root).items() if f"{disk}{k}" not in out}
+    return out
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    config: PeftConfig,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    save_embedding_layers: bool | str = "auto",
+) -> None:
+    """Write both files; a crash at any moment leaves the old pair or the new, or a pair that `open_adapter` can mend.
+
+    Raises:
+        CheckpointError: empty tensors (shards), or the folder is a file.
+        NumericError: a tensor is not finite; nothing was written.
+    """
+    root, _, _ = layout(model)
+    tensors = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=save_embedding_layers)
+    implementation = method(config).implementation
+    own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
+    disk = {**own, **implementation.disk_config(config), "inference_mode": True, "peft_version": FORMAT_VERSION}
+    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root, name)}
+    if config_digest(own) != config_digest(disk):
+        notes["config"] = own
+    text = json.dumps(disk, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    publish(folder, {WEIGHTS_NAME: to_bytes(tensors, notes), CONFIG_NAME: text.encode()})
+
+
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all are on disk before the first takes its name.
+
+    Raises:
+        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).is_symlink():
+            raise CheckpointError("refusing to write through a link", where=folder / name)
+    staged: dict[str, Path] = {}
+    try:
+        for name, data in files.items():
+            staged[name] = stage_bytes(folder / name, data)
+        for name in files:
+            os.replace(staged.pop(name), folder / name)
+        sync_folder(folder)
+    finally:
+        for left in staged.values():
+            left.unlink(missing_ok=True)
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """sha256 of the values that decide what the tensors mean."""
+    kept = {k: v for k, v in values.items() if k not in _NO_MATHS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+def open_adapter(
+    source: str | Path, subfolder: str | None = None, *, config: PeftConfig | None = None, **hub: Any
+) -> AdapterFile:
+    """Find an adapter's files and check them as far as that needs no model.
+
+    Raises:
+        CheckpointError: missing, damaged or pickled weights, or weights and config that do not belong together.
+        ConfigError: the config is damaged or holds wrong values.
+    """
+    config_path = locate(source, CONFIG_NAME, subfolder=subfolder, **hub)
+    try:
+        path = locate(source, WEIGHTS_NAME, subfolder=subfolder, **hub)
+    except CheckpointError:
+        if (config_path.parent / PICKLE_NAME).exists():
+            raise CheckpointError(
+                "only a pickle is here, and loading a pickle can run code", where=config_path.parent / PICKLE_NAME,
+                fix=f"convert it to {WEIGHTS_NAME} where nothing can be harmed",
+            ) from None  # fmt: skip
+        raise
+    if Path(source).is_dir() and not path.resolve().is_relative_to(Path(source).resolve()):
+        raise CheckpointError("the file is a link that leads out of the folder", where=path)
+    header = read_header(path)
+    notes = _notes(header, path)
+    values = _matching_config(config_path, notes)
+    if config is None:
+        config = PeftConfig.from_dict(notes.get("config", values), where=config_path)
+        for key in _NO_MATHS:
+            # These may be edited in the file without changing what the tensors mean.
+            if key in values and key != "task_type":
+                setattr(config, key, values[key])
+    return AdapterFile(path, config, header, notes)
+
+
+def _notes(header: Header, path: Path) -> dict[str, Any]:
+    raw = header.metadata.get("afina")
+    notes = parse_json(raw, f"{path} (metadata)") if raw is not None else {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _matching_config(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that belongs to the weights; finishes a save that was cut off between its two renames."""
+    values = read_json_object(path)
+    wanted = notes.get("config_sha256")
+    if wanted is None or config_digest(values) == wanted:
+        return values
+    for left in sorted(path.parent.glob(f".{CONFIG_NAME}.*")):
+        with contextlib.suppress(ConfigError, CheckpointError):
+            if config_digest(read_json_object(left)) == wanted:
+                os.replace(left, path)
+                warnings.warn(f"{path}: finished a save that was interrupted", AfinaWarning, stacklevel=4)
+                return read_json_object(path)
+    raise CheckpointError(
+        "weights and config do not belong together (edited by hand, or a save was interrupted)", where=path,
+        fix="restore the config that was saved with these weights, or save again",
+    )  # fmt: skip
+
+
+def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False) -> None:
+    """Fill an injected adapter from its file; everything is checked before anything is changed.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen tensors, tensors of the frozen base, or another base.
+        NumericError: a tensor is not finite.
+    """
+    root, _, _ = layout(model)
+    plan = _Plan(model, name, file.shapes())
+    plan.refuse_problems(file.path)
+    if "base" in file.notes and not allow_other_base:
+        fingerprint.compare(file.notes["base"], root, name, file.path)
+    plan.apply(file.tensors())
+
+
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+) -> LoadResult:
+    """Fill an adapter from tensors under their names on disk, as the reference does: lenient towards missing and
+    unexpected keys, which are returned and warned of. Tensors of the frozen base are never written.
+
+    Raises:
+        CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
+        NumericError: a tensor is not finite.
+    """
+    tensors = {_own_key(k): t for k, t in peft_model_state_dict.items()}
+    check_finite(tensors, "state dict")
+    plan = _Plan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()})
+    if plan.misshapen and not ignore_mismatched_sizes:
+        plan.missing, plan.unexpected = [], []
+        plan.refuse_problems("state dict")
+    if plan.missing or plan.unexpected:
+        warnings.warn(f"adapter {adapter_name!r}: missing {plan.missing[:5]}, unexpected {plan.unexpected[:5]} "
+                      f"({len(plan.missing)} and {len(plan.unexpected)} keys)", AfinaWarning, stacklevel=2)  # fmt: skip
+    plan.apply(tensors)
+    return LoadResult(plan.missing, plan.unexpected)
+
+
+class _Plan:
+    """What an adapter expects, compared with what a file holds."""
+
+    def __init__(self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]]) -> None:
+        root, container, _ = layout(model)
+        self.name, self.root = name, root
+        shared = shared_piece(container, name)
+        self.pieces = [*pieces(root, name), *([shared] if shared else [])]
+        if not self.pieces:
+            raise CheckpointError("the model has no adapter of this name", where=name)
+        self.expected: dict[str, tuple[int, ...]] = {}
+        self.owned: list[tuple[Piece, list[str]]] = []
+        for piece in self.pieces:
+            shapes = _piece_shapes(piece, found)
+            self.expected |= shapes
+            self.owned.append((piece, list(shapes)))
+        self.base_keys = set(embeddings.keys(root))
+        self.missing = [k for k in self.expected if k not in found]
+        self.unexpected = [k for k in found if k not in self.expected and k not in self.base_keys]
+        self.misshapen = [k for k in self.expected if k in found and found[k] != self.expected[k]]
+        self.found = found
+
+    def refuse_problems(self, where: object) -> None:
+        if self.misshapen:
+            key = self.misshapen[0]
+            raise CheckpointError(
+                f"{len(self.misshapen)} tensors have another shape, e.g. {key}", where=where, got=self.found[key],
+                expected=f"{self.expected[key]} by this model and config", fix="is this the base it was trained on?",
+            )  # fmt: skip
+        if self.unexpected:
+            base = dict(self.root.named_parameters())
+            stray = [k for k in self.unexpected if k in base]
+            if stray:
+                raise CheckpointError("the file holds tensors of the frozen base model", where=where,
+                                      got=", ".join(stray[:5]), fix="do not load it, or remove them")  # fmt: skip
+        if self.missing or self.unexpected:
+            close = nearest(self.unexpected[0], self.missing) if self.unexpected else []
+            raise CheckpointError(
+                f"{len(self.missing)} of {len(self.expected)} tensors are missing, {len(self.unexpected)} are unexpected",
+                where=where, got=f"unexpected: {_few(self.unexpected)}", expected=f"missing: {_few(self.missing)}",
+                fix=f"was {self.unexpected[0]!r} meant to be {close[0]!r}?" if close else "is it for another base model?",
+            )  # fmt: skip
+
+    def apply(self, tensors: Mapping[str, Tensor]) -> None:
+        for piece, keys in self.owned:
+            present = {k: tensors[k] for k in keys if k in tensors and k not in self.misshapen}
+            if not present:
+                continue
+            if piece.bias_of is not None:
+                assert isinstance(piece.owner, Adapter) is False
+                piece.owner.biases[piece.bias_of].data.copy_(present[piece.path])  # type: ignore[union-attr,index]
+                continue
+            local = {k[len(piece.path) :]: t for k, t in present.items()}
+            current = piece_state(piece, None) if len(present) < len(keys) else {}
+            # A lenient load may lack some tensors: those keep their present values.
+            local |= {k[len(piece.path) :]: t for k, t in current.items() if k not in present}
+            if isinstance(piece.owner, Adapter):
+                piece.owner.load_disk_state(local)
+            else:
+                piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
+        embeddings.apply(self.root, tensors)
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters())
+
+
+def _piece_shapes(piece: Piece, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if piece.bias_of is None and isinstance(piece.owner, Adapter):
+        at = len(piece.path)
+        there = {k[at:]: s for k, s in found.items() if k.startswith(piece.path)}
+        return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}
+    return {k: tuple(t.shape) for k, t in piece_state(piece, None).items()}
+
+
+def _own_key(key: str) -> str:
+    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class."""
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    key = key.removeprefix("module.") if key.startswith("module.base_model.") else key
+    return key.removeprefix(PREFIX) if key.startswith(PREFIX) else key.removeprefix("base_model.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
+def layer_config(config: PeftConfig) -> LayerConfig:
+    """The config as one that adapts layers.
+
+    Raises:
+        ConfigError: it is for virtual tokens.
+    """
+    if not isinstance(config, LayerConfig):
+        raise ConfigError("this method cannot be injected into layers", where="peft_type", got=config.peft_type)
+    return config
+
+
+def load_peft_weights(model_id: str | Path, device: str | None = None, **hub: Any) -> dict[str, Tensor]:
+    """The tensors of an adapter's file under their names on disk."""
+    path = locate(model_id, WEIGHTS_NAME, **hub)
+    header = read_header(path)
+    tensors = read_tensors(path, _notes(header, path).get("tensors_sha256"))
+    return {n: t.to(device) for n, t in tensors.items()} if device else tensors

@@ -1,0 +1,373 @@
+"""One base layer and the named adapters on it: which are active, in which order, and which are merged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
+from .adapter import Adapter, Replacement
+from .weights import BaseWeight, base_weight
+
+
+class View:
+    """A layer as the next adapter sees it: the base with the earlier adapters applied.
+
+    Attributes:
+        base: the layer as an operator (kind, sizes, factored product).
+        args, kwargs: what the layer was called with besides its input.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        stack: tuple[Adapter, ...],
+        source: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        cast: Any = None,
+    ) -> None:
+        self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
+        self.source, self.cast = source, cast
+
+    @property
+    def base(self) -> BaseWeight:
+        return self.host.base
+
+    def __call__(self, x: Any) -> Any:
+        """Run it."""
+        if self.stack:
+            adapter = self.stack[-1]
+            given = self._cast(x, adapter.dtype)
+            cast = given if x is self.source or x is self.cast else None
+            return adapter(View(self.host, self.stack[:-1], self.source, self.args, self.kwargs, cast), given)
+        if isinstance(x, Tensor) and isinstance(self.source, Tensor) and x.dtype != self.source.dtype:
+            # The adapters' copy of the layer's own input need not be cast back.
+            x = self.source if x is self.cast else x.to(self.source.dtype)
+        bias = self.host.own_bias()
+        if bias is None:
+            return self.host.base_layer(x, *self.args, **self.kwargs)
+        weight, _ = self.base.read()
+        return self.base.apply(x, weight, bias.to(self.base.dtype), *self.args, **self.kwargs)
+
+    def params(self) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) so far, canonical, in the adapters' dtype.
+
+        Raises:
+            NotAWeight: the layer is no linear operator.
+        """
+        weight, bias = self.base.read()
+        own = self.host.own_bias()
+        bias = bias if own is None else own
+        dtype = self.host.compute_dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        for adapter in self.stack:
+            weight, bias = adapter.merged(weight, bias)
+        return weight, bias
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
+        """The layer's own operation with other weights."""
+        return self.base.apply(x, weight, bias, *self.args, **self.kwargs)
+
+    def _cast(self, x: Any, dtype: torch.dtype) -> Any:
+        if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
+            return x
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+
+class Host(nn.Module):
+    """A target module's stand-in; keeps the original as `base_layer` and changes none of its bits.
+
+    Active adapters apply in list order, each on the result of the former. Attributes that the host does not have are
+    looked up in the adapters under the reference's spelling (`host.lora_A["default"]`), then in the base layer.
+    """
+
+    base_slot = "base_layer"
+    adapter_slot = "adapters"
+
+    def __init__(self, base_layer: nn.Module, parameter: str | None = None) -> None:
+        super().__init__()
+        self.add_module(self.base_slot, base_layer)
+        self.add_module(self.adapter_slot, nn.ModuleDict())
+        self.base = base_weight(base_layer, parameter)
+        self.biases = nn.ParameterDict()
+        self.parameter = parameter
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.merged: tuple[str, ...] = ()
+        self.stack: tuple[Adapter, ...] = ()
+        self.saved: dict[str, nn.Parameter | None] = {}
+        self.called = False
+        self.train(base_layer.training)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self.called = True
+        if self.merged and not self.enabled:
+            return torch.func.functional_call(self.base_layer, self.saved, args, kwargs)
+        if not self.stack and (not self.enabled or self.own_bias() is None):
+            return self.base_layer(*args, **kwargs)
+        if args:
+            x, args = args[0], args[1:]
+        else:
+            x = kwargs.pop(next(iter(kwargs)))
+        out = View(self, self.stack, x, args, kwargs)(x)
+        return self._finish(out, x)
+
+    def _finish(self, out: Any, x: Any) -> Any:
+        """Give the output the dtype that the base layer would have given it."""
+        if not isinstance(out, Tensor) or not isinstance(x, Tensor) or torch.is_autocast_enabled(out.device.type):
+            return out
+        return out.to(x.dtype if x.is_floating_point() else self.base.dtype)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype in which weights are combined: that of the first adapter, at least the base's."""
+        first = next(iter(self._modules[self.adapter_slot].parameters()), None)  # type: ignore[union-attr]
+        own = self.base.dtype if self.base.dtype.is_floating_point else torch.float32
+        return own if first is None else torch.promote_types(own, first.dtype)
+
+    def own_bias(self) -> nn.Parameter | None:
+        """The trainable bias of the last active adapter that brings one."""
+        if not len(self.biases) or not self.enabled:
+            return None
+        return next((self.biases[n] for n in reversed(self.active) if n in self.biases), None)
+
+    # -- adapters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _adapters(self) -> nn.ModuleDict:
+        modules = self._modules[self.adapter_slot]
+        assert isinstance(modules, nn.ModuleDict)
+        return modules
+
+    def adapter(self, name: str) -> Adapter | None:
+        """The adapter of that name, or None where this layer has none."""
+        found = self._adapters[name] if name in self._adapters else None
+        assert found is None or isinstance(found, Adapter)
+        return found
+
+    def names(self) -> list[str]:
+        """Names of the adapters (and trainable biases) on this layer."""
+        return list(dict.fromkeys([*self._adapters, *self.biases]))
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Put an adapter under a new name; it is not activated."""
+        if name in self._adapters:
+            raise NameTakenError("the layer already has an adapter of this name", where=name)
+        adapter.train(self.training)
+        self._adapters[name] = adapter
+        self.restack()
+
+    def replace_adapter(self, name: str, adapter: Adapter) -> None:
+        """Put another adapter in the place of the one of that name."""
+        adapter.train(self.training)
+        self._adapters[name] = adapter
+        self.restack()
+
+    def remove(self, name: str) -> None:
+        """Delete an adapter, if this layer has it."""
+        if name in self.merged:
+            raise MergeError("a merged adapter cannot be deleted", where=name, fix="call unmerge_adapter() first")
+        if name in self._adapters:
+            del self._adapters[name]
+        if name in self.biases:
+            del self.biases[name]
+        self.active = tuple(n for n in self.active if n != name)
+        self.restack()
+
+    def set_active(self, names: tuple[str, ...]) -> None:
+        """Choose the adapters that apply, in order."""
+        self.active = names
+        self.restack()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off."""
+        self.enabled = enabled
+        self.restack()
+
+    def restack(self) -> None:
+        """Fix the tuple that forward runs through, so that compiled code sees a constant."""
+        live = [n for n in self.active if n in self._adapters and n not in self.merged]
+        self.stack = tuple(self._adapters[n] for n in live) if self.enabled else ()  # type: ignore[misc]
+
+    # -- merging ----------------------------------------------------------------------------------------------------
+
+    def merge(self, names: tuple[str, ...]) -> None:
+        """Replace the base weight by the adapted one; the old parameter objects are kept for `unmerge`.
+
+        Raises:
+            NotMergeable: one of the methods has no merged form.
+            NumericError: the result is not finite; nothing was changed.
+        """
+        wanted = tuple(n for n in self.active if n in names and n in self._adapters)
+        wanted += tuple(n for n in names if n in self._adapters and n not in wanted)
+        if self.merged:
+            warnings.warn(f"already merged: {', '.join(self.merged)}; unmerging before merging again", AfinaWarning, 3)
+            wanted = (*self.merged, *(n for n in wanted if n not in self.merged))
+            self.unmerge()
+        if not wanted and self.own_bias() is None:
+            return
+        view = View(self, tuple(self._adapters[n] for n in wanted), None)  # type: ignore[arg-type]
+        with torch.no_grad():
+            weight, bias = view.params()
+        for tensor in (weight, bias):
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise NumericError("the merged weight is not finite", where=", ".join(wanted))
+        self.saved = self.base.parameters()
+        self.base.replace(weight, bias)
+        self.merged = wanted
+        self.restack()
+
+    def unmerge(self) -> None:
+        """Put the original parameters back: the very same bits."""
+        if self.saved:
+            self.base.restore(self.saved)
+        self.saved, self.merged = {}, ()
+        self.restack()
+
+    def result(self) -> nn.Module:
+        """The module that stays when the host goes: the base layer, with what was merged into it."""
+        module: nn.Module = self.base_layer
+        return module
+
+    # -- the reference's spelling -----------------------------------------------------------------------------------
+
+    def get_base_layer(self) -> nn.Module:
+        """The plain module under all hosts."""
+        module: nn.Module = self.base_layer
+        while isinstance(module, Host):
+            module = module.base_layer
+        return module
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return list(self.active)
+
+    @property
+    def active_adapter(self) -> list[str]:
+        return list(self.active)
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        return list(self.merged)
+
+    @property
+    def disable_adapters(self) -> bool:
+        return not self.enabled
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters on this layer and make exactly them trainable."""
+        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+        self.set_active(names)
+        self.require_grad(() if inference_mode else names)
+
+    def require_grad(self, names: tuple[str, ...]) -> None:
+        """Let exactly the named adapters train."""
+        for name, adapter in self._adapters.items():
+            assert isinstance(adapter, Adapter)
+            for parameter in adapter.trainable().values():
+                parameter.requires_grad_(name in names)
+        for name, bias in self.biases.items():
+            bias.requires_grad_(name in names)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.remove(adapter_name)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the factor of an adapter's own scaling."""
+        found = self.adapter(adapter)
+        if found is not None and hasattr(found, "scaling"):
+            found.scaling = scale * found.initial_scaling
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the active adapters' scaling."""
+        for adapter in self.stack:
+            if hasattr(adapter, "scaling"):
+                adapter.scaling = adapter.scaling * scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the active adapters' scaling, or reset it."""
+        for adapter in self.stack:
+            if hasattr(adapter, "scaling"):
+                adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if name.startswith("__") or self.base_slot not in modules or self.adapter_slot not in modules:
+                raise
+        spelled = _reference_view(modules[self.adapter_slot], name)
+        return getattr(modules[self.base_slot], name) if spelled is None else spelled
+
+
+def _reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What the reference calls `layer.NAME`: a mapping from adapter name to a value, a parameter or `.weight` of one."""
+    out: dict[str, Any] = {}
+    for key, adapter in adapters.items():
+        for attribute, disk in adapter.disk_names.items():
+            head, _, tail = disk.partition(".")
+            if head == name and adapter.prefix and name.startswith(adapter.prefix):
+                value = getattr(adapter, attribute)
+                out[key] = SimpleNamespace(**{tail: value}) if tail else value
+        if name in adapter.reference_attributes:
+            out[key] = getattr(adapter, name)
+    return out or None
+
+
+class ReadHost(Host):
+    """A host whose parent computes with its `weight` and `bias` instead of calling it (attention's out_proj)."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight: with all active adapters."""
+        return self._effective()[0]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The effective bias."""
+        return self._effective()[1]
+
+    def _effective(self) -> tuple[Tensor, Tensor | None]:
+        self.called = True
+        if self.merged and not self.enabled:
+            return self.saved[self.base.weight_name], self.saved[self.base.bias_name]  # type: ignore[return-value]
+        if not self.stack and self.own_bias() is None:
+            return self.base.weight, self.base.bias
+        weight, bias = View(self, self.stack, None).params()
+        return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
+
+
+class ModulesToSaveWrapper(Host):
+    """A whole module of which each adapter trains a copy (`modules_to_save`)."""
+
+    base_slot = "original_module"
+    adapter_slot = "modules_to_save"
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """The frozen module, under the name that hosts use."""
+        module = self._modules[self.base_slot]
+        assert module is not None
+        return module
+
+    def merge(self, names: tuple[str, ...]) -> None:
+        """A copy is not merged; `result` gives it when the host goes."""
+
+    def result(self, keep: bool = True) -> nn.Module:
+        found = self.stack[-1] if self.stack and keep else None
+        return found.copy if isinstance(found, Replacement) else self.base_layer
+
+
+def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:
+    """Every host of a model with its path."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Host))

@@ -1,0 +1,70 @@
+"""Names on disk: which tensor of a model's state is which key of an adapter file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .adapter import Adapter
+from .host import Host, ModulesToSaveWrapper, hosts
+
+PREFIX = "base_model.model."
+
+
+@dataclass
+class Piece:
+    """An adapter's tensors at one place.
+
+    Attributes:
+        path: the place's key prefix on disk, e.g. `model.layers.0.self_attn.q_proj.`.
+        runtime: the prefix of its tensors in the model's `state_dict()`.
+        owner: what holds them: an adapter, or the host for a bias, or a module shared by all layers.
+    """
+
+    path: str
+    runtime: str
+    owner: nn.Module
+    bias_of: str | None = None
+    shared: bool = False
+
+
+def pieces(model: nn.Module, name: str) -> Iterator[Piece]:
+    """Every place of a model that holds tensors of the adapter `name`; paths are relative to `model`."""
+    for path, host in hosts(model):
+        dotted = f"{path}." if path else ""
+        adapter = host.adapter(name)
+        if adapter is not None:
+            yield Piece(dotted, f"{dotted}{host.adapter_slot}.{name}.", adapter)
+        if name in host.biases:
+            leaf = host.base.bias_name
+            disk = f"{dotted}base_layer.{leaf}" if adapter is not None else f"{dotted}{leaf}"
+            yield Piece(disk, f"{dotted}biases.{name}", host, bias_of=name)
+
+
+def shared_piece(container: nn.Module, name: str) -> Piece | None:
+    """The parameters that all layers of the adapter share, if any."""
+    shared = container._modules.get("shared")
+    if isinstance(shared, nn.ModuleDict) and name in shared:
+        return Piece("", f"shared.{name}.", shared[name], shared=True)
+    return None
+
+
+def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Key on disk -> tensor, read from the live model or from a gathered `state` (keys relative to the model)."""
+    if piece.bias_of is not None:
+        assert isinstance(piece.owner, Host)
+        live: Tensor = piece.owner.biases[piece.bias_of]
+        return {piece.path: live if state is None else state[piece.runtime]}
+    own = dict(piece.owner.state_dict())
+    if state is not None:
+        own = {n: state[f"{piece.runtime}{n}"] for n in own}
+    if isinstance(piece.owner, Adapter):
+        own = piece.owner.disk_state(own)
+    return {f"{piece.path}{n}": t for n, t in own.items()}
+
+
+def is_trained_copy(host: Host) -> bool:
+    """Whether a host holds whole trained modules, whose keys on disk look like the base's."""
+    return isinstance(host, ModulesToSaveWrapper)

@@ -1,0 +1,164 @@
+"""Which modules of a model a config adapts; the one matcher for all uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import TargetError, nearest
+from .architectures import DEFAULT_TARGETS
+from .config import LayerConfig
+from .patterns import full_match, name_in
+
+
+@dataclass
+class Slot:
+    """A place in a model that can hold a host."""
+
+    name: str
+    """The module's name in the plain model, without hosts."""
+    parent: nn.Module
+    attribute: str
+    module: nn.Module
+    """The plain module, or the host that already stands there."""
+
+    def put(self, module: nn.Module) -> None:
+        """Replace the module."""
+        self.parent._modules[self.attribute] = module
+        self.module = module
+
+
+def slots(model: nn.Module) -> Iterator[Slot]:
+    """Every module below `model` by its name in the plain model; adapters are not entered, hosts are transparent."""
+    from .host import Host
+
+    def walk(parent: nn.Module, prefix: str, seen: set[int]) -> Iterator[Slot]:
+        for attribute, module in parent._modules.items():
+            if module is None or id(module) in seen:
+                continue
+            seen.add(id(module))
+            name = f"{prefix}{attribute}"
+            yield Slot(name, parent, attribute, module)
+            plain = module
+            while isinstance(plain, Host):
+                plain = plain.base_layer
+            if plain is not module or not isinstance(module, Host):
+                yield from walk(plain, f"{name}.", seen)
+
+    yield from walk(model, "", {id(model)})
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The output embeddings of a language model, or None."""
+    getter = getattr(model, "get_output_embeddings", None)
+    try:
+        head = getter() if callable(getter) else None
+    except NotImplementedError:
+        return None
+    return head if isinstance(head, nn.Module) else None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether "all-linear" means this module: nn.Linear (quantised ones derive from it) or transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+
+
+def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
+    """The config's targets, or the defaults for the model's architecture.
+
+    Raises:
+        TargetError: neither given nor known for this architecture.
+    """
+    if config.target_modules is not None:
+        return config.target_modules
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known = {**DEFAULT_TARGETS, **config.default_targets}
+    if model_type in known:
+        return known[model_type]
+    raise TargetError(
+        f"no default targets are known for {model_type or type(model).__name__!r}", where="target_modules",
+        fix='set target_modules="all-linear" or a list of names, such as '
+        + ", ".join(_leaf_names(model)[:5]),
+    )  # fmt: skip
+
+
+def select(model: nn.Module, config: LayerConfig) -> list[str]:
+    """The names of the modules to adapt, in the model's order.
+
+    Raises:
+        TargetError: nothing matches; names the five nearest modules.
+    """
+    return [slot.name for slot in select_slots(model, config)]
+
+
+def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
+    """As `select`, with the places themselves."""
+    every = list(slots(model))
+    saved = config.modules_to_save or []
+    head = output_head(model)
+    if config.target_modules == "all-linear":
+        found = [s for s in every if is_linear(_plain(s.module)) and _plain(s.module) is not _plain(head)
+                 and not name_in(s.name, saved, "modules_to_save")]  # fmt: skip
+    else:
+        wanted = resolve_targets(model, config)
+        found = [s for s in every if name_in(s.name, wanted)]
+    matched = len(found)
+    found = [s for s in found if _in_layers(s.name, config)]
+    in_layers = len(found)
+    if config.exclude_modules:
+        found = [s for s in found if not name_in(s.name, config.exclude_modules, "exclude_modules")]
+    if not found and not getattr(config, "target_parameters", None):
+        _explain(every, config, matched, in_layers)
+    return found
+
+
+def _plain(module: Any) -> Any:
+    from .host import Host
+
+    while isinstance(module, Host):
+        module = module.base_layer
+    return module
+
+
+def _in_layers(name: str, config: LayerConfig) -> bool:
+    if config.layers_to_transform is None:
+        return True
+    number = layer_number(name, config.layers_pattern)
+    wanted = config.layers_to_transform
+    return number is not None and number in (wanted if isinstance(wanted, list) else [wanted])
+
+
+def layer_number(name: str, patterns: list[str] | str | None = None) -> int | None:
+    """The number of the layer that a module belongs to: the component after `patterns`, else the last number inside."""
+    parts = name.split(".")
+    if not patterns:
+        inside = [int(p) for p in parts[1:-1] if p.isdigit()]
+        return inside[-1] if inside else None
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        match = full_match(rf"(?:.*\.)?{pattern}\.(\d+)(?:\..*)?", name, "layers_pattern")
+        if match:
+            return int(match.group(1))
+    return None
+
+
+def _leaf_names(model: nn.Module) -> list[str]:
+    names = {s.name.rsplit(".", 1)[-1]: None for s in slots(model) if next(s.module.parameters(False), None) is not None}
+    return [n for n in names if not n.isdigit()] or [s.name for s in slots(model)]
+
+
+def _explain(every: list[Slot], config: LayerConfig, matched: int, in_layers: int) -> None:
+    wanted = config.target_modules
+    if in_layers:
+        raise TargetError(f"all {in_layers} matching modules are excluded", where="exclude_modules",
+                          got=config.exclude_modules)  # fmt: skip
+    if matched:
+        raise TargetError(f"{matched} modules match, but none in the chosen layers", where="layers_to_transform",
+                          got=config.layers_to_transform)  # fmt: skip
+    words = [wanted] if isinstance(wanted, str) else list(wanted or [])
+    names = list(dict.fromkeys([*(s.name.rsplit(".", 1)[-1] for s in every), *(s.name for s in every)]))
+    close = list(dict.fromkeys(n for w in words for n in nearest(w, names, 5)))[:5] or names[:5]
+    raise TargetError("the targets match no module of the model", where="target_modules", got=wanted,
+                      fix=f"nearest names: {', '.join(close)}")  # fmt: skip

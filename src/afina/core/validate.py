@@ -1,0 +1,114 @@
+"""Dataclass fields checked against their annotations and ranges; nothing is coerced silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Literal, Union
+
+from ..errors import ConfigError
+
+_EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
+_SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def validate_fields(instance: Any) -> None:
+    """Check every field of a dataclass instance.
+
+    A nested dataclass given as a dict is built; a set or tuple given for a list becomes a list.
+
+    Raises:
+        ConfigError: key, value, expected type or range.
+    """
+    hints = _hints(type(instance))
+    for f in dataclasses.fields(instance):
+        value = getattr(instance, f.name)
+        hint = hints[f.name]
+        value = _adopt(value, hint, f.name)
+        setattr(instance, f.name, value)
+        if not _fits(value, hint):
+            raise ConfigError(
+                "wrong type", where=f.name, got=f"{value!r} ({type(value).__name__})", expected=_describe(hint)
+            )
+        _check_range(f.name, value, f.metadata.get("bounds", {}))
+
+
+def _check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
+    for number in value.values() if isinstance(value, Mapping) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError("not a finite number", where=name, got=number)
+        if bounds and isinstance(number, (int, float)):
+            low_ok = number >= bounds.get("ge", number) and (number > bounds["gt"] if "gt" in bounds else True)
+            high_ok = number <= bounds.get("le", number) and (number < bounds["lt"] if "lt" in bounds else True)
+            if not (low_ok and high_ok):
+                span = " and ".join(f"{_SIGNS[k]} {v}" for k, v in bounds.items())
+                raise ConfigError("out of range", where=name, got=number, expected=span)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _adopt(value: Any, hint: Any, name: str) -> Any:
+    """Turn a dict into the dataclass that the field wants, and other collections into the list that it wants."""
+    for option in _options(hint):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping) and isinstance(option, type):
+            known = {f.name for f in dataclasses.fields(option)}
+            unknown = sorted(set(value) - known)
+            if unknown:
+                raise ConfigError("unknown key", where=f"{name}.{unknown[0]}", expected=", ".join(sorted(known)))
+            return option(**value)
+        if typing.get_origin(option) is list and isinstance(value, (set, frozenset)):
+            return sorted(value)
+        if typing.get_origin(option) is list and isinstance(value, tuple):
+            return list(value)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is Literal:
+        return any(value == a and type(value) is type(a) for a in args)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(v, args[0]) for v in value)
+    if origin is tuple:
+        return isinstance(value, (tuple, list)) and len(value) == len(args) and all(map(_fits, value, args))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, args[0]) and _fits(v, args[1]) for k, v in value.items())
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    names = []
+    for option in _options(hint):
+        if typing.get_origin(option) is Literal:
+            names += [repr(a) for a in typing.get_args(option)]
+        elif isinstance(option, type) and not typing.get_args(option):
+            names.append("null" if option is type(None) else option.__name__)
+        else:
+            names.append(str(option).replace("typing.", ""))
+    example = next((_EXAMPLES[o] for o in _options(hint) if o in _EXAMPLES), None)
+    enum = next((o for o in _options(hint) if isinstance(o, type) and issubclass(o, Enum)), None)
+    if enum is not None:
+        example = enum.__members__.copy().popitem()[0]
+    return " or ".join(names) + (f", e.g. {example}" if example else "")

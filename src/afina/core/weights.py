@@ -1,0 +1,295 @@
+"""A layer as a linear operator, whatever its kind and storage: read, write, apply.
+
+The canonical weight of every kind is `(out, in, *kernel)`: a Linear's own layout, the transpose of transformers' Conv1D
+and of an embedding (whose input is a one-hot row), `(experts, out, in)` for stacked experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import NotAWeight
+
+
+class BaseWeight:
+    """The base layer that a host wraps, seen as `y = apply(x, weight, bias)`.
+
+    Attributes:
+        additive: `apply(x, W + D, b) == apply(x, W, b) + apply(x, D, None)`; false where the operator sits inside a
+            larger computation (attention, experts).
+        casts_input: the host may cast the input to the adapters' dtype.
+    """
+
+    weight_name: ClassVar[str] = "weight"
+    bias_name: ClassVar[str] = "bias"
+    additive: ClassVar[bool] = True
+    casts_input: ClassVar[bool] = True
+    kind: ClassVar[str] = "linear"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The stored weight, in the layer's own layout."""
+        value: nn.Parameter = self.module.get_parameter(self.weight_name)
+        return value
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The stored bias, if any."""
+        value: nn.Parameter | None = getattr(self.module, self.bias_name, None)
+        return value
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the layer computes in."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        return self.weight.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The canonical weight's shape, known without reading it."""
+        return tuple(self.canonical(torch.empty(self.weight.shape, device="meta")).shape)
+
+    @property
+    def out_features(self) -> int:
+        """Output channels."""
+        return self.shape[-2 if self.kind == "experts" else 0]
+
+    @property
+    def in_features(self) -> int:
+        """Input channels (per group, for a grouped convolution)."""
+        return self.shape[-1 if self.kind == "experts" else 1]
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution; 1 for all else."""
+        return int(getattr(self.module, "groups", 1)) if self.kind == "conv" else 1
+
+    def canonical(self, stored: Tensor) -> Tensor:
+        """Stored layout to `(out, in, *kernel)`; a view."""
+        return stored
+
+    def stored(self, canonical: Tensor) -> Tensor:
+        """The inverse of `canonical`."""
+        return self.canonical(canonical)
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        """`(weight, bias)` in canonical layout, dequantised."""
+        return self.canonical(self.weight), self.bias
+
+    def parameters(self) -> dict[str, nn.Parameter | None]:
+        """The parameters that `replace` changes, to be kept for `restore`."""
+        return {self.weight_name: self.weight, self.bias_name: self.bias}
+
+    def replace(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Put new frozen parameters in the place of the old, which stay as they are for whoever else holds them."""
+        stored = self.stored(weight.detach()).to(self.weight.dtype).contiguous()
+        new: dict[str, nn.Parameter | None] = {self.weight_name: nn.Parameter(stored, requires_grad=False)}
+        if bias is not None and (self.bias is None or bias is not self.bias):
+            new[self.bias_name] = nn.Parameter(bias.detach().to(self.weight.dtype).clone(), requires_grad=False)
+        self.restore(new)
+
+    def restore(self, parameters: dict[str, nn.Parameter | None]) -> None:
+        """Put the given parameter objects in place."""
+        for name, parameter in parameters.items():
+            owner, _, leaf = name.rpartition(".")
+            self.module.get_submodule(owner).register_parameter(leaf, parameter)
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own operation with other (canonical) parameters."""
+        return self.substitute(x, weight, bias, *args, **kwargs)
+
+    def substitute(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward with its parameters replaced for this call."""
+        parameters = {self.weight_name: self.stored(weight)}
+        if self.bias is not None:
+            parameters[self.bias_name] = torch.zeros_like(self.bias) if bias is None else bias
+        out = functional_call(self.module, parameters, (x, *args), kwargs)
+        return out if bias is None or self.bias is not None else out + bias
+
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """`apply(x, b @ a, None)` without forming the product; `a` is (r, in, *kernel), `b` is (out, r, *ones)."""
+        raise NotAWeight("no factored form for this layer", where=type(self.module).__name__)
+
+
+class LinearWeight(BaseWeight):
+    """nn.Linear and what derives from it."""
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return F.linear(x, weight, bias)
+
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return F.linear(F.linear(x, a), b)
+
+
+class TransposedLinearWeight(LinearWeight):
+    """transformers' Conv1D: a Linear whose weight is stored as (in, out)."""
+
+    def canonical(self, stored: Tensor) -> Tensor:
+        return stored.T
+
+
+class ConvWeight(BaseWeight):
+    """nn.Conv1d, Conv2d, Conv3d."""
+
+    kind = "conv"
+
+    @property
+    def _is_plain(self) -> bool:
+        return type(self.module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_plain:
+            return self.substitute(x, weight, bias, *args, **kwargs)
+        return self.module._conv_forward(x, weight, bias)  # type: ignore[operator]
+
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        # With groups, `a` sees every input channel and only `b` is grouped, as in the reference's files.
+        if not self._is_plain:
+            if self.groups > 1:
+                raise NotAWeight("a grouped convolution with a forward of its own has no factored form",
+                                 where=type(self.module).__name__)  # fmt: skip
+            return self.substitute(x, (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:]), None)  # type: ignore[no-any-return]
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[a.dim() - 3]
+        conv: Any = self.module
+        padding = conv.padding
+        if conv.padding_mode != "zeros":
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+        hidden = convolve(x, a, None, conv.stride, padding, conv.dilation)
+        return convolve(hidden, b, None, groups=conv.groups)
+
+
+class EmbeddingWeight(BaseWeight):
+    """nn.Embedding: canonical weight (dim, vocabulary), applied to one-hot rows given as indices."""
+
+    kind = "embedding"
+    casts_input = False
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return None
+
+    def parameters(self) -> dict[str, nn.Parameter | None]:
+        return {self.weight_name: self.weight}
+
+    def canonical(self, stored: Tensor) -> Tensor:
+        return stored.T
+
+    def _look_up(self, x: Tensor, rows: Tensor) -> Tensor:
+        if type(self.module).forward is nn.Embedding.forward:
+            return F.embedding(x, rows, padding_idx=self.module.padding_idx)  # type: ignore[arg-type]
+        out: Tensor = functional_call(self.module, {self.weight_name: rows}, (x,))
+        return out
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        out = self._look_up(x, weight.T)
+        return out if bias is None else out + bias
+
+    def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        scale = getattr(self.module, "embed_scale", None)
+        out = F.linear(F.embedding(x, a.T), b)
+        if type(self.module).forward is nn.Embedding.forward:
+            return out
+        if scale is None:
+            return self._look_up(x, (b @ a).T)
+        return out * (scale.to(out.dtype) if isinstance(scale, Tensor) else scale)
+
+
+class AttentionWeight(BaseWeight):
+    """The input projection of nn.MultiheadAttention, which computes with its weights without calling a layer."""
+
+    weight_name = "in_proj_weight"
+    bias_name = "in_proj_bias"
+    additive = False
+    casts_input = False
+    kind = "attention"
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        if not module._qkv_same_embed_dim:
+            raise NotAWeight("attention with separate key and value sizes is not one weight",
+                             where=type(module).__name__, expected="kdim == vdim == embed_dim")  # fmt: skip
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
+
+
+class ParameterWeight(BaseWeight):
+    """One named parameter of a module, such as the stacked experts (experts, out, in) of a mixture."""
+
+    additive = False
+    casts_input = False
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__(module)
+        self.weight_name = name  # type: ignore[misc]
+        if self.weight.dim() not in (2, 3):
+            raise NotAWeight("only 2-D and 3-D parameters can be adapted", where=name, got=tuple(self.weight.shape))
+        self.kind = "experts" if self.weight.dim() == 3 else "parameter"  # type: ignore[misc]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return None
+
+    def parameters(self) -> dict[str, nn.Parameter | None]:
+        return {self.weight_name: self.weight}
+
+    def canonical(self, stored: Tensor) -> Tensor:
+        return stored.mT if getattr(self.module, "is_transposed", False) and stored.dim() == 3 else stored
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return self.substitute(x, weight.to(self.dtype), None, *args, **kwargs)
+
+
+class OwnWeight(BaseWeight):
+    """Any other module: its parameters can be replaced for a call, but it is no linear operator."""
+
+    additive = False
+    casts_input = False
+    kind = "module"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        first = next(self.module.parameters(), None)
+        return torch.get_default_dtype() if first is None else first.dtype
+
+    @property
+    def device(self) -> torch.device:
+        first = next(self.module.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def parameters(self) -> dict[str, nn.Parameter | None]:
+        return {n: p for n, p in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        if getattr(self.module, "weight", None) is None:
+            raise NotAWeight("this module has no weight", where=type(self.module).__name__)
+        return self.weight, self.bias
+
+
+def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
+    """The view of a module (or of one named parameter of it) as an operator."""
+    if parameter is not None:
+        return ParameterWeight(module, parameter)
+    if isinstance(module, nn.Linear):
+        return LinearWeight(module)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return TransposedLinearWeight(module)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return ConvWeight(module)
+    if isinstance(module, nn.Embedding):
+        return EmbeddingWeight(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return AttentionWeight(module)
+    return OwnWeight(module)

@@ -1,0 +1,95 @@
+"""The tree of errors: what happened, where, what was got and expected, and how to fix it, in at most four lines.
+
+Everything that a user can cause derives from `AfinaError`; the command line turns those into exit code 2. The second
+bases (`ValueError`, ...) are those that callers of the reference library already catch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AfinaError(Exception):
+    """A user's mistake or a faulty input, told in at most four lines.
+
+    Args:
+        what: what happened, in one sentence.
+        where: the file, key, module or tensor that it happened in.
+        got: the offending value.
+        expected: what would have been right.
+        fix: what to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        first = self.what if self.where is None else f"{self.where}: {self.what}"
+        facts = [f"{k}: {v}" for k, v in (("got", self.got), ("expected", self.expected)) if v is not None]
+        lines = [first, *facts, *([f"fix: {self.fix}"] if self.fix else [])]
+        return "\n".join(" ".join(line.split("\n")) for line in lines)
+
+
+class ConfigError(AfinaError, ValueError):
+    """A configuration has a wrong type, range, name or combination."""
+
+
+class TargetError(AfinaError, ValueError):
+    """A config's targets match nothing, or something that cannot be adapted."""
+
+
+class NameTakenError(AfinaError, ValueError):
+    """An adapter name is taken, unknown or not usable."""
+
+
+class CheckpointError(AfinaError, ValueError):
+    """A file is damaged, does not fit, or is not what it says."""
+
+
+class NotMergeable(AfinaError, NotImplementedError):  # noqa: N818 - the contract's word
+    """This method has no merged form."""
+
+
+class NotAWeight(AfinaError, NotImplementedError):  # noqa: N818 - the contract's word
+    """This layer is not a linear operator with a weight that can be read."""
+
+
+class MergeError(AfinaError, ValueError):
+    """Merging is not possible or would damage the base."""
+
+
+class NumericError(AfinaError, ValueError):
+    """A tensor or a loss is not finite."""
+
+
+class DataError(AfinaError, ValueError):
+    """A data file or a row of it is unusable."""
+
+
+class RecipeError(AfinaError, ValueError):
+    """A recipe has an unknown key or a wrong value."""
+
+
+class AfinaWarning(UserWarning):
+    """Something was done that the user should know of."""
+
+
+def nearest(word: str, known: Iterable[str], n: int = 1) -> list[str]:
+    """The `n` known words closest to `word`, best first; empty if none is close."""
+    return difflib.get_close_matches(word, list(known), n=n, cutoff=0.4)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A `fix` sentence naming the nearest known word, or None."""
+    close = nearest(word, known)
+    return f"did you mean {close[0]!r}?" if close else None

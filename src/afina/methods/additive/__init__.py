@@ -1,0 +1,1 @@
+"""Methods that add new modules around the frozen ones."""

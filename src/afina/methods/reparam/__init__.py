@@ -1,0 +1,1 @@
+"""Methods that parametrise the weight update cheaply."""

@@ -1,0 +1,90 @@
+"""DoRA: LoRA on the direction of the weight, with a trained magnitude for every output.
+
+    W' = m ∘ (W + s · B A) / ||W + s · B A||_row,   m starts as ||W||_row
+
+Liu et al. 2024, arXiv 2402.09353 (the norm is a constant for the gradient, section 4.3). Dropout acts on the input of
+the low-rank part only. Trainable: LoRA's + out a layer (embedding: + dim). Mergeable. Layers: all of LoRA's but
+attention, parameters; grouped convolutions are not mergeable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Site
+from ...core.host import View
+from .lora import Lora, LoraConfig
+
+
+@Lora.variant(lambda config: config.use_dora)
+class Dora(Lora):
+    """`magnitude`: (out,), for convolutions (1, out, *ones)."""
+
+    kinds = frozenset({"linear", "conv", "embedding"})
+
+    def __init__(self, site: Site, config: LoraConfig) -> None:
+        super().__init__(site, config)
+        shape = (1, -1, *(1 for _ in site.base.shape[2:])) if site.base.kind == "conv" else (-1,)
+        if site.device.type == "meta":
+            self.lora_magnitude_vector = site.empty(*(site.base.out_features if n == -1 else n for n in shape))
+            return
+        with torch.no_grad():
+            weight = site.base.read()[0].to(self.lora_A.dtype)
+            # At the start the low-rank part need not be zero (embeddings are not, when asked), so it counts.
+            changed = weight + self.dense_delta(weight)
+            norm = self._norm(changed)
+        self.lora_magnitude_vector = nn.Parameter(norm.view(shape).clone())
+
+    def dense_delta(self, weight: Tensor) -> Tensor:
+        """s · B A in the shape of an ungrouped weight."""
+        if self.groups == 1:
+            return self.delta(weight)
+        A, B = self.factors()
+        out, rows = B.shape[0] // self.groups, A.shape[0] // self.groups
+        blocks = [B[g * out : (g + 1) * out].flatten(1) @ A[g * rows : (g + 1) * rows].flatten(1)
+                  for g in range(self.groups)]  # fmt: skip
+        return self.scaling * torch.cat(blocks).view(B.shape[0], *A.shape[1:])
+
+    @staticmethod
+    def _norm(weight: Tensor) -> Tensor:
+        return weight.flatten(1).norm(dim=1)
+
+    def _scale(self, weight: Tensor) -> Tensor:
+        """m / ||W + s B A||, one number for every output."""
+        with torch.no_grad():
+            dense = self._ungrouped(weight) + self.dense_delta(weight)
+            # A row of zeros has no direction: its output stays zero, as the paper's formula has it in the limit.
+            norm = self._norm(dense).clamp_min(torch.finfo(weight.dtype).tiny)
+        return self.lora_magnitude_vector.flatten() / norm
+
+    def _ungrouped(self, weight: Tensor) -> Tensor:
+        """A grouped weight written out with zeros between the groups."""
+        if self.groups == 1:
+            return weight
+        out, width = weight.shape[0] // self.groups, weight.shape[1]
+        dense = weight.new_zeros(weight.shape[0], width * self.groups, *weight.shape[2:])
+        for g in range(self.groups):
+            rows = slice(g * out, (g + 1) * out)
+            dense[rows, g * width : (g + 1) * width] = weight[rows]
+        return dense
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        changed = weight + self.delta(weight)
+        return changed * self._scale(weight).view(-1, *(1 for _ in weight.shape[1:])), bias
+
+    def forward(self, inner: View, x: Any) -> Any:
+        weight, bias = inner.params()
+        scale = self._scale(weight)
+        rank_part = self.scaling * inner.base.low_rank(x if self.embedding else self.lora_dropout(x), *self.factors())
+        out = inner.apply(x, weight, None) + rank_part
+        ones = (1 for _ in range(weight.dim() - 2)) if inner.base.kind == "conv" else ()
+        out = out * scale.view(-1, *ones)
+        return out if bias is None else out + bias.view(-1, *(1 for _ in range(weight.dim() - 2)))
+
+    @property
+    def disk_names(self) -> Mapping[str, str]:  # type: ignore[override]
+        return {**super().disk_names, "lora_magnitude_vector": "lora_magnitude_vector"}
