@@ -222,6 +222,22 @@ def _matching_config(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
+    """Weights go only into an adapter of the same configuration.
+
+    Raises:
+        CheckpointError: names the fields that differ.
+    """
+    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
+    different = [k for k in have if k not in _NO_MATHS and have[k] != read.get(k)]
+    if different:
+        raise CheckpointError(
+            "the file is of another configuration than the adapter that it is to fill", where=file.path,
+            got=", ".join(f"{k}={read.get(k)}" for k in different), expected=", ".join(f"{k}={have[k]}" for k in different),
+            fix="load it under a new adapter name",
+        )  # fmt: skip
+
+
 def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False) -> None:
     """Fill an injected adapter from its file; everything is checked before anything is changed.
 

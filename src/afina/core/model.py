@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError
-from . import embeddings, tuner
+from . import embeddings, targets, tuner
 from .architectures import HEAD_NAMES
 from .card import write_card
-from .checkpoint import LoadResult, layer_config, load_adapter, open_adapter, save_adapter
+from .checkpoint import LoadResult, layer_config, load_adapter, open_adapter, refuse_other_config, save_adapter
 from .config import LayerConfig, PeftConfig, TaskType
 from .host import hosts
 
@@ -69,6 +69,7 @@ class PeftModel(nn.Module):
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         config = layer_config(config)
         self._add_heads(config)
+        config.target_modules = targets.settle(self.get_base_model(), config)
         tuner.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                      autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
         if config.base_model_name_or_path is None:
@@ -270,6 +271,8 @@ class PeftModel(nn.Module):
         if fresh:
             file.config.inference_mode = not is_trainable
             self._inject(adapter_name, file.config, autocast_adapter_dtype, low_cpu_mem_usage)
+        else:
+            refuse_other_config(self.peft_config[adapter_name], file)
         trainable = self._trainable()
         try:
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)

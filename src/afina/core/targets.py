@@ -99,7 +99,9 @@ def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
     every = list(slots(model))
     saved = config.modules_to_save or []
     head = output_head(model)
-    if config.target_modules == "all-linear":
+    if config.target_modules is None and getattr(config, "target_parameters", None):
+        found = []
+    elif config.target_modules == "all-linear":
         found = [s for s in every if is_linear(_plain(s.module)) and _plain(s.module) is not _plain(head)
                  and not name_in(s.name, saved, "modules_to_save")]  # fmt: skip
     else:
@@ -113,6 +115,21 @@ def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
     if not found and not getattr(config, "target_parameters", None):
         _explain(every, config, matched, in_layers)
     return found
+
+
+def settle(model: nn.Module, config: LayerConfig) -> list[str] | str | None:
+    """The targets as they are written to the file: "all-linear" and defaults become names, so that they mean the same
+    on every base."""
+    wanted = config.target_modules
+    if wanted is None:
+        return None if getattr(config, "target_parameters", None) else resolve_targets(model, config)
+    if wanted != "all-linear":
+        return wanted
+    chosen = {s.name for s in select_slots(model, config)}
+    leaves = {n.rsplit(".", 1)[-1] for n in chosen}
+    others = {s.name for s in slots(model)} - chosen
+    unique = {leaf for leaf in leaves if not leaf.isdigit() and not any(name_in(o, [leaf]) for o in others)}
+    return sorted(unique | {n for n in chosen if n.rsplit(".", 1)[-1] not in unique})
 
 
 def _plain(module: Any) -> Any:
