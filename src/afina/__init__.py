@@ -12,8 +12,9 @@ from .version import __version__
 
 _WHERE = {
     "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "methods", "config_class"),
-    "core.model": (
-        "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
+    "core.model": ("PeftModel",),
+    "core.mapping": (
+        "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
         "PeftModelForTokenClassification", "PeftModelForQuestionAnswering", "PeftModelForFeatureExtraction",
         "get_peft_model", "inject_adapter_in_model",
     ),
@@ -32,7 +33,8 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name) if name in _MODULE_OF else _found(name)
+    place = _MODULE_OF.get(name)
+    value = _found(name) if place is None else getattr(importlib.import_module(f".{place}", __name__), name)
     globals()[name] = value
     return value
 
@@ -53,4 +55,4 @@ def __dir__() -> list[str]:
     return sorted({*_MODULE_OF, *public_names(), "__version__"})
 
 
-__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+__all__ = ["__version__", *_MODULE_OF]

@@ -56,11 +56,11 @@ class CheckpointError(AfinaError, ValueError):
     """A file is damaged, does not fit, or is not what it says."""
 
 
-class NotMergeable(AfinaError, NotImplementedError):  # noqa: N818 - the contract's word
+class NotMergeable(AfinaError, NotImplementedError):
     """This method has no merged form."""
 
 
-class NotAWeight(AfinaError, NotImplementedError):  # noqa: N818 - the contract's word
+class NotAWeight(AfinaError, NotImplementedError):
     """This layer is not a linear operator with a weight that can be read."""
 
 

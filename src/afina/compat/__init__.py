@@ -55,9 +55,9 @@ def stand_in() -> None:
 def _forget_availability() -> None:
     """Libraries remember whether `peft` is there; ask them again."""
     utils = sys.modules.get("transformers.utils.import_utils")
-    cached = getattr(utils, "is_peft_available", None)
-    if hasattr(cached, "cache_clear"):
-        cached.cache_clear()
+    clear = getattr(getattr(utils, "is_peft_available", None), "cache_clear", None)
+    if clear is not None:
+        clear()
 
 
 __all__ = ["StandInError", "is_standing_in", "stand_in"]

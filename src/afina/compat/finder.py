@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import Distribution, DistributionFinder as Base
 from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution
+from importlib.metadata import DistributionFinder as Base
 from os import PathLike
 from typing import Any
 

@@ -23,14 +23,14 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_STATE},
         "peft.config": {"PeftConfig": "afina.core.config:PeftConfig"},
         "peft.peft_model": {"PeftModel": "afina.core.model:PeftModel"},
-        "peft.mapping": {"get_peft_model": "afina.core.model:get_peft_model"},
+        "peft.mapping": {"get_peft_model": "afina.core.mapping:get_peft_model"},
         "peft.utils": {**_OTHER, **_STATE, "PeftType": "afina:PeftType", "TaskType": "afina:TaskType"},
         "peft.utils.other": _OTHER,
         "peft.utils.save_and_load": _STATE,
         "peft.tuners": {},
         "peft.tuners.tuners_utils": _TUNERS_UTILS,
         "peft.tuners.lora": {"LoraLayer": "afina.core.host:Host", "LoraConfig": "afina:LoraConfig"},
-        "peft.functional": {"inject_adapter_in_model": "afina.core.model:inject_adapter_in_model", **_STATE},
+        "peft.functional": {"inject_adapter_in_model": "afina.core.mapping:inject_adapter_in_model", **_STATE},
     }
 )
 """Module -> name -> where afina has it; the top module also offers all of afina's own public names."""

@@ -18,7 +18,7 @@ from ..errors import ConfigError, NotMergeable, TargetError
 from .weights import BaseWeight, base_weight
 
 if TYPE_CHECKING:
-    from .host import View
+    from .view import View
 
 _A = TypeVar("_A", bound="type[Adapter]")
 
@@ -118,7 +118,7 @@ class Adapter(nn.Module):
         return {self.disk_names.get(n, n): t for n, t in own.items()}
 
     def disk_shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """What a file must hold: name on disk -> shape. `found` is what it does hold, where a method reads two forms."""
+        """What a file must hold: name on disk -> shape; `found` is what it does hold, for methods with two forms."""
         return {n: tuple(t.shape) for n, t in self.disk_state(self.state_dict(keep_vars=True)).items()}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -165,7 +165,9 @@ class Adapter(nn.Module):
         """The class that implements a config: this one, or the variant whose condition holds."""
         found = [special for applies, special in cls.variants if applies(config)]
         if len(found) > 1:
-            raise ConfigError("options that exclude each other", where="config", got=", ".join(f.__name__ for f in found))
+            raise ConfigError(
+                "options that exclude each other", where="config", got=", ".join(f.__name__ for f in found)
+            )
         return found[0] if found else cls
 
     @classmethod

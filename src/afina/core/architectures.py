@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-_QV, _BERT = ["q_proj", "v_proj"], ["query", "value"]
+_QV, _BERT, _T5 = ["q_proj", "v_proj"], ["query", "value"], ["q", "v"]
+_JOINT, _GPT2 = ["query_key_value"], ["c_attn"]
 
 DEFAULT_TARGETS: Mapping[str, list[str] | str] = MappingProxyType(
     {
-        **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), ["q", "v"]),
+        **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), _T5),
         **dict.fromkeys(
             ("bart", "mbart", "m2m_100", "marian", "pegasus", "whisper", "opt", "gptj", "gpt_neo", "llama", "llama4",
              "mistral", "mixtral", "stablelm", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "qwen2_moe",
@@ -17,8 +18,8 @@ DEFAULT_TARGETS: Mapping[str, list[str] | str] = MappingProxyType(
             _QV,
         ),
         **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "layoutlm", "camembert", "vit", "deit"), _BERT),
-        **dict.fromkeys(("bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"), ["query_key_value"]),
-        **dict.fromkeys(("gpt2", "gpt_bigcode"), ["c_attn"]),
+        **dict.fromkeys(("bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"), _JOINT),
+        **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
         "blip-2": ["q", "v", "q_proj", "v_proj"],
         "deberta-v2": ["query_proj", "value_proj"],
         "deberta": ["in_proj"],

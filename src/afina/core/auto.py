@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from .config import PeftConfig
-from .model import MODEL_CLASSES, PeftModel
+from .mapping import MODEL_CLASSES
+from .model import PeftModel
 
 
 class AutoPeftModel:
@@ -47,7 +48,7 @@ class AutoPeftModel:
         if cls.task is not None and task not in (None, cls.task):
             raise ConfigError("the adapter is for another task", where=source, got=task, expected=cls.task)
         if not found.base_model_name_or_path:
-            raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}: base_model_name_or_path",
+            raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
         loader = getattr(transformers, cls._loader(found, task))
         base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
@@ -72,7 +73,8 @@ class AutoPeftModel:
         name = str(mapping.get("base_model_class", ""))
         if library.partition(".")[0] != "transformers" or not name.isidentifier():
             # A file must not decide what is imported.
-            raise ConfigError("the base's class is not one of transformers", where="auto_mapping", got=f"{library}.{name}",
+            raise ConfigError("the base's class is not one of transformers", where="auto_mapping",
+                              got=f"{library}.{name}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
         return name
 

@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import AfinaWarning, CheckpointError, ConfigError, nearest
+from ..errors import AfinaWarning, CheckpointError, ConfigError
 from . import embeddings, fingerprint
-from .adapter import Adapter
 from .config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
 from .hub import locate
 from .jsonfile import parse_json, read_json_object, stage_bytes, sync_folder
-from .names import PREFIX, Piece, piece_state, pieces, shared_piece
+from .names import PREFIX, layout, own_key, piece_state, pieces, shared_piece
+from .plan import LoadPlan
 from .tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 
 
@@ -47,21 +46,11 @@ class AdapterFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""
-        return {_own_key(n): t for n, t in read_tensors(self.path, self.notes.get("tensors_sha256")).items()}
+        return {own_key(n): t for n, t in read_tensors(self.path, self.notes.get("tensors_sha256")).items()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Key (without wrappers' prefixes) -> shape, from the header."""
-        return {_own_key(n): s for n, s in self.header.shapes.items()}
-
-
-def layout(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:
-    """(the user's model, what holds shared parameters, the prefix of the user's model in `model.state_dict()`)."""
-    from .tuner import Tuner
-
-    tuner = model if isinstance(model, Tuner) else getattr(model, "base_model", None)
-    if isinstance(tuner, Tuner):
-        return tuner.model, tuner, PREFIX if tuner is not model else "model."
-    return model, model, ""
+        return {own_key(n): s for n, s in self.header.shapes.items()}
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -90,13 +79,15 @@ def get_peft_model_state_dict(
     disk = PREFIX if inside else ""
     relative: dict[str, Tensor] | None = None
     if state_dict is not None:
-        relative = {_own_key(k).removeprefix(inside): t for k, t in state_dict.items()}
+        relative = {own_key(k).removeprefix(inside): t for k, t in state_dict.items()}
     out: dict[str, Tensor] = {}
     for piece in pieces(root, adapter_name):
         out |= {f"{disk}{k}": t for k, t in piece_state(piece, relative).items()}
     shared = shared_piece(container, adapter_name)
     if shared is not None:
-        state = None if state_dict is None else {_own_key(k).removeprefix("base_model."): t for k, t in state_dict.items()}
+        state = (
+            None if state_dict is None else {own_key(k).removeprefix("base_model."): t for k, t in state_dict.items()}
+        )
         out |= {f"base_model.{k}" if inside else k: t for k, t in piece_state(shared, state).items()}
     if not out:
         raise CheckpointError("the model has no adapter of this name", where=adapter_name)
@@ -233,7 +224,8 @@ def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
     if different:
         raise CheckpointError(
             "the file is of another configuration than the adapter that it is to fill", where=file.path,
-            got=", ".join(f"{k}={read.get(k)}" for k in different), expected=", ".join(f"{k}={have[k]}" for k in different),
+            got=", ".join(f"{k}={read.get(k)}" for k in different),
+            expected=", ".join(f"{k}={have[k]}" for k in different),
             fix="load it under a new adapter name",
         )  # fmt: skip
 
@@ -246,7 +238,7 @@ def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_
         NumericError: a tensor is not finite.
     """
     root, _, _ = layout(model)
-    plan = _Plan(model, name, file.shapes())
+    plan = LoadPlan(model, name, file.shapes())
     plan.refuse_problems(file.path)
     if "base" in file.notes and not allow_other_base:
         fingerprint.compare(file.notes["base"], root, name, file.path)
@@ -267,9 +259,9 @@ def set_peft_model_state_dict(
         CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
         NumericError: a tensor is not finite.
     """
-    tensors = {_own_key(k): t for k, t in peft_model_state_dict.items()}
+    tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
-    plan = _Plan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()})
+    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()})
     if plan.misshapen and not ignore_mismatched_sizes:
         plan.missing, plan.unexpected = [], []
         plan.refuse_problems("state dict")
@@ -278,93 +270,6 @@ def set_peft_model_state_dict(
                       f"({len(plan.missing)} and {len(plan.unexpected)} keys)", AfinaWarning, stacklevel=2)  # fmt: skip
     plan.apply(tensors)
     return LoadResult(plan.missing, plan.unexpected)
-
-
-class _Plan:
-    """What an adapter expects, compared with what a file holds."""
-
-    def __init__(self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]]) -> None:
-        root, container, _ = layout(model)
-        self.name, self.root = name, root
-        shared = shared_piece(container, name)
-        self.pieces = [*pieces(root, name), *([shared] if shared else [])]
-        if not self.pieces:
-            raise CheckpointError("the model has no adapter of this name", where=name)
-        self.expected: dict[str, tuple[int, ...]] = {}
-        self.owned: list[tuple[Piece, list[str]]] = []
-        for piece in self.pieces:
-            shapes = _piece_shapes(piece, found)
-            self.expected |= shapes
-            self.owned.append((piece, list(shapes)))
-        self.base_keys = set(embeddings.keys(root))
-        self.missing = [k for k in self.expected if k not in found]
-        self.unexpected = [k for k in found if k not in self.expected and k not in self.base_keys]
-        self.misshapen = [k for k in self.expected if k in found and found[k] != self.expected[k]]
-        self.found = found
-
-    def refuse_problems(self, where: object) -> None:
-        if self.misshapen:
-            key = self.misshapen[0]
-            raise CheckpointError(
-                f"{len(self.misshapen)} tensors have another shape, e.g. {key}", where=where, got=self.found[key],
-                expected=f"{self.expected[key]} by this model and config", fix="is this the base it was trained on?",
-            )  # fmt: skip
-        if self.unexpected:
-            base = dict(self.root.named_parameters())
-            stray = [k for k in self.unexpected if k in base]
-            if stray:
-                raise CheckpointError("the file holds tensors of the frozen base model", where=where,
-                                      got=", ".join(stray[:5]), fix="do not load it, or remove them")  # fmt: skip
-        if self.missing or self.unexpected:
-            close = nearest(self.unexpected[0], self.missing) if self.unexpected else []
-            raise CheckpointError(
-                f"{len(self.missing)} of {len(self.expected)} tensors are missing, {len(self.unexpected)} are unexpected",
-                where=where, got=f"unexpected: {_few(self.unexpected)}", expected=f"missing: {_few(self.missing)}",
-                fix=f"was {self.unexpected[0]!r} meant to be {close[0]!r}?" if close else "is it for another base model?",
-            )  # fmt: skip
-
-    def apply(self, tensors: Mapping[str, Tensor]) -> None:
-        for piece, keys in self.owned:
-            present = {k: tensors[k] for k in keys if k in tensors and k not in self.misshapen}
-            if not present:
-                continue
-            if piece.bias_of is not None:
-                assert isinstance(piece.owner, Adapter) is False
-                piece.owner.biases[piece.bias_of].data.copy_(present[piece.path])  # type: ignore[union-attr,index]
-                continue
-            local = {k[len(piece.path) :]: t for k, t in present.items()}
-            current = piece_state(piece, None) if len(present) < len(keys) else {}
-            # A lenient load may lack some tensors: those keep their present values.
-            local |= {k[len(piece.path) :]: t for k, t in current.items() if k not in present}
-            if isinstance(piece.owner, Adapter):
-                piece.owner.load_disk_state(local)
-            else:
-                piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
-        embeddings.apply(self.root, tensors)
-
-
-def _on_meta(module: nn.Module) -> bool:
-    return any(p.is_meta for p in module.parameters())
-
-
-def _piece_shapes(piece: Piece, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if piece.bias_of is None and isinstance(piece.owner, Adapter):
-        at = len(piece.path)
-        there = {k[at:]: s for k, s in found.items() if k.startswith(piece.path)}
-        return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}
-    return {k: tuple(t.shape) for k, t in piece_state(piece, None).items()}
-
-
-def _own_key(key: str) -> str:
-    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class."""
-    for wrapper in _WRAPPERS:
-        key = key.removeprefix(wrapper).replace(f".{wrapper}", ".")
-    key = key.removeprefix("module.") if key.startswith("module.base_model.") else key
-    return key.removeprefix(PREFIX) if key.startswith(PREFIX) else key.removeprefix("base_model.")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
 
 
 def layer_config(config: PeftConfig) -> LayerConfig:

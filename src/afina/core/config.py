@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError, did_you_mean
 from .jsonfile import read_json_object, write_json
+from .registry import Method, PeftType, discover_with, methods, register
 from .validate import validate_fields
 
 if TYPE_CHECKING:
@@ -36,48 +36,6 @@ class TaskType(str, Enum):
     TOKEN_CLS = "TOKEN_CLS"
     QUESTION_ANS = "QUESTION_ANS"
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
-
-
-class _OpenEnum(type):
-    """A class whose members are the registered methods, so that the core names none of them."""
-
-    def __iter__(cls) -> Iterator[PeftType]:
-        return (PeftType(name) for name in methods())
-
-    def __len__(cls) -> int:
-        return len(methods())
-
-    def __contains__(cls, item: object) -> bool:
-        return isinstance(item, str) and item in methods()
-
-    def __getitem__(cls, name: str) -> PeftType:
-        if name in methods():
-            return PeftType(name)
-        raise KeyError(name)
-
-    def __getattr__(cls, name: str) -> PeftType:
-        if not name.startswith("_") and name in methods():
-            return PeftType(name)
-        raise AttributeError(f"PeftType has no member {name!r}")
-
-
-class PeftType(str, metaclass=_OpenEnum):
-    """The name of a registered method, e.g. `PeftType("LORA")`; behaves like a `str` enumeration."""
-
-    __slots__ = ()
-
-    @property
-    def value(self) -> str:
-        """The plain string."""
-        return str.__str__(self)
-
-    @property
-    def name(self) -> str:
-        """The plain string, as `Enum.name` is."""
-        return str.__str__(self)
-
-    def __repr__(self) -> str:
-        return f"<PeftType.{self.value}>"
 
 
 def bounded(
@@ -235,60 +193,6 @@ class LayerConfig(PeftConfig):
                     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Method:
-    """One registered method."""
-
-    config: type[PeftConfig]
-    implementation: type[Any]
-    """The class that implements it: an `Adapter` or a `PromptEncoder`."""
-    family: Literal["baseline", "selective", "additive", "prompt", "reparam"]
-
-
-class _Registry:
-    """All methods by peft_type; filled when the first one is asked for."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, Method] = {}
-        self.loader: Callable[[], None] | None = None
-
-    def loaded(self) -> dict[str, Method]:
-        if self.loader is not None:
-            loader, self.loader = self.loader, None
-            loader()
-        return self.table
-
-
-_REGISTRY = _Registry()
-_T = TypeVar("_T", bound=type[Any])
-
-
-def discover_with(loader: Callable[[], None]) -> None:
-    """Say how to import the method files; called once, when the first method is asked for."""
-    _REGISTRY.loader = loader
-
-
-def methods() -> dict[str, Method]:
-    """Every registered method by its peft_type, in alphabetic order of the files."""
-    return _REGISTRY.loaded()
-
-
-def register(peft_type: str, config: type[PeftConfig]) -> Callable[[_T], _T]:
-    """Class decorator: make `config` and the decorated class known as the method `peft_type`."""
-
-    def wrap(implementation: _T) -> _T:
-        known = _REGISTRY.table.get(peft_type)
-        if known is not None and known.implementation.__qualname__ != implementation.__qualname__:
-            raise ConfigError("two methods have the same name", where="register", got=peft_type)
-        config.method_type = peft_type
-        folder = implementation.__module__.split(".")[-2]
-        family = folder if folder in ("selective", "additive", "prompt", "reparam") else "baseline"
-        _REGISTRY.table[peft_type] = Method(config, implementation, family)  # type: ignore[arg-type]
-        return implementation
-
-    return wrap
-
-
 def method(config: PeftConfig) -> Method:
     """The method that a config belongs to."""
     return methods()[str(config.peft_type)]
@@ -363,3 +267,9 @@ def _edit_distance(a: str, b: str) -> int:
         for j, cb in enumerate(b, 1):
             last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
     return row[-1]
+
+
+__all__ = [
+    "CONFIG_NAME", "FORMAT_VERSION", "LayerConfig", "Method", "PeftConfig", "PeftType", "TaskType", "bounded",
+    "config_class", "discover_with", "extension", "method", "methods", "plain", "register",
+]  # fmt: skip

@@ -29,7 +29,7 @@ def fingerprint(model: nn.Module, name: str) -> dict[str, Any]:
     for path, weight in weights[::step]:
         sample = weight.detach().reshape(-1)[:SAMPLED_NUMBERS].to("cpu").contiguous()
         total.update(path.encode())
-        total.update(memoryview(sample.view(torch.uint8).numpy()))
+        total.update(sample.view(torch.uint8).numpy().tobytes())
         dtypes.add(str(weight.dtype))
     if weights:
         facts |= {"weights_sha256": total.hexdigest(), "weights_dtype": ",".join(sorted(dtypes))}
@@ -56,7 +56,8 @@ def compare(saved: dict[str, Any], model: nn.Module, name: str, where: object) -
         CheckpointError: other architecture, size or weights.
     """
     here = fingerprint(model, name)
-    different = [k for k in ("model_type", "hidden_size", "num_hidden_layers") if k in saved and k in here
+    facts = ("model_type", "hidden_size", "num_hidden_layers")
+    different: list[str] = [k for k in facts if k in saved and k in here
                  and saved[k] != here[k]]  # fmt: skip
     same_storage = saved.get("weights_dtype") == here.get("weights_dtype")
     if not different and (not same_storage or saved.get("weights_sha256") == here.get("weights_sha256")):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,72 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
-from .weights import BaseWeight, base_weight
-
-
-class View:
-    """A layer as the next adapter sees it: the base with the earlier adapters applied.
-
-    Attributes:
-        base: the layer as an operator (kind, sizes, factored product).
-        args, kwargs: what the layer was called with besides its input.
-    """
-
-    def __init__(
-        self,
-        host: Host,
-        stack: tuple[Adapter, ...],
-        source: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-        cast: Any = None,
-    ) -> None:
-        self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
-        self.source, self.cast = source, cast
-
-    @property
-    def base(self) -> BaseWeight:
-        return self.host.base
-
-    def __call__(self, x: Any) -> Any:
-        """Run it."""
-        if self.stack:
-            adapter = self.stack[-1]
-            given = self._cast(x, adapter.dtype)
-            cast = given if x is self.source or x is self.cast else None
-            return adapter(View(self.host, self.stack[:-1], self.source, self.args, self.kwargs, cast), given)
-        if isinstance(x, Tensor) and isinstance(self.source, Tensor) and x.dtype != self.source.dtype:
-            # The adapters' copy of the layer's own input need not be cast back.
-            x = self.source if x is self.cast else x.to(self.source.dtype)
-        bias = self.host.own_bias()
-        if bias is None:
-            return self.host.base_layer(x, *self.args, **self.kwargs)
-        weight, _ = self.base.read()
-        return self.base.apply(x, weight, bias.to(self.base.dtype), *self.args, **self.kwargs)
-
-    def params(self) -> tuple[Tensor, Tensor | None]:
-        """(weight, bias) so far, canonical, in the adapters' dtype.
-
-        Raises:
-            NotAWeight: the layer is no linear operator.
-        """
-        weight, bias = self.base.read()
-        own = self.host.own_bias()
-        bias = bias if own is None else own
-        dtype = self.host.compute_dtype
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        for adapter in self.stack:
-            weight, bias = adapter.merged(weight, bias)
-        return weight, bias
-
-    def apply(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
-        """The layer's own operation with other weights."""
-        return self.base.apply(x, weight, bias, *self.args, **self.kwargs)
-
-    def _cast(self, x: Any, dtype: torch.dtype) -> Any:
-        if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
-            return x
-        return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+from .view import View, reference_view
+from .weights import base_weight
 
 
 class Host(nn.Module):
@@ -111,7 +46,8 @@ class Host(nn.Module):
         if not torch.compiler.is_compiling():
             self.called = True
         if self.merged and not self.enabled:
-            return torch.func.functional_call(self.base_layer, self.saved, args, kwargs)
+            saved = {n: p for n, p in self.saved.items() if p is not None}
+            return torch.func.functional_call(self.base_layer, saved, args, kwargs)  # type: ignore[arg-type]
         if not self.stack and (not self.enabled or self.own_bias() is None):
             return self.base_layer(*args, **kwargs)
         if args:
@@ -150,7 +86,7 @@ class Host(nn.Module):
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None where this layer has none."""
-        found = self._adapters[name] if name in self._adapters else None
+        found = self._adapters._modules.get(name)
         assert found is None or isinstance(found, Adapter)
         return found
 
@@ -193,10 +129,13 @@ class Host(nn.Module):
         self.enabled = enabled
         self.restack()
 
+    def _named(self, names: Iterable[str]) -> tuple[Adapter, ...]:
+        return tuple(a for a in map(self.adapter, names) if a is not None)
+
     def restack(self) -> None:
         """Fix the tuple that forward runs through, so that compiled code sees a constant."""
         live = [n for n in self.active if n in self._adapters and n not in self.merged]
-        self.stack = tuple(self._adapters[n] for n in live) if self.enabled else ()  # type: ignore[misc]
+        self.stack = self._named(live) if self.enabled else ()
 
     # -- merging ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +154,7 @@ class Host(nn.Module):
             self.unmerge()
         if not wanted and self.own_bias() is None:
             return
-        view = View(self, tuple(self._adapters[n] for n in wanted), None)  # type: ignore[arg-type]
+        view = View(self, self._named(wanted), None)
         with torch.no_grad():
             weight, bias = view.params()
         for tensor in (weight, bias):
@@ -283,21 +222,22 @@ class Host(nn.Module):
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the factor of an adapter's own scaling."""
-        found = self.adapter(adapter)
-        if found is not None and hasattr(found, "scaling"):
+        found: Any = self.adapter(adapter)
+        if hasattr(found, "initial_scaling"):
             found.scaling = scale * found.initial_scaling
+
+    def _scaled(self) -> list[Any]:
+        return [a for a in self.stack if hasattr(a, "initial_scaling")]
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the active adapters' scaling."""
-        for adapter in self.stack:
-            if hasattr(adapter, "scaling"):
-                adapter.scaling = adapter.scaling * scale
+        for adapter in self._scaled():
+            adapter.scaling = adapter.scaling * scale
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Divide the active adapters' scaling, or reset it."""
-        for adapter in self.stack:
-            if hasattr(adapter, "scaling"):
-                adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale
+        for adapter in self._scaled():
+            adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -306,22 +246,8 @@ class Host(nn.Module):
             modules = self.__dict__.get("_modules", {})
             if name.startswith("__") or self.base_slot not in modules or self.adapter_slot not in modules:
                 raise
-        spelled = _reference_view(modules[self.adapter_slot], name)
+        spelled = reference_view(modules[self.adapter_slot], name)
         return getattr(modules[self.base_slot], name) if spelled is None else spelled
-
-
-def _reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """What the reference calls `layer.NAME`: a mapping from adapter name to a value, a parameter or `.weight` of one."""
-    out: dict[str, Any] = {}
-    for key, adapter in adapters.items():
-        for attribute, disk in adapter.disk_names.items():
-            head, _, tail = disk.partition(".")
-            if head == name and adapter.prefix and name.startswith(adapter.prefix):
-                value = getattr(adapter, attribute)
-                out[key] = SimpleNamespace(**{tail: value}) if tail else value
-        if name in adapter.reference_attributes:
-            out[key] = getattr(adapter, name)
-    return out or None
 
 
 class ReadHost(Host):

@@ -16,7 +16,7 @@ def locate(source: str | Path, filename: str, *, subfolder: str | None = None, *
     Args:
         source: folder, or hub id `owner/name`.
         subfolder: folder inside it; must stay inside.
-        **kwargs: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only` go to the hub; others are ignored.
+        **kwargs: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only` go to the hub.
 
     Raises:
         CheckpointError: the file is not there, or `subfolder` leaves the folder.

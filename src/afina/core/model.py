@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import os
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError
-from . import embeddings, targets, tuner
-from .architectures import HEAD_NAMES
-from .card import write_card
-from .checkpoint import LoadResult, layer_config, load_adapter, open_adapter, refuse_other_config, save_adapter
+from ..errors import AfinaWarning, ConfigError
+from . import inject, targets, tuner
+from .checkpoint import layer_config
 from .config import LayerConfig, PeftConfig, TaskType
+from .files import Files
 from .host import hosts
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
-_OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
-
-
-class PeftModel(nn.Module):
+class PeftModel(Files):
     """A base model and its adapters.
 
     Args:
@@ -70,7 +61,7 @@ class PeftModel(nn.Module):
         config = layer_config(config)
         self._add_heads(config)
         config.target_modules = targets.settle(self.get_base_model(), config)
-        tuner.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
+        inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                      autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = _origin(self.get_base_model())
@@ -176,137 +167,10 @@ class PeftModel(nn.Module):
         tuner.strip(self.get_base_model(), keep_saved=False)
         return self.get_base_model()
 
-    # -- files ------------------------------------------------------------------------------------------------------
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike[str],
-        safe_serialization: bool = True,
-        selected_adapters: list[str] | None = None,
-        save_embedding_layers: bool | str = "auto",
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write adapters: "default" into the folder itself, others into subfolders of their names.
-
-        Raises:
-            CheckpointError, NumericError: what was on disk before is still there.
-        """
-        if not safe_serialization:
-            raise ConfigError("adapters are only written as safetensors: loading a pickle can run code",
-                              where="safe_serialization", got=False)  # fmt: skip
-        names = selected_adapters or list(self.peft_config)
-        tuner.check_known(names, self.peft_config)
-        if not is_main_process:
-            return
-        folder = Path(save_directory)
-        for name in names:
-            save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
-                         state_dict=state_dict, save_embedding_layers=save_embedding_layers)  # fmt: skip
-        if not (folder / "README.md").exists():
-            self.create_or_update_model_card(folder)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: nn.Module,
-        model_id: str | os.PathLike[str],
-        adapter_name: str = "default",
-        is_trainable: bool = False,
-        config: PeftConfig | None = None,
-        autocast_adapter_dtype: bool = True,
-        ephemeral_gpu_offload: bool = False,
-        low_cpu_mem_usage: bool = False,
-        key_mapping: dict[str, str] | None = None,
-        allow_other_base: bool = False,
-        **kwargs: Any,
-    ) -> PeftModel:
-        """A model with an adapter from a folder or the hub.
-
-        Args:
-            is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
-            allow_other_base: load even if the weights below are not those that it was trained on.
-
-        Raises:
-            CheckpointError: the file is damaged, or does not fit the model or its config.
-        """
-        if key_mapping:
-            raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
-        hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
-        file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
-        file.config.inference_mode = not is_trainable
-        embeddings.fit(model, file.shapes())
-        target = MODEL_CLASSES.get(str(getattr(file.config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
-        out = target(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
-        try:
-            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
-        except ValueError:
-            out.unload()
-            raise
-        if not is_trainable:
-            out.eval()
-        return out
-
-    def load_adapter(
-        self,
-        model_id: str | os.PathLike[str],
-        adapter_name: str,
-        is_trainable: bool = False,
-        torch_device: str | None = None,
-        autocast_adapter_dtype: bool = True,
-        ephemeral_gpu_offload: bool = False,
-        low_cpu_mem_usage: bool = False,
-        allow_other_base: bool = False,
-        **kwargs: Any,
-    ) -> LoadResult:
-        """Load another adapter, or other weights into one that is already here; it is not activated.
-
-        Raises:
-            CheckpointError, ConfigError: the model is as before.
-        """
-        hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
-        file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
-        fresh = adapter_name not in self.peft_config
-        if fresh:
-            file.config.inference_mode = not is_trainable
-            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_cpu_mem_usage)
-        else:
-            refuse_other_config(self.peft_config[adapter_name], file)
-        trainable = self._trainable()
-        try:
-            load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
-        except ValueError:
-            if fresh:
-                tuner.delete(self.base_model, adapter_name)
-                del self.base_model.peft_config[adapter_name]
-            raise
-        if fresh:
-            tuner.activate(self.get_base_model(), self._names, trainable=trainable)
-        return LoadResult([], [])
-
-    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""
-        config = self.peft_config[self.active_adapter] if self._names else next(iter(self.peft_config.values()))
-        write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
-
-    def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
-        """Upload what `save_pretrained` writes; needs `huggingface_hub` and a token."""
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=url.repo_id, folder_path=folder,
-                                     commit_message=kwargs.get("commit_message", "Upload adapter"))  # fmt: skip
-
     # -- facts ------------------------------------------------------------------------------------------------------
 
     @property
-    def peft_config(self) -> dict[str, PeftConfig]:
+    def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
         """Adapter name -> its config."""
         return self.base_model.peft_config
 
@@ -356,7 +220,9 @@ class PeftModel(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print how much trains."""
         trainable, total = self.get_nb_trainable_parameters()
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+        )
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -380,7 +246,7 @@ class PeftModel(nn.Module):
         if idle:
             raise ConfigError(
                 f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
-                where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt the module that uses them",
+                where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt their parent",
             )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
@@ -401,94 +267,3 @@ def _refuse_rows(kwargs: dict[str, Any]) -> None:
 def _origin(model: nn.Module) -> str | None:
     config = getattr(model, "config", None)
     return getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or None
-
-
-class PeftModelForCausalLM(PeftModel):
-    """A causal language model with adapters."""
-
-    task_type = TaskType.CAUSAL_LM
-
-
-class PeftModelForSeq2SeqLM(PeftModel):
-    """An encoder-decoder language model with adapters."""
-
-    task_type = TaskType.SEQ_2_SEQ_LM
-
-
-class PeftModelForSequenceClassification(PeftModel):
-    """A sequence classifier with adapters; its head trains along."""
-
-    task_type = TaskType.SEQ_CLS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForTokenClassification(PeftModel):
-    """A token classifier with adapters; its head trains along."""
-
-    task_type = TaskType.TOKEN_CLS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForQuestionAnswering(PeftModel):
-    """An extractive question-answering model with adapters; its head trains along."""
-
-    task_type = TaskType.QUESTION_ANS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForFeatureExtraction(PeftModel):
-    """An encoder with adapters."""
-
-    task_type = TaskType.FEATURE_EXTRACTION
-
-
-MODEL_CLASSES: Mapping[str, type[PeftModel]] = {
-    c.task_type.value: c
-    for c in (PeftModelForCausalLM, PeftModelForSeq2SeqLM, PeftModelForSequenceClassification,
-              PeftModelForTokenClassification, PeftModelForQuestionAnswering, PeftModelForFeatureExtraction)
-    if c.task_type is not None
-}  # fmt: skip
-
-
-def get_peft_model(
-    model: nn.Module,
-    peft_config: PeftConfig,
-    adapter_name: str = "default",
-    mixed: bool = False,
-    autocast_adapter_dtype: bool = True,
-    revision: str | None = None,
-    low_cpu_mem_usage: bool = False,
-) -> PeftModel:
-    """Adapt a model: freeze it, put an adapter on every layer that the config targets, and return it wrapped.
-
-    Args:
-        model: any `torch.nn.Module`; changed in place.
-        mixed: accepted for the reference's sake; adapters of several methods always may be mixed.
-        revision: the base model's revision, recorded in the config.
-
-    Raises:
-        TargetError, ConfigError, NameTakenError: nothing was changed.
-    """
-    config = copy.copy(peft_config)
-    if revision is not None:
-        config.revision = revision
-    target = MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel)
-    return target(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
-
-
-def inject_adapter_in_model(
-    peft_config: PeftConfig,
-    model: nn.Module,
-    adapter_name: str = "default",
-    low_cpu_mem_usage: bool = False,
-    state_dict: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
-    """Put an adapter into a model in place, without wrapping it, activate it, and return the model."""
-    if state_dict is not None:
-        raise ConfigError("targets are chosen by the config, not by a state dict", where="state_dict")
-    tuner.inject(model, layer_config(peft_config), adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
-    tuner.activate(model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
-    return model
-
-
-__all__ = ["MODEL_CLASSES", "MergeError", "NameTakenError", "PeftModel", "get_peft_model", "inject_adapter_in_model"]

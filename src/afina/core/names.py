@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .host import Host, ModulesToSaveWrapper, hosts
+from .host import Host, hosts
 
 PREFIX = "base_model.model."
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 @dataclass
@@ -65,6 +66,19 @@ def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, T
     return {f"{piece.path}{n}": t for n, t in own.items()}
 
 
-def is_trained_copy(host: Host) -> bool:
-    """Whether a host holds whole trained modules, whose keys on disk look like the base's."""
-    return isinstance(host, ModulesToSaveWrapper)
+def own_key(key: str) -> str:
+    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class."""
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    key = key.removeprefix("module.") if key.startswith("module.base_model.") else key
+    return key.removeprefix(PREFIX) if key.startswith(PREFIX) else key.removeprefix("base_model.")
+
+
+def layout(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:
+    """(the user's model, what holds shared parameters, the prefix of the user's model in `model.state_dict()`)."""
+    from .tuner import Tuner
+
+    tuner = model if isinstance(model, Tuner) else getattr(model, "base_model", None)
+    if isinstance(tuner, Tuner):
+        return tuner.model, tuner, PREFIX if tuner is not model else "model."
+    return model, model, ""

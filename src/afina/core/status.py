@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ConfigError
-from .checkpoint import layout
 from .host import Host, hosts
+from .names import layout
 from .tuner import Tuner
 
 Irregular = Literal["irregular"]

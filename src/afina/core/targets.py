@@ -162,7 +162,9 @@ def layer_number(name: str, patterns: list[str] | str | None = None) -> int | No
 
 
 def _leaf_names(model: nn.Module) -> list[str]:
-    names = {s.name.rsplit(".", 1)[-1]: None for s in slots(model) if next(s.module.parameters(False), None) is not None}
+    names = {
+        s.name.rsplit(".", 1)[-1]: None for s in slots(model) if next(s.module.parameters(False), None) is not None
+    }
     return [n for n in names if not n.isdigit()] or [s.name for s in slots(model)]
 
 

@@ -136,5 +136,5 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().view(-1)
-        total.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+        total.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return total.hexdigest()

@@ -30,7 +30,7 @@ def validate_fields(instance: Any) -> None:
     Raises:
         ConfigError: key, value, expected type or range.
     """
-    hints = _hints(type(instance))
+    hints = _hints(type(instance))  # type: ignore[arg-type]
     for f in dataclasses.fields(instance):
         value = getattr(instance, f.name)
         hint = hints[f.name]

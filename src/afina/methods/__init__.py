@@ -21,7 +21,9 @@ def modules() -> list[ModuleType]:
             continue
         package = importlib.import_module(f"{__name__}.{family}")
         found.append(package)
-        found += [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+        found += [
+            importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)
+        ]
     return found
 
 

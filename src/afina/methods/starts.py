@@ -21,7 +21,8 @@ def check_name(name: bool | str) -> None:
     if isinstance(name, bool) or name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
         return
     raise ConfigError("unknown start", where="init_lora_weights", got=name,
-                      expected="true, false, pissa_niter_N or " + ", ".join(known), fix=did_you_mean(name, known))  # fmt: skip
+                      expected="true, false, pissa_niter_N or " + ", ".join(known),
+                      fix=did_you_mean(name, known))  # fmt: skip
 
 
 def subtracts(name: bool | str) -> bool:
@@ -38,6 +39,7 @@ def start(config: Any, site: Site, rank: int, scale: float) -> Any:
 
     weight = site.base.read()[0].detach().float()
     if weight.dim() != 2:
-        raise ConfigError("this start is defined for matrices only", where=f"init_lora_weights at {site.name}", got=name,
+        raise ConfigError("this start is defined for matrices only", where=f"init_lora_weights at {site.name}",
+                          got=name,
                           fix="leave the layer out with exclude_modules, or use init_lora_weights=true")  # fmt: skip
     return initialise(name, weight, rank, scale, config=config, statistics=site.statistics)

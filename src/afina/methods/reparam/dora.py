@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.adapter import Site
-from ...core.host import View
+from ...core.view import View
 from .lora import Lora, LoraConfig
 
 
@@ -51,7 +51,8 @@ class Dora(Lora):
 
     @staticmethod
     def _norm(weight: Tensor) -> Tensor:
-        return weight.flatten(1).norm(dim=1)
+        norm: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+        return norm
 
     def _scale(self, weight: Tensor) -> Tensor:
         """m / ||W + s B A||, one number for every output."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.host import View
 from ...core.patterns import value_for
+from ...core.view import View
 from ...errors import ConfigError, NotMergeable
 from .. import starts
 
@@ -201,7 +201,9 @@ class Lora(DeltaWeight):
         rest = {n: t for n, t in tensors.items() if n not in ("lora_A.weight", "lora_B.weight")}
         own_names = {d: o for o, d in self.disk_names.items()}
         self.assign({own_names.get(n, n): t for n, t in rest.items()})
-        self.assign({"lora_A": A[: self.r], "lora_A0": A[self.r :], "lora_B": B[:, : self.r], "lora_B0": -B[:, self.r :]})
+        self.assign(
+            {"lora_A": A[: self.r], "lora_A0": A[self.r :], "lora_B": B[:, : self.r], "lora_B0": -B[:, self.r :]}
+        )
 
     @classmethod
     def disk_config(cls, config: Any) -> dict[str, Any]:

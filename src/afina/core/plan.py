@@ -1,0 +1,92 @@
+"""What an adapter expects from a file, compared with what the file holds, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, nearest
+from . import embeddings
+from .adapter import Adapter
+from .host import Host
+from .names import Piece, layout, piece_state, pieces, shared_piece
+
+
+class LoadPlan:
+    """What an adapter expects, compared with what a file holds."""
+
+    def __init__(self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]]) -> None:
+        root, container, _ = layout(model)
+        self.name, self.root = name, root
+        shared = shared_piece(container, name)
+        self.pieces = [*pieces(root, name), *([shared] if shared else [])]
+        if not self.pieces:
+            raise CheckpointError("the model has no adapter of this name", where=name)
+        self.expected: dict[str, tuple[int, ...]] = {}
+        self.owned: list[tuple[Piece, list[str]]] = []
+        for piece in self.pieces:
+            shapes = _piece_shapes(piece, found)
+            self.expected |= shapes
+            self.owned.append((piece, list(shapes)))
+        self.base_keys = set(embeddings.keys(root))
+        self.missing = [k for k in self.expected if k not in found]
+        self.unexpected = [k for k in found if k not in self.expected and k not in self.base_keys]
+        self.misshapen = [k for k in self.expected if k in found and found[k] != self.expected[k]]
+        self.found = found
+
+    def refuse_problems(self, where: object) -> None:
+        if self.misshapen:
+            key = self.misshapen[0]
+            raise CheckpointError(
+                f"{len(self.misshapen)} tensors have another shape, e.g. {key}", where=where, got=self.found[key],
+                expected=f"{self.expected[key]} by this model and config", fix="is this the base it was trained on?",
+            )  # fmt: skip
+        if self.unexpected:
+            base = dict(self.root.named_parameters())
+            stray = [k for k in self.unexpected if k in base]
+            if stray:
+                raise CheckpointError("the file holds tensors of the frozen base model", where=where,
+                                      got=", ".join(stray[:5]), fix="do not load it, or remove them")  # fmt: skip
+        if self.missing or self.unexpected:
+            close = nearest(self.unexpected[0], self.missing) if self.unexpected else []
+            raise CheckpointError(
+                f"{len(self.missing)} of {len(self.expected)} tensors are missing, {len(self.unexpected)} unexpected",
+                where=where, got=f"unexpected: {_few(self.unexpected)}", expected=f"missing: {_few(self.missing)}",
+                fix=f"was {self.unexpected[0]!r} meant to be {close[0]!r}?" if close else "is it for another base?",
+            )  # fmt: skip
+
+    def apply(self, tensors: Mapping[str, Tensor]) -> None:
+        for piece, keys in self.owned:
+            present = {k: tensors[k] for k in keys if k in tensors and k not in self.misshapen}
+            if not present:
+                continue
+            if piece.bias_of is not None:
+                assert isinstance(piece.owner, Host)
+                piece.owner.biases[piece.bias_of].data.copy_(present[piece.path])
+                continue
+            local = {k[len(piece.path) :]: t for k, t in present.items()}
+            current = piece_state(piece, None) if len(present) < len(keys) else {}
+            # A lenient load may lack some tensors: those keep their present values.
+            local |= {k[len(piece.path) :]: t for k, t in current.items() if k not in present}
+            if isinstance(piece.owner, Adapter):
+                piece.owner.load_disk_state(local)
+            else:
+                piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
+        embeddings.apply(self.root, tensors)
+
+
+def _on_meta(module: nn.Module) -> bool:
+    return any(p.is_meta for p in module.parameters())
+
+
+def _piece_shapes(piece: Piece, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    if piece.bias_of is None and isinstance(piece.owner, Adapter):
+        at = len(piece.path)
+        there = {k[at:]: s for k, s in found.items() if k.startswith(piece.path)}
+        return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}
+    return {k: tuple(t.shape) for k, t in piece_state(piece, None).items()}
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
