@@ -41,8 +41,7 @@ def _adapted_weights(model: nn.Module, name: str) -> list[tuple[str, Tensor]]:
     for path, host in hosts(model):
         if isinstance(host, ModulesToSaveWrapper) or isinstance(host.base_layer, Host) or host.adapter(name) is None:
             continue
-        kept = host.saved if host.saved else host.base.parameters()
-        weight = kept.get(host.base.weight_name)
+        weight = host.original_parameters().get(host.base.weight_name)
         # Sharded, quantised and unallocated weights have no bits that could be compared.
         if weight is not None and type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta:
             out.append((path.replace(".base_layer", ""), weight))

@@ -45,10 +45,7 @@ class Host(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.called = True
-        if self.merged and not self.enabled:
-            saved = {n: p for n, p in self.saved.items() if p is not None}
-            return torch.func.functional_call(self.base_layer, saved, args, kwargs)  # type: ignore[arg-type]
-        if not self.stack and (not self.enabled or self.own_bias() is None):
+        if not self.stack and self.own_bias() is None:
             return self.base_layer(*args, **kwargs)
         if args:
             x, args = args[0], args[1:]
@@ -71,8 +68,8 @@ class Host(nn.Module):
         return own if first is None else torch.promote_types(own, first.dtype)
 
     def own_bias(self) -> nn.Parameter | None:
-        """The trainable bias of the last active adapter that brings one."""
-        if not len(self.biases) or not self.enabled:
+        """The trainable bias of the last active adapter that brings one; None once it is merged."""
+        if not len(self.biases) or not self.enabled or self.saved:
             return None
         return next((self.biases[n] for n in reversed(self.active) if n in self.biases), None)
 
@@ -125,9 +122,20 @@ class Host(nn.Module):
         self.restack()
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switch all adapters on or off."""
+        """Switch all adapters on or off; merged weights make way for the original ones and come back."""
+        if self.saved and enabled != self.enabled:
+            self._exchange()
         self.enabled = enabled
         self.restack()
+
+    def _exchange(self) -> None:
+        now = self.base.parameters()
+        self.base.restore(self.saved)
+        self.saved = now
+
+    def original_parameters(self) -> dict[str, nn.Parameter | None]:
+        """The base layer's own parameters, whether or not something is merged."""
+        return self.saved if self.saved and self.enabled else self.base.parameters()
 
     def _named(self, names: Iterable[str]) -> tuple[Adapter, ...]:
         return tuple(a for a in map(self.adapter, names) if a is not None)
@@ -151,24 +159,30 @@ class Host(nn.Module):
         if self.merged:
             warnings.warn(f"already merged: {', '.join(self.merged)}; unmerging before merging again", AfinaWarning, 3)
             wanted = (*self.merged, *(n for n in wanted if n not in self.merged))
-            self.unmerge()
+        enabled = self.enabled
+        self.unmerge()
+        self.enable_adapters(True)
+        try:
+            self._merge(wanted)
+        finally:
+            self.enable_adapters(enabled)
+
+    def _merge(self, wanted: tuple[str, ...]) -> None:
         if not wanted and self.own_bias() is None:
             return
-        view = View(self, self._named(wanted), None)
         with torch.no_grad():
-            weight, bias = view.params()
+            weight, bias = View(self, self._named(wanted), None).params()
         for tensor in (weight, bias):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise NumericError("the merged weight is not finite", where=", ".join(wanted))
-        self.saved = self.base.parameters()
+        saved = self.base.parameters()
         self.base.replace(weight, bias)
-        self.merged = wanted
-        self.restack()
+        self.saved, self.merged = saved, wanted
 
     def unmerge(self) -> None:
         """Put the original parameters back: the very same bits."""
         if self.saved:
-            self.base.restore(self.saved)
+            self.base.restore(self.original_parameters())
         self.saved, self.merged = {}, ()
         self.restack()
 
@@ -265,8 +279,6 @@ class ReadHost(Host):
 
     def _effective(self) -> tuple[Tensor, Tensor | None]:
         self.called = True
-        if self.merged and not self.enabled:
-            return self.saved[self.base.weight_name], self.saved[self.base.bias_name]  # type: ignore[return-value]
         if not self.stack and self.own_bias() is None:
             return self.base.weight, self.base.bias
         weight, bias = View(self, self.stack, None).params()

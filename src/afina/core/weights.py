@@ -43,8 +43,7 @@ class BaseWeight:
     @property
     def bias(self) -> nn.Parameter | None:
         """The stored bias, if any."""
-        value: nn.Parameter | None = getattr(self.module, self.bias_name, None)
-        return value
+        return self.module._parameters.get(self.bias_name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,10 +112,11 @@ class BaseWeight:
     def substitute(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward with its parameters replaced for this call."""
         parameters = {self.weight_name: self.stored(weight)}
-        if self.bias is not None:
-            parameters[self.bias_name] = torch.zeros_like(self.bias) if bias is None else bias
-        out = functional_call(self.module, parameters, (x, *args), kwargs)
-        return out if bias is None or self.bias is not None else out + bias
+        if self.bias is not None and bias is None:
+            bias = torch.zeros_like(self.bias)
+        if bias is not None:
+            parameters[self.bias_name] = bias
+        return functional_call(self.module, parameters, (x, *args), kwargs)
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """`apply(x, b @ a, None)` without forming the product; `a` is (r, in, *kernel), `b` is (out, r, *ones)."""

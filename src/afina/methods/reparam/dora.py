@@ -33,7 +33,7 @@ class Dora(Lora):
             self.lora_magnitude_vector = site.empty(*(site.base.out_features if n == -1 else n for n in shape))
             return
         with torch.no_grad():
-            weight = site.base.read()[0].to(self.lora_A.dtype)
+            weight = self._ungrouped(site.base.read()[0].to(self.lora_A.dtype))
             # At the start the low-rank part need not be zero (embeddings are not, when asked), so it counts.
             changed = weight + self.dense_delta(weight)
             norm = self._norm(changed)

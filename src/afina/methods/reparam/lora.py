@@ -11,6 +11,7 @@ grouped convolutions. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, Multihead
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
 from ...core.patterns import value_for
 from ...core.view import View
-from ...errors import ConfigError, NotMergeable
+from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 
 
@@ -81,9 +82,7 @@ class Lora(DeltaWeight):
         self.lora_alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
         self.lora_dropout = nn.Dropout(config.lora_dropout)
         self.groups = base.groups
-        if config.lora_dropout and base.kind in ("attention", "experts", "parameter"):
-            raise ConfigError("the input of this layer cannot be dropped out", where=f"lora_dropout at {site.name}",
-                              got=config.lora_dropout, expected=0)  # fmt: skip
+        self._check_options(site, config)
         if self.r % self.groups:
             raise ConfigError("must be a multiple of the convolution's groups", where=f"r at {site.name}", got=self.r,
                               expected=f"a multiple of {self.groups}")  # fmt: skip
@@ -93,6 +92,17 @@ class Lora(DeltaWeight):
         self.embedding = base.kind == "embedding"
         self.pair: tuple[str, str] | None = None
         self._start(site, config)
+
+    def _check_options(self, site: Site, config: LoraConfig) -> None:
+        kind = site.base.kind
+        if config.lora_bias and kind in ("embedding", "experts", "parameter"):
+            raise ConfigError("this layer has no place for a bias", where=f"lora_bias at {site.name}", got=True)
+        if config.lora_dropout and kind in ("experts", "parameter"):
+            raise ConfigError("the input of this layer cannot be dropped out", where=f"lora_dropout at {site.name}",
+                              got=config.lora_dropout, expected=0)  # fmt: skip
+        if config.lora_dropout and kind == "attention":
+            warnings.warn(f"lora_dropout has no effect at {site.name}: attention is given whole weights", AfinaWarning,
+                          stacklevel=2)  # fmt: skip
 
     def _shapes(self, shape: tuple[int, ...], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if kind == "experts":

@@ -1,0 +1,146 @@
+"""Every method and variant, one row each: what it promises. The battery holds it to that.
+
+A new method adds one row. A check that cannot hold for a row is listed in `gaps` with its reason; nothing is skipped
+otherwise, and a kind of layer that a row does not list must be refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .kinds import KINDS, Kind
+
+MATRICES = ("linear", "linear_without_bias", "transposed_linear")
+CONVOLUTIONS = ("conv1d", "dilated_conv1d", "conv2d", "padded_conv2d", "conv3d", "grouped_conv2d")
+EMBEDDINGS = ("embedding", "scaled_embedding")
+ATTENTIONS = ("attention", "attention_batch_first", "attention_without_bias", "encoder_layer")
+PARAMETERS = ("parameter", "experts", "transposed_experts")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method or variant.
+
+    Attributes:
+        name: unique, e.g. "lora-rslora".
+        config: the config class's name in `afina`.
+        kinds: the names of the toy models that it can adapt; all others must be refused.
+        count: trainable parameters of a toy model, by the paper's formula.
+        options: keyword arguments of the config.
+        starts_at_base: whether an untrained adapter changes nothing.
+        merges: whether it has a merged form.
+        oracle: the config class's name in the reference, or None where it has no such method.
+        oracle_options: keyword arguments that only the reference's class takes.
+        open: leaves kinds open: they are neither promised nor refused (a variant whose options matter to few kinds).
+        gaps: (check, kind or "") -> why the check does not apply there.
+    """
+
+    name: str
+    config: str
+    kinds: tuple[str, ...]
+    count: Callable[[Kind], int]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    starts_at_base: bool = True
+    merges: bool = True
+    oracle: str | None = None
+    oracle_options: Mapping[str, Any] = field(default_factory=dict)
+    open: bool = False
+    gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def gap(self, check: str, kind: Kind) -> str | None:
+        """Why a check does not apply, or None if it does."""
+        return self.gaps.get((check, kind.name)) or self.gaps.get((check, ""))
+
+    def arguments(self, kind: Kind) -> dict[str, Any]:
+        """The config's keyword arguments for a toy model."""
+        return {**kind.targets, **self.options}
+
+
+# -- formulas ---------------------------------------------------------------------------------------------------------
+
+
+def lora_count(
+    rank: int = 4, *, ranks: tuple[int, ...] = (), dora: bool = False, bias: bool = False
+) -> Callable[[Kind], int]:
+    """r · (in · kernel + out / groups) a layer and expert; DoRA and LoRA's own bias add out each."""
+
+    def count(kind: Kind) -> int:
+        each = [*ranks, *(rank for _ in kind.layers)]
+        return sum(
+            r * layer.experts * (layer.width * layer.kernel + layer.out // layer.groups) + layer.out * (dora + bias)
+            for r, layer in zip(each, kind.layers, strict=False)
+        )
+
+    return count
+
+
+def plus(count: Callable[[Kind], int], extra: Callable[[Kind], int]) -> Callable[[Kind], int]:
+    """The sum of two formulas."""
+    return lambda kind: count(kind) + extra(kind)
+
+
+def adapted_biases(kind: Kind) -> int:
+    """Biases of the adapted layers."""
+    return sum(layer.bias for layer in kind.layers)
+
+
+def all_biases(kind: Kind) -> int:
+    """Biases of the whole model."""
+    return sum(p.numel() for n, p in kind.build().named_parameters() if n.rpartition(".")[2].endswith("bias"))
+
+
+def head_size(kind: Kind) -> int:
+    """Parameters of the head."""
+    return sum(p.numel() for n, p in kind.build().named_parameters() if n.startswith("head."))
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+_EVERY = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS, *PARAMETERS)
+_GROUPED = {("merge", "grouped_conv2d"): "each output sees every input channel, which no grouped weight can hold"}
+
+
+def _lora(name: str, kinds: tuple[str, ...] = _EVERY, count: Callable[[Kind], int] | None = None, *,
+          starts_at_base: bool = True, open: bool = False, gaps: Mapping[tuple[str, str], str] | None = None, **options: Any) -> Row:  # fmt: skip
+    return Row(name, "LoraConfig", kinds, count or lora_count(), {"r": 4, "lora_alpha": 6, **options},
+               starts_at_base=starts_at_base, oracle="LoraConfig", open=open, gaps={**_GROUPED, **(gaps or {})})  # fmt: skip
+
+
+_GROUPED_DORA = {
+    ("stack", "grouped_conv2d"): "the second one needs the merged weight of the first, which has no grouped form",
+}
+_PARTLY = {
+    ("oracle", "attention_without_bias"): "the reference cannot run lora_bias on a layer without a bias",
+    ("oracle_merged", "linear_without_bias"): "the reference cannot merge lora_bias into a layer without a bias",
+}
+
+ROWS: tuple[Row, ...] = (
+    _lora("lora"),
+    _lora("lora-rslora", use_rslora=True),
+    _lora("lora-gaussian", init_lora_weights="gaussian"),
+    _lora("lora-random-start", init_lora_weights=False, starts_at_base=False),
+    _lora("lora-dropout", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS), lora_dropout=0.3),
+    _lora("lora-patterns", (*MATRICES, *CONVOLUTIONS), lora_count(ranks=(8, 2)), open=True,
+          rank_pattern={"first": 8, "sec.nd": 2}, alpha_pattern={"first": 7, "second": 3.5}),
+    _lora("lora-own-bias", (*MATRICES, *CONVOLUTIONS, *ATTENTIONS), lora_count(bias=True), lora_bias=True,
+          gaps=_PARTLY),
+    _lora("lora-bias-all", count=plus(lora_count(), all_biases), bias="all"),
+    _lora("lora-bias-only", count=plus(lora_count(), adapted_biases), bias="lora_only"),
+    _lora("lora-both-biases", (*MATRICES, *CONVOLUTIONS), plus(lora_count(bias=True), all_biases), bias="all",
+          lora_bias=True, open=True, gaps=_PARTLY),
+    _lora("lora-trained-head", count=plus(lora_count(), head_size), modules_to_save=["head"]),
+    _lora("dora", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS), lora_count(dora=True), use_dora=True,
+          gaps=_GROUPED_DORA),
+    _lora("dora-rslora-dropout", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS), lora_count(dora=True), use_dora=True,
+          use_rslora=True, lora_dropout=0.2, gaps=_GROUPED_DORA),
+    _lora("dora-random-start", (*MATRICES, *EMBEDDINGS), lora_count(dora=True), use_dora=True, init_lora_weights=False,
+          starts_at_base=False, open=True),
+)  # fmt: skip
+
+CASES = [(row, KINDS[kind]) for row in ROWS for kind in row.kinds]
+REFUSED = [(row, kind) for row in ROWS for kind in KINDS.values() if kind.name not in row.kinds and not row.open]
