@@ -1,0 +1,102 @@
+"""`afina chat`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import RecipeError
+from .guard import guarded
+
+if TYPE_CHECKING:
+    from ..train.model import Trained
+
+
+@guarded
+def chat(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="One message; without it a conversation.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
+) -> None:
+    """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input."""
+    from ..train.model import load_trained
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    trained = load_trained(adapter, reporter)
+    if base and trained.recipe.task == "sequence_classification":
+        raise RecipeError("the base of a classifier has no trained head to answer with", got="--base")
+    talk = _Talk(trained, base, max_new_tokens, raw)
+    for text in [prompt] if prompt is not None else _messages():
+        talk.answer(text)
+
+
+def _messages() -> Iterator[str]:
+    """Lines of standard input; at a terminal with a prompt, until an empty line or the end of input."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return
+    typer.echo("an empty line ends the conversation", err=True)
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        yield text
+
+
+class _Talk:
+    """A conversation; models trained on one-message prompts get each message by itself."""
+
+    def __init__(self, trained: Trained, base: bool, max_new_tokens: int, raw: bool) -> None:
+        self.trained, self.base, self.max_new_tokens, self.raw = trained, base, max_new_tokens, raw
+        self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats
+        self.histories: dict[str, list[dict[str, str]]] = {"base": [], "adapter": []}
+
+    def answer(self, text: str) -> None:
+        """Print the answer, or both answers."""
+        if self.trained.recipe.task == "sequence_classification":
+            self._classify(text)
+        elif self.base:
+            for name in ("base", "adapter"):
+                typer.echo(f"[{name}] ", nl=False)
+                self._speak(text, name)
+        else:
+            self._speak(text, "adapter")
+
+    def _speak(self, text: str, name: str) -> None:
+        from contextlib import nullcontext
+
+        from ..train.generate import stream
+
+        prompter, model = self.trained.prompter, self.trained.model
+        history = [] if self.single else self.histories[name]
+        history.append({"role": "user", "content": text if self.raw else prompter.asked(text)})
+        with model.disable_adapter() if name == "base" else nullcontext():
+            answer = stream(
+                model,
+                prompter,
+                prompter.conversation(list(history)),
+                max_new_tokens=self.max_new_tokens,
+                on_text=lambda piece: typer.echo(piece, nl=False),
+            )
+        typer.echo()
+        history.append({"role": "assistant", "content": answer})
+
+    def _classify(self, text: str) -> None:
+        from ..train.generate import class_probabilities
+
+        (row,) = class_probabilities(self.trained.model, self.trained.prompter, [text], batch_size=1).tolist()
+        ranked = sorted(zip(row, self.trained.labels or [], strict=True), reverse=True)[:5]
+        typer.echo("  ".join(f"{label} {share:.3f}" for share, label in ranked))

@@ -1,0 +1,99 @@
+"""A run's words on the terminal: notes, rendered examples, a progress bar with the time left."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ..errors import AfinaWarning
+from ..train import events
+
+_PLAIN_LINES = {"training": 10}
+"""How often a stage is told without a terminal; others twice."""
+
+
+class ConsoleReporter(events.Reporter):
+    """Prints to stderr, so that stdout holds results only; without a terminal, plain lines instead of bars."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.stage = ""
+        self.told = -1
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._close()
+        self.console.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Print a line that stands out."""
+        self._close()
+        self.console.print(Text(f"warning: {text}", style="yellow"))
+
+    def examples(self, examples: list[list[events.Span]]) -> None:
+        """Print examples; what the loss is taken on stands in [[ ]]."""
+        for number, spans in enumerate(examples, 1):
+            self.console.print(Text(f"--- example {number}: trained on [[ ]] only, the rest is masked"))
+            line = Text()
+            for span in spans:
+                line.append(f"[[{span.text}]]" if span.trained else span.text, "bold green" if span.trained else "dim")
+            self.console.print(line)
+        self.console.print(Text("---"))
+
+    def progress(self, state: events.Progress) -> None:
+        """Move the bar, or print every tenth part of the way."""
+        if state.stage != self.stage:
+            self._close()
+            self.stage, self.told = state.stage, -1
+        if self.console.is_terminal:
+            self._draw(state)
+        elif (part := state.done * _PLAIN_LINES.get(state.stage, 2) // max(state.total, 1)) != self.told:
+            self.told = part
+            self.console.print(Text(f"{state.stage} {state.done}/{state.total}{_facts(state)}"))
+        if state.done >= state.total:
+            self._close()
+
+    def _draw(self, state: events.Progress) -> None:
+        if self.bar is None:
+            self.bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[facts]}"), console=self.console,
+            )  # fmt: skip
+            self.bar.add_task(state.stage, total=state.total, facts="")
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=state.done, facts=_facts(state))
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar, self.stage = None, ""
+
+
+def _facts(state: events.Progress) -> str:
+    rate = f" {state.tokens_per_s:,.0f} tokens/s" if state.tokens_per_s else ""
+    return rate + (f" loss {state.loss:.3f}" if state.loss is not None else "")
+
+
+def quiet_libraries(reporter: events.Reporter) -> None:
+    """Keep the libraries' own bars and remarks off the terminal; afina's warnings go to the reporter."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    default = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> Any:  # fmt: skip
+        if issubclass(category, AfinaWarning):
+            reporter.warn(str(message))
+        else:
+            default(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show

@@ -1,0 +1,47 @@
+"""How a command ends: every error becomes an exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from ..errors import AfinaError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_EXTRAS = ("datasets", "gguf", "matplotlib", "pydantic", "rich", "tensorboard", "trl", "yaml")
+
+
+def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
+    """End the user's mistakes with exit code 2 and Ctrl-C with 130; anything else is a bug and goes its way."""
+
+    @functools.wraps(command)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return command(*args, **kwargs)
+        except AfinaError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _EXTRAS:
+                raise
+            typer.echo(f"error: the package {error.name} is missing\nfix: pip install 'afina[train]'", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("stopped", err=True)
+            raise typer.Exit(130) from error
+
+    return run
+
+
+def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What `sys.excepthook` does with an error that no one expected; Python then exits with code 1."""
+    traceback.print_exception(kind, error, trace, file=sys.stderr)
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("this is a bug in afina: please report the lines above\n")

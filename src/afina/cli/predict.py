@@ -1,0 +1,50 @@
+"""`afina predict`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError
+from .guard import guarded
+
+
+@guarded
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
+    file: Annotated[Path, typer.Argument(help="JSONL, JSON or CSV with the columns of the training rows.")],
+    out: Annotated[Path | None, typer.Option(help="JSONL to write; without it FILE with .predictions.jsonl.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+) -> None:
+    """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
+    import json
+
+    target = out or file.with_name(f"{file.stem}.predictions.jsonl")
+    if target.exists() and not overwrite:
+        raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
+    if not target.absolute().parent.is_dir():
+        raise DataError("no such folder to write to", where=target.absolute().parent)
+    from ..train.model import load_trained
+    from ..train.predict import predict as answer
+    from ..train.rows import read_rows
+    from .console import ConsoleReporter, quiet_libraries
+
+    rows = read_rows(file)
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    trained = load_trained(adapter, reporter)
+    done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    partial = target.with_name(f".{target.name}.partial")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.rows)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)
+    typer.echo(f"{len(done.rows)} predictions in {target}")
+    if done.accuracy is not None and done.interval is not None:
+        low, high = done.interval
+        typer.echo(
+            f"accuracy {done.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}; majority {done.majority:.3f})"
+        )

@@ -1,0 +1,97 @@
+"""`afina train`"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from ..errors import RecipeError
+from .guard import guarded
+
+
+@guarded
+def train(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE | --KEY VALUE]...", help="A YAML file, or an embedded recipe."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a former run, once this one is done.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+) -> None:
+    """Train an adapter as a recipe says, and prove that it helps. Without a recipe, list the embedded ones."""
+    from ..train.settings import embedded_recipes, load_recipe
+    from ..train.yamlfile import dump
+
+    source, overrides = split_arguments(args or [])
+    if source is None:
+        if overrides:
+            raise RecipeError("no recipe", got=args, expected="afina train RECIPE key=value ...")
+        typer.echo("usage: afina train RECIPE [KEY=VALUE]...\n\nembedded recipes:")
+        for name, about in embedded_recipes().items():
+            typer.echo(f"  {name:20} {about}")
+        return
+    recipe = load_recipe(source, overrides)
+    if dry_run:
+        typer.echo(dump(recipe))
+        return
+    from ..train.run import run, told
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    result = run(recipe, reporter, overwrite=overwrite, resume=resume)
+    for name, scores in (("before", result.before), ("after", result.after)):
+        if scores is not None:
+            typer.echo(f"{name + ':':8}{told(scores)}")
+    typer.echo(f"results in {result.folder}; next:")
+    folder = shlex.quote(recipe.output.dir)
+    merged = shlex.quote(recipe.output.dir + "-merged")
+    for command in (f"chat {folder}", f"predict {folder} FILE", f"merge {folder} {merged}"):
+        typer.echo(f"  afina {command}")
+
+
+def split_arguments(args: list[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The recipe's name and the overrides among the words of a command line.
+
+    `key=value`, `--key=value` and `--key value` override; a `--key` without a value means true. The one other word is
+    the recipe.
+
+    Raises:
+        RecipeError: two words could be the recipe.
+    """
+    source: str | None = None
+    overrides: list[tuple[str, str]] = []
+    words = iter(args)
+    pending: str | None = None
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            if pending is not None:
+                overrides.append((pending, "true"))
+            key, equals, value = word[2:].partition("=")
+            pending = None if equals else key
+            if equals:
+                overrides.append((_key(key), value))
+            else:
+                pending = _key(key)
+        elif pending is not None:
+            overrides.append((pending, word))
+            pending = None
+        elif "=" in word:
+            key, _, value = word.partition("=")
+            overrides.append((_key(key), value))
+        elif source is None:
+            source = word
+        else:
+            raise RecipeError("more than one recipe", got=f"{source} and {word}", fix="write settings as key=value")
+    if pending is not None:
+        overrides.append((pending, "true"))
+    return source, overrides
+
+
+def _key(word: str) -> str:
+    return word.replace("-", "_")

@@ -1,0 +1,130 @@
+"""A merged model: the adapter folded into its base, saved, read back and compared before it counts as made."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, MergeError
+from ..train.model import Trained
+
+# Text of several kinds; what matters is that the two models see the same.
+_PROBES = (
+    "The capital of France is",
+    "I love this so much, thank you!",
+    "def add(a, b):\n    return",
+    "On Monday it rained all day, and nobody came.",
+    "1 2 3 4 5",
+    "¿Dónde está la estación? 駅はどこですか。",
+)
+# Largest difference of logits over their largest size: float32 sums in another order; 16-bit weights are rounded
+# once more when the update is added to them (2^-8 for bfloat16, over tens of layers).
+_TOLERANCE_32, _TOLERANCE_16 = 1e-4, 5e-2
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the merged model compares with the adapter's own outputs.
+
+    Attributes:
+        difference: largest difference of logits, relative to the largest logit.
+        agreement: share of positions with the same first choice.
+        probes: number of texts compared.
+    """
+
+    difference: float
+    agreement: float
+    probes: int
+
+
+def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
+    """Write the merged model and tokenizer to `out`, if what was written agrees with the adapter.
+
+    Raises:
+        CheckpointError: `out` holds something, or cannot be written.
+        MergeError: the method cannot be merged, or the merged model read back differs from the adapter.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
+        raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
+    probes = _encoded(trained)
+    expected = _logits(trained.model, probes)
+    merged = trained.model.merge_and_unload(safe_merge=True)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise CheckpointError("cannot write the merged model", where=out, got=error.strerror) from error
+    try:
+        merged.save_pretrained(work)
+        trained.tokenizer.save_pretrained(work)
+        check = _compare(expected, _logits(_reloaded(work, merged), probes))
+        tolerance = _TOLERANCE_32 if merged.dtype.itemsize >= 4 else _TOLERANCE_16
+        if not check.difference <= tolerance:
+            raise MergeError(
+                "the merged model differs from the adapter",
+                where=out,
+                got=f"{check.difference:.2e} of the largest logit",
+                expected=f"at most {tolerance:.0e}",
+                fix="nothing was written; load the base with a wider dtype, e.g. float32",
+            )
+        _publish(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return check
+
+
+def _replaceable(out: Path, overwrite: bool) -> bool:
+    """A former model may be replaced if asked for; anything else never is."""
+    return overwrite and (out / "config.json").is_file() and any(out.glob("*.safetensors"))
+
+
+def _encoded(trained: Trained) -> list[Any]:
+    from ..train.encode import token_ids
+    from ..train.generate import left_padded
+
+    prompter = trained.prompter
+    causal = trained.recipe.task == "causal_lm"
+    texts = [prompter.wrap(prompter.asked(text)) if causal else text for text in _PROBES]
+    pad = trained.tokenizer.pad_token_id
+    rows = [token_ids(prompter, text, first=True)[:128] for text in texts]
+    return [left_padded([row], pad, trained.model.device) for row in rows]
+
+
+def _logits(model: Any, probes: list[Any]) -> list[Any]:
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        return [model(**probe).logits.float().cpu() for probe in probes]
+
+
+def _reloaded(folder: Path, merged: Any) -> Any:
+    model = type(merged).from_pretrained(folder, dtype=merged.dtype)
+    return model.to(merged.device)
+
+
+def _compare(expected: list[Any], got: list[Any]) -> Check:
+    """The comparison of logits; a value that is not finite counts as infinitely different."""
+    difference, same, positions = 0.0, 0, 0
+    for a, b in zip(expected, got, strict=True):
+        relative = ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
+        difference = max(difference, relative if relative == relative else float("inf"))
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        positions += a.argmax(-1).numel()
+    return Check(difference, same / positions, len(expected))
+
+
+def _publish(work: Path, out: Path) -> None:
+    from ..train.assets import open_up
+
+    open_up(work)
+    if out.is_dir():
+        former = out.with_name(f".{out.name}.former")
+        out.rename(former)
+        work.rename(out)
+        shutil.rmtree(former)
+    else:
+        work.rename(out)

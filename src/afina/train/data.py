@@ -1,0 +1,122 @@
+"""The rows of a run: read, split, labelled, encoded."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError
+from .assets import locate
+from .encode import Encoded, encode_answers, encode_classes
+from .events import Reporter
+from .labels import found_labels, label_of
+from .prompts import Prompter
+from .recipe import Recipe
+from .rows import Row, Rows, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on, and rows held out (None where the recipe wants none)."""
+
+    train: Rows
+    held_out: Rows | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded rows of a run; `labels` is None where the rows have no fixed set of answers."""
+
+    split: Split
+    train: Encoded
+    held_out: Encoded | None
+    labels: list[str] | None
+
+
+def read_split(recipe: Recipe, reporter: Reporter) -> Split:
+    """The rows that the recipe's data section names.
+
+    Raises:
+        DataError: a file is unusable.
+        RecipeError: a reference names nothing.
+    """
+    data = recipe.data
+    train = read_rows(locate(data.train, reporter))
+    held_out: Rows | None = None
+    if data.eval is not None:
+        held_out = read_rows(locate(data.eval, reporter))
+    elif data.eval_split > 0 and len(train) > 1:
+        order = list(range(len(train)))
+        random.Random(recipe.training.seed).shuffle(order)
+        n = max(1, round(data.eval_split * len(train)))
+        train, held_out = train.pick(sorted(order[n:])), train.pick(sorted(order[:n]))
+    train = train.take(0, data.max_train_rows)
+    held_out = held_out.take(0, data.max_eval_rows) if held_out is not None else None
+    if held_out is not None and (shared := _shared(train.values, held_out.values)):
+        reporter.warn(f"{shared} of {len(held_out)} held-out rows are also in the training rows: the proof is weaker")
+    return Split(train, held_out)
+
+
+def _shared(train: list[Row], held_out: list[Row]) -> int:
+    seen = {json.dumps(row, sort_keys=True, default=str) for row in train}
+    return sum(json.dumps(row, sort_keys=True, default=str) in seen for row in held_out)
+
+
+def resolve_labels(recipe: Recipe, split: Split) -> list[str] | None:
+    """The labels of the task, checked on every row; None for free answers.
+
+    Raises:
+        DataError: a row's label is missing, of a wrong type or out of range; has file and line.
+    """
+    labels = recipe.data.labels
+    if labels is None and recipe.task != "sequence_classification":
+        return None
+    if labels is None:
+        labels = found_labels(split.train, recipe.data.label_column)
+    for rows in (split.train, split.held_out):
+        for index in range(len(rows) if rows is not None else 0):
+            label_of(rows, index, recipe.data.label_column, labels)  # type: ignore[arg-type]
+    return labels
+
+
+def encode(
+    recipe: Recipe,
+    split: Split,
+    labels: list[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    reporter: Reporter,
+) -> Data:
+    """Encode both parts and say what was cut.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
+
+    def one(rows: Rows) -> Encoded:
+        if recipe.task == "sequence_classification":
+            return encode_classes(rows, tokenizer, recipe.data, labels or [])
+        return encode_answers(rows, Prompter(recipe.data, tokenizer), vocab_size)
+
+    train = one(split.train)
+    held_out = one(split.held_out).by_length() if split.held_out is not None else None
+    for name, part in (("training", train), ("held-out", held_out)):
+        if part is not None:
+            reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
+    if not len(train):
+        raise DataError("no usable rows", where=split.train.path)
+    return Data(split, train, held_out, labels)
+
+
+def collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """What pads a list of items to a batch of equal length."""
+    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+    if recipe.task == "sequence_classification":
+        return DataCollatorWithPadding(tokenizer)
+    return DataCollatorForSeq2Seq(tokenizer, padding=True)  # pads labels with -100, by length and not by pad token

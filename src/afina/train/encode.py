@@ -1,0 +1,148 @@
+"""From rows to token ids and labels, with counts of what was cut, and two examples to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from ..errors import DataError
+from .events import Span
+from .labels import label_of
+from .prompts import Prompter
+from .recipe import DataSection
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label that takes no part in the loss (torch's cross-entropy default)."""
+_MAX_MASKED_SHARE = 0.01
+
+
+@dataclass
+class Encoded(Dataset[dict[str, Any]]):
+    """Encoded rows, and what became of them.
+
+    Attributes:
+        items: `input_ids` and `attention_mask` of length T each; `labels` of length T, or one class.
+        truncated: rows cut to `max_length`.
+        masked: rows dropped because no trained token was left.
+        source: index of each item's row in the file's rows.
+    """
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    truncated: int = 0
+    masked: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+    def by_length(self) -> Encoded:
+        """The same items, longest first: batches with little padding."""
+        order = sorted(range(len(self)), key=lambda i: -len(self.items[i]["input_ids"]))
+        return Encoded([self.items[i] for i in order], [self.source[i] for i in order], self.truncated, self.masked)
+
+
+def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
+    """Rows for a language model: the loss is taken on answers only, the token that ends them included.
+
+    Pieces are tokenised one by one, so that the prompt's tokens are those seen at inference.
+
+    Raises:
+        DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
+    """
+    kind = prompter.resolved_format(rows)
+    out = Encoded()
+    for index in range(len(rows)):
+        ids: list[int] = []
+        labels: list[int] = []
+        for span in prompter.spans(rows, index, kind):
+            piece = token_ids(prompter, span.text, first=not ids)
+            ids += piece
+            labels += piece if span.trained else [IGNORED] * len(piece)
+        if max(ids, default=0) >= vocab_size:
+            raise DataError(
+                f"token {max(ids)} is outside the model's vocabulary",
+                where=rows.where(index),
+                expected=f"less than {vocab_size}",
+                fix="tokens were added to the tokenizer without resizing the model's embeddings",
+            )
+        _append(out, index, ids, labels, prompter.data.max_length)
+    _check_masked(out, rows, prompter.data)
+    return out
+
+
+def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_length: int) -> None:
+    out.truncated += len(ids) > max_length
+    ids, labels = ids[:max_length], labels[:max_length]
+    # The first token is never predicted, so a label there is no training signal.
+    if all(label == IGNORED for label in labels[1:]):
+        out.masked += 1
+        return
+    out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    out.source.append(index)
+
+
+def _check_masked(out: Encoded, rows: Rows, data: DataSection) -> None:
+    if not out.items or (out.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
+        raise DataError(
+            f"{out.masked} of {len(rows)} rows have no answer left within data.max_length={data.max_length} tokens",
+            where=rows.path,
+            fix="raise data.max_length" + ("" if not out.items else ", or set data.allow_masked=true to drop them"),
+        )
+
+
+def token_ids(prompter: Prompter, text: str, first: bool) -> list[int]:
+    """Tokens of a piece of text; the first piece gets the tokenizer's own start token, if a template gave none."""
+    tokenizer = prompter.tokenizer
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not first or (prompter.chats and ids):
+        return ids
+    special = tokenizer("", add_special_tokens=True)["input_ids"]
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in special else []
+    return start + ids if ids[: len(start)] != start else ids
+
+
+def encode_classes(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataSection, labels: list[str], *, labelled: bool = True
+) -> Encoded:
+    """Rows for a classifier: tokens of the text, and the label's position.
+
+    Raises:
+        DataError: a row lacks text or has an unknown label.
+    """
+    out = Encoded()
+    for index in range(len(rows)):
+        text = rows.text(index, data.text_column)
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) > data.max_length:
+            out.truncated += 1
+            ids = tokenizer(text, truncation=True, max_length=data.max_length)["input_ids"]
+        item: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if labelled:
+            item["labels"] = labels.index(label_of(rows, index, data.label_column, labels))
+        out.items.append(item)
+        out.source.append(index)
+    return out
+
+
+def rendered(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> list[Span]:
+    """An encoded item as text, cut where the loss begins and ends: what the model really gets."""
+    ids, targets = item["input_ids"], item["labels"]
+    if isinstance(targets, int):
+        name = labels[targets] if labels else str(targets)
+        return [Span(str(tokenizer.decode(ids)), False), Span(f" -> {name}", True)]
+    spans: list[Span] = []
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or (targets[i] == IGNORED) != (targets[start] == IGNORED):
+            spans.append(Span(str(tokenizer.decode(ids[start:i])), targets[start] != IGNORED))
+            start = i
+    return spans

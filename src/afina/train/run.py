@@ -1,0 +1,178 @@
+"""The main job from end to end."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RecipeError
+from .data import Data, Split, encode, read_split, resolve_labels
+from .encode import rendered
+from .evaluate import Scores, evaluate
+from .events import Reporter
+from .model import RECIPE_NAME, base_location, load_base, load_tokenizer, vocab_size
+from .output import REPORT, Output, claim
+from .prompts import Prompter
+from .recipe import Recipe
+from .results import card_section, plot_loss, report, write_json
+from .settings import load_recipe, method_config
+from .trainer import Setup, make_trainer
+from .yamlfile import dump
+
+_BEFORE = "before.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder and the contents of `report.json`."""
+
+    folder: Path
+    report: dict[str, Any]
+    before: Scores | None
+    after: Scores | None
+
+
+def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: bool = False) -> Result:
+    """Train as the recipe says and leave everything in its output folder.
+
+    Raises:
+        AfinaError: a mistake in the recipe or the data, or training that cannot go on. A former run in the output
+            folder is untouched then; checkpoints of this one are kept.
+    """
+    from ..compat import stand_in
+
+    split = read_split(recipe, reporter)
+    labels = resolve_labels(recipe, split)
+    recipe = _resolved(recipe, labels)
+    stand_in()  # the Trainer takes our PeftModel for the one that it knows
+    output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
+    try:
+        if output.checkpoint is not None:
+            _check_same(load_recipe(str(output.work)), recipe)
+            reporter.note(f"resuming from {output.checkpoint.name}")
+        (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
+        result = _trained(recipe, split, labels, output, reporter)
+    except BaseException:  # Ctrl-C too: what can be resumed stays, the rest goes
+        output.abandon()
+        raise
+    output.publish()
+    return result
+
+
+def _resolved(recipe: Recipe, labels: list[str] | None) -> Recipe:
+    """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
+    out = recipe.model_copy(deep=True)
+    out.data.labels = labels
+    if out.training.learning_rate is None:
+        out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
+    if Path(out.model.path).expanduser().exists():
+        out.model.path = str(Path(out.model.path).expanduser().absolute())
+    return out
+
+
+def _check_same(former: Recipe, now: Recipe) -> None:
+    """A resumed run must be the run that it resumes.
+
+    Raises:
+        RecipeError: a setting differs.
+    """
+    was_all, now_all = _flat(former), _flat(now)
+    for key in {**was_all, **now_all}:
+        was, is_now = was_all.get(key), now_all.get(key)
+        if was != is_now:
+            what = "a resumed run has the settings that it began with"
+            raise RecipeError(what, where=key, got=is_now, expected=was, fix="set it back, or use --overwrite")
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """The settings that make the result, by `section.key`."""
+    sections = recipe.model_dump(include={"model", "data", "method", "training"})
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {"task": recipe.task, **flat}
+
+
+def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
+    from transformers import set_seed
+
+    from .. import get_peft_model
+
+    location = base_location(recipe.model, reporter)
+    tokenizer = load_tokenizer(location, recipe.model, reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
+    reporter.examples([rendered(data.train[i], tokenizer, labels) for i in range(min(2, len(data.train)))])
+    set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
+    model: Any = get_peft_model(load_base(recipe, location, labels, tokenizer), method_config(recipe))
+    trainable, total = model.get_nb_trainable_parameters()
+    reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    assert recipe.training.learning_rate is not None
+    setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
+    return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
+
+
+def _measured(
+    recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter
+) -> Result:
+    from transformers import set_seed
+
+    trainer, measure = setup.trainer, recipe.evaluation.enabled and data.held_out is not None
+    before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
+    if before is not None:
+        reporter.note(f"before: {told(before)}")
+    set_seed(recipe.training.seed)  # so that measuring before changes no bit of the training
+    started = time.monotonic()
+    done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
+    seconds = time.monotonic() - started
+    reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
+    after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
+    if after is not None:
+        reporter.note(f"after: {told(after)}")
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
+                "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
+    values = report(recipe, data.split, trainable=trainable, total=total, before=before, after=after, training=training)
+    _save(trainer.model, prompter, setup, values, before, after, output.work)
+    return Result(output.final, values, before, after)
+
+
+def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
+    """The scores before training; a resumed run has them on file."""
+    file = output.work / _BEFORE
+    if output.checkpoint is not None and file.is_file():
+        return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    scores = evaluate(recipe, setup.trainer, data, prompter, reporter, "before")
+    write_json(file, scores.as_dict())
+    return scores
+
+
+def _save(
+    model: Any,
+    prompter: Prompter,
+    setup: Setup,
+    values: dict[str, Any],
+    before: Scores | None,
+    after: Scores | None,
+    work: Path,
+) -> None:
+    """The adapter comes last but for the report, so that a folder with a report is whole."""
+    plot_loss(setup.metrics.history, before, after, work / "loss.png")
+    prompter.tokenizer.save_pretrained(work)
+    model.save_pretrained(work)
+    model.create_or_update_model_card(str(work))
+    with (work / "README.md").open("a", encoding="utf-8") as card:
+        card.write(card_section(values))
+    write_json(work / REPORT, values)
+    (work / _BEFORE).unlink(missing_ok=True)
+
+
+def told(scores: Scores) -> str:
+    """Scores in words."""
+    text = f"held-out loss {scores.loss:.3f} on {scores.rows} rows"
+    if scores.accuracy is None:
+        return text
+    return (
+        f"accuracy {scores.accuracy:.3f} (95 % interval {scores.low:.3f} to {scores.high:.3f}; "
+        f"majority {scores.majority:.3f}), {text}"
+    )

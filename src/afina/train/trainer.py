@@ -1,0 +1,115 @@
+"""The unmodified transformers Trainer, set up from a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RecipeError
+from .data import Data, collator
+from .events import Reporter
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .callbacks import MetricsLog
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trainer, and the callback that its logs are read from."""
+
+    trainer: Any
+    metrics: MetricsLog
+
+
+def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
+    """Transformers' TrainingArguments of a recipe.
+
+    Raises:
+        RecipeError: a name (schedule, optimizer, tracker) is not known to transformers.
+    """
+    from transformers import TrainingArguments
+
+    t = recipe.training
+    try:
+        return TrainingArguments(
+            output_dir=str(work),
+            learning_rate=learning_rate,
+            per_device_train_batch_size=t.batch_size,
+            per_device_eval_batch_size=recipe.evaluation.batch_size,
+            gradient_accumulation_steps=t.gradient_accumulation,
+            num_train_epochs=t.epochs,
+            max_steps=t.max_steps or -1,
+            lr_scheduler_type=t.scheduler,
+            warmup_steps=t.warmup,
+            weight_decay=t.weight_decay,
+            max_grad_norm=t.max_grad_norm,
+            optim=t.optimizer,
+            bf16=t.bf16,
+            **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
+            train_sampling_strategy="group_by_length" if t.group_by_length else "random",
+            dataloader_num_workers=t.workers,
+            dataloader_pin_memory=_has_gpu(),
+            seed=t.seed,
+            logging_steps=t.logging_steps,
+            logging_nan_inf_filter=False,
+            save_strategy="steps" if t.save_steps else "epoch",
+            save_steps=t.save_steps or 500,
+            save_total_limit=t.keep_checkpoints,
+            report_to=t.report_to,
+            include_num_input_tokens_seen="non_padding",
+            prediction_loss_only=recipe.task == "causal_lm",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        )
+    except (ValueError, KeyError) as error:
+        got = str(error).splitlines()[0][:200]
+        raise RecipeError("transformers refuses a setting", where="training", got=got) from error
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def make_trainer(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    work: Path,
+    learning_rate: float,
+    reporter: Reporter,
+) -> Setup:
+    """The Trainer for `model`, a PeftModel, which it takes because afina stands in for `peft` by now."""
+    from transformers import PrinterCallback, Trainer
+    from transformers.integrations import TensorBoardCallback
+
+    from .callbacks import CompleteCheckpoints, FiniteGuard, MetricsLog, ProgressReport
+
+    board = TensorBoardCallback()
+    board.logging_dir = str(work / "tensorboard")
+    metrics = MetricsLog(work / "metrics.jsonl")
+    callbacks = [
+        FiniteGuard(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board
+    ]  # fmt: skip
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(recipe, work, learning_rate),
+        train_dataset=data.train,
+        data_collator=collator(recipe, tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=_accuracy if recipe.task == "sequence_classification" else None,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return Setup(trainer, metrics)
+
+
+def _accuracy(predicted: Any) -> dict[str, float]:
+    logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
+    return {"accuracy": float((logits.argmax(-1) == predicted.label_ids).mean())}

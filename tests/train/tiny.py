@@ -1,0 +1,74 @@
+"""A random Llama of 40,000 parameters with a byte tokenizer, and recipes for it: real files, no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<eos>{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def tokenizer(chat: bool = True, pad: str = "<pad>"):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    out = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=pad, eos_token="<eos>", bos_token="<bos>")
+    if chat:
+        out.chat_template = CHAT_TEMPLATE
+    return out
+
+
+def write_model(folder: Path, chat: bool = True) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=2, eos_token_id=1, pad_token_id=0,
+        tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer(chat).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, n: int, start: int = 0) -> Path:
+    rows = [{"text": f"n{i}", "label": "odd" if i % 2 else "even"} for i in range(start, start + n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_recipe(folder: Path, model: Path, **changes) -> Path:
+    """A recipe of six steps on 24 rows; `changes` maps `section__key` to a value."""
+    recipe = {
+        "task": "causal_lm",
+        "model": {"path": str(model), "dtype": "float32"},
+        "data": {
+            "train": str(write_rows(folder / "train.jsonl", 24)),
+            "eval": str(write_rows(folder / "eval.jsonl", 10, start=100)),
+            "prompt": "{text}", "completion": "{label}", "labels": ["even", "odd"], "max_length": 64,
+        },
+        "method": {"type": "lora", "r": 8, "lora_alpha": 8, "target_modules": "all-linear"},
+        "training": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 6, "save_steps": 3, "keep_checkpoints": 3},
+        "evaluation": {"batch_size": 4},
+        "output": {"dir": str(folder / "out")},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, inner = key.partition("__")
+        if inner:
+            recipe[section][inner] = value
+        else:
+            recipe[section] = value
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
