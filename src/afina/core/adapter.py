@@ -78,6 +78,9 @@ class Adapter(nn.Module):
     disk_names: ClassVar[Mapping[str, str]] = {}
     prefix: ClassVar[str] = ""
     reference_attributes: ClassVar[frozenset[str]] = frozenset()
+    inputs: ClassVar[frozenset[str]] = frozenset()
+    """Keyword arguments of the model's forward that the method consumes; they are set as attributes of that name."""
+    has_penalty: ClassVar[bool] = False
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []
 
     def __init__(self, site: Site, config: Any) -> None:
@@ -104,6 +107,14 @@ class Adapter(nn.Module):
     def dtype(self) -> torch.dtype:
         """The dtype that the adapter computes in."""
         return next(self.parameters()).dtype
+
+    def share(self, module: nn.Module | None) -> None:
+        """Keep hold of the parameters shared by all layers, which belong to the model and not to this adapter."""
+        object.__setattr__(self, "shared", module)
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the training loss for this layer, if anything."""
+        return None
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

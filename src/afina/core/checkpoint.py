@@ -19,7 +19,7 @@ from . import embeddings, fingerprint
 from .config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
 from .hub import locate
 from .jsonfile import parse_json, read_json_object, stage_bytes, sync_folder
-from .names import PREFIX, layout, own_key, piece_state, pieces, shared_piece
+from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 from .plan import LoadPlan
 from .tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
 
@@ -76,7 +76,7 @@ def get_peft_model_state_dict(
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
     root, container, inside = layout(model)
-    disk = PREFIX if inside else ""
+    disk = disk_prefix(model, adapter_name)
     relative: dict[str, Tensor] | None = None
     if state_dict is not None:
         relative = {own_key(k).removeprefix(inside): t for k, t in state_dict.items()}
@@ -89,6 +89,9 @@ def get_peft_model_state_dict(
             None if state_dict is None else {own_key(k).removeprefix("base_model."): t for k, t in state_dict.items()}
         )
         out |= {f"base_model.{k}" if inside else k: t for k, t in piece_state(shared, state).items()}
+    prompt = prompt_piece(container, adapter_name)
+    if prompt is not None:
+        out |= piece_state(prompt, None)
     if not out:
         raise CheckpointError("the model has no adapter of this name", where=adapter_name)
     if embeddings.wanted(root, save_embedding_layers):
@@ -115,7 +118,8 @@ def save_adapter(
     tensors = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=save_embedding_layers)
     implementation = method(config).implementation
     own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
-    disk = {**own, **implementation.disk_config(config), "inference_mode": True, "peft_version": FORMAT_VERSION}
+    rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
+    disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
     notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root, name)}
     if config_digest(own) != config_digest(disk):
         notes["config"] = own

@@ -141,7 +141,7 @@ class Files(nn.Module):
                 del self.base_model.peft_config[adapter_name]
             raise
         if fresh:
-            tuner.activate(self.get_base_model(), self._names, trainable=trainable)
+            tuner.activate(self.base_model, self._names, trainable=trainable)
         return LoadResult([], [])
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:

@@ -71,11 +71,11 @@ def inject(
         NameTakenError: the name is taken or unusable.
     """
     check_name(name)
-    if name in adapter_names(model):
+    if name in adapter_names(container or model):
         raise NameTakenError("the model already has an adapter of this name", where="adapter_name", got=name)
     builder = _Builder(model, config, name, low_cpu_mem_usage, autocast_adapter_dtype, container or model)
     planned = builder.plan()
-    if not adapter_names(model):
+    if not adapter_names(container or model):
         model.requires_grad_(False)
     for item in planned:
         _put(item, name)
@@ -121,13 +121,14 @@ class _Builder:
         self.model, self.config, self.name, self.container = model, config, name, container
         self.low_memory, self.autocast = low_memory, autocast
         implementation = method(config).implementation
-        self.adapter_class: type[Adapter] = implementation.for_config(config)
+        layered = issubclass(implementation, Adapter)
+        self.adapter_class: type[Adapter] = implementation.for_config(config) if layered else Adapter
         self.fresh: dict[tuple[int, str], Host] = {}
 
     def plan(self) -> list[_Planned]:
         self.adapter_class.check_model(self.model, self.config)
         planned = self._saved_modules()
-        targets = select_slots(self.model, self.config)
+        targets = [] if self.config.target_modules == [] else select_slots(self.model, self.config)
         places = [(s, self._host(s)) for s in self._with_attention_outputs(targets)]
         places += self._parameters()
         clash = next((s.name for s, h in places if isinstance(h, ModulesToSaveWrapper)), None)

@@ -12,10 +12,12 @@ from torch import nn
 
 from ..errors import AfinaWarning, ConfigError
 from . import inject, targets, tuner
+from .adapter import Adapter
 from .checkpoint import layer_config
-from .config import LayerConfig, PeftConfig, TaskType
+from .config import LayerConfig, PeftConfig, TaskType, method
 from .files import Files
 from .host import hosts
+from .prompt import PromptLearningConfig
 
 
 class PeftModel(Files):
@@ -52,17 +54,25 @@ class PeftModel(Files):
         self.base_model = tuner.Tuner(model)
         self._never_called_checked = False
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
-        tuner.activate(model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
+        tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
         self._names: tuple[str, ...] = (adapter_name,)
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
-        config = layer_config(config)
         self._add_heads(config)
+        if isinstance(config, PromptLearningConfig):
+            inject.check_name(name)
+            inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
+            self.base_model.add_prompt(name, config, autocast)
+            return self._record(name, config)
+        config = layer_config(config)
         config.target_modules = targets.settle(self.get_base_model(), config)
         inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                      autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
+        self._record(name, config)
+
+    def _record(self, name: str, config: PeftConfig) -> None:
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = _origin(self.get_base_model())
         if config.task_type is None:
@@ -70,8 +80,8 @@ class PeftModel(Files):
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         self.base_model.peft_config[name] = config
 
-    def _add_heads(self, config: LayerConfig) -> None:
-        if not self.head_names:
+    def _add_heads(self, config: PeftConfig) -> None:
+        if not self.head_names or not isinstance(config, (LayerConfig, PromptLearningConfig)):
             return
         named = {n for n, _ in self.get_base_model().named_children()}
         known = config.modules_to_save or []
@@ -86,7 +96,7 @@ class PeftModel(Files):
     ) -> None:
         """Add a fresh adapter; it is not activated. Any method may join any other."""
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
-        tuner.activate(self.get_base_model(), self._names, trainable=self._trainable())
+        tuner.activate(self.base_model, self._names, trainable=self._trainable())
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
@@ -97,7 +107,7 @@ class PeftModel(Files):
             warnings.warn(f"unmerging {', '.join(sorted(merged))} before switching", AfinaWarning, stacklevel=2)
             self.unmerge_adapter()
         self._names = names
-        tuner.activate(self.get_base_model(), names, trainable=() if inference_mode else None)
+        tuner.activate(self.base_model, names, trainable=() if inference_mode else None)
 
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
         """Freeze or unfreeze adapters without activating them."""
@@ -120,16 +130,16 @@ class PeftModel(Files):
             left = (next(iter(self.peft_config)),)
             warnings.warn(f"adapter {left[0]!r} is active now", AfinaWarning, stacklevel=2)
         self._names = left
-        tuner.activate(self.get_base_model(), left)
+        tuner.activate(self.base_model, left)
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base model's own bits, for the duration of the context; merged adapters stay merged afterwards."""
-        tuner.enable(self.get_base_model(), False)
+        tuner.enable(self.base_model, False)
         try:
             yield
         finally:
-            tuner.enable(self.get_base_model(), True)
+            tuner.enable(self.base_model, True)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = True) -> None:
         """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
@@ -142,11 +152,11 @@ class PeftModel(Files):
         if adapter_names and names != self._names[: len(names)]:
             warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
                           "changes", AfinaWarning, stacklevel=2)  # fmt: skip
-        tuner.merge(self.get_base_model(), names)
+        tuner.merge(self.base_model, names)
 
     def unmerge_adapter(self) -> None:
         """Give every base weight its original bits back."""
-        tuner.unmerge(self.get_base_model())
+        tuner.unmerge(self.base_model)
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = True, adapter_names: list[str] | None = None
@@ -158,13 +168,13 @@ class PeftModel(Files):
         """
         names = tuple(adapter_names or self._names)
         tuner.check_known(names, self.peft_config)
-        tuner.fuse(self.get_base_model(), names)
+        tuner.fuse(self.base_model, names)
         return self.get_base_model()
 
     def unload(self) -> nn.Module:
         """The base model with its original bits and without adapters."""
-        tuner.unmerge(self.get_base_model())
-        tuner.strip(self.get_base_model(), keep_saved=False)
+        tuner.unmerge(self.base_model)
+        tuner.strip(self.base_model, keep_saved=False)
         return self.get_base_model()
 
     # -- facts ------------------------------------------------------------------------------------------------------
@@ -229,7 +239,10 @@ class PeftModel(Files):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters."""
         _refuse_rows(kwargs)
+        self._hand_over_inputs(kwargs)
         out = self.base_model(*args, **kwargs)
+        if self.training:
+            out = self._with_penalty(out)
         if self.training and not self._never_called_checked and not torch.compiler.is_compiling():
             self._check_called()
         return out
@@ -237,7 +250,32 @@ class PeftModel(Files):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters."""
         _refuse_rows(kwargs)
+        self._hand_over_inputs(kwargs)
+        placement = self.base_model.placement()
+        if placement is not None:
+            return placement.generate(args, kwargs)
         return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+
+    def _implementations(self) -> list[Any]:
+        return [method(self.peft_config[n]).implementation for n in self._names]
+
+    def _hand_over_inputs(self, kwargs: dict[str, Any]) -> None:
+        """Give methods the arguments that they consume. They stay set: checkpointing runs layers again later."""
+        wanted = {key for i in self._implementations() if issubclass(i, Adapter) for key in i.inputs}
+        for key in wanted:
+            value = kwargs.pop(key, None)
+            for _, host in hosts(self):
+                for adapter in host.stack:
+                    if key in adapter.inputs:
+                        setattr(adapter, key, value)
+
+    def _with_penalty(self, out: Any) -> Any:
+        """Add what methods ask for to the loss."""
+        if not any(i.has_penalty for i in self._implementations()) or getattr(out, "loss", None) is None:
+            return out
+        terms = [a.penalty() for _, h in hosts(self) for a in h.stack if a.has_penalty]
+        out.loss = out.loss + sum(t for t in terms if t is not None)
+        return out
 
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .adapter import Adapter
 from .host import Host, hosts
+from .prompt import PromptEncoder
 
 PREFIX = "base_model.model."
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -52,12 +53,31 @@ def shared_piece(container: nn.Module, name: str) -> Piece | None:
     return None
 
 
+def prompt_piece(container: nn.Module, name: str) -> Piece | None:
+    """The virtual tokens of the adapter, if it has any."""
+    encoders = container._modules.get("prompt_encoder")
+    if isinstance(encoders, nn.ModuleDict) and name in encoders:
+        return Piece("", f"prompt_encoder.{name}.", encoders[name], shared=True)
+    return None
+
+
+def disk_prefix(model: nn.Module, name: str) -> str:
+    """What keys begin with: that of the model class; nothing for a model that was injected without being wrapped."""
+    _, container, inside = layout(model)
+    if not inside:
+        return ""
+    return "base_model." if prompt_piece(container, name) is not None else PREFIX
+
+
 def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Key on disk -> tensor, read from the live model or from a gathered `state` (keys relative to the model)."""
     if piece.bias_of is not None:
         assert isinstance(piece.owner, Host)
         live: Tensor = piece.owner.biases[piece.bias_of]
         return {piece.path: live if state is None else state[piece.runtime]}
+    if isinstance(piece.owner, PromptEncoder):
+        # The table is computed, so it comes from the live encoder, whose parameters are never sharded.
+        return piece.owner.disk_state()
     own = dict(piece.owner.state_dict())
     if state is not None:
         own = {n: state[f"{piece.runtime}{n}"] for n in own}

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, nearest
 from . import embeddings
 from .adapter import Adapter
-from .host import Host
-from .names import Piece, layout, piece_state, pieces, shared_piece
+from .host import Host, ModulesToSaveWrapper, hosts
+from .names import Piece, layout, piece_state, pieces, prompt_piece, shared_piece
+from .prompt import PromptEncoder
 
 
 class LoadPlan:
@@ -20,7 +21,8 @@ class LoadPlan:
         root, container, _ = layout(model)
         self.name, self.root = name, root
         shared = shared_piece(container, name)
-        self.pieces = [*pieces(root, name), *([shared] if shared else [])]
+        prompt = prompt_piece(container, name)
+        self.pieces = [*pieces(root, name), *(p for p in (shared, prompt) if p is not None)]
         if not self.pieces:
             raise CheckpointError("the model has no adapter of this name", where=name)
         self.expected: dict[str, tuple[int, ...]] = {}
@@ -29,7 +31,7 @@ class LoadPlan:
             shapes = _piece_shapes(piece, found)
             self.expected |= shapes
             self.owned.append((piece, list(shapes)))
-        self.base_keys = set(embeddings.keys(root))
+        self.base_keys = set(embeddings.keys(root)) | _leftovers(root, found)
         self.missing = [k for k in self.expected if k not in found]
         self.unexpected = [k for k in found if k not in self.expected and k not in self.base_keys]
         self.misshapen = [k for k in self.expected if k in found and found[k] != self.expected[k]]
@@ -69,11 +71,18 @@ class LoadPlan:
             current = piece_state(piece, None) if len(present) < len(keys) else {}
             # A lenient load may lack some tensors: those keep their present values.
             local |= {k[len(piece.path) :]: t for k, t in current.items() if k not in present}
-            if isinstance(piece.owner, Adapter):
+            if isinstance(piece.owner, (Adapter, PromptEncoder)):
                 piece.owner.load_disk_state(local)
             else:
                 piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
         embeddings.apply(self.root, tensors)
+
+
+def _leftovers(root: nn.Module, found: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Second copies that the reference writes by mistake (bias="all" with modules_to_save); not read."""
+    wrappers = [n for n, h in hosts(root) if isinstance(h, ModulesToSaveWrapper)]
+    inside = tuple(f"{n}.{part}." for n in wrappers for part in ("original_module", "modules_to_save"))
+    return {k for k in found if inside and k.startswith(inside)}
 
 
 def _on_meta(module: nn.Module) -> bool:
@@ -81,7 +90,7 @@ def _on_meta(module: nn.Module) -> bool:
 
 
 def _piece_shapes(piece: Piece, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if piece.bias_of is None and isinstance(piece.owner, Adapter):
+    if piece.bias_of is None and isinstance(piece.owner, (Adapter, PromptEncoder)):
         at = len(piece.path)
         there = {k[at:]: s for k, s in found.items() if k.startswith(piece.path)}
         return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}

@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import AfinaWarning, MergeError, NameTakenError, NotMergeable, did_you_mean
+from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
 from .config import PeftConfig, method
 from .host import Host, ModulesToSaveWrapper, hosts
+from .placement import Placement
+from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .targets import slots
 
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of all adapters on a model, in the order of their arrival."""
-    return list(dict.fromkeys(n for _, h in hosts(model) for n in h.names()))
+    prompts = list(model.prompt_encoder) if isinstance(model, Tuner) else []
+    return list(dict.fromkeys([*prompts, *(n for _, h in hosts(model) for n in h.names())]))
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
@@ -34,19 +37,36 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
 
 def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, ...] | None = None) -> None:
     """Choose the active adapters; exactly `trainable` (all active ones if None) get gradients."""
+    learning = names if trainable is None else trainable
+    if isinstance(model, Tuner):
+        model.set_prompt(names, learning)
     for _, host in hosts(model):
         host.set_active(names)
-        host.require_grad(names if trainable is None else trainable)
+        host.require_grad(learning)
+    for name, shared in shared_modules(model).items():
+        frozen: frozenset[str] = getattr(shared, "frozen", frozenset())
+        for key, parameter in shared.named_parameters():
+            parameter.requires_grad_(name in learning and key not in frozen)
+
+
+def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Adapter name -> the parameters that all its layers share."""
+    holder = model._modules.get("shared")
+    return dict(holder.items()) if isinstance(holder, nn.ModuleDict) else {}
 
 
 def enable(model: nn.Module, enabled: bool) -> None:
     """Switch all adapters on or off."""
+    if isinstance(model, Tuner):
+        model.enabled = enabled
     for _, host in hosts(model):
         host.enable_adapters(enabled)
 
 
 def merge(model: nn.Module, names: tuple[str, ...]) -> None:
     """Merge adapters into all hosts; if one refuses, the model is as before."""
+    if isinstance(model, Tuner) and any(n in model.prompt_encoder for n in names):
+        raise NotMergeable("virtual tokens are no change of the weights", where=", ".join(names))
     done: list[Host] = []
     try:
         for path, host in hosts(model):
@@ -76,6 +96,8 @@ def delete(model: nn.Module, name: str) -> None:
     shared = model._modules.get("shared")
     if isinstance(shared, nn.ModuleDict) and name in shared:
         del shared[name]
+    if isinstance(model, Tuner) and name in model.prompt_encoder:
+        del model.prompt_encoder[name]
 
 
 def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True) -> None:
@@ -140,6 +162,9 @@ class Tuner(nn.Module):
         super().__init__()
         self.model = model
         self.peft_config: dict[str, PeftConfig] = {}
+        self.prompt_encoder = nn.ModuleDict()
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
 
     @property
     def prefix(self) -> str:
@@ -148,7 +173,53 @@ class Tuner(nn.Module):
         return "" if first is None else str(method(first).implementation.prefix)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        placement = self.placement()
+        return self.model(*args, **kwargs) if placement is None else placement.forward(args, kwargs)
+
+    def placement(self) -> Placement | None:
+        """The active virtual tokens, if any."""
+        if not len(self.prompt_encoder) or not self.enabled:
+            return None
+        name = next((n for n in self.active if n in self.prompt_encoder), None)
+        if name is None:
+            return None
+        encoder, config = self.prompt_encoder[name], self.peft_config[name]
+        assert isinstance(encoder, PromptEncoder)
+        assert isinstance(config, PromptLearningConfig)
+        return Placement(self.model, encoder, config)
+
+    def set_prompt(self, names: tuple[str, ...], learning: tuple[str, ...]) -> None:
+        """Choose the active virtual tokens and whether they train.
+
+        Raises:
+            ConfigError: several adapters with virtual tokens at once.
+        """
+        prompts = [n for n in names if n in self.prompt_encoder]
+        if len(prompts) > 1:
+            raise ConfigError("only one adapter with virtual tokens can be active", where="set_adapter", got=prompts)
+        self.active = names
+        for name, encoder in self.prompt_encoder.items():
+            assert isinstance(encoder, PromptEncoder)
+            encoder.requires_grad_(False)
+            for parameter in encoder.trainable().values():
+                parameter.requires_grad_(name in learning)
+
+    def add_prompt(self, name: str, config: PromptLearningConfig, autocast: bool) -> None:
+        """Build the encoder of an adapter with virtual tokens."""
+        implementation = method(config).implementation
+        complete(config, self.model, implementation.goes_into)
+        sizes = config.token_dim, config.num_layers, config.num_attention_heads
+        assert all(isinstance(n, int) for n in sizes)
+        first = next(p for p in self.model.parameters() if p.is_floating_point())
+        half = autocast and first.dtype.itemsize <= 2
+        parts = (config.num_transformer_submodules or 1) if implementation.goes_into == "embeddings" else 1
+        get_embeddings = getattr(self.model, "get_input_embeddings", None)
+        site = PromptSite(
+            config.num_virtual_tokens * parts, *sizes,  # type: ignore[arg-type]
+            get_embeddings() if callable(get_embeddings) else None,
+            torch.float32 if half else first.dtype, first.device, self.model,
+        )  # fmt: skip
+        self.prompt_encoder[name] = implementation(site, config)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -1,0 +1,57 @@
+"""Prefix tuning: trained keys and values before those of every attention layer.
+
+    K_l = [P_l^K; K_l(x)],  V_l = [P_l^V; V_l(x)];   with projection: P = MLP(E)
+
+Li and Liang 2021, arXiv 2101.00190; without the projection and used for understanding tasks it is P-tuning v2 (Liu et
+al. 2021, arXiv 2110.07602). Trainable: tokens · 2 · layers · kv_dim; with projection tokens · kv_dim + the MLP
+(kv_dim + 1) · hidden + (hidden + 1) · 2 · layers · kv_dim. Not mergeable. Models: those whose attention takes a cache;
+no gradient checkpointing, which drops it. The file holds the projection too, so that training can go on from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ...core.config import register
+from ...core.prompt import PromptEncoder, PromptLearningConfig, PromptSite
+
+PUBLIC = ("PrefixEncoder",)
+
+
+@dataclass(kw_only=True)
+class PrefixTuningConfig(PromptLearningConfig):
+    """Configuration of prefix tuning; fields as in the reference."""
+
+    encoder_hidden_size: int | None = None
+    prefix_projection: bool = False
+
+    default_learning_rate: ClassVar[float] = 1e-2
+
+
+@register("PREFIX_TUNING", PrefixTuningConfig)
+class PrefixEncoder(PromptEncoder):
+    """`embedding`: (virtual tokens, 2 · layers · kv_dim), or with projection (virtual tokens, kv_dim) and an MLP."""
+
+    goes_into = "cache"
+
+    def __init__(self, site: PromptSite, config: PrefixTuningConfig) -> None:
+        super().__init__(site, config)
+        width = 2 * site.layers * site.dim
+        self.transform: nn.Sequential | None = None
+        if not config.prefix_projection:
+            self.embedding = site.normal(site.tokens, width)
+            self.disk_names = {"embedding": "prompt_embeddings"}  # type: ignore[misc]
+            return
+        hidden = config.encoder_hidden_size or site.dim
+        self.embedding = site.normal(site.tokens, site.dim)
+        self.transform = nn.Sequential(nn.Linear(site.dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        self.transform.to(device=site.device, dtype=site.dtype)
+
+    def encode(self) -> Tensor:
+        if self.transform is None:
+            return self.embedding
+        out: Tensor = self.transform(self.embedding)
+        return out
