@@ -101,9 +101,19 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
     refused(write(tmp_path, text))
 
 
-def test_ambiguous_key_names_its_sections(tmp_path):
-    text = refused(write(tmp_path, MINIMAL), ("path.x", "1"))
-    assert "unknown key" in text
+def test_batch_size_alone_means_the_training(tmp_path):
+    assert load_recipe(write(tmp_path, MINIMAL), [("batch_size", "5")]).training.batch_size == 5
+
+
+def test_every_key_but_batch_size_is_in_one_section_only():
+    """So that each may stand alone on the command line."""
+    from collections import Counter
+
+    from afina.train.recipe import DataSection, EvaluationSection, ModelSection, OutputSection, TrainingSection
+
+    sections = (DataSection, EvaluationSection, ModelSection, OutputSection, TrainingSection)
+    counts = Counter(key for section in sections for key in section.model_fields)
+    assert [key for key, n in counts.items() if n > 1] == ["batch_size"]
 
 
 def test_missing_recipe_lists_the_embedded_ones(tmp_path):

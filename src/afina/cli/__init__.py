@@ -6,9 +6,17 @@ with Ctrl-C. No module here imports torch before a command runs, so that `afina 
 
 from __future__ import annotations
 
+import os
+import sys
+
 
 def main() -> None:
     """Run the command line of this process."""
-    from .app import run
+    from .bugs import report_bug
 
-    run()
+    sys.excepthook = report_bug  # before typer is imported, which keeps the hook that it finds
+    # Threads that spin while they wait make torch up to four times slower wherever another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from .app import app
+
+    app()

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import typer
 
 from .chat import chat
-from .guard import report_bug
 from .merge import merge
 from .predict import predict
 from .train import train
@@ -27,11 +23,3 @@ app.command()(chat)
 app.command()(predict)
 app.command()(merge)
 app.command()(version)
-
-
-def run() -> None:
-    """Run the command line of this process."""
-    sys.excepthook = report_bug
-    # Threads that spin while they wait make torch up to four times slower wherever another process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import sys
-import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -38,10 +35,3 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
             raise typer.Exit(130) from error
 
     return run
-
-
-def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What `sys.excepthook` does with an error that no one expected; Python then exits with code 1."""
-    traceback.print_exception(kind, error, trace, file=sys.stderr)
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.stderr.write("this is a bug in afina: please report the lines above\n")

@@ -61,6 +61,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
         "target_modules": "method.target_modules",
         "modules_to_save": "method.modules_to_save",
         "lr": "training.learning_rate",
+        "batch_size": "training.batch_size",
         "micro_batch_size": "training.batch_size",
         "per_device_train_batch_size": "training.batch_size",
         "gradient_accumulation_steps": "training.gradient_accumulation",

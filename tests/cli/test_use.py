@@ -1,0 +1,205 @@
+"""chat, predict and merge need only the adapter's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ..train import tiny
+from ..train.child import command
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model_folder, child):
+    """A trained language model and a trained classifier; their data and recipes are gone."""
+    out = {}
+    for task in ("causal_lm", "sequence_classification"):
+        folder = tmp_path_factory.mktemp(task)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AFINA_CACHE", str(folder / "cache"))
+            recipe = tiny.write_recipe(folder, model_folder, task=task, training__max_steps=60)
+            code, _, err = child(command, "train", recipe)
+        assert code == 0, err
+        for name in ("train.jsonl", "eval.jsonl", "tiny.yaml"):
+            (folder / name).unlink()
+        out[task] = folder / "out"
+    return out
+
+
+def ok(done):
+    code, out, err = done
+    assert code == 0, err
+    assert "Traceback" not in err
+    return out
+
+
+def mistake(done):
+    code, out, err = done
+    assert code == 2, out + err
+    message = err[err.index("error: ") :]
+    assert len(message.splitlines()) <= 4
+    assert "Traceback" not in err
+    return message
+
+
+def test_chat_answers_one_prompt(adapters, child):
+    out = ok(child(command, "chat", adapters["causal_lm"], "--prompt", "n4", "--max-new-tokens", "6"))
+    assert out.strip() in ("even", "odd")
+
+
+def test_chat_reads_lines_and_shows_the_base_beside(adapters, child):
+    def chat(*words):
+        return ok(child(chat_with, adapters["causal_lm"], "n4\nn5\n", words))
+
+    lines = chat("--base").splitlines()
+    assert [line.split()[0] for line in lines] == ["[base]", "[adapter]"] * 2
+    assert lines[0].split()[1:] != lines[1].split()[1:]
+    assert [line.split(maxsplit=1)[1] for line in lines[1::2]] == chat().splitlines()
+
+
+def chat_with(adapter, stdin, words):
+    return command("chat", adapter, "--max-new-tokens", "6", *words, stdin=stdin)
+
+
+def test_chat_of_a_classifier_gives_probabilities(adapters, child):
+    words = ok(child(command, "chat", adapters["sequence_classification"], "--prompt", "n4")).split()
+    assert sorted(words[::2]) == ["even", "odd"]
+    assert float(words[1]) + float(words[3]) == pytest.approx(1, abs=2e-3)
+
+
+def test_base_of_a_classifier_is_refused(adapters, child):
+    mistake(child(command, "chat", adapters["sequence_classification"], "--prompt", "n4", "--base"))
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_predict_writes_a_prediction_for_every_row(adapters, task, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 7, start=50)
+    out = ok(child(command, "predict", adapters[task], rows, "--batch-size", "3"))
+    written = [json.loads(line) for line in (tmp_path / "rows.predictions.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in written] == [f"n{i}" for i in range(50, 57)]
+    right = sum(row["prediction"] == row["label"] for row in written)
+    assert f"accuracy {right / 7:.3f}" in out
+    if task == "sequence_classification":
+        assert all(0.5 <= row["probability"] <= 1 for row in written)
+
+
+def test_predict_needs_no_labels(adapters, tmp_path, child):
+    (tmp_path / "rows.csv").write_text("text\nn1\nn2\n")
+    out = ok(child(command, "predict", adapters["causal_lm"], tmp_path / "rows.csv", "--out", tmp_path / "p.jsonl"))
+    assert "accuracy" not in out
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 2
+
+
+def test_predict_does_not_depend_on_the_batch(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 9, start=5)
+    files = []
+    for size in (1, 4):
+        files.append(tmp_path / f"p{size}.jsonl")
+        ok(child(command, "predict", adapters["causal_lm"], rows, "--out", files[-1], "--batch-size", size))
+    assert files[0].read_text() == files[1].read_text()
+
+
+def test_predict_keeps_an_existing_file(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 2)
+    (tmp_path / "rows.predictions.jsonl").write_text("mine")
+    mistake(child(command, "predict", adapters["causal_lm"], rows))
+    assert (tmp_path / "rows.predictions.jsonl").read_text() == "mine"
+    ok(child(command, "predict", adapters["causal_lm"], rows, "--overwrite"))
+    assert (tmp_path / "rows.predictions.jsonl").read_text() != "mine"
+
+
+def test_predict_tells_faulty_rows(adapters, tmp_path, child):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    message = mistake(child(command, "predict", adapters["causal_lm"], tmp_path / "rows.jsonl"))
+    assert "rows.jsonl:2" in message
+    assert not (tmp_path / "rows.predictions.jsonl").exists()
+
+
+def logits_of_adapter(folder):
+    from pathlib import Path
+
+    from afina.train.events import Reporter
+    from afina.train.model import load_trained
+
+    with torch.no_grad():
+        return load_trained(Path(folder), Reporter()).model(input_ids=torch.arange(3, 20)[None]).logits
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_merged_model_needs_no_afina_and_agrees(adapters, task, tmp_path, child):
+    import transformers
+
+    out = ok(child(command, "merge", adapters[task], tmp_path / "merged"))
+    assert "same first choice 100.0%" in out
+    auto = {"causal_lm": "AutoModelForCausalLM", "sequence_classification": "AutoModelForSequenceClassification"}[task]
+    merged = getattr(transformers, auto).from_pretrained(tmp_path / "merged")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    expected = child(logits_of_adapter, str(adapters[task]))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=torch.arange(3, 20)[None]).logits, expected, rtol=1e-5, atol=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "merged"] or [
+        p.name for p in tmp_path.iterdir()
+    ] == ["merged"]
+
+
+def test_merge_keeps_what_is_in_the_way(adapters, tmp_path, child):
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "precious.txt").write_text("x")
+    for words in ([], ["--overwrite"]):
+        mistake(child(command, "merge", adapters["causal_lm"], tmp_path / "merged", *words))
+    assert [p.name for p in (tmp_path / "merged").iterdir()] == ["precious.txt"]
+
+
+def merge_with_a_fault(adapter, out):
+    """Merge, with one weight of what is written falsified."""
+    from pathlib import Path
+
+    from afina.export import merged
+
+    plain = merged._reloaded
+
+    def falsified(folder, model):
+        again = plain(folder, model)
+        next(again.parameters()).data[5:50] += 0.5
+        return again
+
+    merged._reloaded = falsified
+    try:
+        return command("merge", adapter, Path(out))
+    finally:
+        merged._reloaded = plain
+
+
+def test_merged_model_that_differs_is_not_reported_as_made(adapters, tmp_path, child):
+    message = mistake(child(merge_with_a_fault, adapters["causal_lm"], str(tmp_path / "merged")))
+    assert "differs from the adapter" in message
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("verb", ["chat", "predict", "merge"])
+def test_what_is_no_adapter_is_refused(verb, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 2)
+    words = {"chat": ["--prompt", "x"], "predict": [rows], "merge": [tmp_path / "m"]}[verb]
+    assert "not an adapter folder" in mistake(child(command, verb, tmp_path, *words))
+
+
+def test_truncated_adapter_is_refused(adapters, tmp_path, child):
+    shutil.copytree(adapters["causal_lm"], tmp_path / "a")
+    weights = tmp_path / "a" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "adapter_model.safetensors" in mistake(child(command, "chat", tmp_path / "a", "--prompt", "x"))
+
+
+def test_adapter_without_a_recipe_is_used_by_its_config(adapters, tmp_path, child):
+    shutil.copytree(adapters["causal_lm"], tmp_path / "a")
+    (tmp_path / "a" / "recipe.yaml").unlink()
+    assert ok(child(command, "chat", tmp_path / "a", "--prompt", "n4", "--max-new-tokens", "4")).strip()
+
+
+def test_version_names_what_afina_stands_on(child):
+    out = ok(child(command, "version"))
+    assert out.startswith("afina ")
+    assert "torch 2" in out
