@@ -34,6 +34,7 @@ class Site:
         device: their device; `meta` when they will be loaded at once.
         shared: the method's parameters that all layers of one adapter share, if it has any.
         statistics: what a data-driven start gathered for this layer, if anything.
+        inside_target: whether the layer is the output projection of an attention that is adapted itself.
     """
 
     base: BaseWeight
@@ -42,6 +43,7 @@ class Site:
     device: torch.device
     shared: nn.Module | None = None
     statistics: Any = None
+    inside_target: bool = False
 
     def empty(self, *shape: int) -> nn.Parameter:
         """An uninitialised trainable parameter."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError, did_you_mean
 from .jsonfile import read_json_object, write_json
-from .registry import Method, PeftType, discover_with, methods, register
+from .registry import Method, PeftType, methods, register
 from .validate import validate_fields
 
 if TYPE_CHECKING:

@@ -124,6 +124,7 @@ class _Builder:
         layered = issubclass(implementation, Adapter)
         self.adapter_class: type[Adapter] = implementation.for_config(config) if layered else Adapter
         self.fresh: dict[tuple[int, str], Host] = {}
+        self.inside: frozenset[str] = frozenset()
 
     def plan(self) -> list[_Planned]:
         self.adapter_class.check_model(self.model, self.config)
@@ -156,7 +157,9 @@ class _Builder:
         return Site(base, name, self._dtype(base), device, shared, statistics)
 
     def _adapter(self, name: str, host: Host, shared: nn.Module | None) -> Adapter:
-        return self.adapter_class(self._site(name, host.base, shared), self.config)
+        site = self._site(name, host.base, shared)
+        site.inside_target = name in self.inside
+        return self.adapter_class(site, self.config)
 
     def _shared(self, layers: Mapping[str, BaseWeight]) -> nn.Module | None:
         dtype = self._dtype(next(iter(layers.values()))) if layers else torch.float32
@@ -179,7 +182,8 @@ class _Builder:
         """Attention's output projection goes with its input projection."""
         chosen = {s.name for s in targets}
         extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
-        missing = {n for n in extra if n not in chosen}
+        self.inside = frozenset(extra)
+        missing = self.inside - chosen
         return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
 
     def _parameters(self) -> list[tuple[Slot, Host]]:
@@ -239,9 +243,11 @@ class _Builder:
         by_place = {(id(p.slot.parent), p.slot.attribute): p for p in planned}
         for slot in slots(self.model) if which == "all" else []:
             key = (id(slot.parent), slot.attribute)
-            if key not in by_place and base_weight(_bare(slot.module)).bias is not None:
+            bare = _bare(slot.module)
+            # Only what is called `bias` counts, as in the reference: attention's `in_proj_bias` stays frozen.
+            if key not in by_place and bare._parameters.get("bias") is not None:
                 planned.append(_Planned(slot, self._host(slot), None))
         for item in planned:
-            bias = item.host.base.bias
+            bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
             if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):
                 item.bias = nn.Parameter(bias.detach().to(self._dtype(item.host.base), copy=True))

@@ -112,7 +112,7 @@ class Placement:
             first = torch.arange(self.count, device=shifted.device).expand(shifted.shape[0], -1)
             call["position_ids"] = torch.cat([first, shifted], dim=1)
 
-    def cache(self, batch: int, call: dict[str, Any], encoder_decoder: bool | None = None) -> Any:
+    def cache(self, batch: int, call: dict[str, Any]) -> Any:
         """The keys and values of the virtual tokens as a transformers Cache."""
         from transformers import DynamicCache, EncoderDecoderCache
 
@@ -123,8 +123,11 @@ class Placement:
         assert heads is not None
         split = flat.view(batch, self.count, layers * 2, heads, -1).permute(2, 0, 3, 1, 4)
         cache = DynamicCache()
+        # With two submodules the files' order is: the list gone through twice, every second pair belonging to a layer.
+        step = 4 if self.config.num_transformer_submodules == 2 else 2
         for layer in range(layers):
-            cache.update(split[2 * layer], split[2 * layer + 1], layer)
+            keys, values = (split[(step * layer + i) % (2 * layers)] for i in range(2))
+            cache.update(keys, values, layer)
         return EncoderDecoderCache(cache, DynamicCache()) if self.is_encoder_decoder else cache
 
     # -- generating -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -65,26 +66,22 @@ class Method:
 
 
 class _Registry:
-    """All methods by peft_type; filled when the first one is asked for."""
+    """All methods by peft_type; the method files are imported when the first one is asked for."""
 
     def __init__(self) -> None:
         self.table: dict[str, Method] = {}
-        self.loader: Callable[[], None] | None = None
+        self.discovered = False
 
     def loaded(self) -> dict[str, Method]:
-        if self.loader is not None:
-            loader, self.loader = self.loader, None
-            loader()
+        if not self.discovered:
+            self.discovered = True
+            # By name and late: the core must not depend on the methods.
+            importlib.import_module(f"{__package__.partition('.')[0]}.methods").modules()
         return self.table
 
 
 _REGISTRY = _Registry()
 _T = TypeVar("_T", bound=type[Any])
-
-
-def discover_with(loader: Callable[[], None]) -> None:
-    """Say how to import the method files; called once, when the first method is asked for."""
-    _REGISTRY.loader = loader
 
 
 def methods() -> dict[str, Method]:

@@ -8,7 +8,7 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-from ..core.config import PeftConfig, discover_with
+from ..core.config import PeftConfig
 
 FAMILIES = ("baselines", "selective", "additive", "prompt", "reparam", "initialisers")
 
@@ -34,6 +34,3 @@ def public_names() -> dict[str, Any]:
         out |= {n: v for n, v in vars(module).items() if isinstance(v, type) and issubclass(v, PeftConfig)}
         out |= {n: getattr(module, n) for n in getattr(module, "PUBLIC", ())}
     return out
-
-
-discover_with(lambda: (modules(), None)[1])

@@ -33,21 +33,19 @@ class Dora(Lora):
             self.lora_magnitude_vector = site.empty(*(site.base.out_features if n == -1 else n for n in shape))
             return
         with torch.no_grad():
-            weight = self._ungrouped(site.base.read()[0].to(self.lora_A.dtype))
+            weight = site.base.read()[0].to(self.lora_A.dtype)
             # At the start the low-rank part need not be zero (embeddings are not, when asked), so it counts.
-            changed = weight + self.dense_delta(weight)
+            changed = weight + self.stored_delta(weight)
             norm = self._norm(changed)
         self.lora_magnitude_vector = nn.Parameter(norm.view(shape).clone())
 
-    def dense_delta(self, weight: Tensor) -> Tensor:
-        """s · B A in the shape of an ungrouped weight."""
+    def stored_delta(self, weight: Tensor) -> Tensor:
+        """s · B A in the shape of the stored weight. With groups no such weight exists: the reference then takes the
+        product in B's order in memory, and so its files' magnitudes mean that."""
         if self.groups == 1:
             return self.delta(weight)
         A, B = self.factors()
-        out, rows = B.shape[0] // self.groups, A.shape[0] // self.groups
-        blocks = [B[g * out : (g + 1) * out].flatten(1) @ A[g * rows : (g + 1) * rows].flatten(1)
-                  for g in range(self.groups)]  # fmt: skip
-        return self.scaling * torch.cat(blocks).view(B.shape[0], *A.shape[1:])
+        return self.scaling * (B.reshape(-1, self.r) @ A.flatten(1)).view(weight.shape)
 
     @staticmethod
     def _norm(weight: Tensor) -> Tensor:
@@ -57,21 +55,10 @@ class Dora(Lora):
     def _scale(self, weight: Tensor) -> Tensor:
         """m / ||W + s B A||, one number for every output."""
         with torch.no_grad():
-            dense = self._ungrouped(weight) + self.dense_delta(weight)
+            changed = weight + self.stored_delta(weight)
             # A row of zeros has no direction: its output stays zero, as the paper's formula has it in the limit.
-            norm = self._norm(dense).clamp_min(torch.finfo(weight.dtype).tiny)
+            norm = self._norm(changed).clamp_min(torch.finfo(weight.dtype).tiny)
         return self.lora_magnitude_vector.flatten() / norm
-
-    def _ungrouped(self, weight: Tensor) -> Tensor:
-        """A grouped weight written out with zeros between the groups."""
-        if self.groups == 1:
-            return weight
-        out, width = weight.shape[0] // self.groups, weight.shape[1]
-        dense = weight.new_zeros(weight.shape[0], width * self.groups, *weight.shape[2:])
-        for g in range(self.groups):
-            rows = slice(g * out, (g + 1) * out)
-            dense[rows, g * width : (g + 1) * width] = weight[rows]
-        return dense
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         changed = weight + self.delta(weight)

@@ -82,6 +82,8 @@ class Lora(DeltaWeight):
         self.lora_alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
         self.lora_dropout = nn.Dropout(config.lora_dropout)
         self.groups = base.groups
+        # The reference adds the update of attention's output projection twice; that is what its files mean.
+        self.times = 2 if site.inside_target else 1
         self._check_options(site, config)
         if self.r % self.groups:
             raise ConfigError("must be a multiple of the convolution's groups", where=f"r at {site.name}", got=self.r,
@@ -95,7 +97,7 @@ class Lora(DeltaWeight):
 
     def _check_options(self, site: Site, config: LoraConfig) -> None:
         kind = site.base.kind
-        if config.lora_bias and kind in ("embedding", "experts", "parameter"):
+        if config.lora_bias and (site.inside_target or kind in ("embedding", "attention", "experts", "parameter")):
             raise ConfigError("this layer has no place for a bias", where=f"lora_bias at {site.name}", got=True)
         if config.lora_dropout and kind in ("experts", "parameter"):
             raise ConfigError("the input of this layer cannot be dropped out", where=f"lora_dropout at {site.name}",
@@ -156,7 +158,7 @@ class Lora(DeltaWeight):
             A_ERI = A.view(experts, self.r, -1)
             B_EOR = B.view(B.shape[0], self.r, experts).permute(2, 0, 1)
             return self.scaling * (B_EOR @ A_ERI)
-        return self.scaling * (B.flatten(1) @ A.flatten(1)).view(weight.shape)
+        return self.times * self.scaling * (B.flatten(1) @ A.flatten(1)).view(weight.shape)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.lora_bias is not None:
@@ -169,7 +171,7 @@ class Lora(DeltaWeight):
             return super().forward(inner, x)
         A, B = self.factors()
         dropped = x if self.embedding else self.lora_dropout(x)
-        out = inner(x) + self.scaling * inner.base.low_rank(dropped, A, B)
+        out = inner(x) + self.times * self.scaling * inner.base.low_rank(dropped, A, B)
         if self.lora_bias is not None:
             shape = (-1, *(1 for _ in range(A.dim() - 2)))
             out = out + self.scaling * self.lora_bias.view(shape)
