@@ -174,13 +174,16 @@ def _fetch(kind: str, requirement: str, work: Path) -> None:
 
 
 def _unpack(archive: Path, to: Path) -> None:
-    if archive.suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(to)
-        return
-    with tarfile.open(archive) as source:
-        source.extractall(to, filter="data")
-    (top,) = to.iterdir()  # a source archive has one top folder, NAME-VERSION
-    for child in list(top.iterdir()):
-        child.rename(to / child.name)
-    top.rmdir()
+    try:
+        if archive.suffix in (".whl", ".zip"):
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(to)
+            return
+        unpacked = to.with_name("unpacked")
+        with tarfile.open(archive) as source:
+            source.extractall(unpacked, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError("the archive is damaged or not safe", where=archive.name, got=error) from error
+    (top,) = unpacked.iterdir()  # a source archive has one top folder, NAME-VERSION
+    top.rename(to)
+    unpacked.rmdir()

@@ -94,11 +94,13 @@ def _claimed(final: Path, work: Path, resume: bool) -> Output:
     if resume and checkpoint is None:
         raise RecipeError("nothing to resume: no complete checkpoint", where="output.dir", got=work)
     try:
-        if work != final and not resume and (work / _MARK).is_file():
-            shutil.rmtree(work)  # left by an interrupted run that was to replace `final`
+        if work != final and work.exists() and not (work / _MARK).is_file():
+            raise RecipeError("this folder is in the way", where="output.dir", got=work, fix="move it away")
         work.mkdir(parents=True, exist_ok=True)
         lock = FileLock(work / ".lock", timeout=0)
         lock.acquire()
+        if work != final and not resume:
+            _empty(work)  # left by a run that was to replace `final` and was cut off
         (work / _MARK).write_text(json.dumps({"afina": __version__}) + "\n", encoding="utf-8")
     except Timeout as error:
         raise RecipeError("another run writes to the output folder", where="output.dir", got=work) from error
@@ -106,3 +108,11 @@ def _claimed(final: Path, work: Path, resume: bool) -> Output:
         got = f"{work} ({error.strerror})"
         raise RecipeError("cannot write to the output folder", where="output.dir", got=got) from error
     return Output(final, work, checkpoint, lock)
+
+
+def _empty(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
