@@ -77,6 +77,8 @@ class PeftConfig:
     default_learning_rate: ClassVar[float] = 2e-4
     """Where to start with AdamW; methods differ by two orders of magnitude."""
     is_prompt_learning: ClassVar[bool] = False
+    foreign: ClassVar[Mapping[str, bool]] = {}
+    """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
 
     def __post_init__(self) -> None:
         if self.method_type:
@@ -221,17 +223,21 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
         if typo:
             raise ConfigError("unknown key, probably a typing error", where=f"{where or cls.__name__}: {key}",
                               fix=f"did you mean {typo!r}?")  # fmt: skip
+        if extra[key] and cls.foreign.get(key):
+            raise ConfigError("this option of the reference is not available", where=f"{where or cls.__name__}: {key}",
+                              got=str(extra[key])[:80])  # fmt: skip
     try:
         config = cls(**{k: v for k, v in values.items() if k in names})
     except ConfigError as error:
         if where is not None:
             error.where = f"{where}: {error.where}"
         raise
-    if extra:
-        config.extra = extra
+    config.extra = extra
+    unknown = sorted(k for k, v in extra.items() if v and k not in cls.foreign)
+    if unknown:
         warnings.warn(
             f"{where or cls.__name__}: keys not known to this version are kept but have no effect: "
-            f"{', '.join(sorted(extra))} (written by peft {values.get('peft_version', 'unknown')})",
+            f"{', '.join(unknown)} (written by peft {values.get('peft_version', 'unknown')})",
             AfinaWarning, stacklevel=4,
         )  # fmt: skip
     return config
@@ -271,5 +277,5 @@ def _edit_distance(a: str, b: str) -> int:
 
 __all__ = [
     "CONFIG_NAME", "FORMAT_VERSION", "LayerConfig", "Method", "PeftConfig", "PeftType", "TaskType", "bounded",
-    "config_class", "discover_with", "extension", "method", "methods", "plain", "register",
+    "config_class", "extension", "method", "methods", "plain", "register",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from .host import Host, ModulesToSaveWrapper, ReadHost
 from .patterns import name_in
 from .targets import Slot, select_slots, slots
 from .tuner import adapter_names
-from .weights import BaseWeight, base_weight
+from .weights import BaseWeight
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")

@@ -48,6 +48,13 @@ class LoraConfig(LayerConfig):
     corda_config: dict[str, Any] | None = None
     lora_ga_config: dict[str, Any] | None = None
     default_learning_rate: ClassVar[float] = 2e-4
+    foreign: ClassVar[Mapping[str, bool]] = {
+        **dict.fromkeys(
+            ("alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication",
+             "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "use_qalora"), True,
+        ),
+        **dict.fromkeys(("megatron_core", "qalora_group_size", "runtime_config", "velora_config"), False),
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
