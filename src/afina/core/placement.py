@@ -160,13 +160,9 @@ class Placement:
         # generate() takes the cache's tokens for the first ones of the input, so as many stand-ins go before it.
         call["past_key_values"] = self.cache(len(ids) * copies, call)
         if self.is_encoder_decoder:
-            start = getattr(self.model.config, "decoder_start_token_id", None)
-            own = call.get("decoder_input_ids")
-            first = own if own is not None else ids.new_full((len(ids), 1), start or 0)
-            call["decoder_input_ids"] = _lengthen(first, len(ids), first.shape[1], self.count, ids.device, start or 0)
-        else:
-            call["input_ids"] = _lengthen(ids, len(ids), ids.shape[1], self.count, ids.device, 0)
-            call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
+            return run(**call)
+        call["input_ids"] = _lengthen(ids, len(ids), ids.shape[1], self.count, ids.device, 0)
+        call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
         if call.get("max_length") is not None:
             call["max_length"] += self.count
         return _edit(run(**call), lambda all_ids: all_ids[:, self.count :])

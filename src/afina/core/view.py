@@ -89,7 +89,10 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | N
             head, _, tail = disk.partition(".")
             if head == name and adapter.prefix and name.startswith(adapter.prefix):
                 value = getattr(adapter, attribute)
-                out[key] = SimpleNamespace(**{tail: value}) if tail else value
+                if tail:  # several tensors of one module: lora_B.weight and lora_B.bias
+                    setattr(out.setdefault(key, SimpleNamespace()), tail, value)
+                else:
+                    out[key] = value
         if name in adapter.reference_attributes:
             out[key] = getattr(adapter, name)
     return out or None
