@@ -1,0 +1,201 @@
+"""Optimizers made for LoRA: LoRA+, LoRA-FA, and Riemannian preconditioning.
+
+Each is a torch optimizer with LoRA's parameters grouped, or their gradients transformed around each step. Only
+parameters that require gradients are taken. With G = dLoss/dW and s the adapter's scale, dLoss/dA = s Bᵀ G and
+dLoss/dB = s G Aᵀ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from .core.host import hosts
+from .errors import ConfigError
+from .methods.reparam.lora import Lora
+
+_O = TypeVar("_O", bound=Optimizer)
+
+
+def create_loraplus_optimizer(
+    model: nn.Module,
+    optimizer_cls: type[_O],
+    *,
+    lr: float,
+    loraplus_lr_ratio: float,
+    loraplus_lr_embedding: float = 1e-6,
+    loraplus_weight_decay: float | None = None,
+    **kwargs: Any,
+) -> _O:
+    """LoRA+: B learns faster than A.
+
+    Hayou, Ghosh, Yu 2024, arXiv 2402.12354. Groups: B (lr · ratio), LoRA on embeddings (`loraplus_lr_embedding`), the
+    rest (lr). Biases and norms are not decayed. Unlike in the reference, those of `modules_to_save` learn at lr, not at
+    lr · ratio, and a plain `weight_decay` is not ignored.
+
+    Args:
+        lr: the learning rate of A.
+        loraplus_lr_ratio: that of B divided by that of A, at least 1; the paper takes 2^4.
+        loraplus_weight_decay: weight decay; `weight_decay` if None.
+        **kwargs: for `optimizer_cls`.
+
+    Raises:
+        ConfigError: a ratio below 1, or the model has no trainable LoRA factor.
+    """
+    if not 1 <= loraplus_lr_ratio < math.inf:
+        raise ConfigError("out of range", where="loraplus_lr_ratio", got=loraplus_lr_ratio, expected=">= 1")
+    decay = kwargs.pop("weight_decay", 0.0) if loraplus_weight_decay is None else loraplus_weight_decay
+    kwargs.pop("weight_decay", None)
+    rates: dict[int, float] = {}
+    for adapter in _trainable_lora(model):
+        rates[id(adapter.lora_A)] = loraplus_lr_embedding if adapter.embedding else lr
+        rates[id(adapter.lora_B)] = loraplus_lr_embedding if adapter.embedding else lr * loraplus_lr_ratio
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in _trainable(model):
+        key = rates.get(id(parameter), lr), decay if parameter.dim() > 1 else 0.0
+        groups.setdefault(key, []).append(parameter)
+    make: Callable[..., _O] = optimizer_cls
+    return make([{"params": p, "lr": rate, "weight_decay": d} for (rate, d), p in groups.items()], lr=lr, **kwargs)
+
+
+def create_lorafa_optimizer(
+    model: nn.Module,
+    r: int,
+    lora_alpha: float,
+    lr: float,
+    weight_decay: float = 0.0,
+    use_rslora: bool | None = None,
+) -> Optimizer:
+    """LoRA-FA: A is frozen, and B's gradient is corrected so that W moves as close to its own gradient as A allows.
+
+        dB <- (1/s²) dB (A Aᵀ)⁻¹,   then AdamW
+
+    Zhang, Zhang, Shi, Chu, Li 2023, arXiv 2308.03303. A of linear layers is frozen by this call. AdamW is torch's.
+
+    Args:
+        r, lora_alpha, use_rslora: as in the adapter's config; only checked, because every layer knows its own scale.
+
+    Raises:
+        ConfigError: they differ from the config, or the model has no trainable LoRA factor.
+    """
+    given = {"r": r, "lora_alpha": lora_alpha} | ({} if use_rslora is None else {"use_rslora": use_rslora})
+    adapters = [a for a in _trainable_lora(model) if _is_matrix(a)]
+    if adapters:
+        for key, value in given.items():
+            config = getattr(model, "active_peft_config", None)
+            if config is not None and getattr(config, key) != value:
+                raise ConfigError(
+                    "differs from the adapter's config", where=key, got=value, expected=getattr(config, key)
+                )
+    for adapter in adapters:
+        adapter.lora_A.requires_grad_(False)
+    optimizer = AdamW(_trainable(model), lr=lr, weight_decay=weight_decay)
+
+    def corrected(adapter: Lora) -> Iterator[_Change]:
+        A_RI = adapter.lora_A.detach().float()
+        yield _Change(
+            adapter.lora_B, _solve(A_RI @ A_RI.mT, 1e-8, adapter.lora_B.grad, left=False) / adapter.scaling**2
+        )
+
+    return _around_steps(optimizer, adapters, corrected)
+
+
+def create_riemannian_optimizer(
+    model: nn.Module, optimizer_cls: type[_O], *, lr: float, reg: float = 1e-2, **kwargs: Any
+) -> _O:
+    """Riemannian preconditioned LoRA: the step does not depend on how B A is split into B and A.
+
+        dA <- (BᵀB + reg I)⁻¹ dA,   dB <- dB (A Aᵀ + reg I)⁻¹,   then `optimizer_cls`
+
+    Zhang, Pilanci 2024, arXiv 2402.02347. Linear layers only; other parameters are updated as usual.
+
+    Args:
+        reg: damping, added to the diagonals.
+        **kwargs: for `optimizer_cls`.
+
+    Raises:
+        ConfigError: reg <= 0, or the model has no trainable LoRA factor.
+    """
+    if not 0 < reg < math.inf:
+        raise ConfigError("out of range", where="reg", got=reg, expected="> 0")
+    adapters = [a for a in _trainable_lora(model) if _is_matrix(a)]
+    make: Callable[..., _O] = optimizer_cls
+    optimizer = make(_trainable(model), lr=lr, **kwargs)
+
+    def preconditioned(adapter: Lora) -> Iterator[_Change]:
+        A_RI, B_OR = adapter.lora_A.detach().float(), adapter.lora_B.detach().float()
+        if adapter.lora_A.grad is not None:
+            yield _Change(adapter.lora_A, _solve(B_OR.mT @ B_OR, reg, adapter.lora_A.grad, left=True))
+        if adapter.lora_B.grad is not None:
+            yield _Change(adapter.lora_B, _solve(A_RI @ A_RI.mT, reg, adapter.lora_B.grad, left=False))
+
+    return _around_steps(optimizer, adapters, preconditioned)
+
+
+class _Change(NamedTuple):
+    parameter: nn.Parameter
+    gradient: Tensor
+
+
+def _around_steps(optimizer: _O, adapters: list[Lora], change: Callable[[Lora], Iterator[_Change]]) -> _O:
+    """Let the optimizer see changed gradients during its steps; afterwards `.grad` is what backward left."""
+    kept: list[_Change] = []
+
+    def before(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (args and args[-1] is not None and callable(args[-1])) or kwargs.get("closure") is not None:
+            raise ConfigError("the gradients would be computed inside the step", where="closure",
+                              fix="call backward first, then step() without a closure")  # fmt: skip
+        for adapter in adapters:
+            for parameter, gradient in change(adapter) if adapter.lora_B.grad is not None else ():
+                assert parameter.grad is not None
+                kept.append(_Change(parameter, parameter.grad))
+                parameter.grad = gradient.to(parameter.dtype)
+
+    def after(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        kept.clear()
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+    return optimizer
+
+
+def _solve(gram_RR: Tensor, damping: float, gradient: Tensor | None, *, left: bool) -> Tensor:
+    """(gram + damping I)⁻¹ gradient, or gradient (gram + damping I)⁻¹, in float32."""
+    assert gradient is not None
+    damped = gram_RR + damping * torch.eye(len(gram_RR), device=gram_RR.device)
+    solved: Tensor = torch.linalg.solve(damped, gradient.float(), left=left)
+    return solved
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _trainable_lora(model: nn.Module) -> list[Lora]:
+    """The LoRA adapters that train.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    adapters = [host.adapter(name) for _, host in hosts(model) for name in host.names()]
+    found = [a for a in adapters if isinstance(a, Lora) and a.lora_B.requires_grad]
+    if not found:
+        raise ConfigError("the model has no trainable LoRA adapter", where=type(model).__name__,
+                          fix="call get_peft_model with a LoraConfig, or set_adapter, first")  # fmt: skip
+    return found
+
+
+def _is_matrix(adapter: Lora) -> bool:
+    """Whether the factors are those of one plain matrix."""
+    return (
+        not adapter.embedding
+        and adapter.lora_A.dim() == 2
+        and adapter.lora_A.shape[0] == adapter.lora_B.shape[1] == adapter.r
+    )
