@@ -1,0 +1,134 @@
+"""Mixed dtypes, copies, compilation and checkpointing: every row of the table."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import afina
+from afina.core.host import hosts
+
+from .harness import adapted, base_weights, cases, cast, config, distance, nudge, run
+from .kinds import KINDS, Kind
+from .table import ROWS, Row
+
+LINEAR_ROWS = [pytest.param(row, KINDS["linear"], id=str(row)) for row in ROWS if "linear" in row.kinds]
+
+
+@cases("bfloat16")
+def test_float32_adapter_on_a_bfloat16_base(row: Row, kind: Kind) -> None:
+    model = afina.get_peft_model(kind.build().bfloat16(), config(row, kind)).eval()
+    nudge(model)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    inputs = cast(kind.inputs(), torch.bfloat16)
+    out = model(*inputs)
+    base = kind.build().bfloat16()(*inputs)
+    assert out.dtype == base.dtype
+    out.float().square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in trained.values())
+
+
+@cases("merge")
+def test_bfloat16_merge_rounds_the_float32_merge_once(row: Row, kind: Kind) -> None:
+    if not row.merges:
+        pytest.skip("the row has no merged form")
+    half = afina.get_peft_model(kind.build().bfloat16(), config(row, kind)).eval()
+    full = afina.get_peft_model(kind.build().bfloat16().float(), config(row, kind)).eval()
+    nudge(half)
+    afina.set_peft_model_state_dict(full, afina.get_peft_model_state_dict(half))
+    before = base_weights(half)
+    half.merge_adapter()
+    full.merge_adapter()
+    for name, weight in base_weights(half).items():
+        assert torch.equal(weight, base_weights(full)[name].bfloat16()), name
+        assert weight.dtype == torch.bfloat16
+    out, exact = run(half, kind, torch.bfloat16), run(full, kind)
+    assert distance(out, exact) < 0.05  # bf16 has 8 bits, and the inputs and two layers are rounded
+    half.unmerge_adapter()
+    assert all(torch.equal(w, before[n]) for n, w in base_weights(half).items())
+
+
+@cases("bfloat16")
+def test_adapter_follows_the_base_without_autocast_adapter_dtype(row: Row, kind: Kind) -> None:
+    model = afina.get_peft_model(kind.build().bfloat16(), config(row, kind), autocast_adapter_dtype=False)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    nudge(model)
+    assert torch.isfinite(run(model, kind, torch.bfloat16)).all()
+
+
+@cases("autocast")
+def test_autocast_keeps_gradients_finite(row: Row, kind: Kind) -> None:
+    model = adapted(row, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(*kind.inputs())
+    out.float().square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(g is not None and torch.isfinite(g).all() for g in grads)
+    assert distance(out.detach(), run(model, kind)) < 0.05  # bf16 products
+
+
+@cases("copies")
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_copies_are_equal_and_independent(row: Row, kind: Kind, how: str) -> None:
+    model = adapted(row, kind)
+    out = run(model, kind)
+    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    assert torch.equal(run(twin, kind), out)
+    nudge(twin, seed=8)
+    assert not torch.equal(run(twin, kind), out)
+    assert torch.equal(run(model, kind), out)
+    if row.merges and not row.gap("merge", kind):
+        moved = run(twin, kind)
+        twin.merge_adapter()
+        assert distance(run(twin, kind), moved) < 1e-5
+        assert torch.equal(run(model, kind), out)
+        assert not any(h.merged for _, h in hosts(model))
+
+
+@cases("checkpointing")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(row: Row, kind: Kind, reentrant: bool) -> None:
+    def gradients(through_checkpoint: bool) -> list[torch.Tensor]:
+        model = adapted(row, kind).train()
+        inputs = kind.inputs()
+        if inputs[0].is_floating_point():
+            inputs[0].requires_grad_(True)
+        torch.manual_seed(4)  # dropout must draw the same numbers when it is run again
+        out = checkpoint(model, *inputs, use_reentrant=reentrant) if through_checkpoint else model(*inputs)
+        out.square().sum().backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    if reentrant and not kind.inputs()[0].is_floating_point():
+        with pytest.warns(UserWarning, match="None of the inputs have requires_grad"), pytest.raises(RuntimeError):
+            gradients(True)  # torch's own limit: reentrant checkpointing needs an input with gradients
+        return
+    plain, again = gradients(False), gradients(True)
+    assert all(g is not None for g in again)
+    # Reentrant: the loss is of a forward without gradients, where torch folds products in another order.
+    close = 1e-6 if reentrant else 0.0
+    assert all(distance(a, b) <= close for a, b in zip(again, plain, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "kind"), LINEAR_ROWS)
+def test_compiles_without_a_graph_break(row: Row, kind: Kind) -> None:
+    if row.gap("compile", kind):
+        pytest.skip(row.gap("compile", kind) or "")
+    torch._dynamo.reset()
+    model = adapted(row, kind).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    expected = model(*kind.inputs())
+    torch.manual_seed(0)
+    out = compiled(*kind.inputs())
+    assert distance(out.detach(), expected.detach()) < 1e-5 or "dropout" in row.name
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.set_adapter("default")
+    with model.disable_adapter(), torch.no_grad():
+        assert distance(compiled(*kind.inputs()), run(kind.frozen(), kind)) < 1e-5
