@@ -211,7 +211,8 @@ _EXPERTS = (Layer(12, 8, experts=3), Layer(8, 12, experts=3))
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("linear", lambda: Chain(nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 5)), _random(3, 4, 8), _LINEARS),
+        Kind("linear", lambda: Chain(nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 5)), _random(3, 4, 8),
+             _LINEARS),
         Kind(
             "linear_without_bias",
             lambda: Chain(nn.Linear(8, 12, bias=False), nn.Linear(12, 10, bias=False), nn.Linear(10, 5, bias=False)),
@@ -220,7 +221,8 @@ KINDS: dict[str, Kind] = {
         Kind("transposed_linear", _conv1d_of_transformers, _random(3, 4, 8), _LINEARS),
         Kind(
             "conv1d",
-            lambda: Pooled(nn.Conv1d(4, 12, 3, stride=2, padding=1), nn.Conv1d(12, 10, 2, bias=False), nn.Linear(10, 5)),
+            lambda: Pooled(nn.Conv1d(4, 12, 3, stride=2, padding=1), nn.Conv1d(12, 10, 2, bias=False),
+                           nn.Linear(10, 5)),
             _random(3, 4, 12), (Layer(12, 4, 3, bias=12), Layer(10, 12, 2)),
         ),
         Kind(
@@ -231,7 +233,8 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "conv2d",
-            lambda: Pooled(nn.Conv2d(4, 12, (3, 2), stride=(2, 1), padding=(1, 0)), nn.Conv2d(12, 10, 2), nn.Linear(10, 5)),
+            lambda: Pooled(nn.Conv2d(4, 12, (3, 2), stride=(2, 1), padding=(1, 0)), nn.Conv2d(12, 10, 2),
+                           nn.Linear(10, 5)),
             _random(3, 4, 8, 7), (Layer(12, 4, 6, bias=12), Layer(10, 12, 4, bias=10)),
         ),
         Kind(

@@ -106,15 +106,33 @@ _EVERY = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS, *PARAMETERS)
 _GROUPED = {("merge", "grouped_conv2d"): "each output sees every input channel, which no grouped weight can hold"}
 
 
-def _lora(name: str, kinds: tuple[str, ...] = _EVERY, count: Callable[[Kind], int] | None = None, *,
-          starts_at_base: bool = True, open: bool = False, gaps: Mapping[tuple[str, str], str] | None = None, **options: Any) -> Row:  # fmt: skip
-    return Row(name, "LoraConfig", kinds, count or lora_count(), {"r": 4, "lora_alpha": 6, **options},
-               starts_at_base=starts_at_base, oracle="LoraConfig", open=open, gaps={**_GROUPED, **(gaps or {})})  # fmt: skip
+def _lora(
+    name: str,
+    kinds: tuple[str, ...] = _EVERY,
+    count: Callable[[Kind], int] | None = None,
+    *,
+    starts_at_base: bool = True,
+    open: bool = False,
+    gaps: Mapping[tuple[str, str], str] | None = None,
+    **options: Any,
+) -> Row:
+    return Row(
+        name,
+        "LoraConfig",
+        kinds,
+        count or lora_count(),
+        {"r": 4, "lora_alpha": 6, **options},
+        starts_at_base=starts_at_base,
+        oracle="LoraConfig",
+        open=open,
+        gaps={**_GROUPED, **(gaps or {})},
+    )
 
 
 _GROUPED_DORA = {
     ("stack", "grouped_conv2d"): "the second one needs the merged weight of the first, which has no grouped form",
 }
+
 ROWS: tuple[Row, ...] = (
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),

@@ -110,7 +110,7 @@ def test_checkpointing_gives_the_same_gradients(row: Row, kind: Kind, reentrant:
     plain, again = gradients(False), gradients(True)
     assert all(g is not None for g in again)
     # Reentrant: the loss is of a forward without gradients, where torch folds products in another order.
-    close = 1e-6 if reentrant else 0.0
+    close = 1e-5 if reentrant else 0.0
     assert all(distance(a, b) <= close for a, b in zip(again, plain, strict=True))
 
 

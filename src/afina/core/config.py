@@ -136,7 +136,7 @@ class PeftConfig:
         target = config_class(str(kind), where=where)
         if not issubclass(target, cls):
             raise ConfigError("the file is for another method", where=where, got=kind, expected=cls.method_type)
-        return _build(target, values, where)
+        return _build(target, {**values, "peft_type": target.method_type}, where)
 
     @classmethod
     def from_json_file(cls, path: str | Path, **kwargs: Any) -> dict[str, Any]:
@@ -158,7 +158,8 @@ class PeftConfig:
         path = locate(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = read_json_object(path)
         # Fields given by the caller win over the file's: they are the caller's word.
-        names = {f.name for f in dataclasses.fields(config_class(str(values.get("peft_type", cls.method_type))))}
+        kind = config_class(str(values.get("peft_type", cls.method_type)), where=path)
+        names = {f.name for f in dataclasses.fields(kind)}
         given = {k: v for k, v in kwargs.items() if k in names and k not in ("revision",)}
         return cls.from_dict({**values, **given}, where=path)
 

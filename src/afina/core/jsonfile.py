@@ -58,6 +58,11 @@ def parse_json(text: str, where: object) -> Any:
         raise ConfigError(
             f"not valid JSON: {error.msg}", where=f"{where}, line {error.lineno} column {error.colno}", got=repr(around)
         ) from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        # Numbers of thousands of digits are refused by Python itself.
+        raise ConfigError(f"not valid JSON: {str(error).partition(';')[0]}", where=where) from None
     _refuse_infinite(value, where)
     return value
 

@@ -18,7 +18,7 @@ def check_name(name: bool | str) -> None:
         ConfigError: names the nearest.
     """
     known = (*_SUBTRACTING, *_PLAIN)
-    if isinstance(name, bool) or name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
+    if isinstance(name, bool) or name in known or (name.startswith("pissa_niter_") and name[12:].isdecimal()):
         return
     raise ConfigError("unknown start", where="init_lora_weights", got=name,
                       expected="true, false, pissa_niter_N or " + ", ".join(known),
