@@ -77,11 +77,9 @@ def create_lorafa_optimizer(
 
     Zhang, Zhang, Shi, Chu, Li 2023, arXiv 2308.03303. A of linear layers is frozen by this call. AdamW is torch's.
 
-    Args:
-        r, lora_alpha, use_rslora: as in the adapter's config; only checked, because every layer knows its own scale.
-
     Raises:
-        ConfigError: they differ from the config, or the model has no trainable LoRA factor.
+        ConfigError: r, lora_alpha or use_rslora differ from the config (each layer knows its own scale), or the model
+            has no trainable LoRA factor.
     """
     given = {"r": r, "lora_alpha": lora_alpha} | ({} if use_rslora is None else {"use_rslora": use_rslora})
     adapters = [a for a in _trainable_lora(model) if _is_matrix(a)]

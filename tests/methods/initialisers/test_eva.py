@@ -181,8 +181,7 @@ def test_label_mask_and_attention_mask_choose_the_rows():
     mask = prepare_model_inputs_fn_language_modeling(batch, c)
     x = torch.arange(6.0).view(1, 3, 2)
     assert prepare_layer_inputs_fn_language_modeling((x,), mask, "a").tolist() == [[2.0, 3.0]]
-    c.eva_config["use_label_mask"] = False
-    mask = prepare_model_inputs_fn_language_modeling(batch, c)
+    mask = prepare_model_inputs_fn_language_modeling(batch, config(use_label_mask=False))
     assert len(prepare_layer_inputs_fn_language_modeling((x,), mask, "a")) == 2
     assert prepare_model_inputs_fn_language_modeling({"x": x}, c) is None
 
@@ -222,3 +221,8 @@ def test_bad_input_is_named():
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ConfigError, match="out of range"):
         EvaConfig(**bad)
+
+
+def test_settings_survive_the_config_file(tmp_path):
+    LoraConfig(init_lora_weights="eva", eva_config=EvaConfig(rho=3.0)).save_pretrained(tmp_path)
+    assert LoraConfig.from_pretrained(tmp_path).eva_config == EvaConfig(rho=3.0)

@@ -128,3 +128,11 @@ def test_replacing_needs_the_original_weights(tmp_path):
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(ConfigError, match="out of range"):
         LoftQConfig(**bad)
+
+
+def test_settings_are_taken_as_instance_or_mapping_and_misspellings_are_named():
+    assert LoraConfig(loftq_config=LoftQConfig(loftq_bits=8)).loftq_config == {"loftq_bits": 8, "loftq_iter": 1}
+    config = LoraConfig(r=RANK, target_modules=["0"], init_lora_weights="loftq", loftq_config={"loftq_bit": 2})
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        preprocess_loftq(one_layer(), config)
+    assert "did you mean 'loftq_bits'?" in str(caught.value)

@@ -115,12 +115,10 @@ def get_eva_state_dict(
     Args:
         model: the plain model, or a PeftModel (its adapters are off during the run).
         dataloader: batches; read once, as far as needed.
-        peft_config: the LoRA config; the PeftModel's own if None.
-        forward_fn: runs the model on a batch.
         prepare_model_inputs_fn: (batch, config) -> what `prepare_layer_inputs_fn` gets as its second argument.
         prepare_layer_inputs_fn: (layer input, that, layer name) -> rows (N, in); or a mapping of such by layer name.
         gather_distributed_inputs: not supported on several processes; give each the same data and set it to False.
-        show_progress_bar: nothing is printed here; the argument is kept for the reference's callers.
+        show_progress_bar: nothing is printed here; kept for the reference's callers.
 
     Returns:
         module name (in the plain model) -> (rank, in), float32. Layers whose new rank is 0 are missing.
@@ -128,9 +126,7 @@ def get_eva_state_dict(
     Raises:
         ConfigError: a target saw no data or too few rows, or inputs are not finite.
     """
-    if gather_distributed_inputs and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise ConfigError("inputs are not gathered from several processes", where="gather_distributed_inputs", got=True,
-                          fix="give every process the same data and set it to False")  # fmt: skip
+    _check_processes(gather_distributed_inputs)
     injected = hasattr(model, "peft_config")
     config = peft_config if peft_config is not None or not injected else model.peft_config[adapter_name]
     if config is None:
@@ -148,6 +144,12 @@ def get_eva_state_dict(
             if not hooks:
                 break
     return watch.result()
+
+
+def _check_processes(gather_distributed_inputs: bool) -> None:
+    if gather_distributed_inputs and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ConfigError("inputs are not gathered from several processes", where="gather_distributed_inputs", got=True,
+                          fix="give every process the same data and set it to False")  # fmt: skip
 
 
 class _Watch:
@@ -259,12 +261,9 @@ def initialize_lora_eva_weights(
     """Start an adapter of a PeftModel by EVA: its ranks are redistributed and its factors made anew.
 
     Args:
-        model: a PeftModel whose adapter has init_lora_weights="eva".
+        model: a PeftModel whose adapter has init_lora_weights="eva"; returned.
         dataloader: as for `get_eva_state_dict`, like all arguments that are not named here.
         eva_state_dict: what `get_eva_state_dict` gave before, instead of a dataloader.
-
-    Returns:
-        The model.
 
     Raises:
         ConfigError: the adapter is not set up for EVA; neither data nor directions are given.

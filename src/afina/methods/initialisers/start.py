@@ -5,13 +5,14 @@ Shape suffixes: O = out_features, I = in_features, R = rank, N = rows of data.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, did_you_mean
 
 _C = TypeVar("_C")
 
@@ -80,8 +81,17 @@ def check_finite(tensor: Tensor, what: str, where: str) -> None:
 
 
 def settings(cls: type[_C], value: Any) -> _C:
-    """A sub-config given as an instance, as a mapping of its fields, or not at all."""
+    """A sub-config given as an instance, as a mapping of its fields, or not at all.
+
+    Raises:
+        ConfigError: the mapping has a key that is no field.
+    """
     if isinstance(value, cls):
         return value
     values: Mapping[str, Any] = value or {}
+    known = list(inspect.signature(cls).parameters)
+    for key in values:
+        if key not in known:
+            raise ConfigError("unknown key", where=f"{cls.__name__}.{key}", expected=", ".join(known),
+                              fix=did_you_mean(key, known))  # fmt: skip
     return cls(**values)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,10 @@ from ...core.patterns import value_for
 from ...core.view import View
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
+from ..initialisers.corda import CordaConfig
+from ..initialisers.eva import EvaConfig
+from ..initialisers.loftq import LoftQConfig
+from ..initialisers.lora_ga import LoraGAConfig
 
 
 @dataclass(kw_only=True)
@@ -44,9 +48,9 @@ class LoraConfig(LayerConfig):
     lora_bias: bool = False
     target_parameters: list[str] | None = None
     loftq_config: dict[str, Any] = field(default_factory=dict)
-    eva_config: dict[str, Any] | None = None
-    corda_config: dict[str, Any] | None = None
-    lora_ga_config: dict[str, Any] | None = None
+    eva_config: EvaConfig | None = None
+    corda_config: CordaConfig | None = None
+    lora_ga_config: LoraGAConfig | None = None
     default_learning_rate: ClassVar[float] = 2e-4
     foreign: ClassVar[Mapping[str, bool]] = {
         **dict.fromkeys(
@@ -57,6 +61,8 @@ class LoraConfig(LayerConfig):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
+        if isinstance(self.loftq_config, LoftQConfig):
+            self.loftq_config = asdict(self.loftq_config)
         super().__post_init__()
         if self.bias not in ("none", "all", "lora_only"):
             raise ConfigError("unknown choice", where="bias", got=self.bias, expected="none, all or lora_only")
