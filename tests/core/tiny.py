@@ -82,7 +82,7 @@ def llama(vocabulary: int = 32, tied: bool = False, seed: int = 0, **options: An
             max_position_embeddings=32,
             pad_token_id=0,
             **{**sizes, **options},
-        )  # fmt: skip
+        )
     ).eval()
 
 
@@ -95,7 +95,7 @@ def bert(head: str = "BertForSequenceClassification", seed: int = 0) -> Any:
     return getattr(transformers, head)(
         transformers.BertConfig(
             vocab_size=40, num_labels=3, max_position_embeddings=32, is_decoder=head.endswith("LMHeadModel"), **sizes
-        )  # fmt: skip
+        )
     ).eval()
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
@@ -75,7 +76,7 @@ def _check_spans(path: Path, entries: Mapping[str, object], size: int) -> None:
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         shape, dtype, offsets = entry["shape"], entry["dtype"], entry["data_offsets"]
         numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
-        if dtype not in _BYTES or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+        if not isinstance(dtype, str) or dtype not in _BYTES or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         if math.prod(shape) * _BYTES[dtype] != offsets[1] - offsets[0]:
             raise _torn(path, f"tensor {name!r} has shape {shape} but {offsets[1] - offsets[0]} bytes")
@@ -96,7 +97,10 @@ def read_tensors(path: Path, expected_digest: str | None = None) -> dict[str, Te
         CheckpointError: the content does not have the digest that was recorded when it was saved.
         NumericError: a tensor is not finite; names it and counts the elements.
     """
-    tensors: dict[str, Tensor] = load_bytes(path.read_bytes())
+    try:
+        tensors: dict[str, Tensor] = load_bytes(path.read_bytes())
+    except SafetensorError as error:
+        raise _torn(path, str(error)) from None
     if expected_digest is not None and digest(tensors) != expected_digest:
         raise CheckpointError("the tensors are not those that were saved (checksum differs)", where=path,
                               fix="re-download or re-save it")  # fmt: skip
@@ -126,8 +130,15 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> b
                                   fix="gather the state first (FSDP, ZeRO-3) and pass it as state_dict=")  # fmt: skip
     check_finite(plain, "saving")
     notes = json.dumps({**metadata, "tensors_sha256": digest(plain)}, sort_keys=True, allow_nan=False)
-    data: bytes = save_bytes(plain, {"format": "pt", "afina": notes})
-    return data
+    return _ordered(save_bytes(plain, {"format": "pt", "afina": notes}))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same file with its header's keys in order: the library writes the metadata in a random one."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
