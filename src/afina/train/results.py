@@ -80,7 +80,7 @@ def plot_loss(history: list[dict[str, Any]], before: Scores | None, after: Score
     last = points[-1][0] if points else 0
     held_out = [(step, scores.loss) for step, scores in ((0, before), (last, after)) if scores]
     if held_out:
-        axes.plot([s for s, _ in held_out], [v for _, v in held_out], "o--", label="held out", color="tab:orange")
+        axes.plot([s for s, _ in held_out], [v for _, v in held_out], "o", label="held out", color="tab:orange")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)

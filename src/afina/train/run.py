@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,14 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
     recipe = _resolved(recipe, labels)
     stand_in()  # the Trainer takes our PeftModel for the one that it knows
     output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
-    try:
+    with ExitStack() as undo:
+        undo.callback(output.abandon)
         if output.checkpoint is not None:
             _check_same(load_recipe(str(output.work)), recipe)
             reporter.note(f"resuming from {output.checkpoint.name}")
         (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
         result = _trained(recipe, split, labels, output, reporter)
-    except BaseException:  # Ctrl-C too: what can be resumed stays, the rest goes
-        output.abandon()
-        raise
+        undo.pop_all()
     output.publish()
     return result
 
@@ -127,8 +127,6 @@ def _measured(
     seconds = time.monotonic() - started
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
     after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
-    if after is not None:
-        reporter.note(f"after: {told(after)}")
     trainable, total = trainer.model.get_nb_trainable_parameters()
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
