@@ -78,6 +78,7 @@ def row(**values):
 MISTAKES = {
     "unknown key": ({}, ["training.batch_sise=3"], None, "did you mean 'batch_size'"),
     "unknown method setting": ({}, ["lora_alfa=3"], None, "lora_alpha"),
+    "mistyped flag": ({}, ["--overwite"], None, "did you mean --overwrite?"),
     "wrong type": ({}, ["batch_size=many"], None, "training.batch_size"),
     "wrong range": ({}, ["batch_size=0"], None, "training.batch_size"),
     "wrong method value": ({}, ["lora_r=0"], None, "r"),

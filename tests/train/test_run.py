@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from afina.errors import NumericError, RecipeError
@@ -269,3 +270,19 @@ def test_default_learning_rate_is_the_methods_own(tmp_path, model_folder, child)
 
     result, _ = child(train, recipe)
     assert load_recipe(str(result.folder)).training.learning_rate == LoraConfig.default_learning_rate
+
+
+def test_recomputed_activations_give_the_same_adapter(tmp_path, model_folder, child):
+    folders = []
+    for switch in (False, True):
+        (tmp_path / str(switch)).mkdir()
+        recipe = tiny.write_recipe(tmp_path / str(switch), model_folder, training__gradient_checkpointing=switch)
+        folders.append(child(train, recipe)[0].folder)
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-6)
+
+
+def test_base_in_bfloat16_keeps_its_adapter_in_float32(tmp_path, model_folder, child):
+    result, _ = child(train, tiny.write_recipe(tmp_path, model_folder, model__dtype="bfloat16"))
+    assert {t.dtype for t in load_file(result.folder / "adapter_model.safetensors").values()} == {torch.float32}

@@ -65,6 +65,11 @@ def test_unknown_method_setting_names_the_nearest(tmp_path):
     assert "lora_alpha" in refused(write(tmp_path, MINIMAL + "method:\n  type: lora\n  lora_alfa: 3\n"))
 
 
+def test_settings_of_the_method_may_stand_alone_wherever_it_is_named(tmp_path):
+    path = write(tmp_path, "use_rslora: true\n" + MINIMAL + "method: lora\n")
+    assert load_recipe(path, [("r", "3")]).method.fields == {"use_rslora": True, "r": 3}
+
+
 def test_unknown_method_is_refused(tmp_path):
     assert "lorra" in refused(write(tmp_path, MINIMAL), ("method", "lorra"))
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import RecipeError
 from .guard import guarded
+
+if TYPE_CHECKING:
+    from ..train.run import Result
+
+_FLAGS = ("dry-run", "overwrite", "resume")
 
 
 @guarded
@@ -28,6 +34,9 @@ def train(
     from ..train.yamlfile import dump
 
     source, overrides = split_arguments(args or [])
+    for key, value in overrides:
+        if value == "true" and (close := get_close_matches(key, _FLAGS, cutoff=0.8)):
+            raise RecipeError(f"unknown option --{key}", fix=f"did you mean --{close[0]}?")
     if source is None:
         if overrides:
             raise RecipeError("no recipe", got=args, expected="afina train RECIPE key=value ...")
@@ -39,19 +48,23 @@ def train(
     if dry_run:
         typer.echo(dump(recipe))
         return
-    from ..train.run import run, told
+    from ..train.run import run
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    result = run(recipe, reporter, overwrite=overwrite, resume=resume)
+    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume), recipe.output.dir)
+
+
+def _conclude(result: Result, folder: str) -> None:
+    from ..train.run import told
+
     for name, scores in (("before", result.before), ("after", result.after)):
         if scores is not None:
             typer.echo(f"{name + ':':8}{told(scores)}")
     typer.echo(f"results in {result.folder}; next:")
-    folder = shlex.quote(recipe.output.dir)
-    merged = shlex.quote(recipe.output.dir + "-merged")
-    for command in (f"chat {folder}", f"predict {folder} FILE", f"merge {folder} {merged}"):
+    adapter, merged = shlex.quote(folder), shlex.quote(f"{folder}-merged")
+    for command in (f"chat {adapter}", f"predict {adapter} FILE", f"merge {adapter} {merged}"):
         typer.echo(f"  afina {command}")
 
 

@@ -163,7 +163,8 @@ def _fetch(kind: str, requirement: str, work: Path) -> None:
     )
     archives = sorted((work / "archive").iterdir()) if done.returncode == 0 else []
     if len(archives) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip gave no reason"]
+        said = done.stderr.strip().splitlines() or ["pip gave no reason"]
+        errors = [line for line in said if line.startswith("ERROR")] or said
         raise DataError(
             f"pip could not fetch {requirement}", got=errors[-1][:300], fix="check the network and pip's index settings"
         )

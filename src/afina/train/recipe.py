@@ -32,7 +32,7 @@ class DataSection(Section):
     train: str = Field(description="JSONL, JSON or CSV file, package:NAME/path or embedded:NAME/FILE")
     eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
     eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
-    format: Literal["auto", "prompt_completion", "chat", "classification"] = Field(
+    format: Literal["auto", "prompt_completion", "chat"] = Field(
         default="auto", description="auto: by the columns that the rows have"
     )
     prompt: str | None = Field(

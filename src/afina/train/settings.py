@@ -26,8 +26,9 @@ _SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
     }
 )
+_METHOD = "method.type"
 _MAIN_KEY: Mapping[str, str] = MappingProxyType(
-    {"model": "model.path", "data": "data.train", "method": "method.type", "output": "output.dir"}
+    {"model": "model.path", "data": "data.train", "method": _METHOD, "output": "output.dir"}
 )
 # What other tools call the same setting.
 _ALIASES: Mapping[str, str] = MappingProxyType(
@@ -98,7 +99,12 @@ class Draft:
             for inner, inner_value in value.items():
                 self._put(_within(key, inner, place), inner_value, place)
         else:
-            self._put(_canonical(key, place), value, place)
+            self._put(_canonical(key, place, self.method), value, place)
+
+    @property
+    def method(self) -> str:
+        """The method as far as it is known."""
+        return str(self.values.get("method", {}).get("type", "lora"))
 
     def _put(self, key: str, value: object, place: str) -> None:
         self.places[key] = place
@@ -109,8 +115,8 @@ class Draft:
             self.values[section] = value
 
 
-def _canonical(key: str, place: str) -> str:
-    """The `section.key` that `key` means."""
+def _canonical(key: str, place: str, method: str) -> str:
+    """The `section.key` that `key` means; `method` is asked for its own settings last."""
     section, _, inner = key.partition(".")
     if inner and section in _SECTIONS:
         return _within(section, inner, place)
@@ -126,7 +132,9 @@ def _canonical(key: str, place: str) -> str:
     if len(owners) > 1:
         options = " or ".join(f"{owner}.{key}" for owner in owners)
         raise RecipeError(f"the key {key!r} is in several sections", where=place, expected=options)
-    known = [*_SECTIONS, *_ALIASES, *(k for model in _SECTIONS.values() for k in model.model_fields)]
+    if key in (own := _method_fields(method)):
+        return f"method.{key}"
+    known = [*_SECTIONS, *_ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
     raise RecipeError(f"unknown key {key!r}", where=place, fix=did_you_mean(key, known))
 
 
@@ -162,7 +170,8 @@ def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recip
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=name, got=type(values).__name__)
     draft = Draft()
-    for key, value in values.items():
+    # The method goes first: its settings may stand alone too.
+    for key, value in sorted(values.items(), key=lambda item: _ALIASES.get(item[0], _MAIN_KEY.get(item[0])) != _METHOD):
         if key in _SECTIONS and isinstance(value, dict):
             for inner, inner_value in value.items():
                 draft.set(f"{key}.{inner}", inner_value, places.get(f"{key}.{inner}", name))
@@ -221,17 +230,13 @@ def method_config(recipe: Recipe, places: Mapping[str, str] | None = None, name:
         RecipeError: the method or one of its fields is unknown; names the nearest.
         ConfigError: a field's value is wrong.
     """
-    from dataclasses import fields
-    from importlib import import_module
+    from ..core.config import TaskType
 
-    from ..core.config import TaskType, config_class
-
-    import_module("..methods", __package__)  # so that every method is registered
+    cls = _config_class(recipe.method.type)
+    own = _method_fields(recipe.method.type)
     places = places or {}
-    cls = config_class(recipe.method.type)
-    own = {f.name for f in fields(cls) if f.init}
     for key in recipe.method.fields:
-        if key not in own or key in ("task_type", "peft_type"):
+        if key not in own:
             where = places.get(f"method.{key}", name)
             what = f"{recipe.method.type} has no setting {key!r}"
             raise RecipeError(what, where=where, fix=did_you_mean(key, own))
@@ -240,3 +245,19 @@ def method_config(recipe: Recipe, places: Mapping[str, str] | None = None, name:
         return cls(**recipe.method.fields, task_type=task)
     except TypeError as error:
         raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
+
+
+def _config_class(method: str) -> type[Any]:
+    from importlib import import_module
+
+    from ..core.config import config_class
+
+    import_module("..methods", __package__)  # so that every method is registered
+    return config_class(method, where="method.type")
+
+
+def _method_fields(method: str) -> list[str]:
+    """The settings of a method that a recipe may give."""
+    from dataclasses import fields
+
+    return [f.name for f in fields(_config_class(method)) if f.init and f.name not in ("task_type", "peft_type")]

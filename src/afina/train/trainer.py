@@ -31,6 +31,7 @@ def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
     Raises:
         RecipeError: a name (schedule, optimizer, tracker) is not known to transformers.
     """
+    import torch
     from transformers import TrainingArguments
 
     t = recipe.training
@@ -49,31 +50,40 @@ def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
             max_grad_norm=t.max_grad_norm,
             optim=t.optimizer,
             bf16=t.bf16,
-            **({"gradient_checkpointing": True} if t.gradient_checkpointing else {}),
+            **({_checkpointing_key(TrainingArguments): True} if t.gradient_checkpointing else {}),
             train_sampling_strategy="group_by_length" if t.group_by_length else "random",
             dataloader_num_workers=t.workers,
-            dataloader_pin_memory=_has_gpu(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
             seed=t.seed,
-            logging_steps=t.logging_steps,
-            logging_nan_inf_filter=False,
-            save_strategy="steps" if t.save_steps else "epoch",
-            save_steps=t.save_steps or 500,
-            save_total_limit=t.keep_checkpoints,
-            report_to=t.report_to,
-            include_num_input_tokens_seen="non_padding",
-            prediction_loss_only=recipe.task == "causal_lm",
-            remove_unused_columns=False,
-            disable_tqdm=True,
+            **_bookkeeping(recipe),
         )
     except (ValueError, KeyError) as error:
         got = str(error).splitlines()[0][:200]
         raise RecipeError("transformers refuses a setting", where="training", got=got) from error
 
 
-def _has_gpu() -> bool:
-    import torch
+def _bookkeeping(recipe: Recipe) -> dict[str, Any]:
+    """What is logged and saved, and when."""
+    t = recipe.training
+    return {
+        "logging_steps": t.logging_steps,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if t.save_steps else "epoch",
+        "save_steps": t.save_steps or 500,
+        "save_total_limit": t.keep_checkpoints,
+        "report_to": t.report_to,
+        "include_num_input_tokens_seen": "non_padding",
+        "prediction_loss_only": recipe.task == "causal_lm",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
 
-    return torch.cuda.is_available()
+
+def _checkpointing_key(arguments: Any) -> str:
+    """The setting was renamed in transformers 5; the former name warns."""
+    new = "activation_checkpointing"
+    return new if new in arguments.__dataclass_fields__ else "gradient_checkpointing"
 
 
 def make_trainer(
