@@ -198,9 +198,18 @@ class DeltaWeight(Adapter):
 
     kinds = frozenset({"linear", "conv", "embedding", "attention", "experts", "parameter"})
 
+    dropout: nn.Module | None = None
+    """Drops inputs of ΔW, not of the layer, if set; layers whose input is no vector are served without."""
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in the canonical layout of `weight`, the layer's weight as the earlier adapters left it."""
         raise NotImplementedError
+
+    def forward(self, inner: View, x: Any) -> Any:
+        if self.dropout is None or not inner.base.additive or inner.base.kind == "embedding":
+            return super().forward(inner, x)
+        weight, _ = inner.params()
+        return inner(x) + inner.apply(self.dropout(x), self.delta(weight), None)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + ΔW`."""
@@ -231,7 +240,11 @@ class Replacement(Adapter):
         if site.dtype.is_floating_point:
             self.copy.to(site.dtype)
         if site.device.type == "meta":
-            self.copy.to("meta")
+            # Parameters only: buffers that no file holds have to keep their values.
+            for module in self.copy.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[name] = nn.Parameter(parameter.to("meta"))
 
     def forward(self, inner: View, x: Any) -> Any:
         return self.copy(x, *inner.args, **inner.kwargs)

@@ -1,0 +1,109 @@
+"""IA³: one trained factor for every output (keys, values) or input (feed-forward) of a layer.
+
+    y = l ∘ (W x + b),   or on feed-forward layers  y = W (l ∘ x) + b
+
+Liu et al. 2022, arXiv 2205.05638. Trainable: out (or in) a layer. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d
+(grouped too), Embedding (outputs only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...core.adapter import Activation, Site
+from ...core.config import LayerConfig, register
+from ...core.patterns import name_in
+from ...core.view import View
+from ...errors import ConfigError
+
+_DEFAULTS: Mapping[str, tuple[list[str], list[str]]] = MappingProxyType(
+    {
+        "t5": (["k", "v"], ["wo"]),
+        "mt5": (["k", "v", "wi_1"], []),
+        "gpt2": (["c_attn"], ["mlp.c_proj"]),
+        "gpt_bigcode": (["c_attn"], ["mlp.c_proj"]),
+        "bloom": (["query_key_value"], ["mlp.dense_4h_to_h"]),
+        **{n: (["key", "value"], ["output.dense"]) for n in ("bert", "roberta")},
+        "deberta-v2": (["key_proj", "value_proj"], ["output.dense"]),
+        "deberta": (["in_proj"], ["output.dense"]),
+        "opt": (["q_proj", "k_proj"], ["fc2"]),
+        "gptj": (["q_proj", "v_proj"], ["fc_out"]),
+        "gpt_neo": (["q_proj", "v_proj"], ["c_proj"]),
+        "bart": (["q_proj", "v_proj"], ["fc2"]),
+        "phi": (["q_proj", "v_proj"], ["fc2"]),
+        **{
+            n: (["query_key_value"], ["dense_4h_to_h"]) for n in ("gpt_neox", "RefinedWebModel", "RefinedWeb", "falcon")
+        },
+        **{n: (["k_proj", "v_proj"], ["down_proj"]) for n in ("llama", "mistral")},
+        "mixtral": (["k_proj", "v_proj"], ["w2"]),
+        **{
+            n: (["q_proj", "v_proj"], ["down_proj"])
+            for n in ("llama4", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
+        },
+    }
+)
+
+
+@dataclass(kw_only=True)
+class IA3Config(LayerConfig):
+    """Configuration of IA³; fields as in the reference. `feedforward_modules` are those of the targets scaled at input."""
+
+    feedforward_modules: list[str] | str | None = None
+    fan_in_fan_out: bool = False
+    init_ia3_weights: bool = True
+
+    default_learning_rate: ClassVar[float] = 5e-3
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {k: a + b for k, (a, b) in _DEFAULTS.items()}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        targets, forward = self.target_modules, self.feedforward_modules
+        if isinstance(targets, list) and isinstance(forward, list) and not set(forward) <= set(targets):
+            raise ConfigError("must be among target_modules", where="feedforward_modules",
+                              got=sorted(set(forward) - set(targets)))  # fmt: skip
+
+
+@register("IA3", IA3Config)
+class IA3(Activation):
+    """`ia3_l`: (out, 1) or (1, in); for convolutions (1, channels, *ones)."""
+
+    prefix = "ia3_"
+    kinds = frozenset({"linear", "conv", "embedding"})
+
+    def __init__(self, site: Site, config: IA3Config) -> None:
+        super().__init__(site, config)
+        base = site.base
+        at_input = config.feedforward_modules
+        if at_input is None and config.target_modules is not None:
+            every = {m for _, names in _DEFAULTS.values() for m in names}
+            at_input = (
+                [t for t in config.target_modules if t in every] if isinstance(config.target_modules, list) else []
+            )
+        self.is_feedforward = base.kind != "embedding" and name_in(site.name, at_input or [], "feedforward_modules")
+        size = base.in_features * base.groups if self.is_feedforward else base.out_features
+        if base.kind == "conv":
+            shape: tuple[int, ...] = (1, size, *(1 for _ in base.shape[2:]))
+        else:
+            shape = (1, size) if self.is_feedforward else (size, 1)
+        self.ia3_l = site.full(1.0, *shape) if config.init_ia3_weights else site.normal(1.0, *shape)
+        self.is_conv = base.kind == "conv"
+
+    def forward(self, inner: View, x: Any) -> Any:
+        factor = self.ia3_l if self.is_conv else self.ia3_l.flatten()
+        return inner(x * factor) if self.is_feedforward else inner(x) * factor
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        factor = self.ia3_l.flatten()
+        if not self.is_feedforward:
+            return weight * factor.view(-1, *(1 for _ in weight.shape[1:])), None if bias is None else bias * factor
+        # A group's outputs see that group's inputs only.
+        groups = factor.numel() // weight.shape[1]
+        per_output = factor.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(len(weight), -1)
+        return weight * per_output.view(*per_output.shape, *(1 for _ in weight.shape[2:])), bias

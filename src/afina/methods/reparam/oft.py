@@ -1,0 +1,135 @@
+"""OFT: the weight times a block-diagonal rotation of its inputs.
+
+    W' = W · blockdiag(R_1, ..., R_n),   R = (I + Q)(I - Q)⁻¹,  Q skew-symmetric   (Cayley)
+
+Qiu et al. 2023, arXiv 2306.07280; with the inverse as a Neumann series (the default) Qiu et al. 2025, arXiv 2506.19847.
+Constrained OFT (`coft`) keeps each ||Q|| within eps / √blocks; `block_share` uses one block for all. On convolutions
+with a kernel the reference's forward is not its merge; here both are the formula, over in · kernel inputs. Embeddings
+are rotated in their channels. Trainable: blocks · b (b - 1) / 2. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d,
+Embedding, attention, 2-D parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.adapter import Site, WeightTransform
+from ...core.config import LayerConfig, bounded, register
+from ...errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class OFTConfig(LayerConfig):
+    """Configuration of OFT; fields as in the reference. Exactly one of `r` (blocks) and `oft_block_size` is not 0."""
+
+    r: int = bounded(0, ge=0)
+    oft_block_size: int = bounded(32, ge=0)
+    module_dropout: float = bounded(0.0, ge=0, lt=1)
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    init_weights: bool = True
+    coft: bool = False
+    eps: float = bounded(6e-5, gt=0)
+    block_share: bool = False
+    use_cayley_neumann: bool = True
+    num_cayley_neumann_terms: int = bounded(5, ge=1, le=100)
+
+    default_learning_rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.r == 0) == (self.oft_block_size == 0):
+            raise ConfigError("exactly one of r and oft_block_size must be 0", where="r, oft_block_size",
+                              got=f"{self.r}, {self.oft_block_size}")  # fmt: skip
+
+
+def skew(entries: Tensor, size: int) -> Tensor:
+    """Skew-symmetric (blocks, size, size) from the entries above the diagonal, row by row: (blocks, size(size-1)/2)."""
+    rows, columns = torch.triu_indices(size, size, 1, device=entries.device)
+    upper = entries.new_zeros(entries.shape[0], size * size).index_copy(1, rows * size + columns, entries)
+    upper = upper.view(-1, size, size)
+    return upper - upper.mT
+
+
+def cayley(q_NBB: Tensor, terms: int | None) -> Tensor:
+    """(I + Q)(I - Q)⁻¹, or with `terms` (I - Q) times the Neumann series of (I + Q)⁻¹.
+
+    The files of the reference mean Q with opposite signs in the two forms; by t terms they mean I (t = 1), I - 2 Q
+    (t = 2), or a series of max(3, t - 1) terms.
+    """
+    eye = torch.eye(q_NBB.shape[-1], dtype=q_NBB.dtype, device=q_NBB.device)
+    if terms is None:
+        out: Tensor = torch.linalg.solve(eye - q_NBB, eye + q_NBB, left=False)
+        return out
+    if terms <= 2:
+        return eye - 2 * (terms - 1) * q_NBB
+    series = power = eye.expand_as(q_NBB)
+    for _ in range(max(3, terms - 1) - 1):
+        power = -power @ q_NBB
+        series = series + power
+    return series - q_NBB @ series
+
+
+def as_rows(weight: Tensor, embedding: bool) -> Tensor:
+    """The 2-D matrix whose columns are mixed: inputs of a layer, but the channels of an embedding."""
+    return weight.T if embedding else weight.flatten(1)
+
+
+def from_rows(rows: Tensor, like: Tensor, embedding: bool) -> Tensor:
+    """The inverse of `as_rows`."""
+    return rows.T if embedding else rows.view(like.shape)
+
+
+@register("OFT", OFTConfig)
+class OFT(WeightTransform):
+    """`oft_R`: (blocks, b (b - 1) / 2), the entries of Q above the diagonal."""
+
+    prefix = "oft_"
+    kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
+
+    def __init__(self, site: Site, config: OFTConfig) -> None:
+        super().__init__(site, config)
+        self.embedding = site.base.kind == "embedding"
+        width = site.base.out_features if self.embedding else math.prod(site.base.shape[1:])
+        self.block = config.oft_block_size or width // config.r
+        if width % self.block or (config.r and width % config.r):
+            raise ConfigError("must divide the layer's inputs", where=f"r, oft_block_size at {site.name}",
+                              got=config.r or config.oft_block_size, expected=f"a divisor of {width}")  # fmt: skip
+        blocks = 1 if config.block_share else width // self.block
+        self.repeat = width // self.block // blocks
+        shape = (blocks, self.block * (self.block - 1) // 2)
+        self.oft_R = site.zeros(*shape) if config.init_weights else site.normal(0.1, *shape)
+        self.eps = config.eps / math.sqrt(blocks) if config.coft else None
+        self.terms = config.num_cayley_neumann_terms if config.use_cayley_neumann else None
+        self.drop = config.module_dropout
+
+    def rotation(self) -> Tensor:
+        """(blocks, b, b)."""
+        q_NBB = skew(self.oft_R, self.block)
+        if self.eps is not None:
+            norm = q_NBB.norm(dim=(1, 2), keepdim=True)
+            q_NBB = q_NBB * (self.eps / norm.clamp_min(1e-30)).clamp_max(1.0)
+        out = cayley(q_NBB, self.terms).repeat(self.repeat, 1, 1)
+        if self.training and self.drop:
+            keep = (torch.rand(len(out), 1, 1, device=out.device) >= self.drop).to(out.dtype)
+            out = keep * out + (1 - keep) * torch.eye(self.block, dtype=out.dtype, device=out.device)
+        return out
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows = as_rows(weight, self.embedding)
+        blocks = self.rotation()
+        # The files of the reference rotate an embedding's channels the other way round.
+        blocks = blocks.mT if self.embedding else blocks
+        turned = torch.einsum("onb,nbc->onc", rows.reshape(len(rows), -1, self.block), blocks)
+        return from_rows(turned.flatten(1), weight, self.embedding), bias
+
+    @property
+    def disk_names(self) -> Mapping[str, str]:  # type: ignore[override]
+        """Embeddings have a name of their own."""
+        return {"oft_R": "oft_embedding_R.weight" if self.embedding else "oft_R.weight"}
