@@ -51,7 +51,7 @@ _DEFAULTS: Mapping[str, tuple[list[str], list[str]]] = MappingProxyType(
 
 @dataclass(kw_only=True)
 class IA3Config(LayerConfig):
-    """Configuration of IA³; fields as in the reference. `feedforward_modules` are those of the targets scaled at input."""
+    """Configuration of IA³; fields as in the reference. `feedforward_modules`: the targets that are scaled at input."""
 
     feedforward_modules: list[str] | str | None = None
     fan_in_fan_out: bool = False

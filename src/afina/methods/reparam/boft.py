@@ -3,7 +3,7 @@
     W' = s ∘ (W · Π_i P_iᵀ blockdiag(R_i) P_i),   R = (I + Q)(I - Q)⁻¹,  Q = (M - Mᵀ) / 2
 
 Liu et al. 2023, arXiv 2311.06243. P_0 is the identity; P_i gathers inputs that lie 2^(i-1) blocks of half the size
-apart. The reference (0.21.2) keeps one factor whatever `boft_n_butterfly_factor` says, so its files only fit the default.
+apart. The reference (0.21.2) keeps one factor whatever `boft_n_butterfly_factor` says: its files fit the default only.
 Trainable: factors · in · kernel · b + out. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, attention, 2-D parameters.
 """
 

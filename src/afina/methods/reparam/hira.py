@@ -2,8 +2,8 @@
 
     ΔW = W ∘ (B A)
 
-Huang et al. 2025, ICLR. Trainable: r (in · kernel + out). Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d (grouped too),
-Embedding, MultiheadAttention, 2-D parameters.
+Huang et al. 2025, ICLR. Trainable: r (in · kernel + out). Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d (grouped
+too), Embedding, MultiheadAttention, 2-D parameters.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     W' = W · H_1 H_2 ... H_r,   H_i = I - 2 u_i u_iᵀ / ||u_i||²   (optionally u_i made orthogonal by Gram-Schmidt)
 
 Yuan et al. 2024, arXiv 2405.17484. Equal neighbours u_1 = u_2, ... make the chain start at the identity (r even).
-Trainable: r · in · kernel. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, MultiheadAttention, 2-D parameters.
+Trainable: r · in · kernel (embedding: r · dim). Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, attention,
+2-D parameters.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class HRA(WeightTransform):
                 self.hra_u[:, 1:pairs:2] = self.hra_u[:, 0:pairs:2]
 
     def _directions(self) -> Tensor:
-        units = self.hra_u / self.hra_u.norm(dim=0)
+        units: Tensor = self.hra_u / self.hra_u.norm(dim=0)
         if not self.gram_schmidt:
             return units
         columns: list[Tensor] = []

@@ -26,7 +26,7 @@ class LoHaConfig(LycorisConfig):
 
 @register("LOHA", LoHaConfig)
 class LoHa(Lycoris):
-    """w1_a, w2_a: (out, r); w1_b, w2_b: (r, in · kernel). With cores: a is (r, out), b is (r, in), t is (r, r, *kernel)."""
+    """w1_a, w2_a: (out, r); w1_b, w2_b: (r, in · kernel). With cores: a (r, out), b (r, in), t (r, r, *kernel)."""
 
     prefix = "hada_"
 

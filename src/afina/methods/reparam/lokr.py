@@ -2,7 +2,7 @@
 
     ΔW = (alpha / r) · w1 ⊗ w2,   w = w_a w_b where that is smaller (convolutions may use a Tucker core t2)
 
-Edalati et al. 2022 (KronA), arXiv 2212.10650; Yeh et al. 2023 (LyCORIS), arXiv 2309.14859. out = o1 · o2 and in = i1 · i2
+Edalati et al. 2022 (KronA), arXiv 2212.10650; Yeh et al. 2023 (LyCORIS), arXiv 2309.14859. out = o1 · o2, in = i1 · i2
 are split into the factors nearest to equal (or by `decompose_factor`). The update starts at zero.
 Trainable: o1 i1 + o2 i2 · kernel, or r (o + i) for a factor that is decomposed. Mergeable. Layers: Linear, Conv1D,
 Conv1d/2d/3d (grouped too), Embedding, MultiheadAttention, 2-D parameters.
@@ -49,9 +49,9 @@ class LoKr(Lycoris):
         super().__init__(site, config)
         out, width, *kernel = site.base.shape
         (o1, o2), (i1, i2) = split(out, config.decompose_factor), split(width, config.decompose_factor)
-        names = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-        for name in names:
-            self.register_parameter(name, None)
+        self.lokr_w1: nn.Parameter | None = None
+        self.lokr_w2: nn.Parameter | None = None
+        self.lokr_t2: nn.Parameter | None = None
         if config.decompose_both and self.r < max(o1, i1) / 2:
             self.lokr_w1_a, self.lokr_w1_b = site.normal(1 / math.sqrt(self.r), o1, self.r), site.normal(1, self.r, i1)
         else:

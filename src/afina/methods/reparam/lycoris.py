@@ -51,7 +51,7 @@ class Lycoris(DeltaWeight):
         raise NotImplementedError
 
     def delta(self, weight: Tensor) -> Tensor:
-        out = self.scaling * self.product().reshape(weight.shape)
+        out: Tensor = self.scaling * self.product().reshape(weight.shape)
         if self.training and self.rank_dropout:
             keep = (torch.rand(out.shape[0], device=out.device) >= self.rank_dropout).to(out.dtype)
             out = out * keep.view(-1, *(1 for _ in out.shape[1:]))
