@@ -65,6 +65,7 @@ DAMAGED: dict[str, bytes] = {
     "bool shape": packed({"a": entry(shape=[True, 2])}, EIGHT),
     "text shape": packed({"a": entry(shape="2")}, EIGHT),
     "nan shape": packed(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 8]}}', EIGHT),
+    "offsets are a number": packed({"a": entry(offsets=8)}, EIGHT),
     "three offsets": packed({"a": entry(offsets=[0, 8, 8])}, EIGHT),
     "one offset": packed({"a": entry(offsets=[8])}, EIGHT),
     "no shape": packed({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT),
@@ -85,9 +86,13 @@ DAMAGED: dict[str, bytes] = {
 def test_damaged_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(DAMAGED[name])
-    with pytest.raises(CheckpointError) as caught:
+
+    def read() -> None:
         read_header(path)
         read_tensors(path)
+
+    with pytest.raises(CheckpointError) as caught:
+        read()
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 4
 
@@ -167,7 +172,7 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(
     value: float, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     bad = {"good": torch.ones(2), "bad": torch.tensor([1.0, value, value]).to(dtype)}
-    with pytest.raises(NumericError, match="2 of 3.*"):
+    with pytest.raises(NumericError, match="2 of 3"):
         to_bytes(bad, {})
     path = tmp_path / "x.safetensors"
     path.write_bytes(save(bad))

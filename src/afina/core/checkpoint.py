@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,13 +18,14 @@ from ..errors import AfinaWarning, CheckpointError, ConfigError
 from . import embeddings, fingerprint
 from .config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
 from .hub import locate
-from .jsonfile import parse_json, read_json_object, stage_bytes, sync_folder
+from .jsonfile import parse_json, publish, read_json_object
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 from .plan import LoadPlan
 from .tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
+_V = TypeVar("_V")
 _NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 
 
@@ -46,11 +47,25 @@ class AdapterFile:
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""
-        return {own_key(n): t for n, t in read_tensors(self.path, self.notes.get("tensors_sha256")).items()}
+        return self._own_keys(read_tensors(self.path, self.notes.get("tensors_sha256")))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Key (without wrappers' prefixes) -> shape, from the header."""
-        return {own_key(n): s for n, s in self.header.shapes.items()}
+        return self._own_keys(self.header.shapes)
+
+    def whole_numbers(self) -> set[str]:
+        """Keys whose tensors are no floating-point numbers."""
+        return {k for k, d in self._own_keys(self.header.dtypes).items() if not d.startswith(("F", "BF"))}
+
+    def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
+        out: dict[str, _V] = {}
+        for name, value in values.items():
+            key = own_key(name)
+            if key in out:
+                raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
+                                      where=self.path, got=name)  # fmt: skip
+            out[key] = value
+        return out
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -127,30 +142,6 @@ def save_adapter(
     publish(folder, {WEIGHTS_NAME: to_bytes(tensors, notes), CONFIG_NAME: text.encode()})
 
 
-def publish(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files that belong together: all are on disk before the first takes its name.
-
-    Raises:
-        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in files:
-        if (folder / name).is_symlink():
-            raise CheckpointError("refusing to write through a link", where=folder / name)
-    staged: dict[str, Path] = {}
-    try:
-        for name, data in files.items():
-            staged[name] = stage_bytes(folder / name, data)
-        for name in files:
-            os.replace(staged.pop(name), folder / name)
-        sync_folder(folder)
-    finally:
-        for left in staged.values():
-            left.unlink(missing_ok=True)
-
-
 def config_digest(values: Mapping[str, Any]) -> str:
     """sha256 of the values that decide what the tensors mean."""
     kept = {k: v for k, v in values.items() if k not in _NO_MATHS}
@@ -179,17 +170,14 @@ def open_adapter(
                 fix=f"convert it to {WEIGHTS_NAME} where nothing can be harmed",
             ) from None  # fmt: skip
         raise
-    if Path(source).is_dir() and not path.resolve().is_relative_to(Path(source).resolve()):
-        raise CheckpointError("the file is a link that leads out of the folder", where=path)
     header = read_header(path)
     notes = _notes(header, path)
     values = _matching_config(config_path, notes)
     if config is None:
-        config = PeftConfig.from_dict(notes.get("config", values), where=config_path)
-        for key in _NO_MATHS:
-            # These may be edited in the file without changing what the tensors mean.
-            if key in values and key != "task_type":
-                setattr(config, key, values[key])
+        own = notes.get("config")
+        # What does not change the meaning of the tensors may be edited in the file.
+        edited = {k: values[k] for k in _NO_MATHS if k in values}
+        config = PeftConfig.from_dict({**own, **edited} if isinstance(own, dict) else values, where=config_path)
     return AdapterFile(path, config, header, notes)
 
 
@@ -242,7 +230,7 @@ def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_
         NumericError: a tensor is not finite.
     """
     root, _, _ = layout(model)
-    plan = LoadPlan(model, name, file.shapes())
+    plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
     plan.refuse_problems(file.path)
     if "base" in file.notes and not allow_other_base:
         fingerprint.compare(file.notes["base"], root, name, file.path)
@@ -265,7 +253,8 @@ def set_peft_model_state_dict(
     """
     tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
-    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()})
+    whole = {k for k, t in tensors.items() if not t.is_floating_point()}
+    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
     if plan.misshapen and not ignore_mismatched_sizes:
         plan.missing, plan.unexpected = [], []
         plan.refuse_problems("state dict")

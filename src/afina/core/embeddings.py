@@ -37,9 +37,10 @@ def _plain(module: nn.Module) -> Any:
     return module
 
 
-def keys(model: nn.Module) -> list[str]:
-    """The keys on disk under which embeddings may lie."""
-    return [f"{n}{middle}.weight" for n in _layers(model) for middle in ("", ".base_layer")]
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The keys on disk under which embeddings may lie, with their shapes."""
+    return {f"{n}{middle}.weight": tuple(_plain(m).weight.shape) for n, m in _layers(model).items()
+            for middle in ("", ".base_layer") if isinstance(getattr(_plain(m), "weight", None), Tensor)}  # fmt: skip
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

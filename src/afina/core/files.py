@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from .model import PeftModel
 
 _OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
+
+
+@contextlib.contextmanager
+def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            undo()
 
 
 class Files(nn.Module):
@@ -97,12 +109,17 @@ class Files(nn.Module):
         from .mapping import class_for
 
         built = class_for(file.config, cls)
-        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
-        try:
-            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
-        except ValueError:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
+        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
+
+        def undo() -> None:
             out.unload()
-            raise
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        with _undone_on_error(undo):
+            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
         if not is_trainable:
             out.eval()
         return out
@@ -129,17 +146,18 @@ class Files(nn.Module):
         fresh = adapter_name not in self.peft_config
         if fresh:
             file.config.inference_mode = not is_trainable
-            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_cpu_mem_usage)
+            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
         else:
             refuse_other_config(self.peft_config[adapter_name], file)
         trainable = self._trainable()
-        try:
-            load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
-        except ValueError:
+
+        def undo() -> None:
             if fresh:
                 tuner.delete(self.base_model, adapter_name)
                 del self.base_model.peft_config[adapter_name]
-            raise
+
+        with _undone_on_error(undo):
+            load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
         if fresh:
             tuner.activate(self.base_model, self._names, trainable=trainable)
         return LoadResult([], [])

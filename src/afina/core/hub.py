@@ -10,6 +10,13 @@ from ..errors import CheckpointError
 _HUB_ARGUMENTS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
 
 
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, or where the hub's cache keeps the files of such a folder."""
+    snapshots = next((p for p in folder.parents if p.name == "snapshots"), None)
+    blobs = [] if snapshots is None else [snapshots.parent / "blobs"]
+    return any(file.is_relative_to(root) for root in (folder, *blobs))
+
+
 def locate(source: str | Path, filename: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
     """The local path of `filename` in a folder or hub repository.
 
@@ -26,6 +33,8 @@ def locate(source: str | Path, filename: str, *, subfolder: str | None = None, *
         path = (folder / subfolder / filename) if subfolder else folder / filename
         if subfolder and not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError("the subfolder leads out of the folder", where=folder, got=subfolder)
+        if not _is_inside(path.resolve(), folder.resolve()):
+            raise CheckpointError("the file is a link that leads out of the folder", where=path)
         if not path.is_file():
             raise CheckpointError(f"there is no {filename} here", where=path.parent,
                                   fix="is this the folder that save_pretrained wrote?")  # fmt: skip

@@ -1,4 +1,4 @@
-"""JSON files read with limits and clear errors, and written whole or not at all."""
+"""JSON files read with limits and clear errors; any files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,6 +93,30 @@ def stage_bytes(path: Path, data: bytes) -> Path:
         os.unlink(name)
         raise
     return Path(name)
+
+
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all are on disk before the first takes its name.
+
+    Raises:
+        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).is_symlink():
+            raise CheckpointError("refusing to write through a link", where=folder / name)
+    staged: dict[str, Path] = {}
+    try:
+        for name, data in files.items():
+            staged[name] = stage_bytes(folder / name, data)
+        for name in files:
+            os.replace(staged.pop(name), folder / name)
+        sync_folder(folder)
+    finally:
+        for left in staged.values():
+            left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -17,7 +17,9 @@ from .prompt import PromptEncoder
 class LoadPlan:
     """What an adapter expects, compared with what a file holds."""
 
-    def __init__(self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]], whole_numbers: Collection[str] = ()
+    ) -> None:
         root, container, _ = layout(model)
         self.name, self.root = name, root
         shared = shared_piece(container, name)
@@ -31,10 +33,14 @@ class LoadPlan:
             shapes = _piece_shapes(piece, found)
             self.expected |= shapes
             self.owned.append((piece, list(shapes)))
-        self.base_keys = set(embeddings.keys(root)) | _leftovers(root, found)
+        tables = embeddings.shapes(root)
+        known = {**tables, **self.expected}
         self.missing = [k for k in self.expected if k not in found]
-        self.unexpected = [k for k in found if k not in self.expected and k not in self.base_keys]
-        self.misshapen = [k for k in self.expected if k in found and found[k] != self.expected[k]]
+        self.unexpected = [k for k in found if k not in known and k not in _leftovers(root, found)]
+        self.misshapen = [k for k in known if k in found and found[k] != known[k]]
+        self.known = known
+        floating = {k for p in self.pieces for k, t in piece_state(p, None).items() if t.is_floating_point()}
+        self.whole = [k for k in whole_numbers if k in floating or k in tables]
         self.found = found
 
     def refuse_problems(self, where: object) -> None:
@@ -42,8 +48,11 @@ class LoadPlan:
             key = self.misshapen[0]
             raise CheckpointError(
                 f"{len(self.misshapen)} tensors have another shape, e.g. {key}", where=where, got=self.found[key],
-                expected=f"{self.expected[key]} by this model and config", fix="is this the base it was trained on?",
+                expected=f"{self.known[key]} by this model and config", fix="is this the base it was trained on?",
             )  # fmt: skip
+        if self.whole:
+            raise CheckpointError(f"{len(self.whole)} tensors are no floating-point numbers", where=where,
+                                  got=_few(self.whole), fix="re-download or re-save it")  # fmt: skip
         if self.unexpected:
             base = dict(self.root.named_parameters())
             stray = [k for k in self.unexpected if k in base]
@@ -75,7 +84,12 @@ class LoadPlan:
                 piece.owner.load_disk_state(local)
             else:
                 piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
-        embeddings.apply(self.root, tensors)
+        for _, host in hosts(self.root):
+            adapter = host.adapter(self.name)
+            if adapter is not None and host.base.device.type != "meta":
+                # A file is read into main memory.
+                adapter.to(host.base.device)
+        embeddings.apply(self.root, {k: t for k, t in tensors.items() if k not in self.misshapen})
 
 
 def _leftovers(root: nn.Module, found: Mapping[str, tuple[int, ...]]) -> set[str]:

@@ -75,8 +75,8 @@ def _check_spans(path: Path, entries: Mapping[str, object], size: int) -> None:
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         shape, dtype, offsets = entry["shape"], entry["dtype"], entry["data_offsets"]
-        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
-        if not isinstance(dtype, str) or dtype not in _BYTES or len(offsets) != 2 or any(type(n) is not int or n < 0 for n in numbers):
+        lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+        if not lists or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or dtype not in list(_BYTES):
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         if math.prod(shape) * _BYTES[dtype] != offsets[1] - offsets[0]:
             raise _torn(path, f"tensor {name!r} has shape {shape} but {offsets[1] - offsets[0]} bytes")

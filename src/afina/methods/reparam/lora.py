@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -106,6 +106,7 @@ class Lora(DeltaWeight):
         self.lora_bias = site.zeros(base.out_features) if config.lora_bias else None
         self.embedding = base.kind == "embedding"
         self.pair: tuple[str, str] | None = None
+        self.late_start: Callable[[], Any] | None = None
         self._start(site, config)
 
     def _check_options(self, site: Site, config: LoraConfig) -> None:
@@ -128,7 +129,10 @@ class Lora(DeltaWeight):
         return (self.r, width * self.groups, *kernel), (out, self.r // self.groups, *(1 for _ in kernel))
 
     def _start(self, site: Site, config: LoraConfig) -> None:
-        if self.lora_A.is_meta and not starts.subtracts(config.init_lora_weights):
+        if self.lora_A.is_meta:
+            if starts.subtracts(config.init_lora_weights):
+                self._hold_pair(torch.empty_like(self.lora_A), torch.empty_like(self.lora_B))
+                self.late_start = lambda: starts.start(config, site, self.r, self.scaling)
             return
         A, B = self.lora_A, self.lora_B
         if self.embedding and config.init_lora_weights is not False:
@@ -140,9 +144,7 @@ class Lora(DeltaWeight):
             values = start.A_RI.to(A.dtype), start.B_OR.to(B.dtype)
             self.lora_A, self.lora_B = (nn.Parameter(v.clone().contiguous().to(site.base.device)) for v in values)
             if start.subtract:
-                self.lora_A0 = nn.Parameter(self.lora_A.detach().clone(), requires_grad=False)
-                self.lora_B0 = nn.Parameter(self.lora_B.detach().clone(), requires_grad=False)
-                self.pair = ("lora_A0", "lora_B0")
+                self._hold_pair(self.lora_A.detach().clone(), self.lora_B.detach().clone())
             return
         if config.init_lora_weights == "gaussian":
             nn.init.normal_(A, std=1 / self.r)
@@ -152,6 +154,10 @@ class Lora(DeltaWeight):
             nn.init.normal_(B, std=1 / self.r)
         else:
             nn.init.zeros_(B)
+
+    def _hold_pair(self, A0: Tensor, B0: Tensor) -> None:
+        self.lora_A0, self.lora_B0 = nn.Parameter(A0, requires_grad=False), nn.Parameter(B0, requires_grad=False)
+        self.pair = ("lora_A0", "lora_B0")
 
     # -- mathematics ------------------------------------------------------------------------------------------------
 
@@ -219,7 +225,11 @@ class Lora(DeltaWeight):
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         A, B = tensors.get("lora_A.weight"), tensors.get("lora_B.weight")
+        late, self.late_start = self.late_start, None
         if self.pair is None or A is None or B is None or A.shape[0] == self.r:
+            if late is not None:
+                start = late()
+                self.assign({"lora_A0": start.A_RI, "lora_B0": start.B_OR})
             own = {o: d for o, d in self.disk_names.items() if d in tensors}
             known = {n: n for n in self.state_dict() if n not in self.disk_names and n in tensors}
             return self.assign({o: tensors[d] for o, d in (own | known).items()})
