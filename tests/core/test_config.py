@@ -177,16 +177,35 @@ GOOD = {"peft_type": "LORA", "r": 4, "target_modules": ["q"]}
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", "7", '"x"', json.dumps(GOOD)[:-3], '{"peft_type": "LORA", "r": NaN}',
-        '{"peft_type": "LORA", "lora_alpha": Infinity}', '{"peft_type": "LORA", "lora_alpha": 1e999}',
-        '{"peft_type": "LORA", "r": 4, "r": 8}', '{"a":' * 100 + "1" + "}" * 100, "[" * 100_000,
-        json.dumps(GOOD).encode("utf-16"), b"\xff\xfe\x00", json.dumps(GOOD) + " x", "{'r': 4}",
-        '{"peft_type": "LORA", "r": ' + "9" * 5000 + "}", '{"peft_type": "LORA", "r": 1' + "0" * 400 + "}",
-        '{"peft_type": null, "r": 4}', '{"peft_type": ["LORA"]}', '{"peft_type": 7}', '{"peft_type": {"a": 1}}',
-        '{"peft_type": "NOPE"}', '{"peft_type": "LORA", "task_type": {}}', '{"peft_type": "LORA", "task_type": ["X"]}',
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"x"',
+        json.dumps(GOOD)[:-3],
+        '{"peft_type": "LORA", "r": NaN}',
+        '{"peft_type": "LORA", "lora_alpha": Infinity}',
+        '{"peft_type": "LORA", "lora_alpha": 1e999}',
+        '{"peft_type": "LORA", "r": 4, "r": 8}',
+        '{"a":' * 100 + "1" + "}" * 100,
+        "[" * 100_000,
+        json.dumps(GOOD).encode("utf-16"),
+        b"\xff\xfe\x00",
+        json.dumps(GOOD) + " x",
+        "{'r': 4}",
+        '{"peft_type": "LORA", "r": ' + "9" * 5000 + "}",
+        '{"peft_type": "LORA", "r": 1' + "0" * 400 + "}",
+        '{"peft_type": null, "r": 4}',
+        '{"peft_type": ["LORA"]}',
+        '{"peft_type": 7}',
+        '{"peft_type": {"a": 1}}',
+        '{"peft_type": "NOPE"}',
+        '{"peft_type": "LORA", "task_type": {}}',
+        '{"peft_type": "LORA", "task_type": ["X"]}',
     ],
     ids=lambda t: repr(t[:30]),
-)  # fmt: skip
+)
 def test_damaged_config_files_are_refused_by_name(text: str | bytes, tmp_path: Path) -> None:
     with pytest.raises(AfinaError) as caught:
         afina.LoraConfig.from_pretrained(write(tmp_path / "a", text))
@@ -225,8 +244,15 @@ def test_unknown_peft_type_names_the_nearest(tmp_path: Path) -> None:
         PeftConfig.from_pretrained(write(tmp_path / "a", json.dumps({**GOOD, "peft_type": "LORRA"})))
 
 
-@pytest.mark.parametrize(("typo", "meant"), [("lora_alpa", "lora_alpha"), ("target_module", "target_modules"),
-                                             ("lora_dropuot", "lora_dropout"), ("use_rslor", "use_rslora")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("lora_alpa", "lora_alpha"),
+        ("target_module", "target_modules"),
+        ("lora_dropuot", "lora_dropout"),
+        ("use_rslor", "use_rslora"),
+    ],
+)
 def test_typing_errors_in_keys_name_the_nearest(typo: str, meant: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "a", json.dumps({"peft_type": "LORA", typo: ["q"]}))
     with pytest.raises(ConfigError, match=f"did you mean '{meant}'"):
@@ -243,22 +269,68 @@ def test_unknown_key_is_kept_rewritten_and_warned_of_once(tmp_path: Path) -> Non
 
 
 OLD = {
-    "0.3": {"base_model_name_or_path": "x", "bias": "none", "enable_lora": None, "fan_in_fan_out": False,
-            "inference_mode": True, "lora_alpha": 16, "lora_dropout": 0.05, "merge_weights": False,
-            "modules_to_save": None, "peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"],
-            "task_type": "CAUSAL_LM"},
-    "0.6": {"alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": "x", "bias": "none",
-            "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "layers_pattern": None,
-            "layers_to_transform": None, "lora_alpha": 16, "lora_dropout": 0.05, "modules_to_save": None,
-            "peft_type": "LORA", "r": 8, "rank_pattern": {}, "revision": None, "target_modules": ["q_proj", "v_proj"],
-            "task_type": "CAUSAL_LM"},
-    "0.13": {"alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": "x", "bias": "none",
-             "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "layer_replication": None,
-             "layers_pattern": None, "layers_to_transform": None, "loftq_config": {}, "lora_alpha": 16,
-             "lora_dropout": 0.05, "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
-             "peft_type": "LORA", "r": 8, "rank_pattern": {}, "revision": None, "target_modules": ["q_proj", "v_proj"],
-             "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False},
-}  # fmt: skip
+    "0.3": {
+        "base_model_name_or_path": "x",
+        "bias": "none",
+        "enable_lora": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "merge_weights": False,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    },
+    "0.6": {
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "base_model_name_or_path": "x",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 8,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    },
+    "0.13": {
+        "alpha_pattern": {},
+        "auto_mapping": None,
+        "base_model_name_or_path": "x",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layer_replication": None,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        "loftq_config": {},
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "megatron_config": None,
+        "megatron_core": "megatron.core",
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": 8,
+        "rank_pattern": {},
+        "revision": None,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    },
+}
 
 
 @pytest.mark.parametrize("version", OLD)
@@ -277,8 +349,15 @@ def test_the_references_own_file_loads_without_a_warning(tmp_path: Path) -> None
     assert (config.r, config.exclude_modules) == (4, ["k"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("use_qalora", True), ("alora_invocation_tokens", [1, 2]),
-                                            ("layer_replication", [[0, 2], [1, 3]]), ("arrow_config", {"top_k": 1})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1, 2]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("arrow_config", {"top_k": 1}),
+    ],
+)
 def test_options_that_change_the_mathematics_are_refused(key: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=key):
         PeftConfig.from_pretrained(write(tmp_path / "a", json.dumps({**GOOD, key: value})))
@@ -287,8 +366,17 @@ def test_options_that_change_the_mathematics_are_refused(key: str, value: Any, t
 def test_reference_reads_the_config_that_is_written_here(tmp_path: Path) -> None:
     import peft
 
-    mine = afina.LoraConfig(r=4, lora_alpha=7, target_modules=["b", "a"], rank_pattern={"a": 2}, use_rslora=True,
-                            modules_to_save=["c"], task_type="CAUSAL_LM", lora_dropout=0.25, bias="lora_only")  # fmt: skip
+    mine = afina.LoraConfig(
+        r=4,
+        lora_alpha=7,
+        target_modules=["b", "a"],
+        rank_pattern={"a": 2},
+        use_rslora=True,
+        modules_to_save=["c"],
+        task_type="CAUSAL_LM",
+        lora_dropout=0.25,
+        bias="lora_only",
+    )
     mine.save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
