@@ -163,6 +163,13 @@ class Adapter(nn.Module):
         """The parameters that all layers of one adapter share; their names on disk follow `disk_names` too."""
         return None
 
+    def tied(self, site: Site) -> Adapter | None:
+        """What adapts the output head when this adapter sits on the input embedding whose weight the head shares.
+
+        None leaves the head with the base's weight, as the reference does unless it is told otherwise.
+        """
+        return None
+
     @classmethod
     def variant(cls, applies: Callable[[Any], bool]) -> Callable[[_A], _A]:
         """Class decorator: the decorated class implements the configs for which `applies` is true."""
@@ -222,6 +229,24 @@ class WeightTransform(Adapter):
     kinds = frozenset({"linear", "conv", "embedding", "attention", "experts", "parameter"})
 
 
+class Tied(Adapter):
+    """On an output head: what another adapter does to the embedding that the head shares its weight with."""
+
+    kinds = frozenset({"linear"})
+
+    def __init__(self, site: Site, source: Adapter) -> None:
+        super().__init__(site, None)
+        # In a tuple, because the parameters belong to the embedding's adapter.
+        self.sources = (source,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sources[0].dtype
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.sources[0].merged(weight.T, None)[0].T, bias
+
+
 class Activation(Adapter):
     """A method that changes what goes into or comes out of a module: give `forward`."""
 
@@ -237,6 +262,7 @@ class Replacement(Adapter):
         super().__init__(site, config)
         source = site.base.module if module is None else module
         self.copy = copy.deepcopy(source).requires_grad_(True)
+        self.is_weight = site.base.kind != "module"
         if site.dtype.is_floating_point:
             self.copy.to(site.dtype)
         if site.device.type == "meta":

@@ -181,6 +181,14 @@ class LayerConfig(PeftConfig):
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}
     """model_type -> targets, where it differs from the common table of `core.architectures`."""
 
+    def own_targets(self, model: Any) -> list[str] | str | None:
+        """The targets of a method that finds them in any model by itself, when the user names none."""
+        return None
+
+    def companions(self) -> list[LayerConfig]:
+        """Configs of other methods that are injected along, under the same adapter name."""
+        return []
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers_pattern and self.layers_to_transform is None:

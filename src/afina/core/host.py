@@ -170,6 +170,9 @@ class Host(nn.Module):
     def _merge(self, wanted: tuple[str, ...]) -> None:
         if not wanted and self.own_bias() is None:
             return
+        if any(isinstance(a, Replacement) and not a.is_weight for a in self._named(wanted)):
+            # A trained copy of a whole module has no weight to merge; `result` gives the copy itself.
+            return
         with torch.no_grad():
             weight, bias = View(self, self._named(wanted), None).params()
         for tensor in (weight, bias):
@@ -186,10 +189,11 @@ class Host(nn.Module):
         self.saved, self.merged = {}, ()
         self.restack()
 
-    def result(self) -> nn.Module:
-        """The module that stays when the host goes: the base layer, with what was merged into it."""
-        module: nn.Module = self.base_layer
-        return module
+    def result(self, keep: bool = True) -> nn.Module:
+        """The module that stays when the host goes: the base layer with what was merged into it, or (if `keep`) the
+        active trained copy of the whole module."""
+        found = self.stack[-1] if self.stack and keep else None
+        return found.copy if isinstance(found, Replacement) and not found.is_weight else self.base_layer
 
     # -- the reference's spelling -----------------------------------------------------------------------------------
 

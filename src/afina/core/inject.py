@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import NameTakenError, TargetError, nearest
+from ..errors import AfinaWarning, NameTakenError, TargetError, nearest
 from .adapter import Adapter, Replacement, Site
 from .config import LayerConfig, method
 from .host import Host, ModulesToSaveWrapper, ReadHost
 from .patterns import name_in
-from .targets import Slot, select_slots, slots
+from .targets import Slot, output_head, select_slots, slots
 from .tuner import adapter_names
 from .weights import BaseWeight
 
@@ -34,6 +36,7 @@ def check_name(name: str) -> None:
         or not _NAME.fullmatch(name)
         or _RESERVED.fullmatch(name)
         or hasattr(nn.ModuleDict, name)
+        or hasattr(nn.ParameterDict, name)
     ):
         raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
                              expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
@@ -121,18 +124,22 @@ class _Builder:
         self.model, self.config, self.name, self.container = model, config, name, container
         self.low_memory, self.autocast = low_memory, autocast
         implementation = method(config).implementation
-        layered = issubclass(implementation, Adapter)
-        self.adapter_class: type[Adapter] = implementation.for_config(config) if layered else Adapter
+        self.layered = issubclass(implementation, Adapter)
+        self.adapter_class: type[Adapter] = implementation.for_config(config) if self.layered else Adapter
         self.fresh: dict[tuple[int, str], Host] = {}
         self.inside: frozenset[str] = frozenset()
 
     def plan(self) -> list[_Planned]:
         self.adapter_class.check_model(self.model, self.config)
         planned = self._saved_modules()
-        targets = [] if self.config.target_modules == [] else select_slots(self.model, self.config)
+        elsewhere = planned or getattr(self.config, "target_parameters", None) or not self.layered
+        none = elsewhere and self.config.target_modules == []
+        targets = [] if none else select_slots(self.model, self.config)
+        self._warn_of_second_places(targets)
         places = [(s, self._host(s)) for s in self._with_attention_outputs(targets)]
         places += self._parameters()
-        clash = next((s.name for s, h in places if isinstance(h, ModulesToSaveWrapper)), None)
+        saved = {p.slot.name for p in planned}
+        clash = next((s.name for s, h in places if s.name in saved or isinstance(h, ModulesToSaveWrapper)), None)
         if clash:
             raise TargetError("the module is both a target and in modules_to_save", where=clash)
         shared = self._shared({s.name: h.base for s, h in places})
@@ -142,8 +149,45 @@ class _Builder:
             holder = self.container._modules.setdefault("shared", nn.ModuleDict())
             assert isinstance(holder, nn.ModuleDict)
             holder[self.name] = shared
+        self._tied(planned)
         self._biases(planned)
+        for companion in self.config.companions():
+            planned += self._companion(companion, planned)
         return planned
+
+    def _companion(self, config: LayerConfig, planned: list[_Planned]) -> list[_Planned]:
+        """Another method's adapters under the same name, on other modules."""
+        builder = _Builder(self.model, config, self.name, self.low_memory, self.autocast, self.container)
+        more = builder.plan()
+        taken = {id(p.host.base_layer) for p in planned if p.adapter is not None}
+        clash = next((p.slot.name for p in more if id(p.host.base_layer) in taken), None)
+        if clash:
+            raise TargetError("two parts of one config adapt the same module", where=clash)
+        return more
+
+    def _tied(self, planned: list[_Planned]) -> None:
+        """Adapt an output head along with the input embedding whose weight it shares, if the method does so."""
+        head = output_head(self.model)
+        if head is None or any(_bare(p.slot.module) is _bare(head) for p in planned):
+            return
+        shared = getattr(_bare(head), "weight", None)
+        source = next((p for p in planned if p.adapter is not None and p.host.base.kind == "embedding"
+                       and p.host.base.weight is shared), None)  # fmt: skip
+        slot = next((s for s in slots(self.model) if _bare(s.module) is _bare(head)), None)
+        if source is None or source.adapter is None or slot is None:
+            return
+        host = self._host(slot)
+        tied = source.adapter.tied(self._site(slot.name, host.base))
+        if tied is not None:
+            planned.append(_Planned(slot, host, tied))
+
+    def _warn_of_second_places(self, targets: list[Slot]) -> None:
+        """A module that stands at two places is adapted at the first, as in the reference."""
+        places = Counter(id(child) for parent in self.model.modules() for child in parent._modules.values())
+        twice = [s.name for s in targets if places[id(s.module)] > 1]
+        if twice:
+            warnings.warn(f"{', '.join(twice[:3])}: the module also stands elsewhere in the model, where it is not "
+                          "adapted", AfinaWarning, stacklevel=5)  # fmt: skip
 
     def _dtype(self, base: BaseWeight) -> torch.dtype:
         dtype = base.dtype

@@ -12,6 +12,7 @@ from ..errors import TargetError, nearest
 from .architectures import DEFAULT_TARGETS
 from .config import LayerConfig
 from .patterns import full_match, name_in
+from .weights import base_weight
 
 
 @dataclass
@@ -66,6 +67,17 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
+def biased(model: nn.Module) -> list[str]:
+    """The names of all modules that have a bias of their own."""
+    return [s.name for s in slots(model) if base_weight(_plain(s.module)).bias is not None]
+
+
+def normalisations(model: nn.Module) -> list[str]:
+    """The names of all normalisation layers, which are known by their class's name (LayerNorm, LlamaRMSNorm, ...)."""
+    kinds = {s.name: type(_plain(s.module)).__name__.lower() for s in slots(model)}
+    return [n for n, kind in kinds.items() if kind.endswith(("norm", "norm1d", "norm2d", "norm3d"))]
+
+
 def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
     """The config's targets, or the defaults for the model's architecture.
 
@@ -74,6 +86,10 @@ def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
     """
     if config.target_modules is not None:
         return config.target_modules
+    own = config.own_targets(model)
+    if own is not None:
+        saved = config.modules_to_save or []
+        return own if isinstance(own, str) else [n for n in own if not name_in(n, saved, "modules_to_save")]
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = {**DEFAULT_TARGETS, **config.default_targets}
     if model_type in known:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
 from .config import PeftConfig, method
-from .host import Host, ModulesToSaveWrapper, hosts
+from .host import Host, hosts
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .targets import slots
@@ -115,7 +115,7 @@ def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True
                 kept.append(module)
                 module = module.base_layer
             else:
-                module = module.result(keep_saved) if isinstance(module, ModulesToSaveWrapper) else module.result()
+                module = module.result(keep_saved)
         if not only_empty or (not kept and slot.module is not module):
             slot.put(module)
 

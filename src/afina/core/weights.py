@@ -272,6 +272,9 @@ class OwnWeight(BaseWeight):
     def parameters(self) -> dict[str, nn.Parameter | None]:
         return {n: p for n, p in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
 
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
+
     def read(self) -> tuple[Tensor, Tensor | None]:
         if getattr(self.module, "weight", None) is None:
             raise NotAWeight("this module has no weight", where=type(self.module).__name__)

@@ -1,0 +1,68 @@
+"""Partial fine-tuning: train the last k layers (or any range of them), and leave the rest frozen.
+
+    block_i' for i in the chosen layers, a trained copy of block_i
+
+Howard and Ruder 2018, arXiv 1801.06146 (gradual unfreezing starts there); Lee, Tang, Lin 2019, arXiv 1911.03090 (how
+many of the last layers suffice). Trainable: the parameters of the chosen blocks. Mergeable (the copies take the blocks'
+places). Layers: the model's own stack of blocks, the longest `ModuleList` of equal modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ...core.adapter import Replacement
+from ...core.config import LayerConfig, bounded, register
+from ...errors import ConfigError, TargetError
+
+
+@dataclass(kw_only=True)
+class LastLayersConfig(LayerConfig):
+    """Configuration of partial fine-tuning.
+
+    Attributes:
+        layers: how many of the last layers to train.
+        layer_range: instead, the numbers of the first layer and of the one after the last, as Python counts.
+    """
+
+    layers: int = bounded(2, ge=1)
+    layer_range: list[int] | None = None
+
+    default_learning_rate: ClassVar[float] = 5e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_range is not None and len(self.layer_range) != 2:
+            raise ConfigError("needs two numbers", where="layer_range", got=self.layer_range, expected="[first, end]")
+
+    def own_targets(self, model: Any) -> list[str]:
+        name, size = block_stack(model)
+        first, end = self.layer_range or (max(0, size - self.layers), size)
+        chosen = list(range(size))[slice(first, end)]
+        if not chosen:
+            raise TargetError("no layer lies in this range", where="layer_range", got=self.layer_range,
+                              expected=f"within 0..{size}")  # fmt: skip
+        return [f"{name}.{i}" for i in chosen]
+
+
+def block_stack(model: nn.Module) -> tuple[str, int]:
+    """(path, length) of the model's stack of blocks.
+
+    Raises:
+        TargetError: there is none.
+    """
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
+    stacks = [(n, len(m)) for n, m in lists if len({type(b) for b in m}) == 1 and any(True for _ in m[0].children())]
+    if not stacks:
+        raise TargetError("the model has no stack of equal layers", where="target_modules",
+                          fix="name the modules to train in target_modules")  # fmt: skip
+    # Of equally long stacks (encoder and decoder) the last one is nearest to the output.
+    return max(reversed(stacks), key=lambda item: item[1])
+
+
+@register("LAST_LAYERS", LastLayersConfig)
+class LastLayers(Replacement):
+    """`copy`: the block itself, trained."""
