@@ -125,6 +125,10 @@ def fuse(model: nn.Module, names: tuple[str, ...]) -> None:
     tied = _tied(model)
     merge(model, names)
     strip(model)
+    for first, last in _pairs(model, tied):
+        if first is not last and first.shape == last.shape and torch.equal(first, last):
+            # Both were changed in the same way, so they can be one again.
+            model.get_output_embeddings().weight = first  # type: ignore[operator]
     if any(a.data_ptr() != b.data_ptr() for a, b in _pairs(model, tied)):
         config = getattr(model, "config", None)
         if getattr(config, "tie_word_embeddings", False):
@@ -227,4 +231,8 @@ class Tuner(nn.Module):
         except AttributeError:
             if name == "model" or "model" not in self.__dict__.get("_modules", {}):
                 raise
-            return getattr(self.model, name)
+        for shared in (m for n, m in shared_modules(self).items() if n in self.active):
+            if name in getattr(shared, "offers", ()):
+                # What a method does around optimizer steps is called on the whole model.
+                return getattr(shared, name)
+        return getattr(self.model, name)

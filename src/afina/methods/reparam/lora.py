@@ -19,12 +19,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight, Site
+from ...core.adapter import Adapter, DeltaWeight, Site, Tied
 from ...core.config import LayerConfig, bounded, register
 from ...core.patterns import value_for
 from ...core.view import View
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
+from ..selective.trainable_tokens import TrainableTokensConfig
 from ..initialisers.corda import CordaConfig
 from ..initialisers.eva import EvaConfig
 from ..initialisers.loftq import LoftQConfig
@@ -51,11 +52,13 @@ class LoraConfig(LayerConfig):
     eva_config: EvaConfig | None = None
     corda_config: CordaConfig | None = None
     lora_ga_config: LoraGAConfig | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
     default_learning_rate: ClassVar[float] = 2e-4
     foreign: ClassVar[Mapping[str, bool]] = {
         **dict.fromkeys(
-            ("alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication",
-             "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "use_qalora"), True,
+            ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+             "megatron_config", "monteclora_config", "use_bdlora", "use_qalora"), True,
         ),
         **dict.fromkeys(("megatron_core", "qalora_group_size", "runtime_config", "velora_config"), False),
     }  # fmt: skip
@@ -69,6 +72,12 @@ class LoraConfig(LayerConfig):
         if self.lora_bias and self.use_dora:
             raise ConfigError("it cannot be combined with use_dora", where="lora_bias", got=True)
         starts.check_name(self.init_lora_weights)
+
+    def companions(self) -> list[LayerConfig]:
+        wanted = self.trainable_token_indices
+        by_layer = wanted if isinstance(wanted, dict) else {"": wanted} if wanted else {}
+        return [TrainableTokensConfig(token_indices=ids, target_modules=[layer] if layer else None,
+                                      disk_folder="token_adapter.") for layer, ids in by_layer.items()]  # fmt: skip
 
     def rank_at(self, name: str) -> int:
         """The rank at a module, by `rank_pattern`."""
@@ -106,6 +115,7 @@ class Lora(DeltaWeight):
         self.lora_bias = site.zeros(base.out_features) if config.lora_bias else None
         self.embedding = base.kind == "embedding"
         self.pair: tuple[str, str] | None = None
+        self.ensure_tied = config.ensure_weight_tying
         self.late_start: Callable[[], Any] | None = None
         self._start(site, config)
 
@@ -158,6 +168,9 @@ class Lora(DeltaWeight):
     def _hold_pair(self, A0: Tensor, B0: Tensor) -> None:
         self.lora_A0, self.lora_B0 = nn.Parameter(A0, requires_grad=False), nn.Parameter(B0, requires_grad=False)
         self.pair = ("lora_A0", "lora_B0")
+
+    def tied(self, site: Site) -> Adapter | None:
+        return TiedLora(site, self) if self.ensure_tied else None
 
     # -- mathematics ------------------------------------------------------------------------------------------------
 
@@ -252,3 +265,14 @@ class Lora(DeltaWeight):
                 "alpha_pattern": {k: grow * v for k, v in config.alpha_pattern.items()},
             }  # fmt: skip
         return values
+
+
+class TiedLora(Tied):
+    """The embedding's update on the head that shares its weight; stored as the head's own A = Bᵀ and B = Aᵀ."""
+
+    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        A, B = self.sources[0].lora_A, self.sources[0].lora_B
+        return {"lora_A.weight": B.T, "lora_B.weight": A.T}  # type: ignore[operator]
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The embedding's adapter has them."""

@@ -1,0 +1,103 @@
+"""Trainable tokens: train the embeddings of chosen tokens, and nothing else.
+
+    E'[i] = rows[i] for the chosen i, E elsewhere
+
+As in the reference (no paper); `trainable_tokens_delta` holds the new rows, not differences. An output head that shares
+the embedding's weight goes along. Trainable: tokens · dim. Mergeable. Layers: Embedding, and Linear as an output head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Adapter, Site, Tied
+from ...core.config import LayerConfig, register
+from ...core.view import View
+from ...errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class TrainableTokensConfig(LayerConfig):
+    """Configuration of trainable tokens; fields as in the reference. Without targets: the input embedding."""
+
+    token_indices: list[int] = field(default_factory=list, metadata={"bounds": {"ge": 0}})
+    init_weights: bool = True
+
+    default_learning_rate: ClassVar[float] = 1e-3
+    disk_folder: str = field(default="", metadata={"runtime": True})
+
+    def own_targets(self, model: Any) -> list[str]:
+        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        names = [n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)]
+        return [n.removesuffix(".base_layer") for n in names][:1]
+
+
+@register("TRAINABLE_TOKENS", TrainableTokensConfig)
+class TrainableTokens(Adapter):
+    """`trainable_tokens_delta`: (tokens, dim), the rows themselves."""
+
+    prefix = "trainable_tokens_"
+    kinds = frozenset({"embedding", "linear"})
+
+    def __init__(self, site: Site, config: TrainableTokensConfig) -> None:
+        super().__init__(site, config)
+        self.is_embedding, self.folder = site.base.kind == "embedding", config.disk_folder
+        size = site.base.in_features if self.is_embedding else site.base.out_features
+        wrong = [i for i in config.token_indices if i >= size]
+        if wrong or not config.token_indices or len(set(config.token_indices)) != len(config.token_indices):
+            raise ConfigError("needs distinct token ids within the vocabulary", where=f"token_indices at {site.name}",
+                              got=wrong or config.token_indices, expected=f"0..{size - 1}",
+                              fix="resize the model's embeddings first" if wrong else None)  # fmt: skip
+        ids = torch.tensor(config.token_indices)
+        self.register_buffer("ids", ids.to(site.base.device), persistent=False)
+        place = torch.full((size,), -1)
+        place[ids] = torch.arange(len(ids))
+        self.register_buffer("place", place.to(site.base.device), persistent=False)
+        rows = site.base.weight.detach()[ids.to(site.base.device)].to(site.dtype)
+        start = rows if config.init_weights else rows + torch.randn_like(rows)
+        self.trainable_tokens_delta = nn.Parameter(start.clone().to(site.device))
+
+    def forward(self, inner: View, x: Any) -> Any:
+        out: Tensor = inner(x)
+        if not self.is_embedding:
+            logits = inner.apply(x, self.trainable_tokens_delta, None)
+            return out.to(logits.dtype).index_copy(-1, self.get_buffer("ids"), logits)
+        place = self.get_buffer("place")[x]
+        rows = inner.apply(place.clamp_min(0), self.trainable_tokens_delta.T, None)
+        return torch.where((place >= 0).unsqueeze(-1), rows.to(out.dtype), out)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        rows, ids = self.trainable_tokens_delta, self.get_buffer("ids")
+        if self.is_embedding:
+            return weight.index_copy(1, ids, rows.T), bias
+        return weight.index_copy(0, ids, rows), bias
+
+    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{self.folder}{n}": t for n, t in own.items()}
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.assign({n.removeprefix(self.folder): t for n, t in tensors.items()})
+
+    def tied(self, site: Site) -> Adapter:
+        return TiedTokens(site, self)
+
+
+class TiedTokens(Tied):
+    """The same rows on the output head; stored a second time where the method stands alone, as the reference does."""
+
+    def forward(self, inner: View, x: Any) -> Any:
+        rows, ids = self.sources[0].trainable_tokens_delta, self.sources[0].get_buffer("ids")
+        logits = inner.apply(x, rows, None)
+        return inner(x).to(logits.dtype).index_copy(-1, ids, logits)
+
+    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        source = self.sources[0]
+        return {} if source.folder else {"trainable_tokens_delta": source.trainable_tokens_delta}  # type: ignore[dict-item]
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The embedding's adapter has them."""
