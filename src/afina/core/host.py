@@ -173,6 +173,9 @@ class Host(nn.Module):
         if any(isinstance(a, Replacement) and not a.is_weight for a in self._named(wanted)):
             # A trained copy of a whole module has no weight to merge; `result` gives the copy itself.
             return
+        for adapter in self._named(wanted):
+            if type(adapter).merged is Adapter.merged:
+                adapter.merged(torch.empty(0), None)  # says that there is no merged form
         with torch.no_grad():
             weight, bias = View(self, self._named(wanted), None).params()
         for tensor in (weight, bias):

@@ -78,6 +78,30 @@ def normalisations(model: nn.Module) -> list[str]:
     return [n for n, kind in kinds.items() if kind.endswith(("norm", "norm1d", "norm2d", "norm3d"))]
 
 
+_ATTENTION = ("self_attn", "attention", "attn", "self_attention", "SelfAttention")
+_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "output", "fc2", "DenseReluDense")
+
+
+def sublayers(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of the attention and of the feed-forward sublayers of every block, by the names that models use.
+
+    Raises:
+        TargetError: none is recognised.
+    """
+    blocks = [s for s in slots(model) if s.attribute.isdigit() and any(True for _ in _plain(s.module).children())]
+
+    def pick(block: Slot, names: tuple[str, ...]) -> list[str]:
+        own = dict(_plain(block.module).named_children())
+        return [f"{block.name}.{n}" for n in names if n in own][:1]
+
+    attention = [n for b in blocks for n in pick(b, _ATTENTION)]
+    feed_forward = [n for b in blocks for n in pick(b, _FEED_FORWARD)]
+    if not attention and not feed_forward:
+        raise TargetError("no attention or feed-forward sublayers are recognised", where="target_modules",
+                          fix="name the modules to adapt in target_modules")  # fmt: skip
+    return attention, feed_forward
+
+
 def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
     """The config's targets, or the defaults for the model's architecture.
 

@@ -2,8 +2,8 @@
 
     y = W x + b',   b' a trained copy of b
 
-Ben Zaken, Goldberg, Ravfogel 2021, arXiv 2106.10199. Without targets, every module that has a bias. Trainable: the biases'
-sizes. Mergeable. Layers: any with a bias (Linear, Conv1D, Conv1d/2d/3d, attention, normalisations).
+Ben Zaken, Goldberg, Ravfogel 2021, arXiv 2106.10199. Without targets, every module that has a bias. Trainable: the
+biases' sizes. Mergeable. Layers: any with a bias (Linear, Conv1D, Conv1d/2d/3d, attention, normalisations).
 """
 
 from __future__ import annotations

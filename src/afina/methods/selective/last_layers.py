@@ -60,7 +60,8 @@ def block_stack(model: nn.Module) -> tuple[str, int]:
         raise TargetError("the model has no stack of equal layers", where="target_modules",
                           fix="name the modules to train in target_modules")  # fmt: skip
     # Of equally long stacks (encoder and decoder) the last one is nearest to the output.
-    return max(reversed(stacks), key=lambda item: item[1])
+    name, size = max(reversed(stacks), key=lambda item: item[1])
+    return name, size
 
 
 @register("LAST_LAYERS", LastLayersConfig)

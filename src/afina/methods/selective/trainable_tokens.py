@@ -33,7 +33,9 @@ class TrainableTokensConfig(LayerConfig):
 
     def own_targets(self, model: Any) -> list[str]:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-        names = [n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)]
+        names = [
+            n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)
+        ]
         return [n.removesuffix(".base_layer") for n in names][:1]
 
 
@@ -91,7 +93,8 @@ class TiedTokens(Tied):
     """The same rows on the output head; stored a second time where the method stands alone, as the reference does."""
 
     def forward(self, inner: View, x: Any) -> Any:
-        rows, ids = self.sources[0].trainable_tokens_delta, self.sources[0].get_buffer("ids")
+        rows: Any = self.sources[0].trainable_tokens_delta
+        ids = self.sources[0].get_buffer("ids")
         logits = inner.apply(x, rows, None)
         return inner(x).to(logits.dtype).index_copy(-1, ids, logits)
 

@@ -1,0 +1,90 @@
+"""ReFT: edit the hidden states of chosen layers within a learned low-dimensional subspace.
+
+    LoReFT: h' = h + Rᵀ (W h + b - R h),   NoReFT: no orthogonality of R,   DiReFT: h' = h + W₂ᵀ (W₁ h + b)
+
+Wu et al. 2024, arXiv 2404.03592. Edits the first `prefix_positions` and last `suffix_positions` positions of a sequence
+(all, if both are 0). R has orthonormal rows, by torch's orthogonal parametrisation. Trainable: 2 · r · dim + r a layer.
+Not mergeable. Layers: decoder blocks, or any module whose output is a tensor or starts with one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Activation, Site
+from ...core.config import LayerConfig, bounded, register
+from ...core.view import View
+from ..selective.last_layers import block_stack
+from .bottleneck import output_size
+
+
+@dataclass(kw_only=True)
+class ReftConfig(LayerConfig):
+    """Configuration of ReFT; without targets, every block of the model's stack (or those in `layers`).
+
+    Attributes:
+        variant: "loreft", "noreft" or "direft".
+        layers: numbers of the blocks to edit; None means all.
+    """
+
+    r: int = bounded(4, ge=1)
+    variant: Literal["loreft", "noreft", "direft"] = "loreft"
+    layers: list[int] | None = None
+    prefix_positions: int = bounded(0, ge=0)
+    suffix_positions: int = bounded(0, ge=0)
+
+    default_learning_rate: ClassVar[float] = 2e-3
+
+    def own_targets(self, model: Any) -> list[str]:
+        name, size = block_stack(model)
+        return [f"{name}.{i}" for i in (range(size) if self.layers is None else self.layers)]
+
+
+@register("REFT", ReftConfig)
+class Reft(Activation):
+    """`reft_R`: (r, dim); `reft_W`: (r, dim); `reft_b`: (r,)."""
+
+    prefix = "reft_"
+
+    def __init__(self, site: Site, config: ReftConfig) -> None:
+        super().__init__(site, config)
+        dim = output_size(site)
+        start = torch.empty(config.r, dim)
+        nn.init.orthogonal_(start)
+        self.reft_R = nn.Parameter(start.to(dtype=site.dtype, device=site.device))
+        # Equal projections edit nothing: the start is the base.
+        self.reft_W = nn.Parameter((torch.zeros_like(start) if config.variant == "direft" else start).clone().to(
+            dtype=site.dtype, device=site.device))  # fmt: skip
+        self.reft_b = site.zeros(config.r)
+        self.form = config.variant
+        self.first, self.last = config.prefix_positions, config.suffix_positions
+
+    def subspace(self) -> Tensor:
+        """R with orthonormal rows (LoReFT), or as it is."""
+        if self.form != "loreft":
+            return self.reft_R
+        # The polar factor (R Rᵀ)^(-1/2) R is the nearest matrix with orthonormal rows.
+        left, _, right = torch.linalg.svd(self.reft_R.float(), full_matrices=False)
+        return (left @ right).to(self.reft_R.dtype)
+
+    def edit(self, h: Tensor) -> Tensor:
+        """What is added to hidden states h of (..., dim)."""
+        R = self.subspace()
+        target = h @ self.reft_W.T + self.reft_b
+        return (target if self.form == "direft" else target - h @ R.T) @ R
+
+    def forward(self, inner: View, x: Any) -> Any:
+        out = inner(x)
+        first: Tensor = out[0] if isinstance(out, tuple) else out
+        change = self.edit(first.to(self.dtype)).to(first.dtype)
+        if self.first or self.last:
+            length = first.shape[1]
+            positions = torch.arange(length, device=first.device)
+            chosen = (positions < self.first) | (positions >= length - self.last)
+            change = change * chosen.view(1, -1, 1).to(change.dtype)
+        changed = first + change
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
