@@ -94,7 +94,11 @@ def bert(head: str = "BertForSequenceClassification", seed: int = 0) -> Any:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     return getattr(transformers, head)(
         transformers.BertConfig(
-            vocab_size=40, num_labels=3, max_position_embeddings=32, is_decoder=head.endswith("LMHeadModel"), **sizes
+            vocab_size=40,
+            num_labels=2 if "Question" in head else 3,
+            max_position_embeddings=32,
+            is_decoder=head.endswith("LMHeadModel"),
+            **sizes,
         )
     ).eval()
 

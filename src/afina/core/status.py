@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -14,6 +15,7 @@ from .names import layout
 from .tuner import Tuner
 
 Irregular = Literal["irregular"]
+_QUANTISED: Mapping[str, str] = MappingProxyType({"Params4bit": "bnb 4bit", "Int8Params": "bnb 8bit"})
 
 
 @dataclass
@@ -28,6 +30,7 @@ class TunerLayerStatus:
     requires_grad: dict[str, bool | Irregular]
     available_adapters: list[str]
     devices: dict[str, list[str]]
+    quantization_backend: str | None = None
 
 
 @dataclass
@@ -46,6 +49,7 @@ class TunerModelStatus:
     requires_grad: dict[str, bool | Irregular]
     available_adapters: list[str]
     devices: dict[str, list[str]]
+    quantization_backend: str | Irregular | None = None
 
 
 def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
@@ -54,8 +58,9 @@ def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     Raises:
         ConfigError: the model has none.
     """
-    root, _, _ = layout(model)
-    found = [_layer(name, host) for name, host in hosts(root)]
+    root, tuner, _ = layout(model)
+    inside = "" if tuner is root else "model."
+    found = [_layer(f"{inside}{name}", host) for name, host in hosts(root)]
     if not found:
         raise ConfigError("the model has no adapters", where=type(model).__name__)
     return found
@@ -67,9 +72,10 @@ def _layer(name: str, host: Host) -> TunerLayerStatus:
     own = {n: [*p, *([host.biases[n]] if n in host.biases else [])] for n, p in own.items()}
     kind = "ModulesToSaveWrapper" if host.base_slot != "base_layer" else type(host.base_layer).__name__
     return TunerLayerStatus(
-        name=name, module_type=kind, enabled=host.enabled, active_adapters=[n for n in host.active if n in names],
+        name=name, module_type=kind, enabled=host.enabled, active_adapters=list(host.active),
         merged_adapters=list(host.merged), requires_grad={n: _same(p.requires_grad for p in own[n]) for n in names},
         available_adapters=names, devices={n: sorted({str(p.device) for p in own[n]}) for n in names},
+        quantization_backend=_QUANTISED.get(type(getattr(host.get_base_layer(), "weight", None)).__name__),
     )  # fmt: skip
 
 
@@ -105,4 +111,5 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
         requires_grad={n: _same(v.requires_grad[n] for v in layers if n in v.requires_grad) for n in names},
         available_adapters=names,
         devices={n: sorted({d for v in layers for d in v.devices.get(n, [])}) for n in names},
+        quantization_backend=_same(layer.quantization_backend for layer in layers),
     )  # fmt: skip
