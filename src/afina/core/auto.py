@@ -40,8 +40,6 @@ class AutoPeftModel:
             ConfigError: the adapter is for another task, or its base is not named or not of transformers.
             CheckpointError: as `PeftModel.from_pretrained`.
         """
-        import transformers
-
         source = str(pretrained_model_name_or_path)
         found = config or PeftConfig.from_pretrained(source, revision=revision, subfolder=kwargs.get("subfolder"))
         task = getattr(found.task_type, "value", None)
@@ -50,11 +48,13 @@ class AutoPeftModel:
         if not found.base_model_name_or_path:
             raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
-        loader = getattr(transformers, cls._loader(found, task))
+        loader = cls._loader(found, task)
         base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
         tokens = Path(source) / "tokenizer_config.json"
         if tokens.is_file():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(source)
             if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
                 base.resize_token_embeddings(len(tokenizer))
         target = MODEL_CLASSES.get(str(cls.task or task), PeftModel)
@@ -62,21 +62,26 @@ class AutoPeftModel:
                                       subfolder=kwargs.get("subfolder"))  # fmt: skip
 
     @classmethod
-    def _loader(cls, config: PeftConfig, task: str | None) -> str:
+    def _loader(cls, config: PeftConfig, task: str | None) -> Any:
+        """The class of transformers that loads the base."""
+        import transformers
+
         if cls.task is not None or cls is not AutoPeftModel:
-            return cls.loader
+            return getattr(transformers, cls.loader)
         by_task = {c.task: c.loader for c in AutoPeftModel.__subclasses__()}
         if task in by_task:
-            return by_task[task]
+            return getattr(transformers, by_task[task])
         mapping = config.auto_mapping or {}
         library = str(mapping.get("parent_library", ""))
         name = str(mapping.get("base_model_class", ""))
-        if library.partition(".")[0] != "transformers" or not name.isidentifier():
+        ours = library.partition(".")[0] == "transformers" and name.isidentifier()
+        found = getattr(transformers, name, None) if ours else None
+        if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
             # A file must not decide what is imported.
             raise ConfigError("the base's class is not one of transformers", where="auto_mapping",
                               got=f"{library}.{name}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
-        return name
+        return found
 
 
 def _base_options(kwargs: dict[str, Any]) -> dict[str, Any]:
