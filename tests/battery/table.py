@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .kinds import KINDS, Kind
+from .kinds import KINDS, Kind, Layer
 
 MATRICES = ("linear", "linear_without_bias", "transposed_linear")
 CONVOLUTIONS = ("conv1d", "dilated_conv1d", "conv2d", "padded_conv2d", "conv3d", "grouped_conv2d")
@@ -79,6 +79,11 @@ def lora_count(
     return count
 
 
+def each(size: Callable[[Layer], int]) -> Callable[[Kind], int]:
+    """The sum of a formula over all adapted layers."""
+    return lambda kind: sum(size(layer) for layer in kind.layers)
+
+
 def plus(count: Callable[[Kind], int], extra: Callable[[Kind], int]) -> Callable[[Kind], int]:
     """The sum of two formulas."""
     return lambda kind: count(kind) + extra(kind)
@@ -133,6 +138,32 @@ _GROUPED_DORA = {
     ("stack", "grouped_conv2d"): "the second one needs the merged weight of the first, which has no grouped form",
 }
 
+_MATRIX_LIKE = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS)
+
+
+def _inputs(layer: Layer) -> int:
+    """Elements of one output's row of weights."""
+    return layer.width // layer.groups * layer.kernel
+
+
+def _method(
+    name: str, config: str, size: Callable[[Layer], int], kinds: tuple[str, ...] = _MATRIX_LIKE, *,
+    oracle_kinds: tuple[str, ...] = MATRICES, starts_at_base: bool = True, open: bool = False,
+    gaps: Mapping[tuple[str, str], str] | None = None, **options: Any,
+) -> Row:
+    """A row whose parameters are counted layer by layer, and which the reference has for `oracle_kinds`."""
+    beyond = {("oracle", k): "the reference cannot adapt this kind of layer" for k in kinds if k not in oracle_kinds}
+    return Row(name, config, kinds, each(size), options, starts_at_base=starts_at_base, open=open, oracle=config,
+               gaps={**beyond, **(gaps or {})})  # fmt: skip
+
+
+_LOW_RANK = (
+    _method("adalora", "AdaLoraConfig", lambda n: 6 * (_inputs(n) + n.out + 1), init_r=6, target_r=3, total_step=9,
+            oracle_kinds=(*MATRICES, "conv2d", "padded_conv2d")),
+    _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
+    _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),
@@ -153,7 +184,17 @@ ROWS: tuple[Row, ...] = (
           use_rslora=True, lora_dropout=0.2, gaps=_GROUPED_DORA),
     _lora("dora-random-start", (*MATRICES, *EMBEDDINGS), lora_count(dora=True), use_dora=True, init_lora_weights=False,
           starts_at_base=False, open=True),
+    *_LOW_RANK,
 )  # fmt: skip
 
 CASES = [(row, KINDS[kind]) for row in ROWS for kind in row.kinds]
-REFUSED = [(row, kind) for row in ROWS for kind in KINDS.values() if kind.name not in row.kinds and not row.open]
+_TAKES_PARAMETERS = ("LoraConfig",)
+"""Configs with `target_parameters`; the others cannot even be asked to adapt one."""
+REFUSED = [
+    (row, kind)
+    for row in ROWS
+    for kind in KINDS.values()
+    if kind.name not in row.kinds
+    and not row.open
+    and (row.config in _TAKES_PARAMETERS or "target_parameters" not in kind.targets)
+]

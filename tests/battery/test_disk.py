@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import afina
 from afina.core.config import PeftConfig
+from afina.core.tuner import shared_modules
 
 from .harness import (
     REFERENCE,
@@ -84,7 +86,9 @@ def test_file_holds_one_tensor_for_each_trained_or_frozen_part(row: Row, kind: K
     model.save_pretrained(tmp_path)
     held = load_file(tmp_path / "adapter_model.safetensors")
     assert sum(t.numel() for t in held.values()) >= row.count(kind)
-    assert all(k.startswith("base_model.model.") and "default" not in k for k in held)
+    shared = {f"base_model.{n}" for n in shared_modules(model.base_model).get("default", nn.Module()).state_dict()}
+    assert all(k.startswith("base_model.model.") or k in shared for k in held)
+    assert not any("default" in k for k in held)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == str(config(row, kind).peft_type)
 
 

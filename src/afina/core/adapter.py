@@ -87,10 +87,19 @@ class Adapter(nn.Module):
 
     def __init__(self, site: Site, config: Any) -> None:
         super().__init__()
-        if site.base.kind not in self.kinds:
+        self.check_kind(site.name, site.base)
+
+    @classmethod
+    def check_kind(cls, name: str, base: BaseWeight) -> None:
+        """Refuse a kind of layer that the method cannot adapt.
+
+        Raises:
+            TargetError: with the kinds that it can.
+        """
+        if base.kind not in cls.kinds:
             raise TargetError(
-                "this method cannot adapt this kind of layer", where=site.name, got=type(site.base.module).__name__,
-                expected=", ".join(sorted(self.kinds)), fix="leave it out with exclude_modules",
+                "this method cannot adapt this kind of layer", where=name, got=type(base.module).__name__,
+                expected=", ".join(sorted(cls.kinds)), fix="leave it out with exclude_modules",
             )  # fmt: skip
 
     def forward(self, inner: View, x: Any) -> Any:

@@ -142,6 +142,8 @@ class _Builder:
         clash = next((s.name for s, h in places if s.name in saved or isinstance(h, ModulesToSaveWrapper)), None)
         if clash:
             raise TargetError("the module is both a target and in modules_to_save", where=clash)
+        for slot, host in places:
+            self.adapter_class.check_kind(slot.name, host.base)
         shared = self._shared({s.name: h.base for s, h in places})
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
