@@ -77,6 +77,9 @@ class Placement:
         labels = call.get("labels")
         if labels is not None and self.config.task_type in (TaskType.CAUSAL_LM, TaskType.TOKEN_CLS):
             call["labels"] = _lengthen(labels, batch, length, self.count, words.device, -100)
+            own = self.encoder.labels()
+            if own is not None:
+                call["labels"] = torch.cat([own.to(labels).expand(batch, -1), labels], dim=1)
 
     def _into_cache(self, call: dict[str, Any]) -> None:
         self._refuse_checkpointing()

@@ -107,6 +107,10 @@ class PromptEncoder(nn.Module):
     def after_step(self) -> None:
         """Called after an optimizer step, for methods that keep their parameters within bounds."""
 
+    def labels(self) -> Tensor | None:
+        """Labels of the virtual tokens (tokens,), -100 where there is none; None if no token has one."""
+        return None
+
     @property
     def is_table(self) -> bool:
         """Whether nothing but the table is trained."""
@@ -142,7 +146,7 @@ class PromptEncoder(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes; none where only the table is known."""
-        return {} if self.table is not None and self._modules else dict(self.named_parameters())
+        return {} if self.table is not None else dict(self.named_parameters())
 
 
 class TablePromptEncoder(PromptEncoder):

@@ -69,7 +69,8 @@ class Reft(Activation):
             return self.reft_R
         # The polar factor (R Rᵀ)^(-1/2) R is the nearest matrix with orthonormal rows.
         left, _, right = torch.linalg.svd(self.reft_R.float(), full_matrices=False)
-        return (left @ right).to(self.reft_R.dtype)
+        nearest: Tensor = left @ right
+        return nearest.to(self.reft_R.dtype)
 
     def edit(self, h: Tensor) -> Tensor:
         """What is added to hidden states h of (..., dim)."""

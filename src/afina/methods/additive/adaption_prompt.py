@@ -1,0 +1,99 @@
+"""LLaMA-Adapter: in the last layers, attention over a learned prompt, added through a gate that starts at zero.
+
+    out = Attn(x) + g · W_o softmax(q K_pᵀ / √d) V_p,   K_p = W_k P,  V_p = W_v P,  q the layer's own rotated query
+
+Zhang et al. 2023, arXiv 2303.16199. Trainable: len · dim + 1 a layer. Not mergeable. Layers: attention modules with
+q_proj, k_proj, v_proj, o_proj and rotary positions (Llama, Mistral, Qwen2, Gemma, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.adapter import Activation, Site
+from ...core.config import LayerConfig, bounded, register
+from ...core.view import View
+from ...errors import ConfigError, TargetError
+from ..selective.last_layers import block_stack
+
+
+@dataclass(kw_only=True)
+class AdaptionPromptConfig(LayerConfig):
+    """Configuration of LLaMA-Adapter; fields as in the reference. `target_modules`: the attention's name in a block."""
+
+    adapter_len: int | None = bounded(None, ge=1)
+    adapter_layers: int | None = bounded(None, ge=1)
+
+    default_learning_rate: ClassVar[float] = 9e-3
+
+    def __post_init__(self) -> None:
+        self.leaf = self.target_modules if isinstance(self.target_modules, str) else "self_attn"
+        if isinstance(self.target_modules, str):
+            self.target_modules = None
+        super().__post_init__()
+        for key in ("adapter_len", "adapter_layers"):
+            if getattr(self, key) is None:
+                raise ConfigError("must be given", where=key, expected="a number, e.g. 10")
+
+    def own_targets(self, model: Any) -> list[str]:
+        name, size = block_stack(model)
+        assert self.adapter_layers is not None
+        if self.adapter_layers > size:
+            raise TargetError("the model has fewer layers", where="adapter_layers", got=self.adapter_layers,
+                              expected=f"<= {size}")  # fmt: skip
+        return [f"{name}.{i}.{self.leaf}" for i in range(size - self.adapter_layers, size)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the file has it: the attention's name, not the list of layers."""
+        return {**super().to_dict(), "target_modules": self.leaf}
+
+
+@register("ADAPTION_PROMPT", AdaptionPromptConfig)
+class AdaptionPrompt(Activation):
+    """`adaption_prompt`: (1, len, dim); `adaption_gate`: (1,)."""
+
+    prefix = "adaption_"
+    kinds = frozenset({"module"})
+
+    def __init__(self, site: Site, config: AdaptionPromptConfig) -> None:
+        super().__init__(site, config)
+        attention: Any = site.base.module
+        if not all(hasattr(attention, n) for n in ("q_proj", "k_proj", "v_proj", "o_proj", "head_dim")):
+            raise TargetError("not an attention that is known to this method", where=site.name,
+                              got=type(attention).__name__,
+                              expected="q_proj, k_proj, v_proj, o_proj, head_dim")  # fmt: skip
+        assert config.adapter_len is not None
+        self.adaption_prompt = site.normal(1.0, 1, config.adapter_len, attention.q_proj.in_features)
+        self.adaption_gate = site.zeros(1)
+
+    def forward(self, inner: View, x: Any) -> Any:
+        out = inner(x)
+        first: Tensor = out[0] if isinstance(out, tuple) else out
+        changed = first + self._attend(inner.base.module, x, inner.kwargs).to(first.dtype)
+        return (changed, *out[1:]) if isinstance(out, tuple) else changed
+
+    def _attend(self, attention: Any, x: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        batch, length = x.shape[:2]
+        prompt = self.adaption_prompt.to(x.dtype)
+
+        def heads(y: Tensor) -> Tensor:
+            return y.view(y.shape[0], y.shape[1], -1, attention.head_dim).transpose(1, 2)
+
+        query = heads(attention.q_proj(x))
+        cos, sin = (part.unsqueeze(1) for part in kwargs["position_embeddings"])
+        half = query.shape[-1] // 2
+        turned = torch.cat([-query[..., half:], query[..., :half]], dim=-1)
+        query = query * cos + turned * sin
+        keys, values = heads(attention.k_proj(prompt)), heads(attention.v_proj(prompt))
+        repeat = query.shape[1] // keys.shape[1]
+        keys, values = keys.repeat_interleave(repeat, 1), values.repeat_interleave(repeat, 1)
+        scores = query @ keys.mT / attention.head_dim**0.5
+        weights = torch.softmax(scores.float(), dim=-1).to(query.dtype)
+        mixed = self.adaption_gate.to(x.dtype) * (weights @ values)
+        added: Tensor = attention.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return added

@@ -1,0 +1,102 @@
+"""Cartridges: a key-value cache that is computed from a text once and then trained like a prefix.
+
+    [K_l; V_l] = cache of n tokens, the first `num_frozen_tokens` of which stay as they are (attention sinks)
+
+Eyuboglu et al. 2025, arXiv 2506.06266. `initialize_kv_prefix_from_text` fills it from a text. Trainable: (tokens -
+frozen) · 2 · layers · kv_dim. Not mergeable. Models: those whose attention takes a cache; no gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...core.config import bounded, register
+from ...core.prompt import PromptEncoder, PromptLearningConfig, PromptSite
+from ...errors import ConfigError
+
+PUBLIC = ("CartridgeEncoder", "initialize_kv_prefix_from_text", "initialize_kv_prefix_from_past_key_values")
+
+
+@dataclass(kw_only=True)
+class CartridgeConfig(PromptLearningConfig):
+    """Configuration of cartridges; fields as in the reference."""
+
+    num_frozen_tokens: int = bounded(1, ge=0)
+
+    default_learning_rate: ClassVar[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_frozen_tokens >= self.num_virtual_tokens:
+            raise ConfigError("no token is left to train", where="num_frozen_tokens", got=self.num_frozen_tokens,
+                              expected=f"< {self.num_virtual_tokens}")  # fmt: skip
+
+
+@register("CARTRIDGE", CartridgeConfig)
+class CartridgeEncoder(PromptEncoder):
+    """`trainable_embedding`: (tokens - frozen, 2 · layers · kv_dim); `frozen_embedding`: the rows before it."""
+
+    goes_into = "cache"
+
+    def __init__(self, site: PromptSite, config: CartridgeConfig) -> None:
+        super().__init__(site, config)
+        width = 2 * site.layers * site.dim
+        frozen = site.normal(config.num_frozen_tokens, width).detach()
+        self.frozen_embedding = nn.Parameter(frozen, requires_grad=False)
+        self.trainable_embedding = site.normal(site.tokens - config.num_frozen_tokens, width)
+
+    def encode(self) -> Tensor:
+        return torch.cat([self.frozen_embedding, self.trainable_embedding])
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"trainable_embedding": self.trainable_embedding}
+
+    def disk_state(self) -> dict[str, Tensor]:
+        return {"prompt_embeddings": self.encode().detach()}
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.fill(tensors["prompt_embeddings"])
+
+    def fill(self, table: Tensor) -> None:
+        """Take over a whole table (tokens, 2 · layers · kv_dim)."""
+        with torch.no_grad():
+            self.frozen_embedding.copy_(table[: len(self.frozen_embedding)])
+            self.trainable_embedding.copy_(table[len(self.frozen_embedding) :])
+
+
+def initialize_kv_prefix_from_past_key_values(
+    model: Any, adapter_name: str = "default", past_key_values: Any = None
+) -> Tensor:
+    """Fill a cartridge with the first tokens of a cache of batch size 1; returns the table.
+
+    Raises:
+        ConfigError: the cache holds fewer tokens than the cartridge.
+    """
+    encoder: CartridgeEncoder = model.prompt_encoder[adapter_name]
+    rows = []
+    for layer in past_key_values.layers:
+        for part in (layer.keys, layer.values):
+            # (1, heads, tokens, width) -> (tokens, heads · width)
+            rows.append(part[0].transpose(0, 1).flatten(1))
+    table = torch.cat(rows, dim=1)
+    if len(table) < encoder.tokens:
+        raise ConfigError("the text is shorter than the cartridge", where="num_virtual_tokens", got=len(table),
+                          expected=f">= {encoder.tokens} tokens")  # fmt: skip
+    encoder.fill(table[: encoder.tokens])
+    return table[: encoder.tokens]
+
+
+def initialize_kv_prefix_from_text(
+    model: Any, tokenizer: Any, *, text: str, adapter_name: str = "default", max_chunk_length: int | None = None
+) -> Tensor:
+    """Run a text through the frozen base and fill a cartridge with its keys and values; returns the table."""
+    ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :max_chunk_length]
+    device = next(model.parameters()).device
+    with torch.no_grad(), model.disable_adapter():
+        out = model(input_ids=ids.to(device), use_cache=True)
+    return initialize_kv_prefix_from_past_key_values(model, adapter_name, out.past_key_values)
