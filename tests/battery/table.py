@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from afina.methods.reparam.lokr import split
+
 from .kinds import KINDS, Kind, Layer
 
 MATRICES = ("linear", "linear_without_bias", "transposed_linear")
@@ -147,9 +149,16 @@ def _inputs(layer: Layer) -> int:
 
 
 def _method(
-    name: str, config: str, size: Callable[[Layer], int], kinds: tuple[str, ...] = _MATRIX_LIKE, *,
-    oracle_kinds: tuple[str, ...] = MATRICES, starts_at_base: bool = True, open: bool = False,
-    gaps: Mapping[tuple[str, str], str] | None = None, **options: Any,
+    name: str,
+    config: str,
+    size: Callable[[Layer], int],
+    kinds: tuple[str, ...] = _MATRIX_LIKE,
+    *,
+    oracle_kinds: tuple[str, ...] = MATRICES,
+    starts_at_base: bool = True,
+    open: bool = False,
+    gaps: Mapping[tuple[str, str], str] | None = None,
+    **options: Any,
 ) -> Row:
     """A row whose parameters are counted layer by layer, and which the reference has for `oracle_kinds`."""
     beyond = {("oracle", k): "the reference cannot adapt this kind of layer" for k in kinds if k not in oracle_kinds}
@@ -160,9 +169,145 @@ def _method(
 _LOW_RANK = (
     _method("adalora", "AdaLoraConfig", lambda n: 6 * (_inputs(n) + n.out + 1), init_r=6, target_r=3, total_step=9,
             oracle_kinds=(*MATRICES, "conv2d", "padded_conv2d")),
+    _method("pvera", "PveraConfig", lambda n: 8 + n.out, MATRICES, r=4),
     _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
     _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
 )  # fmt: skip
+
+_REFERENCE_MATRICES = ("linear", "linear_without_bias")
+_REFERENCE_CONVOLUTIONS = ("conv2d", "padded_conv2d")
+
+
+def _weights(layer: Layer) -> int:
+    """Elements of a layer's weight."""
+    return layer.out * _inputs(layer)
+
+
+def _kronecker(layer: Layer) -> int:
+    """LoKr's two whole factors."""
+    (o1, o2), (i1, i2) = split(layer.out), split(layer.width // layer.groups)
+    return o1 * i1 + o2 * i2 * layer.kernel
+
+
+_NO_ATTENTION = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS)
+_VECTORS = (*MATRICES, *EMBEDDINGS)
+_ONE_DIMENSIONAL = (*_REFERENCE_MATRICES, "conv1d", "dilated_conv1d", *_REFERENCE_CONVOLUTIONS, "grouped_conv2d")
+
+_PRODUCTS = (
+    _method("loha", "LoHaConfig", lambda n: 8 * (n.out + _inputs(n)), oracle_kinds=_ONE_DIMENSIONAL, r=4, alpha=6),
+    _method("lokr", "LoKrConfig", _kronecker, oracle_kinds=_ONE_DIMENSIONAL, r=64, alpha=48),
+    _method(
+        "hira",
+        "HiraConfig",
+        lambda n: 4 * (n.out + _inputs(n)),
+        r=4,
+        oracle_kinds=(*MATRICES, "conv1d", "conv2d", "conv3d", "embedding"),
+    ),
+    _method(
+        "hra",
+        "HRAConfig",
+        lambda n: 4 * _inputs(n),
+        (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+        r=4,
+        open=True,
+        oracle_kinds=(*_REFERENCE_MATRICES, *_REFERENCE_CONVOLUTIONS),
+    ),
+    _method(
+        "oft",
+        "OFTConfig",
+        lambda n: _inputs(n) // 2,
+        (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+        oft_block_size=2,
+        oracle_kinds=_REFERENCE_MATRICES,
+        open=True,
+    ),
+    _method(
+        "oft-cayley-shared",
+        "OFTConfig",
+        lambda n: 1,
+        MATRICES,
+        oft_block_size=2,
+        block_share=True,
+        open=True,
+        use_cayley_neumann=False,
+        oracle_kinds=_REFERENCE_MATRICES,
+    ),
+    _method(
+        "oft-embedding",
+        "OFTConfig",
+        lambda n: n.out // 2,
+        EMBEDDINGS,
+        oft_block_size=2,
+        open=True,
+        oracle_kinds=("embedding",),
+    ),
+    _method(
+        "boft",
+        "BOFTConfig",
+        lambda n: 2 * _inputs(n) + n.out,
+        (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+        boft_block_size=2,
+        oracle_kinds=(*_REFERENCE_MATRICES, *_REFERENCE_CONVOLUTIONS),
+    ),
+)
+_SCALES = (
+    _method(
+        "ia3",
+        "IA3Config",
+        lambda n: n.out,
+        _NO_ATTENTION,
+        feedforward_modules=[],
+        oracle_kinds=(*MATRICES, *_REFERENCE_CONVOLUTIONS, "grouped_conv2d", "conv3d"),
+    ),
+    _method(
+        "ia3-at-input",
+        "IA3Config",
+        lambda n: n.width,
+        (*MATRICES, *CONVOLUTIONS),
+        open=True,
+        feedforward_modules=["first", "second"],
+        oracle_kinds=(*MATRICES, *_REFERENCE_CONVOLUTIONS, "conv3d"),
+    ),
+)
+
+
+def _ours(
+    name: str,
+    config: str,
+    size: Callable[[Layer], int],
+    kinds: tuple[str, ...],
+    *,
+    merges: bool = True,
+    open: bool = True,
+    gaps: Mapping[tuple[str, str], str] | None = None,
+    **options: Any,
+) -> Row:
+    """A row of a method that the reference does not have, or has under another form of file."""
+    return Row(name, config, kinds, each(size), options, merges=merges, open=open, gaps=gaps or {})
+
+
+_SELECTIVE = (
+    _ours("bitfit", "BitFitConfig", lambda n: n.bias, ("linear", "transposed_linear", *CONVOLUTIONS)),
+    _ours("ln_tuning", "LNTuningConfig", lambda n: _weights(n) + n.bias, (*MATRICES, *EMBEDDINGS)),
+    _ours("last_layers", "LastLayersConfig", lambda n: _weights(n) + n.bias, (*MATRICES, *CONVOLUTIONS)),
+    _ours("trainable_tokens", "TrainableTokensConfig", lambda n: 2 * n.out, EMBEDDINGS, token_indices=[1, 3]),
+    _ours("sparse", "SparseConfig", lambda n: max(1, round(0.05 * _weights(n))), _MATRIX_LIKE, density=0.05),
+    _ours(
+        "sparse-random",
+        "SparseConfig",
+        lambda n: max(1, round(0.05 * _weights(n))),
+        MATRICES,
+        density=0.05,
+        selection="random",
+    ),
+)
+_ADDITIVE = (
+    _ours("bottleneck", "BottleneckConfig", lambda n: 2 * n.out * max(1, n.out // 4) + n.out + max(1, n.out // 4),
+          _VECTORS, merges=False, reduction_factor=4),
+    _ours("reft", "ReftConfig", lambda n: 4 * n.out + 2, _VECTORS, merges=False, r=2),
+)  # fmt: skip
+
+_TWICE_THE_RANK = {("oracle", ""): "the reference trains the start too: tests/methods/test_starts.py compares outputs"}
 
 ROWS: tuple[Row, ...] = (
     _lora("lora"),
@@ -177,6 +322,9 @@ ROWS: tuple[Row, ...] = (
     _lora("lora-bias-only", count=plus(lora_count(), adapted_biases), bias="lora_only"),
     _lora("lora-both-biases", (*MATRICES, *CONVOLUTIONS), plus(lora_count(bias=True), all_biases), bias="all",
           lora_bias=True, open=True),
+    _lora("lora-pissa", MATRICES, init_lora_weights="pissa", open=True, gaps=_TWICE_THE_RANK),
+    _lora("dora-olora", MATRICES, lora_count(dora=True), init_lora_weights="olora", use_dora=True, open=True,
+          gaps=_TWICE_THE_RANK),
     _lora("lora-trained-head", count=plus(lora_count(), head_size), modules_to_save=["head"]),
     _lora("dora", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS), lora_count(dora=True), use_dora=True,
           gaps=_GROUPED_DORA),
@@ -185,6 +333,10 @@ ROWS: tuple[Row, ...] = (
     _lora("dora-random-start", (*MATRICES, *EMBEDDINGS), lora_count(dora=True), use_dora=True, init_lora_weights=False,
           starts_at_base=False, open=True),
     *_LOW_RANK,
+    *_PRODUCTS,
+    *_SCALES,
+    *_SELECTIVE,
+    *_ADDITIVE,
 )  # fmt: skip
 
 CASES = [(row, KINDS[kind]) for row in ROWS for kind in row.kinds]

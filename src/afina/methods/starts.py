@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.adapter import Site
-from ..errors import ConfigError, did_you_mean
+from ..errors import CheckpointError, ConfigError, did_you_mean
 
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
 _PLAIN = ("gaussian", "orthogonal", "eva", "loftq", "mica")
@@ -28,6 +28,24 @@ def check_name(name: bool | str) -> None:
 def subtracts(name: bool | str) -> bool:
     """Whether the paper subtracts the start from W, so that it is kept as a frozen pair."""
     return isinstance(name, str) and (name in _SUBTRACTING or name.startswith("pissa_niter_"))
+
+
+def refuse_without_start(name: bool | str, where: str) -> None:
+    """Refuse a file of the reference that lacks the subtracted start, unless it follows from the base alone.
+
+    Raises:
+        CheckpointError: the start was drawn at random or from data, so that the base it left is lost.
+    """
+    if name not in ("pissa", "olora"):
+        raise CheckpointError(
+            f"the file lacks the start {name!r}, which cannot be computed again", where=where,
+            fix="save it with peft's path_initial_model_for_weight_conversion",
+        )  # fmt: skip
+
+
+def freezes(name: bool | str) -> frozenset[str]:
+    """The factors that the start's paper does not train."""
+    return frozenset({"lora_B"}) if name == "mica" else frozenset()
 
 
 def start(config: Any, site: Site, rank: int, scale: float) -> Any:

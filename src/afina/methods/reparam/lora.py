@@ -117,7 +117,11 @@ class Lora(DeltaWeight):
         self.pair: tuple[str, str] | None = None
         self.ensure_tied = config.ensure_weight_tying
         self.late_start: Callable[[], Any] | None = None
+        self.start_name = config.init_lora_weights
+        self.untrained = frozenset() if self.embedding else starts.freezes(self.start_name)
         self._start(site, config)
+        for name in self.untrained:
+            self.get_parameter(name).requires_grad_(False)
 
     def _check_options(self, site: Site, config: LoraConfig) -> None:
         kind = site.base.kind
@@ -219,7 +223,7 @@ class Lora(DeltaWeight):
         return {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_bias": "lora_B.bias"}
 
     def frozen(self) -> frozenset[str]:
-        return frozenset(self.pair or ())
+        return frozenset(self.pair or ()) | self.untrained
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.pair is None:
@@ -231,8 +235,9 @@ class Lora(DeltaWeight):
 
     def disk_shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         shapes = super().disk_shapes(found)
-        if self.pair is not None and found.get("lora_A.weight", (0,))[0] == self.r:
-            # A file of the reference without the start: the start was computed again from the base.
+        if self.pair is not None and found.get("lora_A.weight", ())[:1] == (self.r,):
+            # A file of the reference without the start, which is computed again from the base.
+            starts.refuse_without_start(self.start_name, "init_lora_weights")
             shapes |= {"lora_A.weight": tuple(self.lora_A.shape), "lora_B.weight": tuple(self.lora_B.shape)}
         return shapes
 
