@@ -23,11 +23,11 @@ REFERENCE = pytest.importorskip("peft", reason="the reference is the oracle")
 Case = tuple[Row, Kind]
 
 
-def cases(check: str) -> pytest.MarkDecorator:
+def cases(*checks: str) -> pytest.MarkDecorator:
     """Parametrise over every row and kind to which a check applies; the others show their reason."""
 
     def parameter(row: Row, kind: Kind) -> Any:
-        gap = row.gap(check, kind)
+        gap = next((g for g in (row.gap(check, kind) for check in checks) if g), None)
         marks = [pytest.mark.skip(reason=gap)] if gap else []
         return pytest.param(row, kind, id=f"{row}-{kind}", marks=marks)
 

@@ -170,6 +170,13 @@ _LOW_RANK = (
     _method("adalora", "AdaLoraConfig", lambda n: 6 * (_inputs(n) + n.out + 1), init_r=6, target_r=3, total_step=9,
             oracle_kinds=(*MATRICES, "conv2d", "padded_conv2d")),
     _method("pvera", "PveraConfig", lambda n: 8 + n.out, MATRICES, r=4),
+    _method("fourierft", "FourierFTConfig", lambda n: 20, n_frequency=20, scaling=9.0, starts_at_base=False),
+    _method("fourierft-zero-start", "FourierFTConfig", lambda n: 20, MATRICES, n_frequency=20, init_weights=True,
+            open=True),
+    _method("waveft", "WaveFTConfig", lambda n: 20, n_frequency=20, scaling=5.0),
+    _method("waveft-db3", "WaveFTConfig", lambda n: 20, n_frequency=20, scaling=5.0, wavelet_family="db3"),
+    _method("waveft-direct", "WaveFTConfig", lambda n: 20, MATRICES, n_frequency=20, use_idwt=False,
+            init_weights=False, starts_at_base=False, scaling=100.0, open=True),
     _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
     _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
 )  # fmt: skip
@@ -189,6 +196,7 @@ def _kronecker(layer: Layer) -> int:
     return o1 * i1 + o2 * i2 * layer.kernel
 
 
+_SQUARE = {("oracle", k): "the reference takes every kernel for a square one" for k in ("padded_conv2d", "conv2d")}
 _NO_ATTENTION = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS)
 _VECTORS = (*MATRICES, *EMBEDDINGS)
 _ONE_DIMENSIONAL = (*_REFERENCE_MATRICES, "conv1d", "dilated_conv1d", *_REFERENCE_CONVOLUTIONS, "grouped_conv2d")
@@ -203,7 +211,7 @@ _PRODUCTS = (
         r=4,
         oracle_kinds=(*MATRICES, "conv1d", "conv2d", "conv3d", "embedding"),
     ),
-    _method(
+        oracle_kinds=_REFERENCE_MATRICES, gaps=_SQUARE,
         "hra",
         "HRAConfig",
         lambda n: 4 * _inputs(n),
@@ -240,7 +248,7 @@ _PRODUCTS = (
         oft_block_size=2,
         open=True,
         oracle_kinds=("embedding",),
-    ),
+        oracle_kinds=_REFERENCE_MATRICES, gaps=_SQUARE,
     _method(
         "boft",
         "BOFTConfig",
@@ -286,11 +294,37 @@ def _ours(
     return Row(name, config, kinds, each(size), options, merges=merges, open=open, gaps=gaps or {})
 
 
+_LAST_WINS = "what it trains takes the place of the base's own, so the last active one counts"
 _SELECTIVE = (
-    _ours("bitfit", "BitFitConfig", lambda n: n.bias, ("linear", "transposed_linear", *CONVOLUTIONS)),
-    _ours("ln_tuning", "LNTuningConfig", lambda n: _weights(n) + n.bias, (*MATRICES, *EMBEDDINGS)),
-    _ours("last_layers", "LastLayersConfig", lambda n: _weights(n) + n.bias, (*MATRICES, *CONVOLUTIONS)),
-    _ours("trainable_tokens", "TrainableTokensConfig", lambda n: 2 * n.out, EMBEDDINGS, token_indices=[1, 3]),
+    _ours(
+        "bitfit",
+        "BitFitConfig",
+        lambda n: n.bias,
+        ("linear", "transposed_linear", "dilated_conv1d", "conv2d", "padded_conv2d", "conv3d", "grouped_conv2d"),
+        gaps={("stacked_counts", ""): _LAST_WINS, ("merge_carries", ""): "only the bias changes"},
+    ),
+    _ours(
+        "ln_tuning",
+        "LNTuningConfig",
+        lambda n: _weights(n) + n.bias,
+        (*MATRICES, *EMBEDDINGS),
+        gaps={("stacked_counts", ""): _LAST_WINS},
+    ),
+    _ours(
+        "last_layers",
+        "LastLayersConfig",
+        lambda n: _weights(n) + n.bias,
+        (*MATRICES, *CONVOLUTIONS),
+        gaps={("stacked_counts", ""): _LAST_WINS},
+    ),
+    _ours(
+        "trainable_tokens",
+        "TrainableTokensConfig",
+        lambda n: 2 * n.out,
+        EMBEDDINGS,
+        token_indices=[5, 11],
+        gaps={("stacked_counts", ""): _LAST_WINS},
+    ),
     _ours("sparse", "SparseConfig", lambda n: max(1, round(0.05 * _weights(n))), _MATRIX_LIKE, density=0.05),
     _ours(
         "sparse-random",

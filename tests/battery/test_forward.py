@@ -95,7 +95,7 @@ def test_forward_equals_merged(row: Row, kind: Kind) -> None:
     assert distance(run(plain, kind), before) < TOLERANCE
 
 
-@cases("merge")
+@cases("merge", "merge_carries")
 def test_merged_weights_really_carry_the_adapter(row: Row, kind: Kind) -> None:
     if not row.merges:
         pytest.skip("the row has no merged form")
@@ -162,7 +162,7 @@ def test_stacked_forward_equals_merged(row: Row, kind: Kind, depth: str) -> None
     assert_same_bits(bits(model.unload()), pristine)
 
 
-@cases("stack")
+@cases("stack", "stacked_counts")
 def test_every_stacked_adapter_counts(row: Row, kind: Kind) -> None:
     model = stacked([row, row], kind)
     both = run(model, kind)

@@ -83,6 +83,8 @@ class Adapter(nn.Module):
     inputs: ClassVar[frozenset[str]] = frozenset()
     """Keyword arguments of the model's forward that the method consumes; they are set as attributes of that name."""
     has_penalty: ClassVar[bool] = False
+    with_attention_output: ClassVar[bool] = True
+    """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []
 
     def __init__(self, site: Site, config: Any) -> None:
@@ -264,6 +266,8 @@ class Activation(Adapter):
 
 class Replacement(Adapter):
     """A trainable copy of the module, run in its place."""
+
+    with_attention_output = False
 
     kinds = frozenset({"linear", "conv", "embedding", "attention", "module"})
 

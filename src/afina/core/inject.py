@@ -226,6 +226,8 @@ class _Builder:
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
         """Attention's output projection goes with its input projection."""
+        if not self.adapter_class.with_attention_output:
+            return targets
         chosen = {s.name for s in targets}
         extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
         self.inside = frozenset(extra)

@@ -197,13 +197,21 @@ class EmbeddingWeight(BaseWeight):
         return out if bias is None else out + bias
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        scale = getattr(self.module, "embed_scale", None)
-        out = F.linear(F.embedding(x, a.T), b)
-        if type(self.module).forward is nn.Embedding.forward:
-            return out
-        if scale is None:
+        if not self.is_plain:
             return self._look_up(x, (b @ a).T)
-        return out * (scale.to(out.dtype) if isinstance(scale, Tensor) else scale)
+        return self.scaled(F.linear(F.embedding(x, a.T), b))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layer looks rows up and at most multiplies them with its `embed_scale`."""
+        return type(self.module).forward is nn.Embedding.forward or hasattr(self.module, "embed_scale")
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """Rows as the layer gives them out."""
+        scale = getattr(self.module, "embed_scale", None)
+        if scale is None or type(self.module).forward is nn.Embedding.forward:
+            return rows
+        return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class AttentionWeight(BaseWeight):

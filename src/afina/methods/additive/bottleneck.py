@@ -62,6 +62,7 @@ class Bottleneck(Activation):
     """`adapter_down`: dim -> width, `adapter_up`: width -> dim, with biases."""
 
     prefix = "adapter_"
+    kinds = frozenset({"linear", "embedding", "module"})
 
     def __init__(self, site: Site, config: BottleneckConfig) -> None:
         super().__init__(site, config)

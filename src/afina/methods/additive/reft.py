@@ -49,6 +49,7 @@ class Reft(Activation):
     """`reft_R`: (r, dim); `reft_W`: (r, dim); `reft_b`: (r,)."""
 
     prefix = "reft_"
+    kinds = frozenset({"linear", "embedding", "module"})
 
     def __init__(self, site: Site, config: ReftConfig) -> None:
         super().__init__(site, config)

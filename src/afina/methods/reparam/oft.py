@@ -65,8 +65,10 @@ def cayley(q_NBB: Tensor, terms: int | None) -> Tensor:
     """
     eye = torch.eye(q_NBB.shape[-1], dtype=q_NBB.dtype, device=q_NBB.device)
     if terms is None:
-        out: Tensor = torch.linalg.solve(eye - q_NBB, eye + q_NBB, left=False)
-        return out
+        # The solver has no 16-bit form.
+        wide = torch.promote_types(q_NBB.dtype, torch.float32)
+        out: Tensor = torch.linalg.solve((eye - q_NBB).to(wide), (eye + q_NBB).to(wide), left=False)
+        return out.to(q_NBB.dtype)
     if terms <= 2:
         return eye - 2 * (terms - 1) * q_NBB
     series = power = eye.expand_as(q_NBB)

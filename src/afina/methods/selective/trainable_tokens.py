@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.adapter import Adapter, Site, Tied
 from ...core.config import LayerConfig, register
 from ...core.view import View
+from ...core.weights import EmbeddingWeight
 from ...errors import ConfigError
 
 
@@ -60,7 +62,8 @@ class TrainableTokens(Adapter):
         place = torch.full((size,), -1)
         place[ids] = torch.arange(len(ids))
         self.register_buffer("place", place.to(site.base.device), persistent=False)
-        rows = site.base.weight.detach()[ids.to(site.base.device)].to(site.dtype)
+        weight = site.base.read()[0].detach()
+        rows = (weight.T if self.is_embedding else weight)[ids.to(weight.device)].to(site.dtype)
         start = rows if config.init_weights else rows + torch.randn_like(rows)
         self.trainable_tokens_delta = nn.Parameter(start.clone().to(site.device))
 
@@ -69,8 +72,12 @@ class TrainableTokens(Adapter):
         if not self.is_embedding:
             logits = inner.apply(x, self.trainable_tokens_delta, None)
             return out.to(logits.dtype).index_copy(-1, self.get_buffer("ids"), logits)
+        base = inner.base
+        assert isinstance(base, EmbeddingWeight)
+        if not base.is_plain:
+            return super().forward(inner, x)
         place = self.get_buffer("place")[x]
-        rows = inner.apply(place.clamp_min(0), self.trainable_tokens_delta.T, None)
+        rows = base.scaled(F.embedding(place.clamp_min(0), self.trainable_tokens_delta))
         return torch.where((place >= 0).unsqueeze(-1), rows.to(out.dtype), out)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
