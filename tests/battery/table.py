@@ -211,14 +211,15 @@ _PRODUCTS = (
         r=4,
         oracle_kinds=(*MATRICES, "conv1d", "conv2d", "conv3d", "embedding"),
     ),
-        oracle_kinds=_REFERENCE_MATRICES, gaps=_SQUARE,
+    _method(
         "hra",
         "HRAConfig",
         lambda n: 4 * _inputs(n),
         (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
         r=4,
         open=True,
-        oracle_kinds=(*_REFERENCE_MATRICES, *_REFERENCE_CONVOLUTIONS),
+        oracle_kinds=_REFERENCE_MATRICES,
+        gaps=_SQUARE,
     ),
     _method(
         "oft",
@@ -248,14 +249,15 @@ _PRODUCTS = (
         oft_block_size=2,
         open=True,
         oracle_kinds=("embedding",),
-        oracle_kinds=_REFERENCE_MATRICES, gaps=_SQUARE,
+    ),
     _method(
         "boft",
         "BOFTConfig",
         lambda n: 2 * _inputs(n) + n.out,
         (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
         boft_block_size=2,
-        oracle_kinds=(*_REFERENCE_MATRICES, *_REFERENCE_CONVOLUTIONS),
+        oracle_kinds=_REFERENCE_MATRICES,
+        gaps=_SQUARE,
     ),
 )
 _SCALES = (

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ...core.adapter import Site
 from ...core.view import View
-from .lora import Lora, LoraConfig
+from .lora import Lora
+from .lora_config import LoraConfig
 
 
 @Lora.variant(lambda config: config.use_dora)

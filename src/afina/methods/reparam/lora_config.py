@@ -1,0 +1,75 @@
+"""The configuration of LoRA and of its variants; `lora.py` has the mathematics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from ...core.config import LayerConfig, bounded
+from ...core.patterns import value_for
+from ...errors import ConfigError
+from .. import starts
+from ..initialisers.corda import CordaConfig
+from ..initialisers.eva import EvaConfig
+from ..initialisers.loftq import LoftQConfig
+from ..initialisers.lora_ga import LoraGAConfig
+from ..selective.trainable_tokens import TrainableTokensConfig
+
+
+@dataclass(kw_only=True)
+class LoraConfig(LayerConfig):
+    """Configuration of LoRA; fields as in the reference."""
+
+    r: int = bounded(8, ge=1, le=2**20)
+    lora_alpha: int | float = bounded(8, gt=0, le=1e9)
+    lora_dropout: float = bounded(0.0, ge=0, lt=1)
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    use_rslora: bool = False
+    init_lora_weights: bool | str = True
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict, metadata={"bounds": {"gt": 0}})
+    use_dora: bool = False
+    lora_bias: bool = False
+    target_parameters: list[str] | None = None
+    loftq_config: dict[str, Any] = field(default_factory=dict)
+    eva_config: EvaConfig | None = None
+    corda_config: CordaConfig | None = None
+    lora_ga_config: LoraGAConfig | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
+    default_learning_rate: ClassVar[float] = 2e-4
+    foreign: ClassVar[Mapping[str, bool]] = {
+        **dict.fromkeys(
+            ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+             "megatron_config", "monteclora_config", "use_bdlora", "use_qalora"), True,
+        ),
+        **dict.fromkeys(("megatron_core", "qalora_group_size", "runtime_config", "velora_config"), False),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loftq_config, LoftQConfig):
+            self.loftq_config = asdict(self.loftq_config)
+        super().__post_init__()
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ConfigError("unknown choice", where="bias", got=self.bias, expected="none, all or lora_only")
+        if self.lora_bias and self.use_dora:
+            raise ConfigError("it cannot be combined with use_dora", where="lora_bias", got=True)
+        starts.check_name(self.init_lora_weights)
+
+    def companions(self) -> list[LayerConfig]:
+        wanted = self.trainable_token_indices
+        by_layer = wanted if isinstance(wanted, dict) else {"": wanted} if wanted else {}
+        return [TrainableTokensConfig(token_indices=ids, target_modules=[layer] if layer else None,
+                                      disk_folder="token_adapter.") for layer, ids in by_layer.items()]  # fmt: skip
+
+    def rank_at(self, name: str) -> int:
+        """The rank at a module, by `rank_pattern`."""
+        return int(value_for(name, self.rank_pattern, self.r))
+
+    def scaling_at(self, name: str) -> float:
+        """alpha / r (or alpha / sqrt r) at a module, by `alpha_pattern` and `rank_pattern`."""
+        alpha, rank = value_for(name, self.alpha_pattern, self.lora_alpha, "alpha_pattern"), self.rank_at(name)
+        return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)
