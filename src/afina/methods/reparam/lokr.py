@@ -83,4 +83,7 @@ class LoKr(Lycoris):
     def product(self) -> Tensor:
         first = self.lokr_w1 if self.lokr_w1 is not None else self.lokr_w1_a @ self.lokr_w1_b
         second = self._second()
-        return torch.kron(first.view(*first.shape, *(1 for _ in self.kernel)), second.contiguous())
+        if len(self.kernel) != 1:
+            first = first.view(*first.shape, *(1 for _ in self.kernel))
+        # With a 1-D kernel the files of the reference mean the product over the last axes, in another arrangement.
+        return torch.kron(first, second.contiguous())
