@@ -44,7 +44,8 @@ def validate_fields(instance: Any) -> None:
 
 
 def _check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
-    for number in value.values() if isinstance(value, Mapping) else [value]:
+    numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
+    for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError("not a finite number", where=name, got=number)
         if bounds and isinstance(number, (int, float)):

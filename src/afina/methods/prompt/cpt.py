@@ -42,10 +42,11 @@ class CPTConfig(PromptLearningConfig):
     def __post_init__(self) -> None:
         ids = self.cpt_token_ids if self.cpt_token_ids is not None else [0]
         self.cpt_token_ids = ids
-        self.num_virtual_tokens = len(ids)
-        self.cpt_mask = self.cpt_mask if self.cpt_mask is not None else [1] * len(ids)
+        # Types are checked below, so the length must not assume one.
+        self.num_virtual_tokens = len(ids) if isinstance(ids, (list, tuple)) else 1
+        self.cpt_mask = self.cpt_mask if self.cpt_mask is not None else [1] * self.num_virtual_tokens
         if self.cpt_tokens_type_mask is None:
-            self.cpt_tokens_type_mask = [1] * len(ids)
+            self.cpt_tokens_type_mask = [1] * self.num_virtual_tokens
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         super().__post_init__()
         if self.opt_weighted_loss_type == "decay":
