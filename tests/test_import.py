@@ -40,7 +40,10 @@ def test_importing_loads_no_heavy_library(statement: str) -> None:
 def test_public_names_are_those_of_the_list() -> None:
     frozen = NAMES.read_text().split()
     assert frozen == sorted(frozen)
-    assert [n for n in dir(afina) if not n.startswith("_")] == frozen
+    now = [n for n in dir(afina) if not n.startswith("_")]
+    assert now == frozen, (
+        f"if it is meant, change {NAMES.name}: new {sorted({*now} - {*frozen})}, gone {sorted({*frozen} - {*now})}"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES.read_text().split())

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import afina
+from afina.core.checkpoint import WEIGHTS_NAME
+
+FIRST = "base_model.model.layers.0.up.lora_A.weight"
+"""A key of every adapter on disk."""
 
 
 class Mlp(nn.Module):
@@ -126,3 +132,22 @@ def saved(model: Any, folder: Path) -> Any:
     """A transformers model loaded from a folder that it was saved to."""
     model.save_pretrained(folder)
     return type(model).from_pretrained(folder).eval()
+
+
+def load(folder: Path, base: Any = None, **options: Any) -> Any:
+    """The adapter of a folder on a pristine base."""
+    return afina.PeftModel.from_pretrained(base if base is not None else mlp(), folder, **options)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the tensors of a file as someone else's tool would: without our metadata."""
+    path = folder / WEIGHTS_NAME
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
