@@ -1,0 +1,74 @@
+"""DEFT: take a low-dimensional subspace of the outputs out of the weight, and put a trained matrix in its place.
+
+    W' = (I - Π_P) W + s · Q_P R;   relu: Π_P = P relu(P)ᵀ, Q_P = P;   qr: Q_P = qr(P), Π_P = Q_P Q_Pᵀ;   PaRa: no R
+
+DEFT 2025, NeurIPS; PaRa: Chen et al. 2024, arXiv 2406.05641. R starts so that nothing changes (except with PaRa).
+Trainable: r (out + in), with PaRa r · out. Mergeable. Layers: Linear, Conv1D, attention, 2-D parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Site, WeightTransform
+from ...core.config import LayerConfig, bounded, register
+
+
+@dataclass(kw_only=True)
+class DeftConfig(LayerConfig):
+    """Configuration of DEFT; fields as in the reference."""
+
+    r: int = bounded(8, ge=1, le=2**20)
+    decomposition_method: Literal["relu", "qr"] = "relu"
+    init_scale: float = 1.0
+    alpha: float | None = None
+    para: bool = False
+    fan_in_fan_out: bool = False
+    deft_dropout: float = bounded(0.0, ge=0, lt=1)
+    init_weights: bool = True
+    bias: str = "none"
+
+    default_learning_rate: ClassVar[float] = 1e-3
+
+
+@register("DEFT", DeftConfig)
+class Deft(WeightTransform):
+    """`deft_P`: (out, r); `deft_R`: (r, in)."""
+
+    prefix = "deft_"
+    kinds = frozenset({"linear", "attention", "parameter"})
+
+    def __init__(self, site: Site, config: DeftConfig) -> None:
+        super().__init__(site, config)
+        out, width = site.base.shape
+        self.by_qr = config.decomposition_method == "qr"
+        self.scaling = 1.0 if config.alpha is None else config.alpha / config.r
+        self.deft_P = site.empty(out, config.r)
+        nn.init.kaiming_uniform_(self.deft_P, a=math.sqrt(5))
+        if not self.deft_P.is_meta:
+            self.deft_P.data.mul_(config.init_scale)
+        self.deft_R: nn.Parameter | None = None
+        if not config.para:
+            self.deft_R = site.normal(0.02, config.r, width)
+            if config.init_weights and not self.deft_P.is_meta:
+                with torch.no_grad():
+                    _, right = self._subspace()
+                    self.deft_R.copy_(right.T @ site.base.read()[0].to(site.dtype) / self.scaling)
+
+    def _subspace(self) -> tuple[Tensor, Tensor]:
+        """(Q, Z) with Π = Q Zᵀ."""
+        if self.by_qr:
+            wide = torch.promote_types(self.deft_P.dtype, torch.float32)
+            basis = torch.linalg.qr(self.deft_P.to(wide)).Q.to(self.deft_P.dtype)
+            return basis, basis
+        return self.deft_P, torch.relu(self.deft_P)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        left, right = self._subspace()
+        out = weight - left @ (right.T @ weight)
+        return (out if self.deft_R is None else out + self.scaling * (left @ self.deft_R)), bias

@@ -1,0 +1,73 @@
+"""OSF: freeze the weight's largest singular directions and train the others, orthogonally to the frozen ones.
+
+    W' = U_high S_high V_high + U_low diag(S_low) V_low;   gradients of U_low, V_low lose their part in the frozen span
+
+Nayak et al. 2025, arXiv 2504.07097. The frozen part is computed from the base. Trainable: l (out + in + 1) with
+l = min(out, in) - effective_rank (half of it by default). Mergeable. Layers: Linear, Conv1D, attention, 2-D parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Site, WeightTransform
+from ...core.config import LayerConfig, bounded, register
+from ...core.patterns import value_for
+from ...errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class OSFConfig(LayerConfig):
+    """Configuration of OSF; fields as in the reference. `effective_rank` counts the frozen directions."""
+
+    effective_rank: int | float | None = bounded(None, gt=0)
+    rank_pattern: dict[str, int | float] | None = None
+    init_weights: bool = True
+    target_svd_config: dict[str, int] | None = None
+
+    default_learning_rate: ClassVar[float] = 5e-5
+
+
+@register("OSF", OSFConfig)
+class OSF(WeightTransform):
+    """U_low: (out, l); S_low: (l,); V_low: (l, in)."""
+
+    prefix = "osf_"
+    kinds = frozenset({"linear", "attention", "parameter"})
+    disk_names: ClassVar[Mapping[str, str]] = {
+        "osf_U": "osf_svd_params.U_low", "osf_S": "osf_svd_params.S_low", "osf_V": "osf_svd_params.V_low",
+    }  # fmt: skip
+
+    def __init__(self, site: Site, config: OSFConfig) -> None:
+        super().__init__(site, config)
+        size = min(site.base.shape)
+        frozen = value_for(site.name, config.rank_pattern, None) or config.effective_rank
+        frozen = value_for(site.name, config.target_svd_config, frozen)
+        keep = size // 2 if frozen is None else int(frozen * size) if isinstance(frozen, float) else int(frozen)
+        if not 0 < keep < size:
+            raise ConfigError("must leave directions to freeze and to train", where=f"effective_rank at {site.name}",
+                              got=keep, expected=f"1..{size - 1}")  # fmt: skip
+        U, S, V = torch.linalg.svd(site.base.read()[0].detach().float(), full_matrices=False)
+        for name, value in (("U_high", U[:, :keep]), ("S_high", S[:keep]), ("V_high", V[:keep])):
+            self.register_buffer(name, value.to(site.dtype).contiguous(), persistent=False)
+        parts = U[:, keep:], S[keep:], V[keep:]
+        self.osf_U, self.osf_S, self.osf_V = (
+            nn.Parameter(p.to(dtype=site.dtype, device=site.device).contiguous().clone()) for p in parts
+        )
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        U_high, S_high, V_high = (self.get_buffer(n) for n in ("U_high", "S_high", "V_high"))
+        U = _without(self.osf_U, U_high)
+        V = _without(self.osf_V.T, V_high.T).T
+        return (U_high * S_high) @ V_high + (U * self.osf_S) @ V, bias
+
+
+def _without(x: Tensor, basis: Tensor) -> Tensor:
+    """`x` as it is, but whose gradient has no part in the span of the orthonormal `basis`."""
+    inside = basis @ (basis.T @ x)
+    return x - inside + inside.detach()
