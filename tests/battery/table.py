@@ -148,6 +148,17 @@ def _inputs(layer: Layer) -> int:
     return layer.width // layer.groups * layer.kernel
 
 
+def _randlora_size(layer: Layer) -> int:
+    """ceil(narrow / 3) summands of 3 + narrow numbers."""
+    narrow = min(layer.out, _inputs(layer))
+    return -(-narrow // 3) * (3 + narrow)
+
+
+def _beyond(kinds: tuple[str, ...], known: tuple[str, ...] = MATRICES) -> dict[tuple[str, str], str]:
+    """Gaps for kinds of layer that the reference cannot adapt."""
+    return {("oracle", k): "the reference cannot adapt this kind of layer" for k in kinds if k not in known}
+
+
 def _method(
     name: str,
     config: str,
@@ -161,9 +172,8 @@ def _method(
     **options: Any,
 ) -> Row:
     """A row whose parameters are counted layer by layer, and which the reference has for `oracle_kinds`."""
-    beyond = {("oracle", k): "the reference cannot adapt this kind of layer" for k in kinds if k not in oracle_kinds}
     return Row(name, config, kinds, each(size), options, starts_at_base=starts_at_base, open=open, oracle=config,
-               gaps={**beyond, **(gaps or {})})  # fmt: skip
+               gaps={**_beyond(kinds, oracle_kinds), **(gaps or {})})  # fmt: skip
 
 
 _LOW_RANK = (
@@ -177,6 +187,21 @@ _LOW_RANK = (
     _method("waveft-db3", "WaveFTConfig", lambda n: 20, n_frequency=20, scaling=5.0, wavelet_family="db3"),
     _method("waveft-direct", "WaveFTConfig", lambda n: 20, MATRICES, n_frequency=20, use_idwt=False,
             init_weights=False, starts_at_base=False, scaling=100.0, open=True),
+    Row("unilora", "UniLoraConfig", _MATRIX_LIKE, lambda kind: 20,
+        {"r": 3, "theta_d_length": 20, "init_theta_d_bound": 2.0}, starts_at_base=False, oracle="UniLoraConfig",
+        gaps=_beyond(_MATRIX_LIKE)),
+    Row("unilora-saved-indices", "UniLoraConfig", MATRICES, lambda kind: 20,
+        {"r": 3, "theta_d_length": 20, "init_theta_d_bound": 2.0, "save_indices": True}, starts_at_base=False,
+        oracle="UniLoraConfig", open=True),
+    Row("vblora", "VBLoRAConfig", (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+        plus(each(lambda n: 6 * 4 * (_inputs(n) + n.out) // 2), lambda kind: 12),
+        {"r": 4, "num_vectors": 6, "vector_length": 2, "init_vector_bank_bound": 1.0}, starts_at_base=False,
+        oracle="VBLoRAConfig", gaps=_beyond((*CONVOLUTIONS, *ATTENTIONS))),
+    _method("randlora", "RandLoraConfig", _randlora_size, r=3, randlora_alpha=1),
+    _method("randlora-sparse", "RandLoraConfig", _randlora_size, MATRICES, r=3, randlora_alpha=1, sparse=True,
+            open=True, save_projection=False),
+    _method("randlora-very-sparse", "RandLoraConfig", _randlora_size, MATRICES, r=3, randlora_alpha=1,
+            very_sparse=True, open=True),
     _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
     _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
 )  # fmt: skip
@@ -345,6 +370,18 @@ _ADDITIVE = (
 
 _TWICE_THE_RANK = {("oracle", ""): "the reference trains the start too: tests/methods/test_starts.py compares outputs"}
 
+_SPECTRAL = (
+    _method("deft", "DeftConfig", lambda n: 4 * (n.out + n.width), (*MATRICES, *ATTENTIONS), r=4, alpha=6.0),
+    _method("deft-qr", "DeftConfig", lambda n: 4 * (n.out + n.width), MATRICES, r=4, decomposition_method="qr", open=True),
+    _method("peanut", "PeanutConfig", lambda n: 8 * n.out + 32, (*MATRICES, *ATTENTIONS), r=4, depth=1,
+            act_fn="tanh", oracle_kinds=_REFERENCE_MATRICES),
+    _method("osf", "OSFConfig", lambda n: -(-min(n.out, n.width) // 2) * (n.out + n.width + 1), (*MATRICES, *ATTENTIONS),
+            oracle_kinds=_REFERENCE_MATRICES),
+    _method("supertuning", "SupertuningConfig", lambda n: int(0.1 * n.out * n.width + 1e-6) + 4 * (n.out + n.width),
+            (*MATRICES, *ATTENTIONS), sparsity=0.9, r=4, oracle_kinds=_REFERENCE_MATRICES),
+    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_REFERENCE_MATRICES),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),
@@ -373,6 +410,7 @@ ROWS: tuple[Row, ...] = (
     *_SCALES,
     *_SELECTIVE,
     *_ADDITIVE,
+    *_SPECTRAL,
 )  # fmt: skip
 
 CASES = [(row, KINDS[kind]) for row in ROWS for kind in row.kinds]

@@ -63,7 +63,7 @@ class Host(nn.Module):
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype in which weights are combined: that of the first adapter, at least the base's."""
-        first = next(iter(self._modules[self.adapter_slot].parameters()), None)  # type: ignore[union-attr]
+        first = next(iter(self._named(self._adapters)), None)
         own = self.base.dtype if self.base.dtype.is_floating_point else torch.float32
         return own if first is None else torch.promote_types(own, first.dtype)
 

@@ -1,0 +1,137 @@
+"""WaveFT: the weight update as one step of an inverse wavelet transform of a few trained coefficients at random places.
+
+    ΔW = s · IDWT2(C),   C[i, j] = c_k at n random places, else 0;   without `use_idwt`  ΔW = s · C
+
+Bilican et al. 2025, arXiv 2505.12532. The places are the first n of a random permutation of the weight's elements,
+seeded by `random_loc_seed`; no file holds them. C has a margin for the filter's length. The filters are Daubechies'
+(db1 to db10), computed from their definition; symlets and coiflets are not available. `proportional_parameters` gives
+larger layers more coefficients. Trainable: n a layer. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding,
+MultiheadAttention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.adapter import Site
+from ...core.config import LayerConfig, bounded, register
+from ...core.patterns import value_for
+from ...core.weights import BaseWeight
+from ...errors import ConfigError
+from .fourierft import SparseDelta
+
+_FAMILIES = tuple(f"db{n}" for n in range(1, 11))
+
+
+@dataclass(kw_only=True)
+class WaveFTConfig(LayerConfig):
+    """Configuration of WaveFT; fields as in the reference."""
+
+    n_frequency: int = bounded(2592, ge=1)
+    scaling: float = bounded(25.0, gt=0)
+    wavelet_family: str = "db1"
+    use_idwt: bool = True
+    random_loc_seed: int = bounded(777, ge=0)
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict)
+    proportional_parameters: bool = False
+    init_weights: bool = True
+
+    default_learning_rate: ClassVar[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wavelet_family not in _FAMILIES:
+            raise ConfigError("this wavelet is not available", where="wavelet_family", got=self.wavelet_family,
+                              expected=f"{_FAMILIES[0]} to {_FAMILIES[-1]}")  # fmt: skip
+
+
+def daubechies(moments: int) -> Tensor:
+    """The orthogonal low-pass filter of that many vanishing moments with minimal phase, (2 · moments,), sum √2.
+
+    Its transfer function is (1 + z)^N times the roots inside the unit circle of the half-band polynomial
+    Σ_k C(N - 1 + k, k) y^k,  y = (2 - z - 1/z) / 4   (Daubechies 1988).
+    """
+    roots = [torch.tensor(-1.0, dtype=torch.complex128)] * moments
+    if moments > 1:
+        terms = [math.comb(moments - 1 + k, k) for k in range(moments)]
+        companion = torch.diag(torch.ones(moments - 2, dtype=torch.complex128), -1)
+        companion[:, -1] = -torch.tensor(terms[:-1], dtype=torch.complex128) / terms[-1]
+        half = 1 - 2 * torch.linalg.eigvals(companion)
+        root = torch.sqrt(half * half - 1)
+        roots += list(torch.where((half + root).abs() < 1, half + root, half - root))
+    taps = torch.ones(1, dtype=torch.complex128)
+    for r in roots:
+        taps = F.pad(taps, (0, 1)) - r * F.pad(taps, (1, 0))
+    return taps.real * math.sqrt(2) / taps.real.sum()
+
+
+def synthesise(bands: Tensor, filters: Tensor, size: int) -> Tensor:
+    """(..., 2, half): low and high band -> (..., size), by the filter pair (2, length)."""
+    length = filters.shape[1]
+    flat = bands.reshape(-1, 2, bands.shape[-1])
+    out = F.conv_transpose1d(flat, filters[:, None].to(flat), stride=2, padding=length - 2)
+    return out[..., :size].reshape(*bands.shape[:-2], size)
+
+
+class Sizes(nn.Module):
+    """The adapted layers' mean number of weights, by which coefficients are shared out."""
+
+    def __init__(self, mean: float) -> None:
+        super().__init__()
+        self.mean = mean
+
+
+@register("WAVEFT", WaveFTConfig)
+class WaveFT(SparseDelta):
+    """`waveft_spectrum`: (n,)."""
+
+    prefix = "waveft_"
+
+    def __init__(self, site: Site, config: WaveFTConfig) -> None:
+        super().__init__(site, config)
+        out, width = self.matrix = site.base.out_features, math.prod(site.base.shape[1:])
+        count = int(value_for(site.name, config.n_frequency_pattern, config.n_frequency, "n_frequency_pattern"))
+        if isinstance(site.shared, Sizes):
+            count = round(config.n_frequency * out * width / site.shared.mean)
+        self.choose(site, count, out, width, config.random_loc_seed)
+        self.waveft_spectrum = site.zeros(count) if config.init_weights else site.normal(0.01, count)
+        self.scaling = self.initial_scaling = config.scaling
+        self.transforms = config.use_idwt
+        if config.use_idwt:
+            self._make_room(int(config.wavelet_family.removeprefix("db")), site)
+
+    def _make_room(self, moments: int, site: Site) -> None:
+        """Move the places into the coefficients' matrix, which is larger by the filter's length."""
+        low = daubechies(moments).float()
+        signs = torch.tensor([1.0, -1.0]).repeat(moments)
+        self.register_buffer("filters", torch.stack([low, signs * low.flip(0)]).to(site.base.device), persistent=False)
+        (out, width), places = self.size, self.get_buffer("places")
+        rows, columns = (n + n % 2 + 2 * moments - 2 for n in self.size)
+        row, column = places // width + (rows - out) // 2, places % width + (columns - width) // 2
+        self.size, self.places = (rows, columns), row * columns + column
+
+    def delta(self, weight: Tensor) -> Tensor:
+        spectrum = self.spread(self.waveft_spectrum)
+        if self.transforms:
+            (rows, columns), filters = self.size, self.get_buffer("filters")
+            quarters = spectrum.view(2, rows // 2, 2, columns // 2)
+            # The left and right halves are the bands along the rows' axis, the upper and lower ones along the columns'.
+            tall = synthesise(quarters.permute(0, 3, 2, 1), filters, self.matrix[0])
+            spectrum = synthesise(tall.permute(2, 0, 1), filters, self.matrix[1])
+        return self.scaling * spectrum.view(weight.shape)
+
+    @classmethod
+    def build_shared(
+        cls, config: WaveFTConfig, layers: Mapping[str, BaseWeight], dtype: torch.dtype
+    ) -> nn.Module | None:
+        sizes = [math.prod(base.shape) for base in layers.values()]
+        return Sizes(sum(sizes) / len(sizes)) if config.proportional_parameters and sizes else None
