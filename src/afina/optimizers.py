@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from .core.host import hosts
 from .errors import ConfigError
+from .layerwise import layerwise_parameter_groups
 from .methods.reparam.lora import Lora
 
 _O = TypeVar("_O", bound=Optimizer)
@@ -197,3 +198,8 @@ def _is_matrix(adapter: Lora) -> bool:
         and adapter.lora_A.dim() == 2
         and adapter.lora_A.shape[0] == adapter.lora_B.shape[1] == adapter.r
     )
+
+
+__all__ = [
+    "create_lorafa_optimizer", "create_loraplus_optimizer", "create_riemannian_optimizer", "layerwise_parameter_groups",
+]  # fmt: skip

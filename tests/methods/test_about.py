@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-import afina
+from afina.core.config import methods
 from afina.methods.about import about_methods
 
 from ..battery.table import ROWS
@@ -15,7 +15,7 @@ ABOUT = {a.config: a for a in about_methods()}
 
 
 def test_every_registered_method_is_told_of() -> None:
-    assert {a.name for a in ABOUT.values()} == set(afina.methods())
+    assert {a.name for a in ABOUT.values()} == set(methods())
 
 
 @pytest.mark.parametrize("about", ABOUT.values(), ids=lambda a: a.name)

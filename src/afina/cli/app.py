@@ -6,6 +6,7 @@ import typer
 
 from .chat import chat
 from .merge import merge
+from .methods import methods
 from .predict import predict
 from .train import train
 from .version import version
@@ -22,4 +23,5 @@ app.command(context_settings={"ignore_unknown_options": True})(train)
 app.command()(chat)
 app.command()(predict)
 app.command()(merge)
+app.command()(methods)
 app.command()(version)

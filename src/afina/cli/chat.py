@@ -35,6 +35,8 @@ def chat(
     trained = load_trained(adapter, reporter)
     if base and trained.recipe.task == "sequence_classification":
         raise RecipeError("the base of a classifier has no trained head to answer with", got="--base")
+    if base and not trained.is_adapter:
+        raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
     talk = _Talk(trained, base, max_new_tokens, raw)
     for text in [prompt] if prompt is not None else _messages():
         talk.answer(text)

@@ -64,7 +64,10 @@ def _conclude(result: Result, folder: str) -> None:
             typer.echo(f"{name + ':':8}{told(scores)}")
     typer.echo(f"results in {result.folder}; next:")
     adapter, merged = shlex.quote(folder), shlex.quote(f"{folder}-merged")
-    for command in (f"chat {adapter}", f"predict {adapter} FILE", f"merge {adapter} {merged}"):
+    commands = [f"chat {adapter}", f"predict {adapter} FILE"]
+    if (result.folder / "adapter_config.json").is_file():
+        commands.append(f"merge {adapter} {merged}")
+    for command in commands:
         typer.echo(f"  afina {command}")
 
 

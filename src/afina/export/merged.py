@@ -47,6 +47,9 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
         CheckpointError: `out` holds something, or cannot be written.
         MergeError: the method cannot be merged, or the merged model read back differs from the adapter.
     """
+    if not trained.is_adapter:
+        raise MergeError("nothing to merge: the whole model was trained", where=trained.folder,
+                         fix="use the folder as it is")  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     probes = _encoded(trained)

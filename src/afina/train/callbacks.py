@@ -154,3 +154,17 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Seal the checkpoint of this step."""
         mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+class MethodSteps(TrainerCallback):  # type: ignore[misc]
+    """Calls what a method does around optimizer steps, while the gradients are there (AdaLoRA's budget of ranks)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.update: Any = getattr(model, "update_and_allocate", None)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
+    ) -> None:
+        """After the optimizer's step, before the gradients are cleared."""
+        if self.update is not None:
+            self.update(state.global_step + 1)

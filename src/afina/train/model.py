@@ -13,6 +13,7 @@ from ..errors import CheckpointError, RecipeError
 from .assets import is_reference, locate
 from .events import Reporter
 from .gguf import converted
+from .output import REPORT
 from .prompts import Prompter
 from .recipe import DataSection, ModelSection, OutputSection, Recipe
 from .settings import load_recipe
@@ -122,14 +123,16 @@ class Trained:
     Attributes:
         folder: the adapter's folder.
         recipe: the recipe that trained it, or what the adapter's config tells where there is none.
-        model: the `PeftModel`, in eval mode.
+        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
         tokenizer: the tokenizer that it was trained with.
+        is_adapter: whether it is an adapter on a base.
     """
 
     folder: Path
     recipe: Recipe
     model: Any
     tokenizer: PreTrainedTokenizerBase
+    is_adapter: bool = True
 
     @property
     def prompter(self) -> Prompter:
@@ -145,13 +148,16 @@ class Trained:
 
 
 def load_trained(folder: Path, reporter: Reporter) -> Trained:
-    """Load an adapter folder with the base that it names.
+    """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
     Raises:
         CheckpointError: it is not an adapter folder, or a part cannot be loaded.
     """
     from .. import PeftModel
 
+    whole = not (folder / "adapter_config.json").is_file() and (folder / REPORT).is_file()
+    if whole:
+        return _load_whole(folder, reporter)
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
     recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder)
@@ -163,6 +169,15 @@ def load_trained(folder: Path, reporter: Reporter) -> Trained:
     model = PeftModel.from_pretrained(base, folder)
     model.eval()
     return Trained(folder, recipe, model, tokenizer)
+
+
+def _load_whole(folder: Path, reporter: Reporter) -> Trained:
+    """A model that was trained as a whole."""
+    recipe = load_recipe(str(folder))
+    tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
+    model: Any = load_base(recipe, str(folder), recipe.data.labels, tokenizer)
+    model.eval()
+    return Trained(folder, recipe, model, tokenizer, is_adapter=False)
 
 
 def _recipe_of_config(folder: Path) -> Recipe:

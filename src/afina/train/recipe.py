@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 Task = Literal["causal_lm", "sequence_classification"]
 
@@ -78,6 +78,9 @@ class TrainingSection(Section):
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
     scheduler: str = Field(default="linear", description="learning-rate schedule: linear, cosine, constant, ...")
     warmup: float = Field(default=0.0, ge=0, description="warm-up: steps if >= 1, else share of all steps")
+    layerwise_decay: float | None = Field(
+        default=None, gt=0, le=1, description="learning rate times this for every layer further from the head"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
@@ -120,3 +123,10 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     output: OutputSection
+
+    _remarks: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the recipe was read."""
+        return self._remarks

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
+from ..methods.baselines.full import FullConfig
+from .adapt import adapted, counts, plan, planned_steps, save
 from .data import Data, Split, encode, read_split, resolve_labels
 from .encode import rendered
 from .evaluate import Scores, evaluate
@@ -45,6 +47,8 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
     """
     from ..compat import stand_in
 
+    for remark in recipe.remarks:
+        reporter.note(remark)
     split = read_split(recipe, reporter)
     labels = resolve_labels(recipe, split)
     recipe = _resolved(recipe, labels)
@@ -68,6 +72,9 @@ def _resolved(recipe: Recipe, labels: list[str] | None) -> Recipe:
     out.data.labels = labels
     if out.training.learning_rate is None:
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
+    if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
+        # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
+        out.model.dtype = "float32"
     if Path(out.model.path).expanduser().exists():
         out.model.path = str(Path(out.model.path).expanduser().absolute())
     return out
@@ -97,15 +104,16 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
     from transformers import set_seed
 
-    from .. import get_peft_model
-
     location = base_location(recipe.model, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
     reporter.examples([rendered(data.train[i], tokenizer, labels) for i in range(min(2, len(data.train)))])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
-    model: Any = get_peft_model(load_base(recipe, location, labels, tokenizer), method_config(recipe))
-    trainable, total = model.get_nb_trainable_parameters()
+    steps = planned_steps(recipe, len(data.train))
+    config = method_config(recipe, total_steps=steps)
+    model = adapted(recipe, load_base(recipe, location, labels, tokenizer), config)
+    reporter.note(plan(recipe, config, steps))
+    trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
@@ -127,11 +135,11 @@ def _measured(
     seconds = time.monotonic() - started
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
     after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
     values = report(recipe, data.split, trainable=trainable, total=total, before=before, after=after, training=training)
-    _save(trainer.model, prompter, setup, values, before, after, output.work)
+    _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)
 
 
@@ -146,7 +154,7 @@ def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output
 
 
 def _save(
-    model: Any,
+    recipe: Recipe,
     prompter: Prompter,
     setup: Setup,
     values: dict[str, Any],
@@ -154,11 +162,10 @@ def _save(
     after: Scores | None,
     work: Path,
 ) -> None:
-    """The adapter comes last but for the report, so that a folder with a report is whole."""
+    """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
     prompter.tokenizer.save_pretrained(work)
-    model.save_pretrained(work)
-    model.create_or_update_model_card(str(work))
+    save(setup.trainer.model, recipe, work)
     with (work / "README.md").open("a", encoding="utf-8") as card:
         card.write(card_section(values))
     write_json(work / REPORT, values)

@@ -27,6 +27,8 @@ _SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
     }
 )
 _METHOD = "method.type"
+_UNKNOWN_STEPS = 10**9
+"""Before the rows are read, a schedule cannot be checked against the length of the run."""
 _MAIN_KEY: Mapping[str, str] = MappingProxyType(
     {"model": "model.path", "data": "data.train", "method": _METHOD, "output": "output.dir"}
 )
@@ -88,6 +90,7 @@ class Draft:
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def set(self, key: str, value: object, place: str) -> None:
         """Set `key`, written in any accepted way.
@@ -105,6 +108,17 @@ class Draft:
     def method(self) -> str:
         """The method as far as it is known."""
         return str(self.values.get("method", {}).get("type", "lora"))
+
+    def choose_method(self, value: object) -> None:
+        """Leave out the settings of a former method, and its learning rate, where `value` names another."""
+        name = value.get("type", self.method) if isinstance(value, dict) else value
+        if _same_method(str(name), self.method):
+            return
+        left = sorted(k for k in self.values.pop("method", {}) if k != "type")
+        if self.values.get("training", {}).pop("learning_rate", None) is not None:
+            left.append("learning_rate")
+        if left:
+            self.remarks.append(f"{name} replaces the recipe's method, whose settings are left out: {', '.join(left)}")
 
     def _put(self, key: str, value: object, place: str) -> None:
         self.places[key] = place
@@ -171,16 +185,26 @@ def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recip
         raise RecipeError("a recipe is a mapping of keys to values", where=name, got=type(values).__name__)
     draft = Draft()
     # The method goes first: its settings may stand alone too.
-    for key, value in sorted(values.items(), key=lambda item: _ALIASES.get(item[0], _MAIN_KEY.get(item[0])) != _METHOD):
+    for key, value in sorted(values.items(), key=lambda item: not _names_method(item[0])):
         if key in _SECTIONS and isinstance(value, dict):
             for inner, inner_value in value.items():
                 draft.set(f"{key}.{inner}", inner_value, places.get(f"{key}.{inner}", name))
         else:
             draft.set(key, value, places.get(key, name))
-    for key, value in overrides:
-        place = f"override {key}"
-        draft.set(key, parse(value, place)[0], place)
+    given = [(key, parse(value, f"override {key}")[0]) for key, value in overrides]
+    for key, setting in sorted(given, key=lambda item: not _names_method(item[0])):
+        if _names_method(key):
+            draft.choose_method(setting)
+        draft.set(key, setting, f"override {key}")
     return _validated(draft, name)
+
+
+def _names_method(key: str) -> bool:
+    return key == _METHOD or _ALIASES.get(key, _MAIN_KEY.get(key)) == _METHOD
+
+
+def _same_method(a: str, b: str) -> bool:
+    return a.upper().replace("-", "_") == b.upper().replace("-", "_")
 
 
 def _read(source: str) -> tuple[str, str]:
@@ -216,6 +240,7 @@ def _validated(draft: Draft, name: str) -> Recipe:
             f"wrong value for {key}", where=draft.places.get(key, name), got=got[:200], expected=first["msg"]
         ) from error
     method_config(recipe, draft.places, name)
+    recipe._remarks = tuple(draft.remarks)
     return recipe
 
 
@@ -223,8 +248,12 @@ def _words() -> set[str]:
     return set(Recipe.model_fields) | {key for model in _SECTIONS.values() for key in model.model_fields}
 
 
-def method_config(recipe: Recipe, places: Mapping[str, str] | None = None, name: str = "recipe") -> Any:
+def method_config(
+    recipe: Recipe, places: Mapping[str, str] | None = None, name: str = "recipe", *, total_steps: int | None = None
+) -> Any:
     """The method's config object from the method section, checked by its own class.
+
+    A method whose schedule ends with the run (`total_step`) gets `total_steps`, unless the recipe says otherwise.
 
     Raises:
         RecipeError: the method or one of its fields is unknown; names the nearest.
@@ -240,9 +269,12 @@ def method_config(recipe: Recipe, places: Mapping[str, str] | None = None, name:
             where = places.get(f"method.{key}", name)
             what = f"{recipe.method.type} has no setting {key!r}"
             raise RecipeError(what, where=where, fix=did_you_mean(key, own))
+    fields = dict(recipe.method.fields)
+    if "total_step" in own:
+        fields.setdefault("total_step", total_steps or recipe.training.max_steps or _UNKNOWN_STEPS)
     task = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}[recipe.task]
     try:
-        return cls(**recipe.method.fields, task_type=task)
+        return cls(**fields, task_type=task)
     except TypeError as error:
         raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
 

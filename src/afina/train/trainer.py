@@ -99,17 +99,19 @@ def make_trainer(
     from transformers import PrinterCallback, Trainer
     from transformers.integrations import TensorBoardCallback
 
-    from .callbacks import CompleteCheckpoints, FiniteGuard, MetricsLog, ProgressReport
+    from .callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
 
     board = TensorBoardCallback()
     board.logging_dir = str(work / "tensorboard")
     metrics = MetricsLog(work / "metrics.jsonl")
     callbacks = [
-        FiniteGuard(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board
+        FiniteGuard(model), MethodSteps(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board
     ]  # fmt: skip
+    arguments = training_arguments(recipe, work, learning_rate)
     trainer = Trainer(
         model=model,
-        args=training_arguments(recipe, work, learning_rate),
+        args=arguments,
+        optimizer_cls_and_kwargs=_layerwise(recipe, arguments, model, learning_rate),
         train_dataset=data.train,
         data_collator=collator(recipe, tokenizer),
         processing_class=tokenizer,
@@ -118,6 +120,27 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return Setup(trainer, metrics)
+
+
+def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float) -> tuple[Any, dict[str, Any]] | None:
+    """The optimizer with its groups by depth; None leaves both to the Trainer.
+
+    Raises:
+        RecipeError: the optimizer makes groups of its own.
+    """
+    from transformers import Trainer
+
+    from ..layerwise import layerwise_parameter_groups
+
+    t = recipe.training
+    if t.layerwise_decay is None:
+        return None
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    if not isinstance(kind, type) or {"params", "model", "optimizer_dict"} & set(options):
+        raise RecipeError("this optimizer makes groups of its own", where="training.optimizer", got=t.optimizer,
+                          fix="leave layerwise_decay out, or take adamw_torch")  # fmt: skip
+    groups = layerwise_parameter_groups(model, learning_rate, t.layerwise_decay, t.weight_decay)
+    return kind, {**options, "params": groups}
 
 
 def _accuracy(predicted: Any) -> dict[str, float]:
