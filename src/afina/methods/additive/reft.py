@@ -68,10 +68,10 @@ class Reft(Activation):
         """R with orthonormal rows (LoReFT), or as it is."""
         if self.form != "loreft":
             return self.reft_R
-        # The polar factor (R Rᵀ)^(-1/2) R is the nearest matrix with orthonormal rows.
-        left, _, right = torch.linalg.svd(self.reft_R.float(), full_matrices=False)
-        nearest: Tensor = left @ right
-        return nearest.to(self.reft_R.dtype)
+        # Gram-Schmidt; by a singular value decomposition the gradient at equal singular values, the start, is infinite.
+        columns, upper = torch.linalg.qr(self.reft_R.float().mT)
+        rows: Tensor = (columns * upper.diagonal().sign()).mT
+        return rows.to(self.reft_R.dtype)
 
     def edit(self, h: Tensor) -> Tensor:
         """What is added to hidden states h of (..., dim)."""
