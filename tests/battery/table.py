@@ -377,9 +377,10 @@ _SPECTRAL = (
             act_fn="tanh", oracle_kinds=_REFERENCE_MATRICES),
     _method("osf", "OSFConfig", lambda n: -(-min(n.out, n.width) // 2) * (n.out + n.width + 1), (*MATRICES, *ATTENTIONS),
             oracle_kinds=_REFERENCE_MATRICES),
-    _method("supertuning", "SupertuningConfig", lambda n: int(0.1 * n.out * n.width + 1e-6) + 4 * (n.out + n.width),
+    _method("supertuning", "SupertuningConfig", lambda n: int((1 - 0.9) * n.out * n.width) + 4 * (n.out + n.width),
             (*MATRICES, *ATTENTIONS), sparsity=0.9, r=4, oracle_kinds=_REFERENCE_MATRICES),
-    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_REFERENCE_MATRICES),
+    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=("linear",),
+            gaps={("merge_carries", ""): "only the bias changes"}),
 )  # fmt: skip
 
 ROWS: tuple[Row, ...] = (

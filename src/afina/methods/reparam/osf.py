@@ -53,18 +53,19 @@ class OSF(WeightTransform):
             raise ConfigError("must leave directions to freeze and to train", where=f"effective_rank at {site.name}",
                               got=keep, expected=f"1..{size - 1}")  # fmt: skip
         U, S, V = torch.linalg.svd(site.base.read()[0].detach().float(), full_matrices=False)
-        for name, value in (("U_high", U[:, :keep]), ("S_high", S[:keep]), ("V_high", V[:keep])):
-            self.register_buffer(name, value.to(site.dtype).contiguous(), persistent=False)
         parts = U[:, keep:], S[keep:], V[keep:]
+        low = (parts[0] * parts[1]) @ parts[2]
+        for name, value in (("U_high", U[:, :keep]), ("V_high", V[:keep]), ("low", low)):
+            self.register_buffer(name, value.to(site.dtype).contiguous(), persistent=False)
         self.osf_U, self.osf_S, self.osf_V = (
             nn.Parameter(p.to(dtype=site.dtype, device=site.device).contiguous().clone()) for p in parts
         )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        U_high, S_high, V_high = (self.get_buffer(n) for n in ("U_high", "S_high", "V_high"))
-        U = _without(self.osf_U, U_high)
-        V = _without(self.osf_V.T, V_high.T).T
-        return (U_high * S_high) @ V_high + (U * self.osf_S) @ V, bias
+        U = _without(self.osf_U, self.get_buffer("U_high"))
+        V = _without(self.osf_V.T, self.get_buffer("V_high").T).T
+        # The trained part takes the place of the base's own low part, on whatever earlier adapters left.
+        return weight + ((U * self.osf_S) @ V - self.get_buffer("low")), bias
 
 
 def _without(x: Tensor, basis: Tensor) -> Tensor:

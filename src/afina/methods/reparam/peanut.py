@@ -9,7 +9,7 @@ Conv1D, attention, 2-D parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
 
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu}
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
 
 
 @dataclass(kw_only=True)
@@ -38,7 +44,7 @@ class PeanutConfig(LayerConfig):
 
 @register("PEANUT", PeanutConfig)
 class Peanut(DeltaWeight):
-    """`peanut_A`: (r, out); `peanut_B`: (out, r); `peanut_encoders`, `peanut_decoders`: depth matrices of (r, r) each."""
+    """`peanut_A`: (r, out); `peanut_B`: (out, r); encoders and decoders: `depth` matrices of (r, r) each."""
 
     prefix = "peanut_"
     kinds = frozenset({"linear", "attention", "parameter"})
@@ -51,7 +57,7 @@ class Peanut(DeltaWeight):
         self.activation = _ACTIVATIONS[config.act_fn]
         self.peanut_A, self.peanut_B = site.empty(config.r, out), site.zeros(out, config.r)
         options = {"device": site.device, "dtype": site.dtype}
-        steps = [nn.Linear(config.r, config.r, bias=False, **options) for _ in range(2 * config.depth)]  # type: ignore[arg-type]
+        steps = [nn.Linear(config.r, config.r, bias=False, **options) for _ in range(2 * config.depth)]
         self.peanut_encoders = nn.ModuleList(steps[: config.depth])
         self.peanut_decoders = nn.ModuleList(steps[config.depth :])
         nn.init.kaiming_uniform_(self.peanut_A, a=math.sqrt(5))

@@ -1,10 +1,10 @@
 """Poly: a mixture of several LoRAs ("skills") with weights that every task learns for itself.
 
-    y = W x + (1 / r) · (Σ_k α_tk B_k) (Σ_k α_tk A_k) x,   α_t = σ(logits_t) / Σ σ(logits_t);   MHR mixes by splits of in, out
+    y = W x + (1 / r) · (Σ_k α_tk B_k) (Σ_k α_tk A_k) x,   α_t = σ(logits_t) / Σ σ(logits_t);   MHR: a mixture per split
 
-Ponti et al. 2022, arXiv 2202.13914; multi-head routing: Caccia et al. 2022, arXiv 2211.03831. In training the weights are
-drawn from a relaxed Bernoulli distribution. The model's forward takes `task_ids` (batch,). Trainable: skills · r (in +
-out) + tasks · splits · skills a layer. Not mergeable. Layers: Linear, Conv1D.
+Ponti et al. 2022, arXiv 2202.13914; multi-head routing: Caccia et al. 2022, arXiv 2211.03831. In training the weights
+are drawn from a relaxed Bernoulli distribution. The model's forward takes `task_ids` (batch,). Trainable: skills · r (in
++ out) + tasks · splits · skills a layer. Not mergeable. Layers: Linear, Conv1D.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Supertuning(DeltaWeight):
     def __init__(self, site: Site, config: SupertuningConfig) -> None:
         super().__init__(site, config)
         out, width = site.base.shape
-        count = max(1, math.floor((1 - config.sparsity) * out * width + 1e-6))
+        count = max(1, int((1 - config.sparsity) * out * width))
         self.supertuning_values = site.zeros(count) if config.init_weights else site.normal(0.02, count)
         saved = config.save_precomputed_indices
         if site.device.type == "meta" and saved:

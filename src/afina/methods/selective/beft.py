@@ -18,9 +18,13 @@ from ...core.adapter import Adapter, Site
 from ...core.config import LayerConfig, register
 from ...core.view import View
 
-_VALUE = {"v_proj": ("opt", "gptj", "gpt_neo", "bart", "llama", "llama4", "mistral", "mixtral", "phi", "gemma", "gemma2",
-                     "gemma3_text", "qwen2", "qwen3"), "v": ("t5", "mt5"), "value": ("bert", "roberta"),
-          "value_proj": ("deberta-v2",)}  # fmt: skip
+_LLAMAS = ("llama", "llama4", "mistral", "mixtral", "phi", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
+_VALUE = {
+    "v_proj": ("opt", "gptj", "gpt_neo", "bart", *_LLAMAS),
+    "v": ("t5", "mt5"),
+    "value": ("bert", "roberta"),
+    "value_proj": ("deberta-v2",),
+}
 
 
 @dataclass(kw_only=True)
