@@ -154,6 +154,10 @@ def _randlora_size(layer: Layer) -> int:
     return -(-narrow // 3) * (3 + narrow)
 
 
+_LINEARS = ("linear", "linear_without_bias")
+"""Where the reference has a method for nn.Linear alone."""
+
+
 def _beyond(kinds: tuple[str, ...], known: tuple[str, ...] = MATRICES) -> dict[tuple[str, str], str]:
     """Gaps for kinds of layer that the reference cannot adapt."""
     return {("oracle", k): "the reference cannot adapt this kind of layer" for k in kinds if k not in known}
@@ -202,6 +206,49 @@ _LOW_RANK = (
             open=True, save_projection=False),
     _method("randlora-very-sparse", "RandLoraConfig", _randlora_size, MATRICES, r=3, randlora_alpha=1,
             very_sparse=True, open=True),
+    _method("c3a", "C3AConfig", lambda n: _inputs(n) * n.out // 2, (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+            block_size=2, starts_at_base=False, oracle_kinds=_LINEARS),
+    _method("c3a-zero-start", "C3AConfig", lambda n: _inputs(n) * n.out // 2, MATRICES, block_size=2,
+            init_weights=True, open=True, oracle_kinds=_LINEARS),
+    _method("road", "RoadConfig", lambda n: n.out, group_size=2, oracle_kinds=_LINEARS),
+    _method("road-2", "RoadConfig", lambda n: 2 * n.out, MATRICES, group_size=2, variant="road_2", open=True,
+            oracle_kinds=_LINEARS),
+    _method("road-4", "RoadConfig", lambda n: 4 * n.out, MATRICES, group_size=2, variant="road_4", open=True,
+            oracle_kinds=_LINEARS),
+    _method("shira", "ShiraConfig", lambda n: 2 * (_inputs(n) + n.out), r=2, random_seed=5, oracle_kinds=_LINEARS),
+    _method("delora", "DeloraConfig", lambda n: 3 * (_inputs(n) + n.out) + 1, r=3, oracle_kinds=_LINEARS),
+    _method("delora-random-start", "DeloraConfig", lambda n: 3 * (_inputs(n) + n.out) + 1, MATRICES, r=3,
+            init_weights=False, starts_at_base=False, open=True, oracle_kinds=_LINEARS),
+    _method("gralora", "GraloraConfig", lambda n: 4 * (_inputs(n) + n.out), (*MATRICES, *CONVOLUTIONS, *ATTENTIONS),
+            r=4, alpha=8, oracle_kinds=MATRICES),
+    _method("gralora-hybrid", "GraloraConfig", lambda n: 6 * (_inputs(n) + n.out), MATRICES, r=4, hybrid_r=2, alpha=8,
+            open=True),
+    _method("gralora-random-start", "GraloraConfig", lambda n: 6 * (_inputs(n) + n.out), MATRICES, r=4, hybrid_r=2,
+            alpha=8, init_weights=False, starts_at_base=False, open=True),
+    _method("glora", "GloraConfig", lambda n: 6 * (_inputs(n) + n.out) + (3 * (_inputs(n) + 1) + 2) * (n.bias > 0),
+            (*MATRICES, *CONVOLUTIONS), r=3, oracle_kinds=_LINEARS),
+    _method("glora-vectors", "GloraConfig", lambda n: 2 * n.out + (2 * n.out + _inputs(n)) * (n.bias > 0), MATRICES, config_A_B="vector",
+            config_C="vector", config_D_E="vector", oracle_kinds=_LINEARS, open=True),
+    _method("glora-weights-only", "GloraConfig", lambda n: 2, MATRICES, config_A_B="constant", config_C="none",
+            config_D_E="none", oracle_kinds=_LINEARS, open=True),
+    _method("miss", "MissConfig", lambda n: 3 * n.out, r=3, oracle_kinds=_LINEARS),
+    _method("miss-mini", "MissConfig", lambda n: 6, MATRICES, r=3, mini_r=2, init_weights="mini",
+            oracle_kinds=_LINEARS, open=True),
+    _method("miss-bat", "MissConfig", lambda n: 2 * n.out, (*MATRICES, *CONVOLUTIONS, *ATTENTIONS), r=2,
+            init_weights="bat", oracle_kinds=_LINEARS),
+    _method("miss-random-start", "MissConfig", lambda n: 3 * n.out, MATRICES, r=3, init_weights=False,
+            starts_at_base=False, oracle_kinds=_LINEARS, open=True),
+    _method("psoft", "PsoftConfig", lambda n: 6 + 8, r=4, psoft_alpha=5, oracle_kinds=_LINEARS),
+    _method("psoft-free", "PsoftConfig", lambda n: 16 + 4, MATRICES, r=4, psoft_orth=False, psoft_mag_a=False,
+            ab_svd_init="pissa_init", oracle_kinds=_LINEARS, open=True),
+    _method("psoft-neumann", "PsoftConfig", lambda n: 6 + 4, MATRICES, r=4, use_cayley_neumann=True,
+            cayley_neumann_eps=0.3, psoft_mag_b=False, psoft_svd="lowrank", random_seed=3, oracle_kinds=_LINEARS,
+            open=True),
+    _method("tinylora", "TinyLoraConfig", lambda n: 5, r=2, u=5, oracle_kinds=(*MATRICES, "embedding")),
+    _method("tinylora-from-seed", "TinyLoraConfig", lambda n: 5, MATRICES, r=2, u=5, save_projection=False, open=True),
+    Row("tinylora-tied", "TinyLoraConfig", MATRICES, lambda kind: 5, {"r": 2, "u": 5, "weight_tying": 1.0},
+        oracle="TinyLoraConfig", open=True),
+    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_LINEARS),
     _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
     _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
 )  # fmt: skip
