@@ -1,8 +1,8 @@
 """Every method trains: on a model that knows four tasks but not which one is meant, it learns which one.
 
 A tiny Llama learns four random permutations f_1 ... f_4 of 32 symbols: after the tokens [task, symbol] comes
-f_task(symbol). A fifth task token means any of the four, so the best that the frozen model can say is a guess among four
-answers (a loss of ln 4 = 1.39). Then each method learns that it means f_2, on all 32 symbols at once.
+f_task(symbol). A fifth task token means any of the four, so the best that the frozen model can say is a guess among
+four answers (a loss of ln 4 = 1.39). Then each method learns that it means one of them, on all 32 symbols at once.
 """
 
 from __future__ import annotations

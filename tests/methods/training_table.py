@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCALE = 10.0
-"""Times the default learning rate: made for models of millions of parameters and thousands of steps, not 50,000 and 60."""
+"""Times the default learning rate, which is made for millions of parameters and thousands of steps, not for 60."""
 MARGIN = 1.2
 """How far below the frozen model's loss (1.4, that of a guess among four answers), in nats."""
 
@@ -38,7 +38,6 @@ ROWS: Mapping[str, Trains] = {
     "C3A": Trains({"block_size": 16}),
     "CPT": Trains({"cpt_token_ids": [1, 2, 3], "opt_projection_epsilon": 5.0, "opt_projection_format_epsilon": 5.0}),
     "FOURIERFT": Trains({"n_frequency": 200}),
-    "FULL": Trains(),
     "MULTITASK_PROMPT_TUNING": Trains({"num_tasks": 2}, inputs={"task_ids": 1}),
     "OSF": Trains(scale=100.0),
     "POLY": Trains({"n_tasks": 2}, inputs={"task_ids": 1}),
@@ -46,6 +45,7 @@ ROWS: Mapping[str, Trains] = {
     "SPARSE": Trains({"density": 0.05}),
     # It trains the largest weights only, which this task does not ask for.
     "SUPERTUNING": Trains(scale=30.0, margin=0.6),
+    "TINYLORA": Trains({"r": 16}),
     "TRAINABLE_TOKENS": Trains({"token_indices": [36]}),
     "VBLORA": Trains({"num_vectors": 16, "vector_length": 16}),
     "WAVEFT": Trains({"n_frequency": 500}, scale=2.0, margin=1.0),
