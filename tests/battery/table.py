@@ -248,7 +248,6 @@ _LOW_RANK = (
     _method("tinylora-from-seed", "TinyLoraConfig", lambda n: 5, MATRICES, r=2, u=5, save_projection=False, open=True),
     Row("tinylora-tied", "TinyLoraConfig", MATRICES, lambda kind: 5, {"r": 2, "u": 5, "weight_tying": 1.0},
         oracle="TinyLoraConfig", open=True),
-    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_LINEARS),
     _method("vera", "VeraConfig", lambda n: 4 + n.out, r=4),
     _method("vera-from-seed", "VeraConfig", lambda n: 4 + n.out, r=4, save_projection=False, projection_prng_key=3),
 )  # fmt: skip
@@ -426,7 +425,7 @@ _SPECTRAL = (
             oracle_kinds=_REFERENCE_MATRICES),
     _method("supertuning", "SupertuningConfig", lambda n: int((1 - 0.9) * n.out * n.width) + 4 * (n.out + n.width),
             (*MATRICES, *ATTENTIONS), sparsity=0.9, r=4, oracle_kinds=_REFERENCE_MATRICES),
-    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=("linear",),
+    _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_LINEARS,
             gaps={("merge_carries", ""): "only the bias changes"}),
 )  # fmt: skip
 

@@ -174,8 +174,8 @@ class LayerConfig(PeftConfig):
 
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = extension()
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = extension()
+    layers_pattern: list[str] | str | None = extension()
     modules_to_save: list[str] | None = None
 
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}

@@ -3,8 +3,8 @@
     y = W x + (1 / r) · (Σ_k α_tk B_k) (Σ_k α_tk A_k) x,   α_t = σ(logits_t) / Σ σ(logits_t);   MHR: a mixture per split
 
 Ponti et al. 2022, arXiv 2202.13914; multi-head routing: Caccia et al. 2022, arXiv 2211.03831. In training the weights
-are drawn from a relaxed Bernoulli distribution. The model's forward takes `task_ids` (batch,). Trainable: skills · r (in
-+ out) + tasks · splits · skills a layer. Not mergeable. Layers: Linear, Conv1D.
+are drawn from a relaxed Bernoulli distribution. The model's forward takes `task_ids` (batch,). Not mergeable.
+Trainable: skills · r (in + out) + tasks · splits · skills a layer. Layers: Linear, Conv1D.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ class Supertuning(DeltaWeight):
         self.supertuning_lora_A: nn.Parameter | None = None
         self.supertuning_lora_B: nn.Parameter | None = None
         if config.r is not None:
-            self.scaling = (config.lora_alpha or config.r) / config.r
+            # Without an alpha the reference takes 2 r.
+            self.scaling = (config.lora_alpha or 2 * config.r) / config.r
             self.supertuning_lora_A, self.supertuning_lora_B = site.empty(config.r, width), site.zeros(out, config.r)
             nn.init.kaiming_uniform_(self.supertuning_lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
