@@ -227,8 +227,8 @@ _LOW_RANK = (
             alpha=8, init_weights=False, starts_at_base=False, open=True),
     _method("glora", "GloraConfig", lambda n: 6 * (_inputs(n) + n.out) + (3 * (_inputs(n) + 1) + 2) * (n.bias > 0),
             (*MATRICES, *CONVOLUTIONS), r=3, oracle_kinds=_LINEARS),
-    _method("glora-vectors", "GloraConfig", lambda n: 2 * n.out + (2 * n.out + _inputs(n)) * (n.bias > 0), MATRICES, config_A_B="vector",
-            config_C="vector", config_D_E="vector", oracle_kinds=_LINEARS, open=True),
+    _method("glora-vectors", "GloraConfig", lambda n: 2 * n.out + (2 * n.out + _inputs(n)) * (n.bias > 0), MATRICES,
+            config_A_B="vector", config_C="vector", config_D_E="vector", oracle_kinds=_LINEARS, open=True),
     _method("glora-weights-only", "GloraConfig", lambda n: 2, MATRICES, config_A_B="constant", config_C="none",
             config_D_E="none", oracle_kinds=_LINEARS, open=True),
     _method("miss", "MissConfig", lambda n: 3 * n.out, r=3, oracle_kinds=_LINEARS),
@@ -429,7 +429,27 @@ _SPECTRAL = (
             gaps={("merge_carries", ""): "only the bias changes"}),
 )  # fmt: skip
 
+_FACTORED = ("linear", "linear_without_bias", "transposed_linear", *ATTENTIONS)
+_PLAIN_IN_EVAL = {("gradients", ""): "the sampler is trained in train mode alone, and this check is in eval mode",
+                  ("bfloat16", ""): "as gradients", ("autocast", ""): "as gradients"}  # fmt: skip
+_LORA_VARIANTS = (
+    _lora("bdlora", MATRICES, each(lambda n: 4 * (n.width // 2 + n.out) if n.out == 12 else 4 * (n.width + n.out // 2)),
+          use_bdlora={"target_modules_bd_a": ["first"], "target_modules_bd_b": ["second"], "nblocks": 2}, open=True,
+          gaps=_beyond(MATRICES, _LINEARS)),
+    _lora("kasa", (*_FACTORED, "parameter"), each(lambda n: 4 * (n.width + n.out + 1)), kasa_config={},
+          starts_at_base=False, gaps=_beyond((*_FACTORED, "parameter"), _LINEARS)),
+    _lora("monteclora", MATRICES, each(lambda n: 4 * (n.width + n.out + 1) + 5), gaps=_PLAIN_IN_EVAL,
+          monteclora_config={"num_samples": 5, "sample_scaler": 0.1}),
+    _lora("velora", MATRICES, velora_config={"num_groups": 3}),
+    _lora("velora-once", MATRICES, velora_config={"num_groups": 3, "init_type": "batch_average_once"}, open=True),
+    _lora("velora-random", MATRICES, velora_config={"num_groups": 3, "init_type": "random"}, open=True),
+    _lora("qalora", (*_FACTORED, "parameter"), each(lambda n: 4 * (n.width // 4 + n.out)), use_qalora=True,
+          qalora_group_size=4,
+          gaps={("oracle", ""): "the reference has it for GPTQ layers alone and trains plain LoRA here"}),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
+    *_LORA_VARIANTS,
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),
     _lora("lora-gaussian", init_lora_weights="gaussian"),

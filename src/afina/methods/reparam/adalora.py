@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,19 @@ from ...core.weights import BaseWeight
 from ...errors import ConfigError
 from .low_rank import LowRankDelta
 from .rank_budget import RankBudget
+
+_BART = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+EVERY_PROJECTION: Mapping[str, list[str] | str] = MappingProxyType(
+    {
+        "t5": ["q", "k", "v", "o", "wi", "wo"],
+        "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
+        "bart": _BART,
+        "opt": _BART,
+        "roberta": ["query", "key", "value", "dense"],
+        "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
+    }
+)
+"""Where a budget is shared out over all projections, more than the usual two are offered."""
 
 
 @dataclass(kw_only=True)
@@ -50,6 +64,7 @@ class AdaLoraConfig(LayerConfig):
     rank_pattern: dict[str, Any] | None = None
 
     default_learning_rate: ClassVar[float] = 1e-3
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = EVERY_PROJECTION
     foreign: ClassVar[Mapping[str, bool]] = {
         **dict.fromkeys(
             ("alora_invocation_tokens", "arrow_config", "ensure_weight_tying", "kasa_config", "layer_replication",

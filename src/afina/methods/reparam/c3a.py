@@ -11,7 +11,9 @@ add.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -35,6 +37,9 @@ class C3AConfig(LayerConfig):
     init_weights: bool | str | None = "xavier_uniform"
 
     default_learning_rate: ClassVar[float] = 1e-1
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {model: ["mlp.c_proj"] for model in ("gpt2", "gpt_bigcode")}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,9 @@ file holds them. Trainable: n a layer. Mergeable. Layers: Linear, Conv1D, Conv1d
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -34,6 +36,9 @@ class FourierFTConfig(LayerConfig):
     init_weights: bool = False
 
     default_learning_rate: ClassVar[float] = 3e-2
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {model: ["mlp.c_proj"] for model in ("gpt2", "gpt_bigcode")}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -84,7 +84,8 @@ class Glora(WeightTransform):
         if "Xd" in path:
             product: Tensor = path["Xd"] @ path["Xu"]
             return product
-        return path.get("X")
+        found: Tensor | None = path.get("X")
+        return found
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         flat = weight.flatten(1)

@@ -21,7 +21,7 @@ from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
 from ...errors import ConfigError
 from .low_rank import LowRankDelta
-from .oft import skew
+from .oft import cayley, skew
 
 
 @dataclass(kw_only=True)
@@ -79,7 +79,7 @@ class Psoft(LowRankDelta):
         self.vector_b = site.full(1.0, r) if config.psoft_mag_b else None
         self.vector_a = site.full(1.0, r) if config.psoft_mag_a else None
         for name, value in zip(("subspace_A", "subspace_B"), self._subspace(site, config), strict=True):
-            self.register_buffer(name, value.to(site.base.device, site.dtype), persistent=False)
+            self.register_buffer(name, value.to(site.base.device, site.dtype).contiguous(), persistent=False)
         self.drop(config.psoft_dropout)
 
     @torch.no_grad()
@@ -108,10 +108,9 @@ class Psoft(LowRankDelta):
         return R if self.vector_a is None else R * self.vector_a
 
     def _cayley(self, Q: Tensor) -> Tensor:
-        eye = torch.eye(self.r, dtype=Q.dtype, device=Q.device)
         if self.terms is None:
-            out: Tensor = torch.linalg.solve(eye - Q, eye + Q)
-            return out
+            return cayley(Q, None)
+        eye = torch.eye(self.r, dtype=Q.dtype, device=Q.device)
         if self.eps is not None:
             Q = Q * (self.eps / (Q.norm() + 1e-12)).clamp(max=1.0)
         # (I + Q)(I + Q + ... + Q^(terms - 2)): the highest power is terms - 1.

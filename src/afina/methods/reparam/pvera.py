@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,9 @@ class PveraConfig(LayerConfig):
     generator_seed: int | None = None
 
     default_learning_rate: ClassVar[float] = 4e-3
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {"phi": ["q_proj", "v_proj"], "dinov2": ["query", "value"]}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class ShiraConfig(LayerConfig):
     init_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 5e-4
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType({"phi": ["q_proj", "v_proj"]})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,7 +79,8 @@ class TinyLora(LowRankDelta):
             values |= self._subspace(site, rank)
         for letter, value in values.items():
             kept = letter != "P" or config.save_projection
-            self.register_buffer(f"tinylora_{letter}", value.to(site.base.device, site.dtype), persistent=kept)
+            placed = value.to(site.base.device, site.dtype).contiguous()
+            self.register_buffer(f"tinylora_{letter}", placed, persistent=kept)
         self.drop(config.tinylora_dropout)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
 from ...core.weights import BaseWeight
 from ...errors import CheckpointError, ConfigError
+from .adalora import EVERY_PROJECTION
 from .low_rank import LowRankDelta
 
 _NAMES = ("vblora_logits_A", "vblora_logits_B")
@@ -41,6 +43,9 @@ class VBLoRAConfig(LayerConfig):
     init_logits_std: float = bounded(0.1, ge=0)
 
     default_learning_rate: ClassVar[float] = 1e-3
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {k: v for k, v in EVERY_PROJECTION.items() if k != "roberta"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

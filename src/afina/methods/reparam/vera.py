@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,7 @@ class VeraConfig(LayerConfig):
     init_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 4e-3
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType({"phi": ["q_proj", "v_proj"]})
 
 
 class Projections(nn.Module):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -46,6 +47,9 @@ class WaveFTConfig(LayerConfig):
     init_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 1e-2
+    default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
+        {model: ["mlp.c_proj"] for model in ("gpt2", "gpt_bigcode")}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
