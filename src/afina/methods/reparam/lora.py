@@ -47,7 +47,7 @@ class Lora(LoraFiles):
         if self.r % self.groups:
             raise ConfigError("must be a multiple of the convolution's groups", where=f"r at {site.name}", got=self.r,
                               expected=f"a multiple of {self.groups}")  # fmt: skip
-        shape_a, shape_b = self._shapes(base.shape, base.kind)
+        shape_a, shape_b = self._shapes(site, config)
         self.lora_A, self.lora_B = site.empty(*shape_a), site.empty(*shape_b)
         self.lora_bias = site.zeros(base.out_features) if config.lora_bias else None
         self.embedding = base.kind == "embedding"
@@ -71,8 +71,9 @@ class Lora(LoraFiles):
             warnings.warn(f"lora_dropout has no effect at {site.name}: attention is given whole weights", AfinaWarning,
                           stacklevel=2)  # fmt: skip
 
-    def _shapes(self, shape: tuple[int, ...], kind: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if kind == "experts":
+    def _shapes(self, site: Site, config: LoraConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        shape = site.base.shape
+        if site.base.kind == "experts":
             experts, out, width = shape
             return (experts * self.r, width), (out, experts * self.r)
         out, width, *kernel = shape

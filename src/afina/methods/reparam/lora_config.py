@@ -16,6 +16,7 @@ from ..initialisers.eva import EvaConfig
 from ..initialisers.loftq import LoftQConfig
 from ..initialisers.lora_ga import LoraGAConfig
 from ..selective.trainable_tokens import TrainableTokensConfig
+from .lora_options import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig, check_plain_start
 
 
 @dataclass(kw_only=True)
@@ -38,15 +39,21 @@ class LoraConfig(LayerConfig):
     eva_config: EvaConfig | None = None
     corda_config: CordaConfig | None = None
     lora_ga_config: LoraGAConfig | None = None
+    use_bdlora: BdLoraConfig | None = None
+    kasa_config: KasaConfig | None = None
+    monteclora_config: MontecloraConfig | None = None
+    velora_config: VeloraConfig | None = None
+    alora_invocation_tokens: list[int] | None = None
+    use_qalora: bool = False
+    qalora_group_size: int = bounded(16, ge=1)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool = False
     default_learning_rate: ClassVar[float] = 2e-4
     foreign: ClassVar[Mapping[str, bool]] = {
         **dict.fromkeys(
-            ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
-             "megatron_config", "monteclora_config", "use_bdlora", "use_qalora"), True,
+            ("arrow_config", "layer_replication", "megatron_config"), True,
         ),
-        **dict.fromkeys(("megatron_core", "qalora_group_size", "runtime_config", "velora_config"), False),
+        **dict.fromkeys(("megatron_core", "runtime_config"), False),
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -58,6 +65,9 @@ class LoraConfig(LayerConfig):
         if self.lora_bias and self.use_dora:
             raise ConfigError("it cannot be combined with use_dora", where="lora_bias", got=True)
         starts.check_name(self.init_lora_weights)
+        for option in ("use_bdlora", "kasa_config", "use_qalora"):
+            if getattr(self, option):
+                check_plain_start(self.init_lora_weights, option)
 
     def companions(self) -> list[LayerConfig]:
         wanted = self.trainable_token_indices

@@ -1,0 +1,95 @@
+"""Settings of LoRA's variants, under the reference's names; the files named after the variants have the mathematics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ...core.config import bounded
+from ...core.validate import validate_fields
+from ...errors import ConfigError
+
+PUBLIC = ("BdLoraConfig", "KasaConfig", "MontecloraConfig", "VeloraConfig")
+
+
+@dataclass
+class _Options:
+    def __post_init__(self) -> None:
+        validate_fields(self)
+
+
+@dataclass
+class BdLoraConfig(_Options):
+    """Settings of BD-LoRA.
+
+    Attributes:
+        target_modules_bd_a: modules whose A is block-diagonal, by any dotted part of their path.
+        target_modules_bd_b: modules whose B is.
+        nblocks: blocks of such a matrix.
+        match_strict: refuse a target that neither list names, instead of giving it plain LoRA.
+    """
+
+    target_modules_bd_a: list[str] | None = None
+    target_modules_bd_b: list[str] | None = None
+    nblocks: int = bounded(1, ge=1)
+    match_strict: bool = True
+
+
+@dataclass
+class KasaConfig(_Options):
+    """Settings of KaSA.
+
+    Attributes:
+        beta: weight of the penalty on the trained singular values (equation 9 of the paper).
+        gamma: weight of the penalty that keeps the factors orthonormal (equation 11).
+    """
+
+    beta: float = bounded(1e-4, ge=0)
+    gamma: float = bounded(1e-3, ge=0)
+
+
+@dataclass
+class MontecloraConfig(_Options):
+    """Settings of MonteCLoRA.
+
+    Attributes:
+        num_samples: components of the mixture.
+        use_entropy: penalise mixtures in which one component has all the weight.
+        dirichlet_prior: the concentration that the mixture's weights are drawn to.
+        sample_scaler: size of the noise on A.
+        kl_loss_weight: weight of the divergences from the priors in the loss.
+        buffer_size: kept for the reference's files; numbers are drawn when they are needed.
+    """
+
+    num_samples: int = bounded(8, ge=1)
+    use_entropy: bool = False
+    dirichlet_prior: float = bounded(0.1, gt=0)
+    sample_scaler: float = bounded(1e-4, ge=0)
+    kl_loss_weight: float = bounded(1e-5, ge=0)
+    buffer_size: int = bounded(150, ge=1)
+
+
+@dataclass
+class VeloraConfig(_Options):
+    """Settings of VeLoRA.
+
+    Attributes:
+        num_groups: sub-tokens that an input is cut into; each is kept as one number.
+        scale: factor of the reconstructed input in the backward pass.
+        init_type: the direction that is kept: the mean sub-token of each batch, of the first batch, or a random one.
+    """
+
+    num_groups: int = bounded(64, ge=1)
+    scale: float = 1.0
+    init_type: Literal["batch_average", "batch_average_once", "random"] = "batch_average"
+
+
+def check_plain_start(start: bool | str, option: str) -> None:
+    """Refuse a start that is made for LoRA's own two factors.
+
+    Raises:
+        ConfigError: names the option that it cannot be combined with.
+    """
+    if not isinstance(start, bool) and start != "gaussian":
+        raise ConfigError(f"it cannot be combined with {option}", where="init_lora_weights", got=start,
+                          expected="true, false or gaussian")  # fmt: skip
