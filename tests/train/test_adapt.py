@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from afina.core.config import methods
-from afina.errors import MergeError, RecipeError
+from afina.errors import AfinaError, MergeError, RecipeError
 from afina.train.adapt import planned_steps
 from afina.train.events import Reporter
 from afina.train.settings import load_recipe, method_config
@@ -20,9 +20,14 @@ from . import tiny
 # What a method needs on a model of 32 numbers a token; all others train as they come.
 OPTIONS = {
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
-    "BITFIT": {"target_modules": ["q_proj"]},
+    "C3A": {"block_size": 16},
     "CPT": {"cpt_token_ids": [5, 6, 7]},
     "FOURIERFT": {"n_frequency": 50},
+    "MULTITASK_PROMPT_TUNING": {"num_tasks": 3},
+    "POLY": {"n_tasks": 3},
+    "PSOFT": {"r": 8},
+    "ROAD": {"group_size": 16},
+    "SHIRA": {"r": 4},
     "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7]},
     "VBLORA": {"num_vectors": 16, "vector_length": 16},
     "WAVEFT": {"n_frequency": 64},
@@ -32,8 +37,6 @@ QUICK = ("ADALORA", "FULL", "IA3", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"
 
 def needs_more(name: str) -> str | None:
     """Why recipes cannot train a method, or None if they can."""
-    if getattr(method_of(name).implementation, "inputs", None):
-        return "needs more than the rows have (task_ids)"
     if name == "BITFIT":
         return "the model has no biases"
     return None
@@ -76,7 +79,8 @@ def cases():
 def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
     changes = {"max_steps": 3, "save_steps": 3, "learning_rate": None}
     file = tiny.write_recipe(tmp_path, model_folder, **{f"training__{k}": v for k, v in changes.items()})
-    recipe = by_name(file, name)
+    tasked = bool(getattr(method_of(name).implementation, "inputs", None))
+    recipe = by_name(file, name, *([("data.task_column", "task")] if tasked else []))
     result, notes, done, _ = child(run_and_use, recipe)
     rate = method_of(name).config.default_learning_rate
     assert load_recipe(str(result.folder)).training.learning_rate == rate
@@ -87,13 +91,21 @@ def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folde
     assert done.accuracy == result.report["after"]["accuracy"]
 
 
-@pytest.mark.parametrize("name", [n for n in methods() if getattr(method_of(n).implementation, "inputs", None)])
-def test_method_that_needs_more_than_rows_have_is_refused(name, tmp_path, model_folder, child):
-    from .test_run import train_with
+TASKS = {
+    "no column": ("poly", [], "needs the number of every row's task"),
+    "too many": ("multitask_prompt_tuning", [("data.task_column", "task")], "more tasks than the method"),
+    "none wanted": ("lora", [("data.task_column", "task")], "knows no tasks"),
+    "full": ("full", [("data.task_column", "task")], "knows no tasks"),
+    "no such column": ("poly", [("data.task_column", "tasks")], "tasks"),
+    "no number": ("poly", [("data.task_column", "label")], "train.jsonl:1"),
+}
 
-    recipe = tiny.write_recipe(tmp_path, model_folder, method={"type": name.lower()})
-    with pytest.raises(RecipeError, match="task_ids"):
-        child(train_with, recipe, {})
+
+@pytest.mark.parametrize(("name", "overrides", "told"), TASKS.values(), ids=TASKS)
+def test_mistakes_with_task_numbers_are_told(name, overrides, told, tmp_path, model_folder, child):
+    recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder)), [("method.type", name), *overrides])
+    with pytest.raises(AfinaError, match=told):
+        child(run_and_use, recipe)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def write_model(folder: Path, chat: bool = True) -> Path:
 
 
 def write_rows(path: Path, n: int, start: int = 0) -> Path:
-    rows = [{"text": f"n{i}", "label": "odd" if i % 2 else "even"} for i in range(start, start + n)]
+    rows = [{"text": f"n{i}", "label": "odd" if i % 2 else "even", "task": i % 3} for i in range(start, start + n)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

@@ -16,8 +16,8 @@ from .assets import open_up
 from .recipe import Recipe
 
 
-def adapted(recipe: Recipe, base: Any, config: PeftConfig) -> Any:
-    """The model to train.
+def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0) -> Any:
+    """The model to train; `tasks` is how many the rows have, if they have any.
 
     Raises:
         RecipeError: the method does not go together with another setting.
@@ -25,6 +25,7 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig) -> Any:
     """
     from ..core.mapping import get_peft_model
 
+    _check_tasks(recipe, config, tasks)
     if isinstance(config, FullConfig):
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
@@ -38,11 +39,20 @@ def _check(recipe: Recipe, implementation: type[Any]) -> None:
             "gradient checkpointing drops the cache that this method prefixes", where="training.gradient_checkpointing",
             got=recipe.method.type, fix="set it to false, or use a method that prefixes embeddings",
         )  # fmt: skip
-    if implementation.inputs:
-        raise RecipeError(
-            f"this method needs {', '.join(sorted(implementation.inputs))} with every row, which recipes cannot give",
-            where="method.type", got=recipe.method.type, fix="train it from Python, where forward takes them",
-        )  # fmt: skip
+
+
+def _check_tasks(recipe: Recipe, config: PeftConfig, tasks: int) -> None:
+    wanted = "task_ids" in getattr(method(config).implementation, "inputs", ())
+    if wanted and recipe.data.task_column is None:
+        raise RecipeError("this method needs the number of every row's task", where="data.task_column",
+                          got=recipe.method.type, fix="name the column that has it: data.task_column=...")  # fmt: skip
+    if not wanted and recipe.data.task_column is not None:
+        raise RecipeError("this method knows no tasks", where="data.task_column", got=recipe.method.type,
+                          fix="leave it out")  # fmt: skip
+    limit = next((config.get(key) for key in ("num_tasks", "n_tasks") if config.get(key) is not None), tasks)
+    if wanted and tasks > limit:
+        raise RecipeError("the rows have more tasks than the method", where="data.task_column",
+                          got=f"task {tasks - 1}", expected=f"0 to {limit - 1}")  # fmt: skip
 
 
 def counts(model: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from ..errors import DataError
 from .assets import locate
 from .encode import Encoded, encode_answers, encode_classes
 from .events import Reporter
-from .labels import found_labels, label_of
+from .labels import found_labels, label_of, task_numbers
 from .prompts import Prompter
 from .recipe import Recipe
 from .rows import Row, Rows, read_rows
@@ -36,6 +36,12 @@ class Data:
     train: Encoded
     held_out: Encoded | None
     labels: list[str] | None
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks the rows are numbered for; 0 where they are not."""
+        items = [*self.train.items, *(self.held_out.items if self.held_out is not None else ())]
+        return 1 + max((int(item.get("task_ids", -1)) for item in items), default=-1)
 
 
 def read_split(recipe: Recipe, reporter: Reporter) -> Split:
@@ -100,8 +106,14 @@ def encode(
 
     def one(rows: Rows) -> Encoded:
         if recipe.task == "sequence_classification":
-            return encode_classes(rows, tokenizer, recipe.data, labels or [])
-        return encode_answers(rows, Prompter(recipe.data, tokenizer), vocab_size)
+            out = encode_classes(rows, tokenizer, recipe.data, labels or [])
+        else:
+            out = encode_answers(rows, Prompter(recipe.data, tokenizer), vocab_size)
+        tasks = task_numbers(rows, recipe.data.task_column)
+        if tasks is not None:
+            for item, row in zip(out.items, out.source, strict=True):
+                item["task_ids"] = tasks[row]
+        return out
 
     train = one(split.train)
     held_out = one(split.held_out).by_length() if split.held_out is not None else None

@@ -9,7 +9,7 @@ from typing import Any
 from .data import Data
 from .events import Progress, Reporter
 from .generate import answers, longest_label
-from .labels import is_right, label_of, majority_share
+from .labels import is_right, label_of, majority_share, task_numbers
 from .prompts import Prompter
 from .recipe import Recipe
 
@@ -85,6 +85,7 @@ def evaluate(recipe: Recipe, trainer: Any, data: Data, prompter: Prompter, repor
         prompts,
         max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(prompter, data.labels),
         batch_size=recipe.evaluation.batch_size,
+        tasks=task_numbers(rows, recipe.data.task_column),
         progress=lambda done: reporter.progress(Progress(f"answering ({stage})", done, len(prompts))),
     )
     right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))

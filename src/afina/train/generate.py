@@ -16,12 +16,13 @@ def answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    tasks: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Greedy answers to rendered prompts, in their order, without special tokens and outer blanks.
 
     Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
-    like length.
+    like length. `tasks` are the prompts' task numbers, for methods that need them.
     """
     import torch
 
@@ -34,6 +35,8 @@ def answers(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = left_padded([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
+            if tasks is not None:
+                inputs["task_ids"] = torch.tensor([tasks[i] for i in batch], device=model.device)
             tokens = model.generate(**inputs, **greedy(prompter, max_new_tokens))
             for i, row in zip(batch, tokens[:, inputs["input_ids"].shape[1] :], strict=True):
                 out[i] = str(prompter.tokenizer.decode(row, skip_special_tokens=True)).strip()
@@ -65,7 +68,9 @@ def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def class_probabilities(model: Any, prompter: Prompter, texts: Sequence[str], *, batch_size: int) -> Any:
+def class_probabilities(
+    model: Any, prompter: Prompter, texts: Sequence[str], *, batch_size: int, tasks: Sequence[int] | None = None
+) -> Any:
     """Probabilities of a classifier's labels, [texts, labels]."""
     import torch
 
@@ -80,6 +85,8 @@ def class_probabilities(model: Any, prompter: Prompter, texts: Sequence[str], *,
                 max_length=prompter.data.max_length,
                 return_tensors="pt",
             ).to(model.device)
+            if tasks is not None:
+                inputs["task_ids"] = torch.tensor(tasks[start : start + batch_size], device=model.device)
             out.append(model(**inputs).logits.float().softmax(-1).cpu())
     return torch.cat(out)
 

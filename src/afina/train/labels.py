@@ -67,3 +67,20 @@ def _plain(text: str) -> str:
 def majority_share(labels: list[str]) -> float:
     """The accuracy of always answering the commonest label."""
     return max(Counter(labels).values()) / len(labels)
+
+
+def task_numbers(rows: Rows, column: str | None) -> list[int] | None:
+    """The number of every row's task; None where the recipe names no column.
+
+    Raises:
+        DataError: a row's is missing or no whole number from 0 on.
+    """
+    if column is None:
+        return None
+    out: list[int] = []
+    for index in range(len(rows)):
+        value = rows.value(index, column)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise DataError("a task is a whole number from 0 on", where=rows.where(index), got=repr(value)[:80])
+        out.append(value)
+    return out

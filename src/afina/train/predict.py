@@ -8,7 +8,7 @@ from typing import Any
 from .evaluate import wilson
 from .events import Progress, Reporter
 from .generate import answers, class_probabilities, longest_label
-from .labels import is_right, label_of, majority_share
+from .labels import is_right, label_of, majority_share, task_numbers
 from .model import Trained
 from .rows import Row, Rows
 
@@ -48,7 +48,9 @@ def predict(
 
 def _classes(trained: Trained, rows: Rows, batch_size: int) -> list[dict[str, Any]]:
     texts = [rows.text(i, trained.recipe.data.text_column) for i in range(len(rows))]
-    best, position = class_probabilities(trained.model, trained.prompter, texts, batch_size=batch_size).max(-1)
+    tasks = task_numbers(rows, trained.recipe.data.task_column)
+    found = class_probabilities(trained.model, trained.prompter, texts, batch_size=batch_size, tasks=tasks)
+    best, position = found.max(-1)
     names = trained.labels or []
     return [
         {"prediction": names[i], "probability": round(p, 6)}
@@ -71,6 +73,7 @@ def _answers(
         prompts,
         max_new_tokens=limit,
         batch_size=batch_size,
+        tasks=task_numbers(rows, prompter.data.task_column),
         progress=lambda done: reporter.progress(Progress("predicting", done, len(prompts))),
     )
     return [{"prediction": text} for text in got]

@@ -47,6 +47,9 @@ class DataSection(Section):
     )
     text_column: str = Field(default="text", description="of classification rows")
     label_column: str = Field(default="label", description="of labelled rows")
+    task_column: str | None = Field(
+        default=None, description="column with the number of a row's task, for methods that learn several tasks"
+    )
     labels: list[str] | None = Field(default=None, description="the labels in order; without it those found in train")
     max_length: int = Field(default=1024, ge=2, description="tokens; longer examples are cut at the end, and counted")
     max_train_rows: int | None = Field(default=None, ge=1, description="use only the first rows")

@@ -111,7 +111,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = method_config(recipe, total_steps=steps)
-    model = adapted(recipe, load_base(recipe, location, labels, tokenizer), config)
+    model = adapted(recipe, load_base(recipe, location, labels, tokenizer), config, data.tasks)
     reporter.note(plan(recipe, config, steps))
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
