@@ -99,10 +99,9 @@ class Adapter(nn.Module):
             TargetError: with the kinds that it can.
         """
         if base.kind not in cls.kinds:
-            raise TargetError(
-                "this method cannot adapt this kind of layer", where=name, got=type(base.module).__name__,
-                expected=", ".join(sorted(cls.kinds)), fix="leave it out with exclude_modules",
-            )  # fmt: skip
+            raise TargetError("this method cannot adapt this kind of layer", where=name,
+                              got=type(base.module).__name__, expected=", ".join(sorted(cls.kinds)),
+                              fix="leave it out with exclude_modules")  # fmt: skip
 
     def forward(self, inner: View, x: Any) -> Any:
         """The adapted layer's output for input `x`; `inner` is the layer as the earlier adapters left it."""
@@ -174,6 +173,11 @@ class Adapter(nn.Module):
         """The parameters that all layers of one adapter share; their names on disk follow `disk_names` too."""
         return None
 
+    @classmethod
+    def find_inputs(cls, config: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """`inputs` that the caller did not give, from the model's other arguments."""
+        return {}
+
     def tied(self, site: Site) -> Adapter | None:
         """What adapts the output head when this adapter sits on the input embedding whose weight the head shares.
 
@@ -196,9 +200,8 @@ class Adapter(nn.Module):
         """The class that implements a config: this one, or the variant whose condition holds."""
         found = [special for applies, special in cls.variants if applies(config)]
         if len(found) > 1:
-            raise ConfigError(
-                "options that exclude each other", where="config", got=", ".join(f.__name__ for f in found)
-            )
+            raise ConfigError("options that exclude each other", where="config",
+                              got=", ".join(f.__name__ for f in found))  # fmt: skip
         return found[0] if found else cls
 
     @classmethod

@@ -239,7 +239,7 @@ class PeftModel(Files):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters."""
         _refuse_rows(kwargs)
-        self._hand_over_inputs(kwargs)
+        self._hand_over_inputs(args, kwargs)
         out = self.base_model(*args, **kwargs)
         if self.training:
             out = self._with_penalty(out)
@@ -250,24 +250,21 @@ class PeftModel(Files):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters."""
         _refuse_rows(kwargs)
-        self._hand_over_inputs(kwargs)
+        self._hand_over_inputs(args, kwargs)
         placement = self.base_model.placement()
         if placement is not None:
             return placement.generate(args, kwargs)
         return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
     def _implementations(self) -> list[Any]:
-        return [method(self.peft_config[n]).implementation for n in self._names]
+        found = [(method(self.peft_config[n]).implementation, self.peft_config[n]) for n in self._names]
+        return [i.for_config(c) if issubclass(i, Adapter) else i for i, c in found]
 
-    def _hand_over_inputs(self, kwargs: dict[str, Any]) -> None:
-        """Give methods the arguments that they consume. They stay set: checkpointing runs layers again later."""
-        wanted = {key for i in self._implementations() if issubclass(i, Adapter) for key in i.inputs}
-        for key in wanted:
-            value = kwargs.pop(key, None)
-            for _, host in hosts(self):
-                for adapter in host.stack:
-                    if key in adapter.inputs:
-                        setattr(adapter, key, value)
+    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Give methods the arguments that they consume."""
+        classes = zip(self._names, self._implementations(), strict=True)
+        consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
+        tuner.hand_over_inputs(self, consuming, args, kwargs)
 
     def _with_penalty(self, out: Any) -> Any:
         """Add what methods ask for to the loss."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
+from .adapter import Adapter
 from .config import PeftConfig, method
 from .host import Host, hosts
 from .placement import Placement
@@ -61,6 +62,28 @@ def enable(model: nn.Module, enabled: bool) -> None:
         model.enabled = enabled
     for _, host in hosts(model):
         host.enable_adapters(enabled)
+
+
+def hand_over_inputs(
+    model: nn.Module,
+    methods: Mapping[str, tuple[type[Adapter], PeftConfig]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Take out of `kwargs` what methods (adapter name -> class and config) consume, and give it to their adapters.
+
+    The values stay set: checkpointing runs layers again later.
+    """
+    given = {key: kwargs.pop(key, None) for key in {k for m, _ in methods.values() for k in m.inputs}}
+    for name, (implementation, config) in methods.items():
+        values = {key: given[key] for key in implementation.inputs}
+        if all(v is None for v in values.values()):
+            values |= implementation.find_inputs(config, args, kwargs)
+        for _, host in hosts(model):
+            adapter = host.adapter(name)
+            if adapter is not None and adapter.inputs:
+                for key, value in values.items():
+                    setattr(adapter, key, value)
 
 
 def merge(model: nn.Module, names: tuple[str, ...]) -> None:

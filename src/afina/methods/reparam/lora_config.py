@@ -65,6 +65,8 @@ class LoraConfig(LayerConfig):
         if self.lora_bias and self.use_dora:
             raise ConfigError("it cannot be combined with use_dora", where="lora_bias", got=True)
         starts.check_name(self.init_lora_weights)
+        if self.alora_invocation_tokens == []:
+            raise ConfigError("no tokens", where="alora_invocation_tokens", got=[], expected="token ids, or null")
         for option in ("use_bdlora", "kasa_config", "use_qalora"):
             if getattr(self, option):
                 check_plain_start(self.init_lora_weights, option)
