@@ -278,3 +278,27 @@ def test_optimizer_with_groups_of_its_own_is_refused_with_layerwise_decay(tmp_pa
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, training__layerwise_decay=0.5)))
     with pytest.raises(RecipeError, match="groups of its own"):
         _layerwise(recipe, None, torch.nn.Linear(2, 2), 0.1)
+
+
+def interrupted_and_resumed(recipe, weights):
+    """The written tensors of a run, and of the same run resumed from its checkpoint in the middle."""
+    import shutil
+
+    from afina.train.run import run
+
+    folder = run(recipe, Reporter()).folder
+    uninterrupted = load_file(folder / weights)
+    (folder / "report.json").unlink()
+    shutil.rmtree(folder / "checkpoint-6")
+    run(recipe, Reporter(), resume=True)
+    return uninterrupted, load_file(folder / weights)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "prompt_tuning"])
+def test_resumed_run_with_layerwise_decay_ends_as_the_uninterrupted_one(name, tmp_path, model_folder, child):
+    file = tiny.write_recipe(tmp_path, model_folder, training__layerwise_decay=0.5)
+    recipe = load_recipe(str(file), [("method.type", name)])
+    weights = "model.safetensors" if name == "full" else "adapter_model.safetensors"
+    whole, resumed = child(interrupted_and_resumed, recipe, weights)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
