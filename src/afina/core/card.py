@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import nn
+
 from .config import FORMAT_VERSION, PeftConfig
 from .jsonfile import write_bytes
 
@@ -47,3 +49,9 @@ model = PeftModel.from_pretrained(base_model, "path/of/this/folder")
 
 File format: 🤗 PEFT {FORMAT_VERSION}.
 """
+
+
+def origin(model: nn.Module) -> str | None:
+    """Where a model was loaded from: a hub id or a folder."""
+    config = getattr(model, "config", None)
+    return getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or None

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
+from .spelling import ReferenceSpelling
 from .view import View, reference_view
 from .weights import base_weight
 
 
-class Host(nn.Module):
+class Host(ReferenceSpelling):
     """A target module's stand-in; keeps the original as `base_layer` and changes none of its bits.
 
     Active adapters apply in list order, each on the result of the former. Attributes that the host does not have are
@@ -207,28 +208,6 @@ class Host(nn.Module):
             module = module.base_layer
         return module
 
-    @property
-    def active_adapters(self) -> list[str]:
-        return list(self.active)
-
-    @property
-    def active_adapter(self) -> list[str]:
-        return list(self.active)
-
-    @property
-    def merged_adapters(self) -> list[str]:
-        return list(self.merged)
-
-    @property
-    def disable_adapters(self) -> bool:
-        return not self.enabled
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters on this layer and make exactly them trainable."""
-        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
-        self.set_active(names)
-        self.require_grad(() if inference_mode else names)
-
     def require_grad(self, names: tuple[str, ...]) -> None:
         """Let exactly the named adapters train."""
         for name, adapter in self._adapters.items():
@@ -237,28 +216,6 @@ class Host(nn.Module):
                 parameter.requires_grad_(name in names)
         for name, bias in self.biases.items():
             bias.requires_grad_(name in names)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        self.remove(adapter_name)
-
-    def set_scale(self, adapter: str, scale: float) -> None:
-        """Set the factor of an adapter's own scaling."""
-        found: Any = self.adapter(adapter)
-        if hasattr(found, "initial_scaling"):
-            found.scaling = scale * found.initial_scaling
-
-    def _scaled(self) -> list[Any]:
-        return [a for a in self.stack if hasattr(a, "initial_scaling")]
-
-    def scale_layer(self, scale: float) -> None:
-        """Multiply the active adapters' scaling."""
-        for adapter in self._scaled():
-            adapter.scaling = adapter.scaling * scale
-
-    def unscale_layer(self, scale: float | None = None) -> None:
-        """Divide the active adapters' scaling, or reset it."""
-        for adapter in self._scaled():
-            adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -285,8 +285,7 @@ class _Builder:
 
     def _biases(self, planned: list[_Planned]) -> None:
         """Trainable copies of biases: of all modules ("all"), or of the adapted ones ("<method>_only")."""
-        which = getattr(self.config, "bias", "none")
-        if which in ("none", False, True):
+        if (which := getattr(self.config, "bias", "none")) in ("none", False, True):
             return
         by_place = {(id(p.slot.parent), p.slot.attribute): p for p in planned}
         for slot in slots(self.model) if which == "all" else []:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import AfinaWarning, ConfigError
-from . import inject, targets, tuner
+from . import card, inject, targets, tuner
 from .adapter import Adapter
 from .checkpoint import layer_config
 from .config import LayerConfig, PeftConfig, TaskType, method
@@ -57,8 +57,6 @@ class PeftModel(Files):
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
         self._names: tuple[str, ...] = (adapter_name,)
 
-    # -- adapters ---------------------------------------------------------------------------------------------------
-
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
@@ -74,7 +72,7 @@ class PeftModel(Files):
 
     def _record(self, name: str, config: PeftConfig) -> None:
         if config.base_model_name_or_path is None:
-            config.base_model_name_or_path = _origin(self.get_base_model())
+            config.base_model_name_or_path = card.origin(self.get_base_model())
         if config.task_type is None:
             base = type(self.get_base_model())
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
@@ -177,8 +175,6 @@ class PeftModel(Files):
         tuner.strip(self.base_model, keep_saved=False)
         return self.get_base_model()
 
-    # -- facts ------------------------------------------------------------------------------------------------------
-
     @property
     def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
         """Adapter name -> its config."""
@@ -234,8 +230,6 @@ class PeftModel(Files):
             f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
         )
 
-    # -- running ----------------------------------------------------------------------------------------------------
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters."""
         _refuse_rows(kwargs)
@@ -277,7 +271,9 @@ class PeftModel(Files):
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""
         self._never_called_checked = True
-        idle = [n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "expert" not in n]
+        idle = [
+            n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
+        ]
         if idle:
             raise ConfigError(
                 f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
@@ -297,8 +293,3 @@ def _refuse_rows(kwargs: dict[str, Any]) -> None:
     if kwargs.pop("adapter_names", None) is not None:
         raise ConfigError("adapters per row of a batch are not available", where="adapter_names",
                           fix="run one batch per adapter with set_adapter")  # fmt: skip
-
-
-def _origin(model: nn.Module) -> str | None:
-    config = getattr(model, "config", None)
-    return getattr(config, "_name_or_path", None) or getattr(model, "name_or_path", None) or None

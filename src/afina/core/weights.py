@@ -214,13 +214,21 @@ class EmbeddingWeight(BaseWeight):
         return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
 
-class AttentionWeight(BaseWeight):
+class SubstitutedWeight(BaseWeight):
+    """A weight inside a larger computation: that runs with other parameters in the layer's own dtype."""
+
+    additive = False
+    casts_input = False
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
+        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
+
+
+class AttentionWeight(SubstitutedWeight):
     """The input projection of nn.MultiheadAttention, which computes with its weights without calling a layer."""
 
     weight_name = "in_proj_weight"
     bias_name = "in_proj_bias"
-    additive = False
-    casts_input = False
     kind = "attention"
 
     def __init__(self, module: nn.Module) -> None:
@@ -229,15 +237,9 @@ class AttentionWeight(BaseWeight):
             raise NotAWeight("attention with separate key and value sizes is not one weight",
                              where=type(module).__name__, expected="kdim == vdim == embed_dim")  # fmt: skip
 
-    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
 
-
-class ParameterWeight(BaseWeight):
+class ParameterWeight(SubstitutedWeight):
     """One named parameter of a module, such as the stacked experts (experts, out, in) of a mixture."""
-
-    additive = False
-    casts_input = False
 
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module)
@@ -256,15 +258,10 @@ class ParameterWeight(BaseWeight):
     def canonical(self, stored: Tensor) -> Tensor:
         return stored.mT if getattr(self.module, "is_transposed", False) and stored.dim() == 3 else stored
 
-    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        return self.substitute(x, weight.to(self.dtype), None, *args, **kwargs)
 
-
-class OwnWeight(BaseWeight):
+class OwnWeight(SubstitutedWeight):
     """Any other module: its parameters can be replaced for a call, but it is no linear operator."""
 
-    additive = False
-    casts_input = False
     kind = "module"
 
     @property
@@ -280,9 +277,6 @@ class OwnWeight(BaseWeight):
     def parameters(self) -> dict[str, nn.Parameter | None]:
         return {n: p for n, p in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
 
-    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
-
     def read(self) -> tuple[Tensor, Tensor | None]:
         if getattr(self.module, "weight", None) is None:
             raise NotAWeight("this module has no weight", where=type(self.module).__name__)
@@ -293,14 +287,10 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
     """The view of a module (or of one named parameter of it) as an operator."""
     if parameter is not None:
         return ParameterWeight(module, parameter)
-    if isinstance(module, nn.Linear):
-        return LinearWeight(module)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return TransposedLinearWeight(module)
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return ConvWeight(module)
-    if isinstance(module, nn.Embedding):
-        return EmbeddingWeight(module)
-    if isinstance(module, nn.MultiheadAttention):
-        return AttentionWeight(module)
-    return OwnWeight(module)
+    kinds: list[tuple[Any, type[BaseWeight]]] = [
+        (nn.Linear, LinearWeight), ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvWeight), (nn.Embedding, EmbeddingWeight),
+        (nn.MultiheadAttention, AttentionWeight), (nn.Module, OwnWeight),
+    ]  # fmt: skip
+    return next(weight(module) for kind, weight in kinds if isinstance(module, kind))
