@@ -448,8 +448,14 @@ _LORA_VARIANTS = (
           gaps={("oracle", ""): "the reference has it for GPTQ layers alone and trains plain LoRA here"}),
 )  # fmt: skip
 
+_SHARED = (
+    Row("lily", "LilyConfig", MATRICES, each(lambda n: 4 * (n.width + 3 * n.out + 3)),
+        {"r": 4, "stride_A": 2, "num_B": 3}, merges=False, oracle="LilyConfig", gaps=_beyond(MATRICES, _LINEARS)),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
     *_LORA_VARIANTS,
+    *_SHARED,
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),
     _lora("lora-gaussian", init_lora_weights="gaussian"),

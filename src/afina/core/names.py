@@ -46,9 +46,9 @@ def pieces(model: nn.Module, name: str) -> Iterator[Piece]:
 
 
 def shared_piece(container: nn.Module, name: str) -> Piece | None:
-    """The parameters that all layers of the adapter share, if any."""
+    """The parameters that all layers of the adapter share, if any; not those whose adapters store them (`on_disk`)."""
     shared = container._modules.get("shared")
-    if isinstance(shared, nn.ModuleDict) and name in shared:
+    if isinstance(shared, nn.ModuleDict) and name in shared and getattr(shared[name], "on_disk", True):
         return Piece("", f"shared.{name}.", shared[name], shared=True)
     return None
 
