@@ -30,6 +30,7 @@ class BaseWeight:
     additive: ClassVar[bool] = True
     casts_input: ClassVar[bool] = True
     kind: ClassVar[str] = "linear"
+    has_bias: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -84,12 +85,20 @@ class BaseWeight:
         return self.canonical(canonical)
 
     def read(self) -> tuple[Tensor, Tensor | None]:
-        """`(weight, bias)` in canonical layout, dequantised."""
+        """`(weight, bias)` in canonical layout.
+
+        Raises:
+            NotAWeight: the weight is stored in quantised form.
+        """
+        if not self.weight.is_floating_point():
+            raise NotAWeight("a quantised weight cannot be read or merged into", where=type(self.module).__name__,
+                             got=self.weight.dtype, expected="a floating-point weight")  # fmt: skip
         return self.canonical(self.weight), self.bias
 
     def parameters(self) -> dict[str, nn.Parameter | None]:
         """The parameters that `replace` changes, to be kept for `restore`."""
-        return {self.weight_name: self.weight, self.bias_name: self.bias}
+        own: dict[str, nn.Parameter | None] = {self.weight_name: self.weight}
+        return own | ({self.bias_name: self.bias} if self.has_bias else {})
 
     def replace(self, weight: Tensor, bias: Tensor | None) -> None:
         """Put new frozen parameters in the place of the old, which stay as they are for whoever else holds them."""
@@ -125,6 +134,12 @@ class BaseWeight:
 
 class LinearWeight(BaseWeight):
     """nn.Linear and what derives from it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        layer: Any = self.module
+        # Quantised layers that derive from nn.Linear store their weight packed.
+        return super().shape if self.weight.is_floating_point() else (layer.out_features, layer.in_features)
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         return F.linear(x, weight, bias)
@@ -174,14 +189,8 @@ class EmbeddingWeight(BaseWeight):
     """nn.Embedding: canonical weight (dim, vocabulary), applied to one-hot rows given as indices."""
 
     kind = "embedding"
+    has_bias = False
     casts_input = False
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return None
-
-    def parameters(self) -> dict[str, nn.Parameter | None]:
-        return {self.weight_name: self.weight}
 
     def canonical(self, stored: Tensor) -> Tensor:
         return stored.T
@@ -241,19 +250,14 @@ class AttentionWeight(SubstitutedWeight):
 class ParameterWeight(SubstitutedWeight):
     """One named parameter of a module, such as the stacked experts (experts, out, in) of a mixture."""
 
+    has_bias = False
+
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module)
         self.weight_name = name  # type: ignore[misc]
         if self.weight.dim() not in (2, 3):
             raise NotAWeight("only 2-D and 3-D parameters can be adapted", where=name, got=tuple(self.weight.shape))
         self.kind = "experts" if self.weight.dim() == 3 else "parameter"  # type: ignore[misc]
-
-    @property
-    def bias(self) -> nn.Parameter | None:
-        return None
-
-    def parameters(self) -> dict[str, nn.Parameter | None]:
-        return {self.weight_name: self.weight}
 
     def canonical(self, stored: Tensor) -> Tensor:
         return stored.mT if getattr(self.module, "is_transposed", False) and stored.dim() == 3 else stored
@@ -289,8 +293,6 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
         return ParameterWeight(module, parameter)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return TransposedLinearWeight(module)
-    kinds: list[tuple[Any, type[BaseWeight]]] = [
-        (nn.Linear, LinearWeight), ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvWeight), (nn.Embedding, EmbeddingWeight),
-        (nn.MultiheadAttention, AttentionWeight), (nn.Module, OwnWeight),
-    ]  # fmt: skip
-    return next(weight(module) for kind, weight in kinds if isinstance(module, kind))
+    kinds = {nn.Linear: LinearWeight, nn.modules.conv._ConvNd: ConvWeight, nn.Embedding: EmbeddingWeight,
+             nn.MultiheadAttention: AttentionWeight, nn.Module: OwnWeight}  # fmt: skip
+    return next(weight(module) for kind, weight in kinds.items() if isinstance(module, kind))
