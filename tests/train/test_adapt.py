@@ -108,6 +108,16 @@ def test_mistakes_with_task_numbers_are_told(name, overrides, told, tmp_path, mo
         child(run_and_use, recipe)
 
 
+def test_before_is_measured_on_the_base_model(tmp_path, model_folder, child):
+    """Also where an untrained adapter changes the model, as random virtual tokens do."""
+    before = []
+    for name in ("lora", "prompt_tuning", "prefix_tuning"):
+        (tmp_path / name).mkdir()
+        file = tiny.write_recipe(tmp_path / name, model_folder, training__max_steps=1)
+        before.append(child(run_and_use, by_name(file, name.upper()))[0].before)
+    assert before[0] == before[1] == before[2]
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def _check_tasks(recipe: Recipe, config: PeftConfig, tasks: int) -> None:
     if wanted and tasks > limit:
         raise RecipeError("the rows have more tasks than the method", where="data.task_column",
                           got=f"task {tasks - 1}", expected=f"0 to {limit - 1}")  # fmt: skip
+
+
+def switched_off(model: Any, tasks: int) -> AbstractContextManager[None]:
+    """The base model for the duration of the context."""
+    # Rows with task numbers need the adapter, which takes them out of the model's arguments.
+    return model.disable_adapter() if isinstance(model, PeftModel) and not tasks else nullcontext()
 
 
 def counts(model: Any) -> tuple[int, int]:

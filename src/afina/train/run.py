@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..methods.baselines.full import FullConfig
-from .adapt import adapted, counts, plan, planned_steps, save
+from .adapt import adapted, counts, plan, planned_steps, save, switched_off
 from .data import Data, Split, encode, read_split, resolve_labels
 from .encode import rendered
 from .evaluate import Scores, evaluate
@@ -148,7 +148,9 @@ def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output
     file = output.work / _BEFORE
     if output.checkpoint is not None and file.is_file():
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    scores = evaluate(recipe, setup.trainer, data, prompter, reporter, "before")
+    # Untrained virtual tokens disturb the model; what a run is compared with is the base.
+    with switched_off(setup.trainer.model, data.tasks):
+        scores = evaluate(recipe, setup.trainer, data, prompter, reporter, "before")
     write_json(file, scores.as_dict())
     return scores
 
