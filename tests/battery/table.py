@@ -451,6 +451,12 @@ _LORA_VARIANTS = (
 _SHARED = (
     Row("lily", "LilyConfig", MATRICES, each(lambda n: 4 * (n.width + 3 * n.out + 3)),
         {"r": 4, "stride_A": 2, "num_B": 3}, merges=False, oracle="LilyConfig", gaps=_beyond(MATRICES, _LINEARS)),
+    _method("frod", "FrodConfig", lambda n: n.width + int(0.1 * n.width**2), MATRICES, sparse_rate=0.1,
+            progressbar=False,
+            gaps={("oracle", ""): "the reference takes V from the file and U from its own V: see test_frod.py"}),
+    _method("frod-from-seed", "FrodConfig", lambda n: n.width + int(0.1 * n.width**2), MATRICES, sparse_rate=0.1,
+            progressbar=False, save_projection=False, open=True,
+            gaps={("oracle", ""): "V is computed by another algorithm than the reference's"}),
 )  # fmt: skip
 
 ROWS: tuple[Row, ...] = (
