@@ -7,9 +7,8 @@ doi 10.1609/aaai.v40i31.39813 (AAAI 2026). A category is the last two parts of t
 Here ε is `regularization_alpha` times the mean of W_iᵀ W_i's diagonal, V's columns have length
 one and are not scaled further, and W keeps its bits. V and the places of S are stored unless `save_projection` is off:
 they then follow from the base and the seed, but differ from the reference's, whose files must hold them. The reference
-misreads all files but those that it would start with itself: it takes V from the file and U from a V of its own. So its
-files are read here, not the reverse. Trainable:
-in + sparse_rate · in² a layer. Mergeable. Layers: Linear, Conv1D.
+takes V from a file but U from a V of its own, and so misreads files of others: exchange works from there to here alone.
+Trainable: in + sparse_rate · in² a layer. Mergeable. Layers: Linear, Conv1D.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Bases(nn.Module):
         members: dict[str, list[BaseWeight]] = {}
         for name, base in layers.items():
             members.setdefault(self.kinds[name], []).append(base)
-        generator = torch.Generator().manual_seed(config.projection_prng_key)
+        numbers = torch.Generator().manual_seed(config.projection_prng_key)
         for kind, bases in members.items():
             width, device = bases[0].in_features, bases[0].device
             if any(b.in_features != width for b in bases):
@@ -77,7 +76,7 @@ class Bases(nn.Module):
                 V = joint_basis([b.read()[0] for b in bases], config.regularization_alpha)
             count = max(1, int(config.sparse_rate * width * width))
             # Off the diagonal, which has its own numbers: of the cells of row i, those from i on are one further.
-            cells = torch.randperm(width * (width - 1), generator=generator)[:count] if width > 1 else torch.zeros(0)
+            cells = torch.randperm(width * (width - 1), generator=numbers)[:count] if width > 1 else torch.zeros(0)
             rows, columns = cells.long() // max(1, width - 1), cells.long() % max(1, width - 1)
             places = torch.stack([rows, columns + (columns >= rows)])
             values = (V.to(dtype).contiguous(), places.to(device), torch.tensor([width, width], device=device))
