@@ -4,12 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test check format clean help
 help:
 	@echo "make demo    train the embedded example and show that it worked"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   measure speed and memory against the peers"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +28,9 @@ check: $(READY)
 	$(BIN)/ruff format --check src tests
 	$(BIN)/mypy
 
+# Also renews docs/methods.md, which a test compares with the code.
 format: $(READY)
+	$(BIN)/python scripts/methods_table.py
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
 

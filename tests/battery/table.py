@@ -418,11 +418,12 @@ _TWICE_THE_RANK = {("oracle", ""): "the reference trains the start too: tests/me
 
 _SPECTRAL = (
     _method("deft", "DeftConfig", lambda n: 4 * (n.out + n.width), (*MATRICES, *ATTENTIONS), r=4, alpha=6.0),
-    _method("deft-qr", "DeftConfig", lambda n: 4 * (n.out + n.width), MATRICES, r=4, decomposition_method="qr", open=True),
+    _method("deft-qr", "DeftConfig", lambda n: 4 * (n.out + n.width), MATRICES, r=4, decomposition_method="qr",
+            open=True),
     _method("peanut", "PeanutConfig", lambda n: 8 * n.out + 32, (*MATRICES, *ATTENTIONS), r=4, depth=1,
             act_fn="tanh", oracle_kinds=_REFERENCE_MATRICES),
-    _method("osf", "OSFConfig", lambda n: -(-min(n.out, n.width) // 2) * (n.out + n.width + 1), (*MATRICES, *ATTENTIONS),
-            oracle_kinds=_REFERENCE_MATRICES),
+    _method("osf", "OSFConfig", lambda n: -(-min(n.out, n.width) // 2) * (n.out + n.width + 1),
+            (*MATRICES, *ATTENTIONS), oracle_kinds=_REFERENCE_MATRICES),
     _method("supertuning", "SupertuningConfig", lambda n: int((1 - 0.9) * n.out * n.width) + 4 * (n.out + n.width),
             (*MATRICES, *ATTENTIONS), sparsity=0.9, r=4, oracle_kinds=_REFERENCE_MATRICES),
     _method("beft", "BeftConfig", lambda n: n.out, (*MATRICES, *CONVOLUTIONS), oracle_kinds=_LINEARS,

@@ -206,8 +206,6 @@ def test_the_references_own_file_loads_without_a_warning(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_qalora", True),
-        ("alora_invocation_tokens", [1, 2]),
         ("layer_replication", [[0, 2], [1, 3]]),
         ("arrow_config", {"top_k": 1}),
     ],

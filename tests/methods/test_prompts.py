@@ -270,3 +270,11 @@ def test_cartridge_takes_the_cache_of_a_text() -> None:
         with_cartridge = model(input_ids=tail, attention_mask=torch.ones_like(tail)).logits
         whole = base(input_ids=torch.cat([x, tail], dim=1)).logits[:, TOKENS:]
     assert torch.allclose(with_cartridge, whole, atol=1e-5)
+
+
+def test_generation_without_the_prompt_needs_no_task() -> None:
+    model, x = adapted(afina, "MultitaskPromptTuningConfig", "llama"), ids()
+    settings = {"attention_mask": torch.ones_like(x), "max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    with model.disable_adapter():
+        off = model.generate(input_ids=x, task_ids=torch.zeros(2, dtype=torch.long), **settings)
+    assert torch.equal(off, build("llama").generate(input_ids=x, **settings))

@@ -271,7 +271,6 @@ class Replacement(Adapter):
     """A trainable copy of the module, run in its place."""
 
     with_attention_output = False
-
     kinds = frozenset({"linear", "conv", "embedding", "attention", "module"})
 
     def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:

@@ -259,6 +259,9 @@ class PeftModel(Files):
         classes = zip(self._names, self._implementations(), strict=True)
         consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
         tuner.hand_over_inputs(self, consuming, args, kwargs)
+        if not self.base_model.enabled:
+            for key in {k for i in self._implementations() for k in i.inputs}:
+                kwargs.pop(key, None)
 
     def _with_penalty(self, out: Any) -> Any:
         """Add what methods ask for to the loss."""

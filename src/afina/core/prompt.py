@@ -104,9 +104,6 @@ class PromptEncoder(nn.Module):
         table = self.encode() if self.table is None else self.table
         return table.unsqueeze(0).expand(batch, -1, -1)
 
-    def after_step(self) -> None:
-        """Called after an optimizer step, for methods that keep their parameters within bounds."""
-
     def labels(self) -> Tensor | None:
         """Labels of the virtual tokens (tokens,), -100 where there is none; None if no token has one."""
         return None

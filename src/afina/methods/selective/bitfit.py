@@ -26,7 +26,11 @@ class BitFitConfig(LayerConfig):
     default_learning_rate: ClassVar[float] = 1e-3
 
     def own_targets(self, model: Any) -> list[str]:
-        return biased(model)
+        found = biased(model)
+        if not found:
+            raise TargetError("no layer of the model has a bias to train", where=type(model).__name__,
+                              fix="choose another method, e.g. LayerNorm tuning")  # fmt: skip
+        return found
 
 
 @register("BITFIT", BitFitConfig)
