@@ -3,11 +3,10 @@
     W_i = U_i diag(l_i) Vᵀ for all layers i of a category;   W_i' = U_i (S_i + diag(l_i')) Vᵀ,   S sparse, zero at first
     V: eigenvectors of Σ_{i≠j} D_i D_j⁻¹, D_i = W_iᵀ W_i + ε I (one layer: its right singular vectors)
 
-doi 10.1609/aaai.v40i31.39813 (AAAI 2026). A category is the last two parts of the modules' paths.
-Here ε is `regularization_alpha` times the mean of W_iᵀ W_i's diagonal, V's columns have length
-one and are not scaled further, and W keeps its bits. V and the places of S are stored unless `save_projection` is off:
-they then follow from the base and the seed, but differ from the reference's, whose files must hold them. The reference
-takes V from a file but U from a V of its own, and so misreads files of others: exchange works from there to here alone.
+doi 10.1609/aaai.v40i31.39813 (AAAI 2026). A category is the last two parts of the modules' paths. ε is here
+`regularization_alpha` times the mean of W_iᵀ W_i's diagonal, V's columns have length one, and W keeps its bits. V and the
+places of S are stored, or (`save_projection` off) follow from base and seed, other than the reference's. That takes V
+from a file but U from a V of its own, and so misreads files of others: exchange works from there to here alone.
 Trainable: in + sparse_rate · in² a layer. Mergeable. Layers: Linear, Conv1D.
 """
 
