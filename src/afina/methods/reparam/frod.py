@@ -4,7 +4,7 @@
     V: eigenvectors of Σ_{i≠j} D_i D_j⁻¹, D_i = W_iᵀ W_i + ε I (one layer: its right singular vectors)
 
 doi 10.1609/aaai.v40i31.39813 (AAAI 2026). A category is the last two parts of the modules' paths. ε is here
-`regularization_alpha` times the mean of W_iᵀ W_i's diagonal, V's columns have length one, and W keeps its bits. V and the
+`regularization_alpha` times the mean of W_iᵀ W_i's diagonal, V's columns have length one, W keeps its bits. V and the
 places of S are stored, or (`save_projection` off) follow from base and seed, other than the reference's. That takes V
 from a file but U from a V of its own, and so misreads files of others: exchange works from there to here alone.
 Trainable: in + sparse_rate · in² a layer. Mergeable. Layers: Linear, Conv1D.
