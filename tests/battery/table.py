@@ -183,6 +183,9 @@ def _method(
 _LOW_RANK = (
     _method("adalora", "AdaLoraConfig", lambda n: 6 * (_inputs(n) + n.out + 1), init_r=6, target_r=3, total_step=9,
             oracle_kinds=(*MATRICES, "conv2d", "padded_conv2d")),
+    _method("adamss", "AdamssConfig", lambda n: 4 * 3 + n.out, r=3, num_subspaces=4, oracle_kinds=_LINEARS),
+    _method("adamss-random-start", "AdamssConfig", lambda n: 3 * 3 + n.out, MATRICES, r=3, num_subspaces=3,
+            init_weights=None, starts_at_base=False, open=True, oracle_kinds=_LINEARS),
     _method("pvera", "PveraConfig", lambda n: 8 + n.out, MATRICES, r=4),
     _method("fourierft", "FourierFTConfig", lambda n: 20, n_frequency=20, scaling=9.0, starts_at_base=False),
     _method("fourierft-zero-start", "FourierFTConfig", lambda n: 20, MATRICES, n_frequency=20, init_weights=True,

@@ -34,6 +34,7 @@ class Trains:
 
 ROWS: Mapping[str, Trains] = {
     "ADALORA": Trains({"init_r": 6, "target_r": 3, "total_step": 60, "tfinal": 10}),
+    "ADAMSS": Trains({"r": 32, "subspace_rank": 4}),
     "ADAPTION_PROMPT": Trains({"adapter_len": 4, "adapter_layers": 2}),
     "C3A": Trains({"block_size": 16}),
     "CPT": Trains({"cpt_token_ids": [1, 2, 3], "opt_projection_epsilon": 5.0, "opt_projection_format_epsilon": 5.0}),
