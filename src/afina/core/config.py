@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,8 @@ from .validate import validate_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .routing import Place
 
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
@@ -188,6 +190,13 @@ class LayerConfig(PeftConfig):
     def companions(self) -> list[LayerConfig]:
         """Configs of other methods that are injected along, under the same adapter name."""
         return []
+
+    def experts(self) -> Mapping[str, Place]:
+        """Adapters that have to be on the model before this one: name -> where they are loaded from."""
+        return {}
+
+    def find_experts(self, places: Callable[[str], Place]) -> None:
+        """Take the places of `experts` from the caller, because the config was read from a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError, NameTakenError
 from . import embeddings, tuner
 from .card import write_card
-from .checkpoint import LoadResult, load_adapter, open_adapter, refuse_other_config, save_adapter
-from .config import PeftConfig
+from .checkpoint import (
+    LoadResult,
+    get_peft_model_state_dict,
+    load_adapter,
+    open_adapter,
+    refuse_other_config,
+    save_adapter,
+)
+from .config import LayerConfig, PeftConfig
+from .names import own_key
+from .routing import Place
 
 if TYPE_CHECKING:
     from .model import PeftModel
@@ -31,6 +40,24 @@ def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
     finally:
         if not done:
             undo()
+
+
+def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
+    """Where the adapters lie that the config of a file needs: where the caller says, or in subfolders beside it.
+
+    What the file says is not followed: nothing is opened because a file names it.
+    """
+    given = options.get("adapters") or {}
+    hub = {k: v for k, v in options.items() if k in _OPEN_OPTIONS}
+    inside = options.get("subfolder")
+
+    def place(name: str) -> Place:
+        if name in given:
+            return Place(str(given[name]))
+        return Place(source, name if inside is None else f"{inside}/{name}", hub)
+
+    if isinstance(config, LayerConfig):
+        config.find_experts(place)
 
 
 class Files(nn.Module):
@@ -104,6 +131,8 @@ class Files(nn.Module):
             raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
+        if config is None:
+            _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
         embeddings.fit(model, file.shapes())
         from .mapping import class_for
@@ -143,7 +172,9 @@ class Files(nn.Module):
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
-        fresh = adapter_name not in self.peft_config
+        _find_experts(file.config, str(model_id), kwargs)
+        before = set(self.peft_config)
+        fresh = adapter_name not in before
         if fresh:
             file.config.inference_mode = not is_trainable
             self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
@@ -151,16 +182,54 @@ class Files(nn.Module):
             refuse_other_config(self.peft_config[adapter_name], file)
         trainable = self._trainable()
 
-        def undo() -> None:
-            if fresh:
-                tuner.delete(self.base_model, adapter_name)
-                del self.base_model.peft_config[adapter_name]
-
-        with _undone_on_error(undo):
+        with _undone_on_error(lambda: self._delete_all_but(before)):
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
         if fresh:
             tuner.activate(self.base_model, self._names, trainable=trainable)
         return LoadResult([], [])
+
+    def _delete_all_but(self, names: set[str]) -> None:
+        # The last one first: it may route to those that were loaded before it.
+        for name in [n for n in reversed(self.peft_config) if n not in names]:
+            tuner.delete(self.base_model, name)
+            del self.base_model.peft_config[name]
+
+    @contextlib.contextmanager
+    def _with_experts(self, config: LayerConfig, autocast: bool) -> Iterator[None]:
+        """Load the adapters that a config needs beside it; an error inside the context takes them away again."""
+        before, trained = set(self.peft_config), [p for p in self.parameters() if p.requires_grad]
+
+        def undo() -> None:
+            self._delete_all_but(before)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        with _undone_on_error(undo):
+            for name, place in config.experts().items():
+                self._load_expert(name, place, autocast)
+            yield
+
+    def _load_expert(self, name: str, place: Place, autocast: bool) -> None:
+        here = name in self.peft_config
+        if here and not place.source:
+            return
+        try:
+            file = open_adapter(place.source, place.subfolder, **place.hub)
+            if here:
+                refuse_other_config(self.peft_config[name], file)
+                return self._refuse_other_weights(name, file.tensors(), file.path)
+            file.config.inference_mode = True
+            self._inject(name, file.config, autocast, low_memory=True)
+            load_adapter(self, name, file)
+        except CheckpointError as error:
+            error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"
+            raise
+
+    def _refuse_other_weights(self, name: str, there: Mapping[str, Tensor], path: Path) -> None:
+        own = get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
+        here = {own_key(k): t for k, t in own.items()}
+        if here.keys() != there.keys() or any(not here[k].cpu().equal(t.to(here[k].dtype)) for k, t in there.items()):
+            raise NameTakenError("the model has another adapter of this name", where=name, got=path)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""

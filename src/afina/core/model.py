@@ -65,9 +65,10 @@ class PeftModel(Files):
             self.base_model.add_prompt(name, config, autocast)
             return self._record(name, config)
         config = layer_config(config)
-        config.target_modules = targets.settle(self.get_base_model(), config)
-        inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
-                     autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
+        with self._with_experts(config, autocast):
+            config.target_modules = targets.settle(self.get_base_model(), config)
+            inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
+                         autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
         self._record(name, config)
 
     def _record(self, name: str, config: PeftConfig) -> None:
@@ -248,6 +249,7 @@ class PeftModel(Files):
         placement = self.base_model.placement()
         if placement is not None:
             return placement.generate(args, kwargs)
+        kwargs |= tuner.generation_options(self.base_model, kwargs)
         return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
     def _implementations(self) -> list[Any]:

@@ -15,6 +15,7 @@ from .config import PeftConfig, method
 from .host import Host, hosts
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
+from .routing import routers
 from .targets import slots
 
 
@@ -39,6 +40,9 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
 def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, ...] | None = None) -> None:
     """Choose the active adapters; exactly `trainable` (all active ones if None) get gradients."""
     learning = names if trainable is None else trainable
+    for name, router in routers(model).items():
+        router.switch(_plain(model), active=name in names)
+        learning += router.trains if name in learning else ()
     if isinstance(model, Tuner):
         model.set_prompt(names, learning)
     for _, host in hosts(model):
@@ -56,8 +60,22 @@ def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
     return dict(holder.items()) if isinstance(holder, nn.ModuleDict) else {}
 
 
+def generation_options(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `generate` has to be called with, instead of what was `given`."""
+    needed = {k: v for r in routers(model).values() if r.active and r.enabled for k, v in r.generation.items()}
+    for key in (k for k in needed if given.get(k, needed[k]) != needed[k]):
+        warnings.warn(f"{key}={given[key]} is not possible with this method; {needed[key]} is used", AfinaWarning, 4)
+    return needed
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, Tuner) else model
+
+
 def enable(model: nn.Module, enabled: bool) -> None:
     """Switch all adapters on or off."""
+    for router in routers(model).values():
+        router.switch(_plain(model), enabled=enabled)
     if isinstance(model, Tuner):
         model.enabled = enabled
     for _, host in hosts(model):
@@ -112,12 +130,21 @@ def unmerge(model: nn.Module) -> None:
 
 
 def delete(model: nn.Module, name: str) -> None:
-    """Remove an adapter; hosts left without one are removed too."""
+    """Remove an adapter; hosts left without one are removed too.
+
+    Raises:
+        NameTakenError: another adapter routes to it.
+    """
+    user = next((n for n, r in routers(model).items() if name in r.routes), None)
+    if user is not None:
+        raise NameTakenError("another adapter routes to this one", where=name, got=user, fix=f"delete {user!r} first")
     for _, host in hosts(model):
         host.remove(name)
     strip(model, only_empty=True)
     shared = model._modules.get("shared")
     if isinstance(shared, nn.ModuleDict) and name in shared:
+        if name in routers(model):
+            routers(model)[name].stop()
         del shared[name]
     if isinstance(model, Tuner) and name in model.prompt_encoder:
         del model.prompt_encoder[name]
@@ -130,6 +157,8 @@ def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True
         only_empty: only hosts without any adapter.
         keep_saved: active trained copies (`modules_to_save`) replace their originals.
     """
+    for router in routers(model).values() if not only_empty else ():
+        router.stop()
     for slot in list(slots(model)):
         module: Any = slot.module
         kept: list[Host] = []

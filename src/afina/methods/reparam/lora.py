@@ -20,6 +20,7 @@ from ...core.adapter import Adapter, Site
 from ...core.config import register
 from ...core.patterns import value_for
 from ...core.view import View
+from ...core.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 from .lora_config import LoraConfig
@@ -112,9 +113,13 @@ class Lora(LoraFiles):
     def forward(self, inner: View, x: Any) -> Any:
         if not inner.base.additive:
             return super().forward(inner, x)
+        return inner(x) + self.update(inner.base, x)
+
+    def update(self, base: BaseWeight, x: Any) -> Tensor:
+        """What is added to the layer's output."""
         A, B = self.factors()
         dropped = x if self.embedding else self.lora_dropout(x)
-        out = inner(x) + self.times * self.scaling * inner.base.low_rank(dropped, A, B)
+        out = self.times * self.scaling * base.low_rank(dropped, A, B)
         if self.lora_bias is not None:
             shape = (-1, *(1 for _ in range(A.dim() - 2)))
             out = out + self.scaling * self.lora_bias.view(shape)
