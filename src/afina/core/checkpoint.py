@@ -8,14 +8,14 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..errors import AfinaWarning, CheckpointError, ConfigError
 from . import embeddings, fingerprint
+from .adapter_file import AdapterFile, foreign_file
 from .config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
 from .hub import locate
 from .jsonfile import parse_json, publish, read_json_object
@@ -25,7 +25,6 @@ from .tensorfile import Header, check_finite, read_header, read_tensors, to_byte
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-_V = TypeVar("_V")
 _NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 
 
@@ -34,38 +33,6 @@ class LoadResult(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-@dataclass
-class AdapterFile:
-    """An adapter on disk, its header read and checked, its tensors not yet."""
-
-    path: Path
-    config: PeftConfig
-    header: Header
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Read all tensors into memory; keys without the wrappers' prefixes."""
-        return self._own_keys(read_tensors(self.path, self.notes.get("tensors_sha256")))
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Key (without wrappers' prefixes) -> shape, from the header."""
-        return self._own_keys(self.header.shapes)
-
-    def whole_numbers(self) -> set[str]:
-        """Keys whose tensors are no floating-point numbers."""
-        return {k for k, d in self._own_keys(self.header.dtypes).items() if not d.startswith(("F", "BF"))}
-
-    def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
-        out: dict[str, _V] = {}
-        for name, value in values.items():
-            key = own_key(name)
-            if key in out:
-                raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
-                                      where=self.path, got=name)  # fmt: skip
-            out[key] = value
-        return out
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -152,15 +119,26 @@ def config_digest(values: Mapping[str, Any]) -> str:
 
 
 def open_adapter(
-    source: str | Path, subfolder: str | None = None, *, config: PeftConfig | None = None, **hub: Any
+    source: str | Path,
+    subfolder: str | None = None,
+    *,
+    config: PeftConfig | None = None,
+    allow_pickle: bool = False,
+    **hub: Any,
 ) -> AdapterFile:
     """Find an adapter's files and check them as far as that needs no model.
+
+    Args:
+        allow_pickle: read other libraries' pickles, with `weights_only`.
 
     Raises:
         CheckpointError: missing, damaged or pickled weights, or weights and config that do not belong together.
         ConfigError: the config is damaged or holds wrong values.
     """
     config_path = locate(source, CONFIG_NAME, subfolder=subfolder, **hub)
+    foreign = foreign_file(config_path, lambda name: locate(source, name, subfolder=subfolder, **hub), allow_pickle)
+    if foreign is not None:
+        return foreign
     try:
         path = locate(source, WEIGHTS_NAME, subfolder=subfolder, **hub)
     except CheckpointError:
@@ -230,6 +208,7 @@ def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_
         NumericError: a tensor is not finite.
     """
     root, _, _ = layout(model)
+    file = file.fitted(root)
     plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
     plan.refuse_problems(file.path)
     if "base" in file.notes and not allow_other_base:

@@ -19,7 +19,7 @@ from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, register
 from ...core.view import View
 from ..selective.last_layers import block_stack
-from .bottleneck import output_size
+from .bottleneck_places import output_size
 
 
 @dataclass(kw_only=True)
