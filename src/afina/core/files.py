@@ -28,7 +28,7 @@ from .routing import Place
 if TYPE_CHECKING:
     from .model import PeftModel
 
-_OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
+_OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "allow_pickle")
 
 
 @contextlib.contextmanager
@@ -123,6 +123,7 @@ class Files(nn.Module):
         Args:
             is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
             allow_other_base: load even if the weights below are not those that it was trained on.
+            **kwargs: of the hub; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`.
 
         Raises:
             CheckpointError: the file is damaged, or does not fit the model or its config.
