@@ -251,13 +251,40 @@ def test_multitask_prompt_without_task_ids_is_an_error() -> None:
         model(input_ids=ids())
 
 
-def test_cpt_loss_counts_the_contexts_answers_as_the_reference_does() -> None:
-    x = ids()
-    losses = []
+@pytest.mark.parametrize(("kind", "expected"), [("none", [1.0] * 3), ("decay", [0.25, 0.5, 0.5])])
+def test_cpt_loss_counts_the_contexts_answers_as_the_reference_does(kind: str, expected: list[float]) -> None:
+    x, count = ids(), 9
+    context = {"cpt_token_ids": list(range(10, 10 + count)), "cpt_mask": [1] * count, "opt_weighted_loss_type": kind,
+               "cpt_tokens_type_mask": [1, 2, 3, 4, 5, 6, 7, 8, 8], "opt_loss_decay_factor": 0.5}  # fmt: skip
+    labels = torch.cat([torch.full_like(x[:, :3], -100), x[:, 3:]], dim=1)
+    results = []
     for library in (peft, afina):
-        model = adapted(library, "CPTConfig", "llama", nudge=False)
-        losses.append(model(input_ids=x, attention_mask=torch.ones_like(x), labels=x.clone()).loss.item())
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        model = library.get_peft_model(build("llama"), library.CPTConfig(task_type="CAUSAL_LM", **context))
+        (delta,) = (p for p in model.parameters() if p.requires_grad)
+        loss = model(input_ids=x, attention_mask=torch.ones_like(x), labels=labels.clone()).loss
+        loss.backward()
+        results.append((loss.item(), delta.grad))
+    (theirs, their_gradient), (mine, my_gradient) = results
+    assert theirs == pytest.approx(mine, abs=1e-5)
+    answers = torch.tensor(context["cpt_tokens_type_mask"]) % 4 == 0
+    assert torch.allclose(their_gradient[~answers], my_gradient[~answers], atol=1e-5)
+    weights = model.base_model.prompt_encoder["default"].label_weights()
+    assert expected == ([1.0] * 3 if weights is None else weights[answers].tolist())
+
+
+def test_cpt_bounds_are_those_of_the_reference() -> None:
+    context = {"cpt_token_ids": [5, 6, 7, 8, 9], "cpt_mask": [1] * 5, "cpt_tokens_type_mask": [0, 1, 2, 3, 4],
+               "opt_projection_epsilon": 0.3, "opt_projection_format_epsilon": 0.7}  # fmt: skip
+    change, tables = torch.randn(5, 32, generator=torch.Generator().manual_seed(1)), []
+    for library in (peft, afina):
+        model = library.get_peft_model(build("llama"), library.CPTConfig(task_type="CAUSAL_LM", **context))
+        (delta,) = (p for p in model.parameters() if p.requires_grad)
+        delta.data.copy_(change)
+        tables.append(library.get_peft_model_state_dict(model)["prompt_embeddings"].detach())
+    words = build("llama").get_input_embeddings().weight[5:10]
+    assert torch.allclose(tables[0], tables[1], atol=1e-6)
+    assert not torch.allclose(tables[1][1:4], words[1:4], atol=1e-3)
+    assert torch.equal(tables[1][4], words[4])
 
 
 def test_cartridge_takes_the_cache_of_a_text() -> None:

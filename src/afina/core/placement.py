@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -36,7 +37,11 @@ class Placement:
             self._into_cache(call)
         else:
             self._into_embeddings(call)
-        return self.model(**call)
+        out = self.model(**call)
+        weights = self.encoder.label_weights()
+        if weights is not None and call.get("labels") is not None:
+            out.loss = _weighted_loss(out.logits, call["labels"], weights, call.get("num_items_in_batch"))
+        return out
 
     # -- placing ----------------------------------------------------------------------------------------------------
 
@@ -178,6 +183,16 @@ def _lengthen(
     if values is None:
         return torch.ones(batch, count + length, dtype=torch.long, device=device)
     return torch.cat([values.new_full((batch, count), fill), values], dim=1)
+
+
+def _weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, count: Any = None) -> Tensor:
+    """The next token's cross-entropy, (batch, tokens, vocabulary) against (batch, tokens); the first tokens' terms are
+    multiplied with `weights`; divided by the number of labels, or by `count`."""
+    labels = labels[:, 1:].to(logits.device)
+    terms = F.cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=-100, reduction="none")
+    first = weights[1:].to(terms)
+    rest = terms[:, len(first) :].sum()
+    return ((terms[:, : len(first)] * first).sum() + rest) / ((labels != -100).sum() if count is None else count)
 
 
 def _repeat(ids: Tensor, new: Tensor) -> Tensor:

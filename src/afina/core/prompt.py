@@ -108,6 +108,10 @@ class PromptEncoder(nn.Module):
         """Labels of the virtual tokens (tokens,), -100 where there is none; None if no token has one."""
         return None
 
+    def label_weights(self) -> Tensor | None:
+        """How much the loss at each virtual token's label counts (tokens,), a row's own labels counting 1; None: 1."""
+        return None
+
     @property
     def is_table(self) -> bool:
         """Whether nothing but the table is trained."""

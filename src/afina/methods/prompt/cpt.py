@@ -1,10 +1,11 @@
 """CPT: the embeddings of a context of examples, refined by trained, bounded differences.
 
-    P = E(context ids) + δ,   ||δ_i|| <= ε (input tokens), ε_format (template tokens), 0 (answer tokens)
+    P = E(context ids) + δ,   ||δ_i|| <= √(dim / 2048) · ε (input tokens), ε_format (template tokens), 0 (answer tokens)
 
 Blau et al. 2024, arXiv 2410.17222. Token types count in fours: 1 input template, 2 input, 3 answer template, 4 answer,
-5 again input template, ...; 0 is padding. The context's answers take part in the loss. The bound is part of the formula
-here, where the reference cuts the parameters. Not there yet: weights that decay over the context's examples.
+5 again input template, ...; 0 is padding. The context's answers take part in the loss; with "decay" the last of them
+counts `opt_loss_decay_factor` times what a row's own answer does, the one before that factor squared, and so on. The
+bound is part of the formula here, where the reference cuts the parameters.
 Trainable: tokens · dim. Not mergeable. Models: causal language models.
 """
 
@@ -49,9 +50,6 @@ class CPTConfig(PromptLearningConfig):
             self.cpt_tokens_type_mask = [1] * self.num_virtual_tokens
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         super().__post_init__()
-        if self.opt_weighted_loss_type == "decay":
-            raise ConfigError("weights that decay over the context are not available", where="opt_weighted_loss_type",
-                              got="decay", expected="none")  # fmt: skip
         if self.task_type != TaskType.CAUSAL_LM:
             raise ConfigError("CPT is for causal language models", where="task_type", got=self.task_type)
         for key in ("cpt_mask", "cpt_tokens_type_mask"):
@@ -75,7 +73,14 @@ class CPTEmbedding(PromptEncoder):
         bound = torch.zeros(len(kinds))
         bound[(kinds > 0) & (kinds % 4 == 2)] = config.opt_projection_epsilon
         bound[(kinds > 0) & (kinds % 2 == 1)] = config.opt_projection_format_epsilon
+        # Per token of 2048 numbers, the width that the paper's bounds are made for.
+        bound *= (site.dim / 2048) ** 0.5
         answers = torch.where((kinds > 0) & (kinds % 4 == 0), ids, torch.full_like(ids, -100))
+        self.weights: Tensor | None = None
+        if config.opt_weighted_loss_type == "decay":
+            context = torch.tensor(sorted({k for k in kinds.tolist() if k > 0 and k % 4 == 0}))
+            age = (context >= kinds.unsqueeze(1)).sum(1).to(site.device)
+            self.weights = config.opt_loss_decay_factor**age
         self.register_buffer("answers", answers.to(site.device), persistent=False)
         self.register_buffer("bound", bound.to(dtype=site.dtype, device=site.device), persistent=False)
 
@@ -87,3 +92,6 @@ class CPTEmbedding(PromptEncoder):
 
     def labels(self) -> Tensor:
         return self.get_buffer("answers")
+
+    def label_weights(self) -> Tensor | None:
+        return self.weights
