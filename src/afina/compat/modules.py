@@ -7,33 +7,69 @@ from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-_TUNERS_UTILS = {"BaseTunerLayer": "afina.core.host:Host", "BaseTuner": "afina.core.tuner:Tuner"}
-_OTHER = {
-    "ModulesToSaveWrapper": "afina.core.host:ModulesToSaveWrapper",
-    "AuxiliaryTrainingWrapper": "afina.core.host:ModulesToSaveWrapper",
-}
+_FUNCTIONAL = "afina.compat.functional:"
 _STATE = {
     "get_peft_model_state_dict": "afina.core.checkpoint:get_peft_model_state_dict",
     "set_peft_model_state_dict": "afina.core.checkpoint:set_peft_model_state_dict",
     "load_peft_weights": "afina.core.checkpoint:load_peft_weights",
 }
+_FUNCTIONS = {n: _FUNCTIONAL + n for n in ("set_adapter", "delete_adapter", "set_requires_grad", "cast_adapter_dtype")}
+_TUNERS_UTILS = {"BaseTunerLayer": "afina.core.host:Host", "BaseTuner": "afina.core.tuner:Tuner", **_FUNCTIONS}
+_OTHER = {
+    "ModulesToSaveWrapper": "afina.core.host:ModulesToSaveWrapper",
+    # Its keys are asked of every layer that it stands for.
+    "AuxiliaryTrainingWrapper": "afina.core.host:Host",
+    "_get_submodules": _FUNCTIONAL + "get_submodules",
+    "fsdp_auto_wrap_policy": _FUNCTIONAL + "fsdp_auto_wrap_policy",
+    "CONFIG_NAME": "afina.core.config:CONFIG_NAME",
+    "SAFETENSORS_WEIGHTS_NAME": "afina.core.checkpoint:WEIGHTS_NAME",
+    "WEIGHTS_NAME": "afina.core.checkpoint:PICKLE_NAME",
+    "PeftType": "afina:PeftType",
+    "TaskType": "afina:TaskType",
+}
+_HELPERS = {n: _FUNCTIONAL + n for n in ("disable_input_dtype_casting", "rescale_adapter_scale")}
+_HOTSWAP = {
+    n: f"afina.core.hotswap:{n}"
+    for n in ("check_hotswap_configs_compatible", "hotswap_adapter", "hotswap_adapter_from_state_dict",
+              "prepare_model_for_compiled_hotswap")
+}  # fmt: skip
+_HOST = "afina.core.host:Host"
 
 TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
         "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_STATE},
-        "peft.config": {"PeftConfig": "afina.core.config:PeftConfig"},
-        "peft.peft_model": {"PeftModel": "afina.core.model:PeftModel"},
-        "peft.mapping": {"get_peft_model": "afina.core.mapping:get_peft_model"},
-        "peft.utils": {**_OTHER, **_STATE, "PeftType": "afina:PeftType", "TaskType": "afina:TaskType"},
+        "peft.auto": {},
+        "peft.config": {},
+        "peft.peft_model": {},
+        "peft.mixed_model": {"PeftMixedModel": "afina.core.model:PeftModel"},
+        "peft.mapping": {},
+        "peft.mapping_func": {},
+        "peft.helpers": _HELPERS,
+        "peft.utils": {**_OTHER, **_STATE},
         "peft.utils.other": _OTHER,
+        "peft.utils.peft_types": {},
+        "peft.utils.constants": _OTHER,
         "peft.utils.save_and_load": _STATE,
+        "peft.utils.hotswap": _HOTSWAP,
+        "peft.utils.transformers_weight_conversion": {
+            "build_peft_weight_mapping": _FUNCTIONAL + "build_peft_weight_mapping"
+        },
         "peft.tuners": {},
         "peft.tuners.tuners_utils": _TUNERS_UTILS,
-        "peft.tuners.lora": {"LoraLayer": "afina.core.host:Host", "LoraConfig": "afina:LoraConfig"},
-        "peft.functional": {"inject_adapter_in_model": "afina.core.mapping:inject_adapter_in_model", **_STATE},
+        "peft.tuners.lora": {"LoraLayer": _HOST},
+        "peft.tuners.lora.layer": {"LoraLayer": _HOST},
+        "peft.tuners.lora.config": {},
+        "peft.tuners.loha": {},
+        "peft.tuners.loha.layer": {"LoHaLayer": _HOST},
+        "peft.tuners.lokr": {},
+        "peft.tuners.lokr.layer": {
+            "LoKrLayer": _HOST, "factorization": "afina.methods.reparam.lokr:split"
+        },
+        "peft.optimizers": {},
+        "peft.functional": {**_FUNCTIONS, **_STATE},
     }
-)
-"""Module -> name -> where afina has it; the top module also offers all of afina's own public names."""
+)  # fmt: skip
+"""Module -> name -> where afina has it; every module also offers all of afina's own public names."""
 
 
 class StandIn(ModuleType):
@@ -48,10 +84,10 @@ class StandIn(ModuleType):
             value = getattr(importlib.import_module(module), attribute)
         elif f"{self.__name__}.{name}" in TREE:
             value = importlib.import_module(f"{self.__name__}.{name}")
-        elif self.__name__ == "peft":
-            value = getattr(importlib.import_module("afina"), name)
         else:
-            raise AttributeError(f"afina's stand-in for {self.__name__!r} has no {name!r}")
+            value = getattr(importlib.import_module("afina"), name, None)
+            if value is None:
+                raise AttributeError(f"afina's stand-in for {self.__name__!r} has no {name!r}")
         setattr(self, name, value)
         return value
 

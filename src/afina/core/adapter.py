@@ -1,14 +1,14 @@
 """The contract that a method implements, and its ready kinds.
 
-A host shows each adapter the layer as the earlier adapters left it (`View`). A method writes `merged`, or `forward`, or
-both; where it writes both, they must agree.
-"""
+A host shows each adapter the layer as the earlier ones left it (`View`). A method writes `merged`, `forward` or both,
+which then must agree."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -81,10 +81,12 @@ class Adapter(nn.Module):
     prefix: ClassVar[str] = ""
     reference_attributes: ClassVar[frozenset[str]] = frozenset()
     inputs: ClassVar[frozenset[str]] = frozenset()
-    """Keyword arguments of the model's forward that the method consumes; they are set as attributes of that name."""
+    """Arguments of the model's forward that the method consumes; they are set as attributes of that name."""
     has_penalty: ClassVar[bool] = False
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
+    rank_dims: Mapping[str, int] = MappingProxyType({})
+    """Parameter -> its dimension that counts ranks, where more ranks of zeros change nothing (padding)."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []
 
     def __init__(self, site: Site, config: Any) -> None:
@@ -121,7 +123,7 @@ class Adapter(nn.Module):
         return next(self.parameters()).dtype
 
     def share(self, module: nn.Module | None) -> None:
-        """Keep hold of the parameters shared by all layers, which belong to the model and not to this adapter."""
+        """Keep hold of the parameters shared by all layers, which belong to the model."""
         object.__setattr__(self, "shared", module)
 
     def penalty(self) -> Tensor | None:
@@ -179,10 +181,8 @@ class Adapter(nn.Module):
         return {}
 
     def tied(self, site: Site) -> Adapter | None:
-        """What adapts the output head when this adapter sits on the input embedding whose weight the head shares.
-
-        None leaves the head with the base's weight, as the reference does unless it is told otherwise.
-        """
+        """What adapts the output head when this adapter sits on the input embedding whose weight the head shares;
+        None leaves the head with the base's weight, as the reference does unless it is told otherwise."""
         return None
 
     @classmethod

@@ -148,13 +148,15 @@ class Host(ReferenceSpelling):
 
     # -- merging ----------------------------------------------------------------------------------------------------
 
-    def merge(self, names: tuple[str, ...]) -> None:
-        """Replace the base weight by the adapted one; the old parameter objects are kept for `unmerge`.
+    def merge(self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True) -> None:
+        """Replace the base weight by that of the named (active) adapters; the old parameter objects are kept for
+        `unmerge`. The result is always checked, whatever `safe_merge` says.
 
         Raises:
             NotMergeable: one of the methods has no merged form.
             NumericError: the result is not finite; nothing was changed.
         """
+        names = self.active if adapter_names is None else tuple(adapter_names)
         wanted = tuple(n for n in self.active if n in names and n in self._adapters)
         wanted += tuple(n for n in names if n in self._adapters and n not in wanted)
         if self.merged:
@@ -262,7 +264,7 @@ class ModulesToSaveWrapper(Host):
         assert module is not None
         return module
 
-    def merge(self, names: tuple[str, ...]) -> None:
+    def merge(self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True) -> None:
         """A copy is not merged; `result` gives it when the host goes."""
 
     def result(self, keep: bool = True) -> nn.Module:

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import TargetError
 from . import tuner
 from .architectures import HEAD_NAMES
 from .checkpoint import layer_config
 from .config import PeftConfig, TaskType
 from .inject import inject
 from .model import PeftModel
+from .names import own_key
+from .patterns import WholeNames
+from .targets import settle, slots
 
 
 class PeftModelForCausalLM(PeftModel):
@@ -101,9 +104,37 @@ def inject_adapter_in_model(
     low_cpu_mem_usage: bool = False,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Put an adapter into a model in place, without wrapping it, activate it, and return the model."""
+    """Put an adapter into a model in place, without wrapping it, activate it, and return the model.
+
+    Args:
+        state_dict: an adapter's tensors (names on disk); exactly the modules that they name are adapted.
+
+    The config is recorded in `model.peft_config`, where libraries that load adapters by themselves look for it.
+    """
+    config = copy.copy(layer_config(peft_config))
+    exact = config
     if state_dict is not None:
-        raise ConfigError("targets are chosen by the config, not by a state dict", where="state_dict")
-    inject(model, layer_config(peft_config), adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+        exact = copy.copy(config)
+        exact.target_modules = _named_by(state_dict, model)
+        exact.layers_to_transform = exact.exclude_modules = None
+    else:
+        config.target_modules = settle(model, config)
+    inject(model, exact, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+    configs = model.__dict__.setdefault("peft_config", {})
+    configs[adapter_name] = config
     tuner.activate(model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
     return model
+
+
+def _named_by(state_dict: Mapping[str, Tensor], model: nn.Module) -> WholeNames:
+    """The modules whose tensors these are: of each key, the longest prefix that names a module."""
+    names = {s.name for s in slots(model)}
+    found: dict[str, None] = {}
+    for key in state_dict:
+        parts = own_key(key).split(".")
+        prefixes = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+        found.update({n: None for n in [next((p for p in prefixes if p in names), None)] if n is not None})
+    if not found:
+        raise TargetError("no tensor belongs to a module of the model", where="state_dict",
+                          got=", ".join(list(state_dict)[:3]))  # fmt: skip
+    return WholeNames(found)

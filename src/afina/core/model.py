@@ -16,6 +16,7 @@ from .adapter import Adapter
 from .checkpoint import layer_config
 from .config import LayerConfig, PeftConfig, TaskType, method
 from .files import Files
+from .fuse import strip
 from .host import hosts
 from .prompt import PromptLearningConfig
 
@@ -112,12 +113,7 @@ class PeftModel(Files):
         """Freeze or unfreeze adapters without activating them."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         tuner.check_known(names, self.peft_config)
-        for _, host in hosts(self):
-            for name in names:
-                adapter = host.adapter(name)
-                found = [] if adapter is None else list(adapter.trainable().values())
-                for parameter in [*found, *([host.biases[name]] if name in host.biases else [])]:
-                    parameter.requires_grad_(requires_grad)
+        tuner.set_requires_grad(self, names, requires_grad)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
@@ -173,7 +169,7 @@ class PeftModel(Files):
     def unload(self) -> nn.Module:
         """The base model with its original bits and without adapters."""
         tuner.unmerge(self.base_model)
-        tuner.strip(self.base_model, keep_saved=False)
+        strip(self.base_model, keep_saved=False)
         return self.get_base_model()
 
     @property

@@ -36,10 +36,16 @@ def full_match(pattern: str, name: str, where: str) -> Any:
         raise ConfigError(f"the pattern takes too long on {name!r}", where=where, got=pattern[:80]) from None
 
 
+class WholeNames(list[str]):
+    """Names that mean exactly themselves, not every module that ends so."""
+
+
 def name_in(name: str, wanted: str | Collection[str], where: str = "target_modules") -> bool:
     """Whether a module's name is wanted: by a full pattern match, or by equality or dotted suffix in a list."""
     if isinstance(wanted, str):
         return full_match(wanted, name, where) is not None
+    if isinstance(wanted, WholeNames):
+        return name in wanted
     return any(name == w or name.endswith(f".{w}") for w in wanted)
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..errors import CheckpointError
+
 if TYPE_CHECKING:
     from .adapter import Adapter
 
@@ -18,6 +20,9 @@ class ReferenceSpelling(nn.Module):
         merged: tuple[str, ...]
         enabled: bool
         stack: tuple[Adapter, ...]
+
+        biases: nn.ParameterDict
+        adapter_slot: str
 
         def adapter(self, name: str) -> Adapter | None: ...
         def set_active(self, names: tuple[str, ...]) -> None: ...
@@ -48,6 +53,25 @@ class ReferenceSpelling(nn.Module):
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.remove(adapter_name)
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Key in the adapter's file -> key in the model's `state_dict()`, both relative to this layer.
+
+        Raises:
+            CheckpointError: the file holds something that is computed from the parameters.
+        """
+        own, found = {}, self.adapter(adapter_name)
+        if found is not None:
+            own = found.state_dict(keep_vars=True)
+        names = {id(tensor): f"{self.adapter_slot}.{adapter_name}.{n}" for n, tensor in own.items()}
+        disk = {} if found is None else found.disk_state(own)
+        if any(id(tensor) not in names for tensor in disk.values()):
+            raise CheckpointError("this method's file cannot be loaded by renaming tensors", where=adapter_name,
+                                  fix="load it with PeftModel.from_pretrained(model, path)")  # fmt: skip
+        if adapter_name in self.biases:
+            disk["base_layer.bias" if own else "bias"] = self.biases[adapter_name]
+            names[id(self.biases[adapter_name])] = f"biases.{adapter_name}"
+        return {key: names[id(tensor)] for key, tensor in disk.items()}
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set the factor of an adapter's own scaling."""

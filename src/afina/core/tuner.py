@@ -12,11 +12,11 @@ from torch import nn
 from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
 from .adapter import Adapter
 from .config import PeftConfig, method
+from .fuse import is_tied, retie, strip
 from .host import Host, hosts
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .routing import routers
-from .targets import slots
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -52,6 +52,16 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
         frozen: frozenset[str] = getattr(shared, "frozen", frozenset())
         for key, parameter in shared.named_parameters():
             parameter.requires_grad_(name in learning and key not in frozen)
+
+
+def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
+    """Freeze or unfreeze adapters without activating them."""
+    for _, host in hosts(model):
+        for name in names:
+            adapter = host.adapter(name)
+            found = [] if adapter is None else list(adapter.trainable().values())
+            for parameter in [*found, *([host.biases[name]] if name in host.biases else [])]:
+                parameter.requires_grad_(requires_grad)
 
 
 def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -150,65 +160,12 @@ def delete(model: nn.Module, name: str) -> None:
         del model.prompt_encoder[name]
 
 
-def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True) -> None:
-    """Take hosts away: each place gets its base layer, with what was merged into it.
-
-    Args:
-        only_empty: only hosts without any adapter.
-        keep_saved: active trained copies (`modules_to_save`) replace their originals.
-    """
-    for router in routers(model).values() if not only_empty else ():
-        router.stop()
-    for slot in list(slots(model)):
-        module: Any = slot.module
-        kept: list[Host] = []
-        while isinstance(module, Host):
-            if only_empty and module.names():
-                kept.append(module)
-                module = module.base_layer
-            else:
-                module = module.result(keep_saved)
-        if not only_empty or (not kept and slot.module is not module):
-            slot.put(module)
-
-
 def fuse(model: nn.Module, names: tuple[str, ...]) -> None:
-    """Merge for good and take the hosts away; a weight tie that merging had to break is recorded in the config."""
-    tied = _tied(model)
+    """Merge for good and take the hosts away."""
+    tied = is_tied(model)
     merge(model, names)
     strip(model)
-    for first, last in _pairs(model, tied):
-        if first is not last and first.shape == last.shape and torch.equal(first, last):
-            # Both were changed in the same way, so they can be one again.
-            model.get_output_embeddings().weight = first  # type: ignore[operator]
-    if any(a.data_ptr() != b.data_ptr() for a, b in _pairs(model, tied)):
-        config = getattr(model, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False  # type: ignore[union-attr]
-            warnings.warn("merging changed one of two tied embeddings: they are separate now "
-                          "(tie_word_embeddings=False)", AfinaWarning, stacklevel=3)  # fmt: skip
-
-
-def _tied(model: nn.Module) -> bool:
-    pair = _embeddings(model)
-    return pair is not None and pair[0] is pair[1]
-
-
-def _pairs(model: nn.Module, tied: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pair = _embeddings(model)
-    return [pair] if tied and pair is not None and pair[0].device.type != "meta" else []
-
-
-def _embeddings(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
-    get_in, get_out = getattr(model, "get_input_embeddings", None), getattr(model, "get_output_embeddings", None)
-    if not callable(get_in) or not callable(get_out):
-        return None
-    try:
-        first, last = get_in(), get_out()
-    except NotImplementedError:
-        return None
-    weights = [getattr(m, "weight", None) for m in (first, last)]
-    return (weights[0], weights[1]) if all(isinstance(w, torch.Tensor) for w in weights) else None  # type: ignore[return-value]
+    retie(model, tied)
 
 
 class Tuner(nn.Module):

@@ -51,7 +51,7 @@ class Lora(LoraFiles):
         shape_a, shape_b = self._shapes(site, config)
         self.lora_A, self.lora_B = site.empty(*shape_a), site.empty(*shape_b)
         self.lora_bias = site.zeros(base.out_features) if config.lora_bias else None
-        self.embedding = base.kind == "embedding"
+        self.embedding, self.experts = base.kind == "embedding", base.kind == "experts"
         self.pair = None
         self.ensure_tied = config.ensure_weight_tying
         self.late_start = None

@@ -23,12 +23,19 @@ class LoraFiles(DeltaWeight):
     r: int
     scaling: float
     embedding: bool
+    experts: bool
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     pair: tuple[str, str] | None
     late_start: Callable[[], Any] | None
     start_name: bool | str
     untrained: frozenset[str]
+
+    @property
+    def rank_dims(self) -> Mapping[str, int]:  # type: ignore[override]
+        """Stacked experts and groups have their ranks interleaved with something else."""
+        plain = self.lora_A.shape[0] == self.lora_B.shape[1]
+        return {"lora_A": 0, "lora_B": 1} if plain and self.pair is None and not self.experts else {}
 
     def _start(self, site: Site, config: LoraConfig) -> None:
         if self.lora_A.is_meta:
@@ -72,6 +79,9 @@ class LoraFiles(DeltaWeight):
         return frozenset(self.pair or ()) | self.untrained
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.rank_dims and own["lora_A"].shape[0] > self.r:
+            # Padded for hot-swapping.
+            own = {**own, "lora_A": own["lora_A"][: self.r], "lora_B": own["lora_B"][:, : self.r]}
         if self.pair is None:
             return super().disk_state(own)
         rest = {n: t for n, t in own.items() if n not in ("lora_A0", "lora_B0")}

@@ -1,0 +1,354 @@
+"""What `benchmarks.ecosystem` runs: each function is a user's script that knows only the name `peft`.
+
+Run in a process of its own: `python -m benchmarks.scenarios NAME peft|afina`; prints one JSON object of numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.abc
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from .toys import (
+    WORDS,
+    adapter_size,
+    causal,
+    lora,
+    losses,
+    picture,
+    pipeline,
+    preferences,
+    same_files,
+    same_start,
+    settings,
+    start_callback,
+    texts,
+    tokenizer,
+)
+
+
+def trainer_run(folder):
+    """Trainer: train, save, resume from a checkpoint, best model."""
+    from datasets import Dataset
+    from peft import PeftModel, get_peft_model
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    words = tokenizer()
+    data = Dataset.from_dict({"text": texts() * 2}).map(lambda r: words(r["text"]), remove_columns="text")
+
+    def make(where, **changes):
+        model = same_start(get_peft_model(causal(), lora()))
+        args = settings(
+            TrainingArguments,
+            where,
+            save_strategy="steps",
+            save_steps=3,
+            eval_strategy="steps",
+            eval_steps=3,
+            load_best_model_at_end=True,
+            **changes,
+        )
+        return Trainer(model, args, DataCollatorForLanguageModeling(words, mlm=False), data, data.select(range(4)))
+
+    whole = make(folder / "a")
+    whole.train()
+    again = make(folder / "b")
+    again.train(resume_from_checkpoint=str(folder / "a" / "checkpoint-3"))
+    whole.save_model(str(folder / "out"))
+    loaded = PeftModel.from_pretrained(causal(), str(folder / "out"))
+    ids = torch.arange(2, 10)[None]
+    found = {
+        **losses(whole),
+        **losses(whole, "eval_loss"),
+        "resumed": again.state.log_history[-3]["loss"],
+        "best": whole.state.best_metric,
+        "logits": float(loaded(ids).logits.abs().sum()),
+    }
+    base = [p.name for p in (folder / "out").iterdir() if p.name in ("model.safetensors", "pytorch_model.bin")]
+    assert not base, "the whole base model was saved"
+    return {**found, **adapter_size(folder / "out")}
+
+
+def transformers_mixin(folder):
+    """transformers' own add_adapter, set_adapter, save, load_adapter, from_pretrained(adapter folder), delete."""
+    from transformers import AutoModelForCausalLM
+
+    base = causal()
+    base.save_pretrained(folder / "base")
+    ids = torch.arange(2, 10)[None]
+    model = AutoModelForCausalLM.from_pretrained(folder / "base")
+    out = {"before": float(model(ids).logits.abs().sum())}
+    model.add_adapter(lora(), adapter_name="one")
+    same_start(model)
+    out["one"] = float(model(ids).logits.abs().sum())
+    model.disable_adapters()
+    out["disabled"] = float(model(ids).logits.abs().sum())
+    model.enable_adapters()
+    model.save_pretrained(folder / "one")
+    out |= adapter_size(folder / "one")
+    fresh = AutoModelForCausalLM.from_pretrained(folder / "base")
+    fresh.load_adapter(str(folder / "one"), adapter_name="again")
+    out["loaded"] = float(fresh(ids).logits.abs().sum())
+    fresh.add_adapter(lora(r=2), adapter_name="two")
+    out["active"] = len(fresh.active_adapters())
+    fresh.set_adapter("again")
+    out["switched"] = float(fresh(ids).logits.abs().sum())
+    fresh.delete_adapter("two")
+    through = AutoModelForCausalLM.from_pretrained(folder / "one")
+    out["from_folder"] = float(through(ids).logits.abs().sum())
+    assert out["loaded"] == out["one"] == out["switched"] == out["from_folder"] != out["disabled"] == out["before"]
+    out["state"] = sum(float(t.abs().sum()) for t in fresh.get_adapter_state_dict("again").values())
+    return out
+
+
+def sft(folder):
+    """SFTTrainer with `peft_config=`."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl import SFTConfig, SFTTrainer
+
+    rows = {
+        "prompt": [" ".join(t.split()[:3]) for t in texts()],
+        "completion": [" " + " ".join(t.split()[3:]) for t in texts()],
+    }
+    trainer = SFTTrainer(
+        causal(),
+        settings(SFTConfig, folder, max_length=32),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer(),
+        peft_config=lora(),
+        callbacks=[start_callback()],
+    )
+    trainer.train()
+    trainer.save_model(str(folder / "out"))
+    loaded = PeftModel.from_pretrained(causal(), str(folder / "out"))
+    return {
+        **losses(trainer),
+        **adapter_size(folder / "out"),
+        "logits": float(loaded(torch.arange(2, 10)[None]).logits.abs().sum()),
+    }
+
+
+def dpo(folder):
+    """DPOTrainer: the reference is the model with its adapter off."""
+    from trl import DPOConfig, DPOTrainer
+
+    trainer = DPOTrainer(
+        causal(),
+        args=settings(DPOConfig, folder, max_length=32),
+        train_dataset=preferences(),
+        processing_class=tokenizer(),
+        peft_config=lora(),
+        callbacks=[start_callback()],
+    )
+    trainer.train()
+    return {**losses(trainer), **losses(trainer, "rewards/margins")}
+
+
+def dpo_from_adapter(folder):
+    """DPOTrainer on a trained adapter: the reference is a frozen copy of it under the name "ref"."""
+    from peft import get_peft_model
+    from trl import DPOConfig, DPOTrainer
+
+    model = same_start(get_peft_model(causal(), lora()))
+    trainer = DPOTrainer(
+        model,
+        args=settings(DPOConfig, folder, max_length=32),
+        train_dataset=preferences(),
+        processing_class=tokenizer(),
+    )
+    assert "ref" in model.peft_config
+    trainer.train()
+    return {**losses(trainer), **losses(trainer, "rewards/margins")}
+
+
+def reward(folder):
+    """RewardTrainer: a sequence classifier with its score head trained along."""
+    from trl import RewardConfig, RewardTrainer
+
+    trainer = RewardTrainer(
+        causal(labels=1),
+        settings(RewardConfig, folder, max_length=32),
+        train_dataset=preferences(),
+        processing_class=tokenizer(),
+        peft_config=lora(task_type="SEQ_CLS", modules_to_save=["score"]),
+        callbacks=[start_callback()],
+    )
+    trainer.train()
+    trainer.save_model(str(folder / "out"))
+    return {**losses(trainer), **adapter_size(folder / "out")}
+
+
+def grpo(folder):
+    """GRPOTrainer on a toy reward: the share of the word "happy"."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def happy(completions, **kwargs):
+        return [float(c.split().count("happy")) - 0.1 * len(c.split()) for c in completions]
+
+    args = settings(
+        GRPOConfig,
+        folder,
+        max_steps=3,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=8,
+        beta=0.1,
+        temperature=1.0,
+    )
+    trainer = GRPOTrainer(
+        causal(),
+        happy,
+        args,
+        train_dataset=Dataset.from_dict({"prompt": ["the cat", "it is"] * 2}),
+        processing_class=tokenizer(),
+        peft_config=lora(),
+        callbacks=[start_callback()],
+    )
+    trainer.train()
+    return {**losses(trainer), **losses(trainer, "kl"), **losses(trainer, "reward")}
+
+
+def diffusers_pipeline(folder):
+    """A diffusers pipeline that loads, weighs, fuses, unfuses, hot-swaps and unloads LoRAs."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    def trained(seed, r=4):
+        pipe = pipeline()
+        pipe.unet.add_adapter(lora(r=r, target_modules=["to_q", "to_k", "to_v", "to_out.0"], task_type=None))
+        torch.manual_seed(seed)
+        for p in pipe.unet.parameters():
+            if p.requires_grad:
+                p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(seed + p.numel())) * 0.2)
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+        where = folder / f"lora{seed}"
+        StableDiffusionPipeline.save_lora_weights(str(where), state, safe_serialization=True)
+        return where
+
+    first, second = trained(1), trained(2)
+    same_files(first, second)
+    pipe = pipeline()
+    out = {"base": picture(pipe)}
+    pipe.load_lora_weights(str(first), adapter_name="first")
+    out["first"] = picture(pipe)
+    pipe.load_lora_weights(str(second), adapter_name="second")
+    pipe.set_adapters(["first", "second"], [0.7, 0.3])
+    out["both"] = picture(pipe)
+    pipe.disable_lora()
+    out["off"] = picture(pipe)
+    pipe.enable_lora()
+    pipe.set_adapters("first")
+    pipe.fuse_lora(lora_scale=0.5)
+    out["fused"] = picture(pipe)
+    pipe.unfuse_lora()
+    pipe.delete_adapters("second")
+    out["unfused"] = picture(pipe)
+    pipe.unload_lora_weights()
+    out["unloaded"] = picture(pipe)
+    assert out["off"] == out["base"] != out["first"]
+    assert abs(out["unloaded"] - out["base"]) < 1e-3
+    pipe = pipeline()
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights(str(first), adapter_name="swap")
+    pipe.load_lora_weights(str(second), adapter_name="swap", hotswap=True)
+    out["swapped"] = picture(pipe)
+    return out
+
+
+def sentence(folder):
+    """A sentence-transformers model: adapter added, trained a little, saved and loaded."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+
+    def fresh():
+        body = Transformer(str(folder / "base"))
+        return SentenceTransformer(modules=[body, Pooling(32)], device="cpu")
+
+    model = fresh()
+    out = {"before": float(torch.tensor(model.encode(texts())).abs().sum())}
+    model.add_adapter(lora(task_type="FEATURE_EXTRACTION", target_modules=["query", "value"]))
+    same_start(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    for p in model.modules():
+        if isinstance(p, torch.nn.Dropout):
+            p.p = 0.0
+    for step in range(3):
+        features = model.preprocess(texts()) if hasattr(model, "preprocess") else model.tokenize(texts())
+        vectors = model(features)["sentence_embedding"]
+        loss = (vectors @ vectors.T).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        out[f"loss@{step}"] = float(loss)
+    model.eval()
+    out["after"] = float(torch.tensor(model.encode(texts())).abs().sum())
+    model.save_pretrained(str(folder / "saved"))
+    again = SentenceTransformer(str(folder / "saved"), device="cpu")
+    out["loaded"] = float(torch.tensor(again.encode(texts())).abs().sum())
+    assert abs(out["loaded"] - out["after"]) < 1e-4 * out["after"] != out["before"]
+    return out
+
+
+SCENARIOS = {
+    "transformers.Trainer": trainer_run,
+    "transformers mixin": transformers_mixin,
+    "trl.SFTTrainer": sft,
+    "trl.DPOTrainer": dpo,
+    "trl.DPOTrainer on an adapter": dpo_from_adapter,
+    "trl.RewardTrainer": reward,
+    "trl.GRPOTrainer": grpo,
+    "diffusers": diffusers_pipeline,
+    "sentence-transformers": sentence,
+}
+
+
+class _NoPeft(importlib.abc.MetaPathFinder):
+    """The real package cannot be imported in this process, as if it were not installed."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == "peft" or fullname.startswith("peft."):
+            raise ModuleNotFoundError(f"No module named {fullname!r} (kept out)", name=fullname)
+        return None
+
+
+def main() -> None:
+    name, library = sys.argv[1:3]
+    torch.set_num_threads(1)
+    if library == "afina":
+        import afina.compat
+
+        sys.meta_path.insert(0, _NoPeft())
+        afina.compat.stand_in()
+    with tempfile.TemporaryDirectory() as folder:
+        found = SCENARIOS[name](Path(folder))
+    import peft
+
+    assert (peft.__file__ is None) == (library == "afina")
+    print("RESULT " + json.dumps(copy.copy(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys, importlib.metadata, importlib.util
+import peft
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraConfig as Same, LoraLayer
+from peft.utils.other import fsdp_auto_wrap_policy
+from peft.functional import delete_adapter, set_adapter
+from torch import nn
+assert Same is LoraConfig and peft.__file__ is None
+assert importlib.metadata.version("peft") == peft.__version__
+assert importlib.util.find_spec("peft") is not None
+base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+model = get_peft_model(base, LoraConfig(target_modules=["0"]))
+assert isinstance(model, PeftModel) and type(model).__module__.startswith("afina.")
+assert isinstance(model.base_model.model[0], LoraLayer)
+model.add_adapter("more", LoraConfig(target_modules=["0", "1"]))
+set_adapter(base, "more")
+assert delete_adapter(base, "more") == ["default"]
+assert callable(fsdp_auto_wrap_policy(base))
+try:
+    from peft import no_such_name
+except ImportError as error:
+    print("refused:", error)
+print(sys.argv[1:])
+"""
+
+
+def run(*words, **changes):
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+
+
+def test_a_script_runs_unchanged_and_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = run("-m", "afina.compat", str(script), "--flag", "7")
+    assert done.returncode == 0, done.stderr
+    assert "['--flag', '7']" in done.stdout
+    assert "refused:" in done.stdout
+    assert "afina stands in for peft" in done.stderr
+
+
+def test_coming_too_late_is_refused():
+    code = "import transformers.trainer, afina.compat; afina.compat.stand_in()"
+    done = run("-c", code)
+    assert done.returncode != 0
+    assert "too late to stand in for peft" in done.stderr
+    assert "call afina.compat.stand_in() before" in done.stderr
+
+
+def test_every_name_of_the_tree_is_there():
+    code = """
+import afina.compat, importlib
+afina.compat.stand_in()
+from afina.compat.modules import TREE
+n = 0
+for module, names in TREE.items():
+    for name in names:
+        assert getattr(importlib.import_module(module), name) is not None
+        n += 1
+print(n)
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 40
