@@ -130,10 +130,8 @@ def adapter_size(folder):
     from safetensors import safe_open
 
     with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
-        return {
-            "tensors": len(list(file.keys())),
-            "sum": sum(float(file.get_tensor(k).abs().sum()) for k in names),
-        }
+        names = list(file.keys())
+        return {"tensors": len(names), "sum": sum(float(file.get_tensor(k).abs().sum()) for k in names)}
 
 
 def texts():
