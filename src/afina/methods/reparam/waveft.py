@@ -3,10 +3,10 @@
     ΔW = s · IDWT2(C),   C[i, j] = c_k at n random places, else 0;   without `use_idwt`  ΔW = s · C
 
 Bilican et al. 2025, arXiv 2505.12532. The places are the first n of a random permutation of the weight's elements,
-seeded by `random_loc_seed`; no file holds them. C has a margin for the filter's length. The filters are Daubechies'
-(db1 to db10), computed from their definition; symlets and coiflets are not available. `proportional_parameters` gives
-larger layers more coefficients. Trainable: n a layer. Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding,
-MultiheadAttention.
+seeded by `random_loc_seed`; no file holds them. C has a margin for the filter's length. Filters: db1 to db10, sym2 to
+sym10, coif1 to coif5 (the reference's coif4 and coif5 are not orthogonal, so files with those two mean something else
+there). `proportional_parameters` gives larger layers more coefficients. Trainable: n a layer. Mergeable. Layers:
+Linear, Conv1D, Conv1d/2d/3d, Embedding, MultiheadAttention.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from ...core.patterns import value_for
 from ...core.weights import BaseWeight
 from ...errors import ConfigError
 from .fourierft import SparseDelta
-
-_FAMILIES = tuple(f"db{n}" for n in range(1, 11))
+from .wavelets import FAMILIES, low_pass
 
 
 @dataclass(kw_only=True)
@@ -53,29 +52,9 @@ class WaveFTConfig(LayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.wavelet_family not in _FAMILIES:
+        if self.wavelet_family not in FAMILIES:
             raise ConfigError("this wavelet is not available", where="wavelet_family", got=self.wavelet_family,
-                              expected=f"{_FAMILIES[0]} to {_FAMILIES[-1]}")  # fmt: skip
-
-
-def daubechies(moments: int) -> Tensor:
-    """The orthogonal low-pass filter of that many vanishing moments with minimal phase, (2 · moments,), sum √2.
-
-    Its transfer function is (1 + z)^N times the roots inside the unit circle of the half-band polynomial
-    Σ_k C(N - 1 + k, k) y^k,  y = (2 - z - 1/z) / 4   (Daubechies 1988).
-    """
-    roots = [torch.tensor(-1.0, dtype=torch.complex128)] * moments
-    if moments > 1:
-        terms = [math.comb(moments - 1 + k, k) for k in range(moments)]
-        companion = torch.diag(torch.ones(moments - 2, dtype=torch.complex128), -1)
-        companion[:, -1] = -torch.tensor(terms[:-1], dtype=torch.complex128) / terms[-1]
-        half = 1 - 2 * torch.linalg.eigvals(companion)
-        root = torch.sqrt(half * half - 1)
-        roots += list(torch.where((half + root).abs() < 1, half + root, half - root))
-    taps = torch.ones(1, dtype=torch.complex128)
-    for r in roots:
-        taps = F.pad(taps, (0, 1)) - r * F.pad(taps, (1, 0))
-    return taps.real * math.sqrt(2) / taps.real.sum()
+                              expected=", ".join(FAMILIES))  # fmt: skip
 
 
 def synthesise(bands: Tensor, filters: Tensor, size: int) -> Tensor:
@@ -111,15 +90,14 @@ class WaveFT(SparseDelta):
         self.scaling = self.initial_scaling = config.scaling
         self.transforms = config.use_idwt
         if config.use_idwt:
-            self._make_room(int(config.wavelet_family.removeprefix("db")), site)
+            self._make_room(low_pass(config.wavelet_family).float(), site)
 
-    def _make_room(self, moments: int, site: Site) -> None:
+    def _make_room(self, low: Tensor, site: Site) -> None:
         """Move the places into the coefficients' matrix, which is larger by the filter's length."""
-        low = daubechies(moments).float()
-        signs = torch.tensor([1.0, -1.0]).repeat(moments)
+        signs = torch.tensor([1.0, -1.0]).repeat(len(low) // 2)
         self.register_buffer("filters", torch.stack([low, signs * low.flip(0)]).to(site.base.device), persistent=False)
         (out, width), places = self.size, self.get_buffer("places")
-        rows, columns = (n + n % 2 + 2 * moments - 2 for n in self.size)
+        rows, columns = (n + n % 2 + len(low) - 2 for n in self.size)
         row, column = places // width + (rows - out) // 2, places % width + (columns - width) // 2
         self.size, self.places = (rows, columns), row * columns + column
 
