@@ -52,6 +52,19 @@ def by_name(recipe: Path, name: str, *more: tuple[str, str]):
     return load_recipe(str(recipe), [("method.type", name.lower()), *options, *more])
 
 
+def two_loras(folder: Path, model_folder) -> dict[str, str]:
+    """Adapters of the tiny model on disk, for a method that routes among them."""
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    for name in ("0", "1"):
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        config = afina.LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+        afina.get_peft_model(model, config).save_pretrained(folder / name)
+    return {name: str(folder / name) for name in ("0", "1")}
+
+
 def run_and_use(recipe):
     """Train, load what was written, answer with it."""
     from afina.train.model import load_trained
@@ -80,7 +93,10 @@ def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folde
     changes = {"max_steps": 3, "save_steps": 3, "learning_rate": None}
     file = tiny.write_recipe(tmp_path, model_folder, **{f"training__{k}": v for k, v in changes.items()})
     tasked = bool(getattr(method_of(name).implementation, "inputs", None))
-    recipe = by_name(file, name, *([("data.task_column", "task")] if tasked else []))
+    more = [("data.task_column", "task")] if tasked else []
+    if name == "XLORA":
+        more = [("method.adapters", json.dumps(two_loras(tmp_path / "loras", model_folder)))]
+    recipe = by_name(file, name, *more)
     result, notes, done, _ = child(run_and_use, recipe)
     rate = method_of(name).config.default_learning_rate
     assert load_recipe(str(result.folder)).training.learning_rate == rate
