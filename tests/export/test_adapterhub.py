@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import afina
 from afina.errors import AfinaError, AfinaWarning, CheckpointError, ConfigError
 from afina.export import adapterhub
+from afina.train.events import Reporter
+from afina.train.model import load_trained
 
+from ..train.tiny import write_model
 from .adapterhub_cases import CASES, FOLDER, NAME, Case, build, fill, output
 
 WEIGHTS = "adapter.safetensors"
@@ -97,6 +101,11 @@ def test_a_second_adapter_switches_and_unloading_gives_the_base_back() -> None:
     assert output(model.unload(), case).equal(plain)
 
 
+def test_layers_that_only_hand_on_the_stream_do_not_count() -> None:
+    status = afina.get_model_status(loaded("bert_par_bn"))
+    assert (status.num_adapter_layers, status.requires_grad) == (3, {"default": False})
+
+
 def test_other_adapters_on_the_same_layers_keep_their_names(tmp_path: Path) -> None:
     model = loaded("bert_post_add")
     model.add_adapter("lora", afina.LoraConfig(r=2, target_modules=["query", "dense"]))
@@ -121,6 +130,12 @@ def test_gradients_are_the_same_under_checkpointing(key: str) -> None:
     assert all(g is not None and g.abs().sum() > 0 for n, g in grads[0].items() if n.endswith("up.weight"))
     for name, gradient in grads[0].items():
         torch.testing.assert_close(grads[1][name], gradient)
+
+
+def test_compiling_breaks_no_graph_where_the_stream_is_handed_on() -> None:
+    case = CASES["bert_post_add"]
+    model = torch.compile(loaded("bert_post_add"), backend="eager", fullgraph=True)
+    torch.testing.assert_close(output(model, case), expected("bert_post_add"), rtol=1e-5, atol=1e-5)
 
 
 def test_a_bfloat16_base_keeps_its_dtype() -> None:
@@ -245,3 +260,27 @@ def test_what_the_layout_cannot_hold_is_not_written(config: Any, words: str, tmp
         adapterhub.save(model, tmp_path / "out")
     assert len(str(caught.value).splitlines()) <= 4
     assert not (tmp_path / "out").exists()
+
+
+# -- on the command line ----------------------------------------------------------------------------------------------
+
+
+def made_on_tiny_llama(folder: Path, base: type) -> Any:
+    model = afina.get_peft_model(base.from_pretrained(write_model(folder / "base")), afina.BottleneckConfig())
+    fill((n, p) for n, p in model.named_parameters() if p.requires_grad)
+    adapterhub.save(model.eval(), folder / "adapter")
+    return model
+
+
+def test_commands_take_a_folder_of_adapterhub(tmp_path: Path) -> None:
+    model = made_on_tiny_llama(tmp_path, transformers.LlamaForCausalLM)
+    trained = load_trained(tmp_path / "adapter", Reporter())
+    ids = torch.arange(3, 20)[None]
+    assert trained.model(input_ids=ids).logits.equal(model(input_ids=ids).logits)
+
+
+def test_commands_refuse_a_folder_whose_head_is_elsewhere(tmp_path: Path) -> None:
+    made_on_tiny_llama(tmp_path, transformers.LlamaForSequenceClassification)
+    with pytest.raises(CheckpointError, match="heads are not read") as caught:
+        load_trained(tmp_path / "adapter", Reporter())
+    assert len(str(caught.value).splitlines()) <= 4

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ConfigError
+from .adapter import Tied
 from .host import Host, hosts
 from .names import layout
 from .tuner import Tuner
@@ -60,10 +61,19 @@ def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     """
     root, tuner, _ = layout(model)
     inside = "" if tuner is root else "model."
-    found = [_layer(f"{inside}{name}", host) for name, host in hosts(root)]
+    found = [_layer(f"{inside}{name}", host) for name, host in hosts(root) if not _listens(host)]
     if not found:
         raise ConfigError("the model has no adapters", where=type(model).__name__)
     return found
+
+
+def _listens(host: Host) -> bool:
+    """Whether all that is on a layer only listens there for an adapter elsewhere: it has no tensors, shared or not."""
+    adapters = [host.adapter(n) for n in host.names()]
+    return bool(adapters) and all(
+        a is not None and not isinstance(a, Tied) and getattr(a, "shared", None) is None and not a.state_dict()
+        for a in adapters
+    )
 
 
 def _layer(name: str, host: Host) -> TunerLayerStatus:

@@ -184,11 +184,16 @@ def _recipe_of_config(folder: Path) -> Recipe:
     """What an adapter made elsewhere says of itself."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base, task = config.get("base_model_name_or_path"), config.get("task_type")
+        base, task = config.get("base_model_name_or_path", config.get("model_name")), config.get("task_type")
+        made_for = str(config.get("model_class", "ForCausalLM"))
     except (ValueError, AttributeError) as error:
         raise CheckpointError("not a JSON object", where=folder / "adapter_config.json") from error
     if not isinstance(base, str):
         raise CheckpointError("the adapter does not name its base model", where=folder / "adapter_config.json")
+    if not made_for.endswith(("ForCausalLM", "LMHeadModel")):
+        raise CheckpointError("AdapterHub's prediction heads are not read, so this adapter cannot answer by itself",
+                              where=folder, got=made_for, expected="a causal language model",
+                              fix="load it on a model of your own with PeftModel.from_pretrained")  # fmt: skip
     return Recipe(
         task="sequence_classification" if task == "SEQ_CLS" else "causal_lm",
         model=ModelSection(path=base),
