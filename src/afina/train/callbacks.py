@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import NumericError
-from .checkpoints import mark_complete
+from .checkpoints import mark_complete, read_method_state, write_method_state
 from .events import Progress, Reporter
 
 
@@ -157,10 +157,22 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class MethodSteps(TrainerCallback):  # type: ignore[misc]
-    """Calls what a method does around optimizer steps, while the gradients are there (AdaLoRA's budget of ranks)."""
+    """Calls what a method does around optimizer steps, while the gradients are there (AdaLoRA's budget of ranks), and
+    keeps its state in checkpoints."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.update: Any = getattr(model, "update_and_allocate", None)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Go on from a checkpoint, whose adapter and optimizer are loaded by now."""
+        if state.global_step:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            read_method_state(self.model, folder, before=False)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Write the state into the checkpoint of this step."""
+        write_method_state(self.model, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..methods.baselines.full import FullConfig
 from .adapt import adapted, counts, plan, planned_steps, save, switched_off
+from .checkpoints import read_method_state
 from .data import Data, Split, encode, read_split, resolve_labels
 from .encode import rendered
 from .evaluate import Scores, evaluate
@@ -131,6 +132,8 @@ def _measured(
         reporter.note(f"before: {told(before)}")
     set_seed(recipe.training.seed)  # so that measuring before changes no bit of the training
     started = time.monotonic()
+    if output.checkpoint is not None:
+        read_method_state(trainer.model, output.checkpoint, before=True)
     done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
     seconds = time.monotonic() - started
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,6 +90,39 @@ class RankBudget(nn.Module):
         if fix:
             self.config.rank_pattern = pattern
             self.smoothed, self.spread = {}, {}
+
+    # -- interrupted training ---------------------------------------------------------------------------------------
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What an adapter's file lacks of an unfinished run: the importances or, once the budget is final, which ranks
+        survive and the vectors of the others (the penalty still sees them)."""
+        out = {f"smoothed/{m}/{n}": t for (m, n), t in self.smoothed.items()}
+        out |= {f"spread/{m}/{n}": t for (m, n), t in self.spread.items()}
+        for member in self.members:
+            if member.kept is not None:
+                out[f"kept/{member.name}"] = torch.tensor(member.kept)
+                out |= {f"value/{member.name}/{n}": getattr(member, n).detach() for n in _NAMES}
+        return out
+
+    def before_resume(self, state: Mapping[str, Tensor]) -> None:
+        """Expect the checkpoint's file to hold the surviving ranks alone, if it does."""
+        for member in self.members:
+            if (kept := state.get(f"kept/{member.name}")) is not None:
+                member.kept = kept.tolist()
+        if any(m.kept is not None for m in self.members):
+            self.config.rank_pattern = {m.name: m.kept for m in self.members}
+
+    @torch.no_grad()
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `training_state` was taken; the adapter's file has been loaded."""
+        for member in self.members:
+            for name in _NAMES:
+                parameter: nn.Parameter = getattr(member, name)
+                for part, held in (("smoothed", self.smoothed), ("spread", self.spread)):
+                    if (value := state.get(f"{part}/{member.name}/{name}")) is not None:
+                        held[member.name, name] = value.to(parameter)
+                if (value := state.get(f"value/{member.name}/{name}")) is not None:
+                    parameter.copy_(value)
 
 
 def _keep(member: AdaLora, keep: Tensor) -> None:

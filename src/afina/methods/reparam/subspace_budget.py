@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,3 +70,22 @@ class SubspaceBudget(nn.Module):
                     scores.append((sum(float((self.smoothed[k] * self.spread[k]).mean()) for k in keys), member, i))
         for _, member, i in sorted(scores, key=lambda s: -s[0])[budget:]:
             member.stop(i)
+
+    # -- interrupted training ---------------------------------------------------------------------------------------
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What an adapter's file lacks of an unfinished run: the importances, and which subspaces learn no more."""
+        out = {f"smoothed/{k}": t for k, t in self.smoothed.items()} | {
+            f"spread/{k}": t for k, t in self.spread.items()
+        }
+        return out | {f"stopped/{m.name}": torch.tensor(sorted(m.stopped)) for m in self.members if m.stopped}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `training_state` was taken; the adapter's file has been loaded."""
+        for member in self.members:
+            for name, parameter in member.named_parameters():
+                for part, held in (("smoothed", self.smoothed), ("spread", self.spread)):
+                    if (value := state.get(f"{part}/{member.name}.{name}")) is not None:
+                        held[f"{member.name}.{name}"] = value.to(parameter)
+            for k in state.get(f"stopped/{member.name}", torch.zeros(0)).tolist():
+                member.stop(k)
