@@ -207,7 +207,6 @@ def test_the_references_own_file_loads_without_a_warning(tmp_path: Path) -> None
     ("key", "value"),
     [
         ("layer_replication", [[0, 2], [1, 3]]),
-        ("arrow_config", {"top_k": 1}),
     ],
 )
 def test_options_that_change_the_mathematics_are_refused(key: str, value: Any, tmp_path: Path) -> None:

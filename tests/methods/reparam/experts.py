@@ -26,14 +26,14 @@ def base(seed: int = 0) -> Any:
 def save_expert(folder: Path, seed: int, **options: Any) -> str:
     """A random LoRA for `base`, with one direction that stands out; gives the folder."""
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, **options}
-    torch.manual_seed(seed)
     model = afina.get_peft_model(base(), afina.LoraConfig(**settings))
     torch.manual_seed(100 + seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name.endswith("lora_B"):
+            if parameter.requires_grad:
                 parameter.normal_()
-                parameter[:, 1:] *= 0.01
+                if name.endswith("lora_B"):
+                    parameter[:, 1:] *= 0.01
     model.save_pretrained(folder)
     return str(folder)
 

@@ -16,7 +16,7 @@ from ..initialisers.eva import EvaConfig
 from ..initialisers.loftq import LoftQConfig
 from ..initialisers.lora_ga import LoraGAConfig
 from ..selective.trainable_tokens import TrainableTokensConfig
-from .lora_options import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig, check_plain_start
+from .lora_options import ArrowConfig, BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig, check_plain_start
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,7 @@ class LoraConfig(LayerConfig):
     kasa_config: KasaConfig | None = None
     monteclora_config: MontecloraConfig | None = None
     velora_config: VeloraConfig | None = None
+    arrow_config: ArrowConfig | None = None
     alora_invocation_tokens: list[int] | None = None
     use_qalora: bool = False
     qalora_group_size: int = bounded(16, ge=1)
@@ -51,7 +52,7 @@ class LoraConfig(LayerConfig):
     default_learning_rate: ClassVar[float] = 2e-4
     foreign: ClassVar[Mapping[str, bool]] = {
         **dict.fromkeys(
-            ("arrow_config", "layer_replication", "megatron_config"), True,
+            ("layer_replication", "megatron_config"), True,
         ),
         **dict.fromkeys(("megatron_core", "runtime_config"), False),
     }  # fmt: skip

@@ -9,13 +9,34 @@ from ...core.config import bounded
 from ...core.validate import validate_fields
 from ...errors import ConfigError
 
-PUBLIC = ("BdLoraConfig", "KasaConfig", "MontecloraConfig", "VeloraConfig")
+PUBLIC = ("ArrowConfig", "BdLoraConfig", "KasaConfig", "MontecloraConfig", "VeloraConfig")
 
 
 @dataclass
 class _Options:
     def __post_init__(self) -> None:
         validate_fields(self)
+
+
+@dataclass
+class ArrowConfig(_Options):
+    """Settings of Arrow.
+
+    Attributes:
+        top_k: experts that count at each token.
+        router_temperature: of the softmax over their similarities.
+        use_gks: subtract the mean of the general adapters from every expert (GenKnowSub).
+        task_adapter_names: the experts; set by `create_arrow_model`.
+        gks_adapter_names: the general adapters; set by `create_arrow_model`.
+        rng_seed: kept for the reference's files; nothing here is random.
+    """
+
+    top_k: int = bounded(3, ge=1)
+    router_temperature: float = bounded(1.0, gt=0)
+    use_gks: bool = False
+    task_adapter_names: list[str] | None = None
+    gks_adapter_names: list[str] | None = None
+    rng_seed: int | None = None
 
 
 @dataclass
