@@ -20,7 +20,7 @@ import afina
 from afina.core.config import methods
 from afina.methods.baselines.full import Full
 
-from .training_table import ROWS, Trains
+from .training_table import ROWS, VARIANTS, Trains
 
 SYMBOLS, TASKS, ANY = 32, 4, 36
 STEPS = 60
@@ -106,9 +106,11 @@ def test_frozen_model_knows_the_tasks_and_guesses_which_one(base: nn.Module) -> 
             assert 1.2 < loss_on(base, examples(ANY, task)) < 1.6
 
 
-@pytest.mark.parametrize("name", methods())
-def test_method_lowers_the_loss_by_its_margin(name: str, base: nn.Module, tmp_path: Path) -> None:
-    row = ROWS.get(name, Trains())
+@pytest.mark.parametrize(("name", "row"), [
+    *(pytest.param(name, ROWS.get(name, Trains()), id=name) for name in methods()),
+    *(pytest.param("LORA", row, id=variant) for variant, row in VARIANTS.items()),
+])  # fmt: skip
+def test_method_lowers_the_loss_by_its_margin(name: str, row: Trains, base: nn.Module, tmp_path: Path) -> None:
     if row.experts:
         row = replace(row, options={**row.options, "adapters": experts(base, row.experts, tmp_path)})
     rows = examples(ANY, 2)

@@ -55,3 +55,23 @@ ROWS: Mapping[str, Trains] = {
     # Half of each expert, before any training, comes to a loss of .25: not enough.
     "XLORA": Trains(experts=(0, 2)),
 }
+
+VARIANTS: Mapping[str, Trains] = {
+    "alora": Trains({"alora_invocation_tokens": [36]}),
+    "bdlora": Trains(
+        {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": ["v_proj"], "nblocks": 2}}
+    ),
+    "dora": Trains({"use_dora": True}),
+    "kasa": Trains({"kasa_config": {}}),
+    "lora-bias": Trains({"lora_bias": True}),
+    "lora-with-all-biases": Trains({"bias": "all"}),
+    "mica": Trains({"init_lora_weights": "mica"}),
+    "monteclora": Trains({"monteclora_config": {}}),
+    "olora": Trains({"init_lora_weights": "olora"}),
+    "orthogonal": Trains({"init_lora_weights": "orthogonal"}),
+    "pissa": Trains({"init_lora_weights": "pissa"}),
+    "qalora": Trains({"use_qalora": True, "qalora_group_size": 4}),
+    "rslora": Trains({"use_rslora": True}),
+    "velora": Trains({"velora_config": {}}),
+}
+"""LoRA's own: rows of options, each held to the same."""
