@@ -76,7 +76,17 @@ def nudge(model: nn.Module, seed: int = 1) -> None:
 def run(model: nn.Module, kind: Kind, dtype: torch.dtype | None = None) -> Tensor:
     """The model's output on the kind's inputs, without gradients."""
     with torch.no_grad():
-        return model(*cast(kind.inputs(), dtype))
+        return call(model, kind, cast(kind.inputs(), dtype))
+
+
+def call(model: nn.Module, kind: Kind, inputs: tuple[Any, ...]) -> Tensor:
+    """The model's output; one with adapters also gets what the method takes besides the model's own inputs."""
+    plain = getattr(model, "_orig_mod", model)
+    if not isinstance(plain, (afina.PeftModel, REFERENCE.PeftModel)):
+        return model(*inputs)
+    if "task_ids" in kind.extra and isinstance(plain, REFERENCE.PeftModel):
+        model = plain.base_model  # the reference hands them on only in its classes for language models
+    return model(*inputs, **kind.extra)
 
 
 def cast(inputs: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:

@@ -37,6 +37,8 @@ class Kind:
     inputs: Callable[[], Inputs]
     layers: tuple[Layer, ...]
     targets: Mapping[str, Any] = field(default_factory=lambda: {"target_modules": ["first", "second"]})
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What a row's method takes in forward besides the model's own inputs."""
     oracle_must_merge: str = ""
     """Why the reference's own unmerged forward is wrong here, so that its merged model is the oracle."""
 

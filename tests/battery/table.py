@@ -7,8 +7,10 @@ otherwise, and a kind of layer that a row does not list must be refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from afina.methods.reparam.lokr import split
 
@@ -36,6 +38,7 @@ class Row:
         oracle: the config class's name in the reference, or None where it has no such method.
         oracle_options: keyword arguments that only the reference's class takes.
         open: leaves kinds open: they are neither promised nor refused (a variant whose options matter to few kinds).
+        inputs: what the method takes in forward besides the model's own inputs, for the toy models' batches of three.
         gaps: (check, kind or "") -> why the check does not apply there.
     """
 
@@ -49,6 +52,7 @@ class Row:
     oracle: str | None = None
     oracle_options: Mapping[str, Any] = field(default_factory=dict)
     open: bool = False
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     gaps: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -454,7 +458,8 @@ _LORA_VARIANTS = (
 
 _SHARED = (
     Row("lily", "LilyConfig", MATRICES, each(lambda n: 4 * (n.width + 3 * n.out + 3)),
-        {"r": 4, "stride_A": 2, "num_B": 3}, merges=False, oracle="LilyConfig", gaps=_beyond(MATRICES, _LINEARS)),
+        {"r": 4, "stride_A": 2, "num_B": 3}, merges=False, oracle="LilyConfig",
+        gaps={**_beyond(MATRICES, _LINEARS), ("rows", ""): "its router takes the mean over all rows of a batch"}),
     _method("frod", "FrodConfig", lambda n: n.width + int(0.1 * n.width**2), MATRICES, sparse_rate=0.1,
             progressbar=False,
             gaps={("oracle", ""): "the reference takes V from the file and U from its own V: see test_frod.py"}),
@@ -463,8 +468,18 @@ _SHARED = (
             gaps={("oracle", ""): "V is computed by another algorithm than the reference's"}),
 )  # fmt: skip
 
+_WITH_INPUTS = (
+    Row("alora", "LoraConfig", MATRICES, lora_count(), {"r": 4, "lora_alpha": 6, "alora_invocation_tokens": [1]},
+        merges=False, oracle="LoraConfig", inputs={"alora_offsets": [2, None, 4]},
+        gaps=_beyond(MATRICES, _LINEARS)),
+    Row("poly", "PolyConfig", MATRICES, each(lambda n: 3 * 4 * (n.width + n.out) + 2 * 2 * 3),
+        {"r": 4, "n_tasks": 2, "n_skills": 3, "n_splits": 2}, merges=False, oracle="PolyConfig",
+        inputs={"task_ids": torch.tensor([1, 0, 1])}, gaps=_beyond(MATRICES, _LINEARS)),
+)  # fmt: skip
+
 ROWS: tuple[Row, ...] = (
     *_LORA_VARIANTS,
+    *_WITH_INPUTS,
     *_SHARED,
     _lora("lora"),
     _lora("lora-rslora", use_rslora=True),
@@ -496,7 +511,7 @@ ROWS: tuple[Row, ...] = (
     *_SPECTRAL,
 )  # fmt: skip
 
-CASES = [(row, KINDS[kind]) for row in ROWS for kind in row.kinds]
+CASES = [(row, replace(KINDS[kind], extra=row.inputs)) for row in ROWS for kind in row.kinds]
 _TAKES_PARAMETERS = ("LoraConfig",)
 """Configs with `target_parameters`; the others cannot even be asked to adapt one."""
 REFUSED = [

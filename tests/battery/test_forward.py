@@ -9,7 +9,7 @@ import afina
 from afina.core.host import hosts
 from afina.errors import AfinaError, NotMergeable
 
-from .harness import adapted, assert_same_bits, base_weights, bits, cases, config, distance, nudge, run, stacked
+from .harness import adapted, assert_same_bits, base_weights, bits, call, cases, config, distance, nudge, run, stacked
 from .kinds import Kind
 from .table import REFUSED, ROWS, Row
 
@@ -34,7 +34,7 @@ def test_nudged_adapter_changes_the_output(row: Row, kind: Kind) -> None:
 @cases("gradients")
 def test_gradients_reach_exactly_the_adapter(row: Row, kind: Kind) -> None:
     model = adapted(row, kind)
-    model(*kind.inputs()).square().sum().backward()
+    call(model, kind, kind.inputs()).square().sum().backward()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     slots = ("adapters", "biases", "modules_to_save", "shared")
     mine = {n for n, _ in model.named_parameters() if any(f".{slot}.default" in n for slot in slots)}

@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 import afina
 from afina.core.host import hosts
 
-from .harness import adapted, base_weights, cases, cast, config, distance, nudge, run
-from .kinds import KINDS, Kind
-from .table import ROWS, Row
+from .harness import adapted, base_weights, call, cases, cast, config, distance, nudge, run
+from .kinds import Kind
+from .table import CASES, Row
 
-LINEAR_ROWS = [pytest.param(row, KINDS["linear"], id=str(row)) for row in ROWS if "linear" in row.kinds]
+LINEAR_ROWS = [pytest.param(row, kind, id=str(row)) for row, kind in CASES if kind.name == "linear"]
 
 
 @cases("bfloat16")
@@ -26,7 +26,7 @@ def test_float32_adapter_on_a_bfloat16_base(row: Row, kind: Kind) -> None:
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
     inputs = cast(kind.inputs(), torch.bfloat16)
-    out = model(*inputs)
+    out = call(model, kind, inputs)
     base = kind.build().bfloat16()(*inputs)
     assert out.dtype == base.dtype
     out.float().square().sum().backward()
@@ -65,7 +65,7 @@ def test_adapter_follows_the_base_without_autocast_adapter_dtype(row: Row, kind:
 def test_autocast_keeps_gradients_finite(row: Row, kind: Kind) -> None:
     model = adapted(row, kind)
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(*kind.inputs())
+        out = call(model, kind, kind.inputs())
     out.float().square().sum().backward()
     grads = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(g is not None and torch.isfinite(g).all() for g in grads)
@@ -99,7 +99,11 @@ def test_checkpointing_gives_the_same_gradients(row: Row, kind: Kind, reentrant:
         if inputs[0].is_floating_point():
             inputs[0].requires_grad_(True)
         torch.manual_seed(4)  # dropout must draw the same numbers when it is run again
-        out = checkpoint(model, *inputs, use_reentrant=reentrant) if through_checkpoint else model(*inputs)
+
+        def forward(*x: torch.Tensor) -> torch.Tensor:
+            return call(model, kind, x)
+
+        out = checkpoint(forward, *inputs, use_reentrant=reentrant) if through_checkpoint else forward(*inputs)
         out.square().sum().backward()
         return [p.grad for p in model.parameters() if p.requires_grad]
 
@@ -123,12 +127,12 @@ def test_compiles_without_a_graph_break(row: Row, kind: Kind) -> None:
     model = adapted(row, kind).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.manual_seed(0)
-    expected = model(*kind.inputs())
+    expected = call(model, kind, kind.inputs())
     torch.manual_seed(0)
-    out = compiled(*kind.inputs())
+    out = call(compiled, kind, kind.inputs())
     assert distance(out.detach(), expected.detach()) < 1e-5 or "dropout" in row.name
     out.sum().backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.set_adapter("default")
     with model.disable_adapter(), torch.no_grad():
-        assert distance(compiled(*kind.inputs()), run(kind.frozen(), kind)) < 1e-5
+        assert distance(call(compiled, kind, kind.inputs()), run(kind.frozen(), kind)) < 1e-5
