@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import afina
 from afina.core.host import Host, hosts
 
-from .kinds import Kind
+from .kinds import KINDS, Kind
 from .table import CASES, Row
 
 REFERENCE = pytest.importorskip("peft", reason="the reference is the oracle")
@@ -23,15 +23,15 @@ REFERENCE = pytest.importorskip("peft", reason="the reference is the oracle")
 Case = tuple[Row, Kind]
 
 
-def cases(*checks: str) -> pytest.MarkDecorator:
-    """Parametrise over every row and kind to which a check applies; the others show their reason."""
+def cases(*checks: str, kinds: Collection[str] = tuple(KINDS)) -> pytest.MarkDecorator:
+    """Parametrise over every row and kind (of `kinds`) to which a check applies; the others show their reason."""
 
     def parameter(row: Row, kind: Kind) -> Any:
         gap = next((g for g in (row.gap(check, kind) for check in checks) if g), None)
         marks = [pytest.mark.skip(reason=gap)] if gap else []
         return pytest.param(row, kind, id=f"{row}-{kind}", marks=marks)
 
-    return pytest.mark.parametrize(("row", "kind"), [parameter(*case) for case in CASES])
+    return pytest.mark.parametrize(("row", "kind"), [parameter(*case) for case in CASES if case[1].name in kinds])
 
 
 def config(row: Row, kind: Kind) -> Any:

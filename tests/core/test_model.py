@@ -198,11 +198,6 @@ def test_same_seed_gives_the_references_start() -> None:
     assert names == {k: v.shape for k, v in peft.get_peft_model_state_dict(theirs()).items()}
 
 
-def test_rows_with_several_adapters_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="adapter_names"):
-        trained()(inputs(), adapter_names=["default"] * 5)
-
-
 def test_adapter_config_records_base_and_revision(tmp_path: Path) -> None:
     base = llama()
     base.save_pretrained(tmp_path / "base")

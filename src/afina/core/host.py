@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
+from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
+from .rows import Rows, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
 from .weights import base_weight
@@ -39,6 +40,7 @@ class Host(ReferenceSpelling):
         self.stack: tuple[Adapter, ...] = ()
         self.saved: dict[str, nn.Parameter | None] = {}
         self.called = False
+        self.rows: Rows | None = None
         self.train(base_layer.training)
 
     # -- running ----------------------------------------------------------------------------------------------------
@@ -46,16 +48,19 @@ class Host(ReferenceSpelling):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.called = True
-        if not self.stack and self.own_bias() is None:
+        bias = self.own_bias()
+        if not self.stack and bias is None and self.rows is None:
             return self.base_layer(*args, **kwargs)
         if args:
             x, args = args[0], args[1:]
         else:
             x = kwargs.pop(next(iter(kwargs)))
-        out = View(self, self.stack, x, args, kwargs)(x)
-        return self._finish(out, x)
+        if self.rows is not None and self.enabled:
+            return run_rows(self, self.rows, x, args, kwargs)
+        out = View(self, self.stack, x, args, kwargs, bias=bias)(x)
+        return self.finish(out, x)
 
-    def _finish(self, out: Any, x: Any) -> Any:
+    def finish(self, out: Any, x: Any) -> Any:
         """Give the output the dtype that the base layer would have given it."""
         if not isinstance(out, Tensor) or not isinstance(x, Tensor) or torch.is_autocast_enabled(out.device.type):
             return out
@@ -180,7 +185,7 @@ class Host(ReferenceSpelling):
             if type(adapter).merged is Adapter.merged:
                 adapter.merged(torch.empty(0), None)  # says that there is no merged form
         with torch.no_grad():
-            weight, bias = View(self, self._named(wanted), None).params()
+            weight, bias = View(self, self._named(wanted), None, bias=self.own_bias()).params()
         for tensor in (weight, bias):
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise NumericError("the merged weight is not finite", where=", ".join(wanted))
@@ -245,9 +250,12 @@ class ReadHost(Host):
 
     def _effective(self) -> tuple[Tensor, Tensor | None]:
         self.called = True
+        if self.rows is not None and any(self.adapter(n) is not None for n in self.rows.groups):
+            raise ConfigError("this layer cannot serve several adapters in one batch", where="adapter_names",
+                              fix="run one batch per adapter with set_adapter")  # fmt: skip
         if not self.stack and self.own_bias() is None:
             return self.base.weight, self.base.bias
-        weight, bias = View(self, self.stack, None).params()
+        weight, bias = View(self, self.stack, None, bias=self.own_bias()).params()
         return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
 
 

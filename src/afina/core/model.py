@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .files import Files
 from .fuse import strip
 from .host import hosts
 from .prompt import PromptLearningConfig
+from .rows import Rows, take_rows
 
 
 class PeftModel(Files):
@@ -229,8 +230,8 @@ class PeftModel(Files):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters."""
-        _refuse_rows(kwargs)
-        self._hand_over_inputs(args, kwargs)
+        rows = take_rows(self, args, kwargs)
+        self._hand_over_inputs(args, kwargs, rows)
         out = self.base_model(*args, **kwargs)
         if self.training:
             out = self._with_penalty(out)
@@ -240,23 +241,25 @@ class PeftModel(Files):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters."""
-        _refuse_rows(kwargs)
-        self._hand_over_inputs(args, kwargs)
+        rows = take_rows(self, args, kwargs)
+        self._hand_over_inputs(args, kwargs, rows)
         placement = self.base_model.placement()
         if placement is not None:
             return placement.generate(args, kwargs)
         kwargs |= tuner.generation_options(self.base_model, kwargs)
         return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
-    def _implementations(self) -> list[Any]:
-        found = [(method(self.peft_config[n]).implementation, self.peft_config[n]) for n in self._names]
+    def _implementations(self, names: Iterable[str] | None = None) -> list[Any]:
+        configs = [self.peft_config[n] for n in (self._names if names is None else names)]
+        found = [(method(c).implementation, c) for c in configs]
         return [i.for_config(c) if issubclass(i, Adapter) else i for i, c in found]
 
-    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> None:
         """Give methods the arguments that they consume."""
-        classes = zip(self._names, self._implementations(), strict=True)
+        names = self._names if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
+        classes = zip(names, self._implementations(names), strict=True)
         consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
-        tuner.hand_over_inputs(self, consuming, args, kwargs)
+        tuner.hand_over_inputs(self, consuming, args, kwargs, rows)
         if not self.base_model.enabled:
             for key in {k for i in self._implementations() for k in i.inputs}:
                 kwargs.pop(key, None)
@@ -288,9 +291,3 @@ class PeftModel(Files):
             if name == "base_model" or "base_model" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.base_model, name)
-
-
-def _refuse_rows(kwargs: dict[str, Any]) -> None:
-    if kwargs.pop("adapter_names", None) is not None:
-        raise ConfigError("adapters per row of a batch are not available", where="adapter_names",
-                          fix="run one batch per adapter with set_adapter")  # fmt: skip

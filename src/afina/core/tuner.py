@@ -17,6 +17,7 @@ from .host import Host, hosts
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .routing import routers
+from .rows import Rows
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -56,6 +57,12 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
 
 def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
     """Freeze or unfreeze adapters without activating them."""
+    names = list(names)
+    for name, shared in shared_modules(model.base_model if hasattr(model, "base_model") else model).items():
+        frozen: frozenset[str] = getattr(shared, "frozen", frozenset())
+        for key, parameter in shared.named_parameters():
+            if name in names and key not in frozen:
+                parameter.requires_grad_(requires_grad)
     for _, host in hosts(model):
         for name in names:
             adapter = host.adapter(name)
@@ -97,6 +104,7 @@ def hand_over_inputs(
     methods: Mapping[str, tuple[type[Adapter], PeftConfig]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    rows: Rows | None = None,
 ) -> None:
     """Take out of `kwargs` what methods (adapter name -> class and config) consume, and give it to their adapters.
 
@@ -107,6 +115,8 @@ def hand_over_inputs(
         values = {key: given[key] for key in implementation.inputs}
         if all(v is None for v in values.values()):
             values |= implementation.find_inputs(config, args, kwargs)
+        if rows is not None:
+            values = {key: rows.pick(name, value) for key, value in values.items()}
         for _, host in hosts(model):
             adapter = host.adapter(name)
             if adapter is not None and adapter.inputs:
@@ -178,6 +188,7 @@ class Tuner(nn.Module):
         self.prompt_encoder = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
         self.enabled = True
+        self.rows: Rows | None = None
 
     @property
     def prefix(self) -> str:

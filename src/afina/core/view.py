@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .weights import BaseWeight
 
@@ -22,6 +22,8 @@ class View:
     Attributes:
         base: the layer as an operator (kind, sizes, factored product).
         args, kwargs: what the layer was called with besides its input.
+        whole: gives the base layer's output for its own input, where that is computed elsewhere.
+        own_bias: the trainable bias that stands in for the layer's.
     """
 
     def __init__(
@@ -32,9 +34,12 @@ class View:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
         cast: Any = None,
+        whole: Callable[[], Any] | None = None,
+        bias: nn.Parameter | None = None,
     ) -> None:
         self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
-        self.source, self.cast = source, cast
+        self.source, self.cast, self.whole = source, cast, whole
+        self.own_bias = bias
 
     @property
     def base(self) -> BaseWeight:
@@ -46,11 +51,15 @@ class View:
             adapter = self.stack[-1]
             given = self._cast(x, adapter.dtype)
             cast = given if x is self.source or x is self.cast else None
-            return adapter(View(self.host, self.stack[:-1], self.source, self.args, self.kwargs, cast), given)
+            inner = self.stack[:-1]
+            view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias)
+            return adapter(view, given)
+        if self.whole is not None and (x is self.source or x is self.cast):
+            return self.whole()
         if isinstance(x, Tensor) and isinstance(self.source, Tensor) and x.dtype != self.source.dtype:
             # The adapters' copy of the layer's own input need not be cast back.
             x = self.source if x is self.cast else x.to(self.source.dtype)
-        bias = self.host.own_bias()
+        bias = self.own_bias
         if bias is None:
             return self.host.base_layer(x, *self.args, **self.kwargs)
         weight, _ = self.base.read()
@@ -63,7 +72,7 @@ class View:
             NotAWeight: the layer is no linear operator.
         """
         weight, bias = self.base.read()
-        own = self.host.own_bias()
+        own = self.own_bias
         bias = bias if own is None else own
         dtype = self.host.compute_dtype
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
