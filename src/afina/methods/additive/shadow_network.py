@@ -39,11 +39,10 @@ class ShadowNetwork(Router):
         from transformers import AutoModel
 
         self.first, block = next(iter(blocks.items()))
-        own = next((m.config for m in block.modules() if hasattr(getattr(m, "config", None), "model_type")), None)
+        own: Any = next((m.config for m in block.modules() if hasattr(getattr(m, "config", None), "model_type")), None)
         if own is None or getattr(own, "is_encoder_decoder", False):
-            raise TargetError(
-                "not a block of an encoder or decoder of transformers", where=self.first, got=type(block).__name__
-            )
+            raise TargetError("not a block of an encoder or decoder of transformers", where=self.first,
+                              got=type(block).__name__)  # fmt: skip
         small = _smaller(own, config)
         backbone: Any = AutoModel.from_config(small)
         self.width, inner = _size(own), _size(small)
@@ -58,7 +57,7 @@ class ShadowNetwork(Router):
         if config.task_type == TaskType.SEQ_CLS:
             self.shadow_head["default"] = nn.Linear(self.width, own.num_labels, bias=False)
         self.to(device=next(block.parameters()).device, dtype=dtype)
-        self.weight = config.auxiliary_loss_weight
+        self.weight: float = config.auxiliary_loss_weight
         self.call: dict[str, Any] = {}
         self.models: tuple[Any, ...] = ()
         self.state: Tensor | None = None
@@ -97,7 +96,8 @@ class ShadowNetwork(Router):
         model: Any = self.models[0]
         if self.is_lm:
             logits = model.get_output_embeddings()(state)
-            return self.weight * model.loss_function(logits, labels, vocab_size=logits.shape[-1])
+            loss: Tensor = model.loss_function(logits, labels, vocab_size=logits.shape[-1])
+            return self.weight * loss
         if not len(self.shadow_head):
             return None
         mask, head = self.call.get("attention_mask"), self.shadow_head["default"]
@@ -105,7 +105,8 @@ class ShadowNetwork(Router):
         last = (torch.arange(state.shape[1], device=state.device) * mask).argmax(dim=1)
         pooled = state[torch.arange(len(state), device=state.device), last]
         logits = head(pooled.to(next(head.parameters()).dtype))
-        return self.weight * model.loss_function(labels=labels, pooled_logits=logits, config=model.config)
+        loss = model.loss_function(labels=labels, pooled_logits=logits, config=model.config)
+        return self.weight * loss
 
 
 def _size(config: Any) -> int:

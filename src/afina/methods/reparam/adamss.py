@@ -56,9 +56,8 @@ class AdamssConfig(LayerConfig):
         super().__post_init__()
         self.init_weights = self.init_weights or None
         if self.init_weights not in ("orthogonal", None):
-            raise ConfigError(
-                "unknown choice", where="init_weights", got=self.init_weights, expected="orthogonal, None"
-            )
+            raise ConfigError("unknown start", where="init_weights", got=self.init_weights,
+                              expected="orthogonal or None")  # fmt: skip
         if self.use_asa and self.init_warmup >= self.final_warmup:
             raise ConfigError("subspaces need steps in which they become fewer", where="init_warmup",
                               got=self.init_warmup, expected=f"< final_warmup = {self.final_warmup}")  # fmt: skip
@@ -79,12 +78,8 @@ class Adamss(LowRankDelta):
         self.has_bias = bias is not None
         U, V = leading_vectors(weight, bias, config.r, config.random_seed)
         if len(V) == len(U) > config.num_subspaces > 1:
-            warnings.warn(
-                f"{site.name}: with r = {len(U)} rows these are all equally far apart and rounding decides on "
-                "the clusters, so that a file may not fit elsewhere; take r < rows",
-                AfinaWarning,
-                stacklevel=2,
-            )
+            warnings.warn(f"{site.name}: with r = {len(U)} rows these are all equally far apart and rounding decides "
+                          "on the clusters, so a file may not fit elsewhere; take r < rows", AfinaWarning, 2)  # fmt: skip
         members = k_means(U, config.num_subspaces, 10)
         threshold = config.svd_threshold if config.use_dynamic_rank else None
         self.register_buffer("order", torch.cat(members).to(site.base.device), persistent=False)
