@@ -13,7 +13,7 @@ from torch import nn
 
 import afina
 from afina.core.host import ModulesToSaveWrapper
-from afina.errors import AfinaError, AfinaWarning, ConfigError, NameTakenError
+from afina.errors import AfinaError, AfinaWarning, NameTakenError
 
 from .tiny import bert, bits, config, inputs, llama, mlp, nudge, same_bits, trained
 
