@@ -78,8 +78,8 @@ class Adamss(LowRankDelta):
         self.has_bias = bias is not None
         U, V = leading_vectors(weight, bias, config.r, config.random_seed)
         if len(V) == len(U) > config.num_subspaces > 1:
-            warnings.warn(f"{site.name}: with r = {len(U)} rows these are all equally far apart and rounding decides "
-                          "on the clusters, so a file may not fit elsewhere; take r < rows", AfinaWarning, 2)  # fmt: skip
+            told = "with r = rows these are all equally far apart and rounding decides on the clusters: take r < rows"
+            warnings.warn(f"{site.name}: {told}, or a file may not fit elsewhere", AfinaWarning, stacklevel=2)
         members = k_means(U, config.num_subspaces, 10)
         threshold = config.svd_threshold if config.use_dynamic_rank else None
         self.register_buffer("order", torch.cat(members).to(site.base.device), persistent=False)
