@@ -86,6 +86,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(experts: dict[str, str]
     assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))
 
 
+def test_reentrant_checkpointing_is_an_error_and_not_a_wrong_gradient(experts: dict[str, str]) -> None:
+    model = mixed(experts).train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with pytest.raises(RuntimeError, match="second time"):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+
+
 @pytest.mark.slow
 def test_compiles_without_a_graph_break(experts: dict[str, str]) -> None:
     torch._dynamo.reset()
