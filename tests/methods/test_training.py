@@ -20,7 +20,7 @@ import afina
 from afina.core.config import methods
 from afina.methods.baselines.full import Full
 
-from .training_table import ROWS, VARIANTS, Trains
+from .training_table import MARGIN, ROWS, VARIANTS, Trains
 
 SYMBOLS, TASKS, ANY = 32, 4, 36
 STEPS = 60
@@ -122,3 +122,18 @@ def test_method_lowers_the_loss_by_its_margin(name: str, row: Trains, base: nn.M
     with torch.no_grad():
         trained = loss_on(model, rows, **row.inputs).item()
     assert trained < frozen - row.margin, f"{frozen:.3f} -> {trained:.3f} at a learning rate of {rate:g}"
+
+
+def test_arrow_lowers_the_loss_without_training_and_more_with_its_experts_trained(
+    base: nn.Module, tmp_path: Path
+) -> None:
+    rows, folders = examples(ANY, 2), experts(base, (0, 2), tmp_path)
+    settings = afina.ArrowConfig(top_k=2)
+    model = afina.create_arrow_model(copy.deepcopy(base), list(folders.values()), settings)
+    with torch.no_grad():
+        frozen, mixed = loss_on(base, rows).item(), loss_on(model, rows).item()
+    assert mixed < frozen - 0.5
+    model.set_requires_grad(["task_0", "task_1"])
+    train(model, rows, 2e-3)
+    with torch.no_grad():
+        assert loss_on(model, rows).item() < frozen - MARGIN

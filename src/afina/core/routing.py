@@ -48,10 +48,15 @@ class Router(nn.Module):
         """Decide, for the arguments that the model is about to be called with; may run `model.forward` itself."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Drop the decision, which must not serve another input once the adapter is inactive."""
+
     def switch(self, model: nn.Module, *, active: bool | None = None, enabled: bool | None = None) -> None:
         """Run before the model's forward exactly while active and enabled."""
         self.active = self.active if active is None else active
         self.enabled = self.enabled if enabled is None else enabled
+        if not self.active:
+            self.forget()
         if self.handle is not None:
             self.handle.remove()
         on = self.active and self.enabled

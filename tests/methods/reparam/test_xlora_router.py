@@ -51,6 +51,8 @@ def test_disabled_and_unloaded_are_the_bases_bits_in_one_pass(experts: dict[str,
     assert hooks(model) == 0
     alone = afina.PeftModel.from_pretrained(base(), experts["1"])
     assert torch.equal(logits(model), logits(alone))
+    with pytest.raises(ConfigError, match="has not seen"):
+        model(input_ids=IDS, adapter_names=["default", "default"])
     model.set_adapter("default")
     plain = model.unload()
     assert torch.equal(logits(plain), logits(base()))

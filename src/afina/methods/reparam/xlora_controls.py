@@ -37,6 +37,9 @@ class XLoraControls(Router):
         # The last decision belongs to a graph, which cannot be copied.
         return {**self.__dict__, "scalings": None, "log": []}
 
+    def forget(self) -> None:
+        self.scalings = None
+
     def set_topk_lora(self, value: int | None) -> None:
         """Let only the `value` largest experts count at each token; None for all."""
         if value is not None and not 1 <= value <= len(self.routes):

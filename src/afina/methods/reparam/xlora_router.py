@@ -99,7 +99,8 @@ class XLoraRouter(XLoraControls):
             weights = torch.full((*shape, len(self.routes)), self.config.scaling_pass_value, device=device)
         else:
             if self.scalings is None:
-                raise ConfigError("X-LoRA has seen no input yet", where="forward", fix="call the whole model")
+                raise ConfigError("X-LoRA has not seen this input", where="forward",
+                                  fix="activate it with set_adapter, and call the whole model")  # fmt: skip
             weights = self.scalings[:, :, layer]
             if shape not in (weights.shape[:2], weights.shape[:2].numel() * torch.Size([1])):
                 raise ConfigError("the layer's input is not (batch, tokens, ...)", where=list(self.layers)[layer],
