@@ -18,7 +18,7 @@ from . import tiny
 
 class Heard(Reporter):
     def __init__(self):
-        self.notes, self.warnings, self.shown, self.stages = [], [], [], []
+        self.notes, self.warnings, self.shown, self.stages, self.reached_stages = [], [], [], [], []
 
     def note(self, text):
         self.notes.append(text)
@@ -31,6 +31,9 @@ class Heard(Reporter):
 
     def progress(self, state):
         self.stages.append((state.stage, state.done, state.total))
+
+    def reached(self, stage, parts):
+        self.reached_stages.append((stage, sum(p.requires_grad for p in parts["model"].parameters()), sorted(parts)))
 
 
 def train(recipe, **flags):
@@ -91,6 +94,15 @@ def test_run_shows_two_examples_with_the_masked_part_marked(finished):
 def test_run_reports_progress_to_the_end(finished):
     assert ("training", 80, 80) in finished[1].stages
     assert ("answering (after)", 10, 10) in finished[1].stages
+
+
+def test_run_shows_its_living_parts_at_every_stage(finished):
+    stages = finished[1].reached_stages
+    assert [stage for stage, _, _ in stages] == ["base", "ready", "trained"]
+    assert stages[0][2] == ["model"]
+    assert stages[1][2] == stages[2][2] == ["data", "model", "prompter", "recipe", "trainer"]
+    assert stages[0][1] == 20  # the base as it was loaded, every parameter of it trainable
+    assert stages[1][1] == stages[2][1] == 28  # LoRA's A and B of 14 layers
 
 
 def test_metrics_have_one_line_a_step(finished):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+Stage = Literal["base", "ready", "trained"]
+"""Of a run: the base model is loaded; everything stands and nothing is trained yet; training is done."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,7 @@ class Reporter:
 
     def progress(self, state: Progress) -> None:
         """A loop moved; `done == total` ends it."""
+
+    def reached(self, stage: Stage, parts: Mapping[str, Any]) -> None:
+        """The run came to `stage`; `parts` are the living objects that it has by then, by name: `model` (the base at
+        first), later `trainer`, `data`, `prompter` and the resolved `recipe` too."""

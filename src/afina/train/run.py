@@ -112,7 +112,9 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = method_config(recipe, total_steps=steps)
-    model = adapted(recipe, load_base(recipe, location, labels, tokenizer), config, data.tasks)
+    base = load_base(recipe, location, labels, tokenizer)
+    reporter.reached("base", {"model": base})
+    model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
@@ -127,6 +129,8 @@ def _measured(
     from transformers import set_seed
 
     trainer, measure = setup.trainer, recipe.evaluation.enabled and data.held_out is not None
+    parts = {"model": trainer.model, "trainer": trainer, "data": data, "prompter": prompter, "recipe": recipe}
+    reporter.reached("ready", parts)
     before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
     if before is not None:
         reporter.note(f"before: {told(before)}")
@@ -136,6 +140,7 @@ def _measured(
         read_method_state(trainer.model, output.checkpoint, before=True)
     done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
     seconds = time.monotonic() - started
+    reporter.reached("trained", parts)
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
     after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
     trainable, total = counts(trainer.model)
