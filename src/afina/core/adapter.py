@@ -1,11 +1,10 @@
 """The contract that a method implements, and its ready kinds.
 
-A host shows each adapter the layer as the earlier ones left it (`View`). A method writes `merged`, `forward` or both,
-which then must agree."""
+A host shows each adapter the layer as the earlier ones left it (`View`). A method writes `merged`, `forward` or both.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, NotMergeable, TargetError
+from .quantised import dense_copy
 from .weights import BaseWeight, base_weight
 
 if TYPE_CHECKING:
@@ -227,10 +227,11 @@ class DeltaWeight(Adapter):
         raise NotImplementedError
 
     def forward(self, inner: View, x: Any) -> Any:
-        if self.dropout is None or not inner.base.additive or inner.base.kind == "embedding":
+        at_once = self.dropout is None and not inner.base.quantised  # quantised layers run by their own forward
+        if at_once or not inner.base.additive or inner.base.kind == "embedding":
             return super().forward(inner, x)
-        weight, _ = inner.params()
-        return inner(x) + inner.apply(self.dropout(x), self.delta(weight), None)
+        dropped = x if self.dropout is None else self.dropout(x)
+        return inner(x) + inner.apply(dropped, self.delta(inner.params()[0]), None)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + ΔW`."""
@@ -275,8 +276,7 @@ class Replacement(Adapter):
 
     def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
         super().__init__(site, config)
-        source = site.base.module if module is None else module
-        self.copy = copy.deepcopy(source).requires_grad_(True)
+        self.copy = dense_copy(site.base.module if module is None else module).requires_grad_(True)
         self.is_weight = site.base.kind != "module"
         if site.dtype.is_floating_point:
             self.copy.to(site.dtype)

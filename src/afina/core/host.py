@@ -50,7 +50,7 @@ class Host(ReferenceSpelling):
             self.called = True
         bias = self.own_bias()
         if not self.stack and bias is None and self.rows is None:
-            return self.base_layer(*args, **kwargs)
+            return self.base.run(*args, **kwargs)
         if args:
             x, args = args[0], args[1:]
         else:
@@ -153,12 +153,15 @@ class Host(ReferenceSpelling):
 
     # -- merging ----------------------------------------------------------------------------------------------------
 
-    def merge(self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True) -> None:
+    def merge(
+        self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
+    ) -> None:
         """Replace the base weight by that of the named (active) adapters; the old parameter objects are kept for
         `unmerge`. The result is always checked, whatever `safe_merge` says.
 
         Raises:
             NotMergeable: one of the methods has no merged form.
+            MergeError: the base is quantised and `requantise` is false.
             NumericError: the result is not finite; nothing was changed.
         """
         names = self.active if adapter_names is None else tuple(adapter_names)
@@ -171,11 +174,11 @@ class Host(ReferenceSpelling):
         self.unmerge()
         self.enable_adapters(True)
         try:
-            self._merge(wanted)
+            self._merge(wanted, requantise)
         finally:
             self.enable_adapters(enabled)
 
-    def _merge(self, wanted: tuple[str, ...]) -> None:
+    def _merge(self, wanted: tuple[str, ...], requantise: bool = False) -> None:
         if not wanted and self.own_bias() is None:
             return
         if any(isinstance(a, Replacement) and not a.is_weight for a in self._named(wanted)):
@@ -184,6 +187,7 @@ class Host(ReferenceSpelling):
         for adapter in self._named(wanted):
             if type(adapter).merged is Adapter.merged:
                 adapter.merged(torch.empty(0), None)  # says that there is no merged form
+        self.base.check_merge(requantise)
         with torch.no_grad():
             weight, bias = View(self, self._named(wanted), None, bias=self.own_bias()).params()
         for tensor in (weight, bias):
@@ -272,7 +276,9 @@ class ModulesToSaveWrapper(Host):
         assert module is not None
         return module
 
-    def merge(self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True) -> None:
+    def merge(
+        self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
+    ) -> None:
         """A copy is not merged; `result` gives it when the host goes."""
 
     def result(self, keep: bool = True) -> nn.Module:

@@ -19,6 +19,7 @@ from .files import Files
 from .fuse import strip
 from .host import hosts
 from .prompt import PromptLearningConfig
+from .quantised import count_parameters
 from .rows import Rows, take_rows
 
 
@@ -137,34 +138,43 @@ class PeftModel(Files):
         finally:
             tuner.enable(self.base_model, True)
 
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = True) -> None:
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = True, requantise: bool = False
+    ) -> None:
         """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
 
+        Args:
+            requantise: merge into quantised weights too, and warn of how much of the update that lost.
+
         Raises:
-            NotMergeable, NumericError: nothing was changed.
+            NotMergeable, NumericError, MergeError: nothing was changed.
         """
         names = tuple(adapter_names or self._names)
         tuner.check_known(names, self.peft_config)
         if adapter_names and names != self._names[: len(names)]:
             warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
                           "changes", AfinaWarning, stacklevel=2)  # fmt: skip
-        tuner.merge(self.base_model, names)
+        tuner.merge(self.base_model, names, requantise)
 
     def unmerge_adapter(self) -> None:
         """Give every base weight its original bits back."""
         tuner.unmerge(self.base_model)
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = True, adapter_names: list[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = True,
+        adapter_names: list[str] | None = None,
+        requantise: bool = False,
     ) -> nn.Module:
-        """The base model with adapters (the active ones) merged for good.
+        """The base model with adapters (the active ones) merged for good; `requantise` as for `merge_adapter`.
 
         Raises:
-            NotMergeable, NumericError: nothing was changed.
+            NotMergeable, NumericError, MergeError: nothing was changed.
         """
         names = tuple(adapter_names or self._names)
         tuner.check_known(names, self.peft_config)
-        tuner.fuse(self.base_model, names)
+        tuner.fuse(self.base_model, names, requantise)
         return self.get_base_model()
 
     def unload(self) -> nn.Module:
@@ -211,15 +221,7 @@ class PeftModel(Files):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters; of quantised weights, the number that they stand for."""
-        trainable = total = 0
-        for parameter in self.parameters():
-            count = parameter.numel() or int(getattr(parameter, "ds_numel", 0))
-            if type(parameter).__name__ == "Params4bit":
-                # Two 4-bit numbers are stored in a byte.
-                count *= 2 * getattr(getattr(parameter, "quant_storage", torch.uint8), "itemsize", 1)
-            total += count
-            trainable += count if parameter.requires_grad else 0
-        return trainable, total
+        return count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         """Print how much trains."""

@@ -109,11 +109,11 @@ def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict
     """A layer's output where every row goes through its own adapter."""
     names = {n: i for n, i in rows.groups.items() if host.adapter(n) is not None or n in host.biases}
     if not names:
-        return host.base_layer(x, *args, **kwargs)
+        return host.base.run(x, *args, **kwargs)
     times, x = _times(host, rows, x)
 
     def all_rows() -> Any:
-        return host.base_layer(x, *args, **kwargs)
+        return host.base.run(x, *args, **kwargs)
 
     whole = _Once(all_rows)
     if len(rows.groups) == 1:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import nn
@@ -13,10 +12,10 @@ from ..errors import ConfigError
 from .adapter import Tied
 from .host import Host, hosts
 from .names import layout
+from .quantised import count_parameters, quantised_weight
 from .tuner import Tuner
 
 Irregular = Literal["irregular"]
-_QUANTISED: Mapping[str, str] = MappingProxyType({"Params4bit": "bnb 4bit", "Int8Params": "bnb 8bit"})
 
 
 @dataclass
@@ -85,7 +84,7 @@ def _layer(name: str, host: Host) -> TunerLayerStatus:
         name=name, module_type=kind, enabled=host.enabled, active_adapters=list(host.active),
         merged_adapters=list(host.merged), requires_grad={n: _same(p.requires_grad for p in own[n]) for n in names},
         available_adapters=names, devices={n: sorted({str(p.device) for p in own[n]}) for n in names},
-        quantization_backend=_QUANTISED.get(type(getattr(host.get_base_layer(), "weight", None)).__name__),
+        quantization_backend=getattr(quantised_weight(host.get_base_layer()), "storage", None),
     )  # fmt: skip
 
 
@@ -107,13 +106,13 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
     layers = get_layer_status(model)
     names = sorted({n for layer in layers for n in layer.available_adapters})
     configs = tuner.peft_config if isinstance(tuner, Tuner) else {}
-    parameters = list(root.parameters())
+    trainable, total = count_parameters(root)
     return TunerModelStatus(
         base_model_type=type(root).__name__,
         adapter_model_type=type(tuner).__name__ if tuner is not root else "None",
         peft_types={n: str(c.peft_type) for n, c in configs.items()},
-        trainable_params=sum(p.numel() for p in parameters if p.requires_grad),
-        total_params=sum(p.numel() for p in parameters),
+        trainable_params=trainable,
+        total_params=total,
         num_adapter_layers=len(layers),
         enabled=_same(layer.enabled for layer in layers),
         active_adapters=_same(layer.active_adapters for layer in layers),

@@ -12,6 +12,7 @@ from ..errors import TargetError, nearest
 from .architectures import DEFAULT_TARGETS
 from .config import LayerConfig
 from .patterns import full_match, name_in
+from .quantised import quantised_weight
 from .weights import base_weight
 
 
@@ -63,8 +64,9 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether "all-linear" means this module: nn.Linear (quantised ones derive from it) or transformers' Conv1D."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    """Whether "all-linear" means this module: nn.Linear, a quantised one, or transformers' Conv1D."""
+    conv1d = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+    return isinstance(module, nn.Linear) or conv1d or quantised_weight(module) is not None
 
 
 def biased(model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ from .fuse import is_tied, retie, strip
 from .host import Host, hosts
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
+from .quantised import report_lost, unpack
 from .routing import routers
 from .rows import Rows
 
@@ -124,7 +125,7 @@ def hand_over_inputs(
                     setattr(adapter, key, value)
 
 
-def merge(model: nn.Module, names: tuple[str, ...]) -> None:
+def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
     """Merge adapters into all hosts; if one refuses, the model is as before."""
     if isinstance(model, Tuner) and any(n in model.prompt_encoder for n in names):
         raise NotMergeable("virtual tokens are no change of the weights", where=", ".join(names))
@@ -132,7 +133,7 @@ def merge(model: nn.Module, names: tuple[str, ...]) -> None:
     try:
         for path, host in hosts(model):
             try:
-                host.merge(names)
+                host.merge(names, requantise=requantise)
             except (NotMergeable, MergeError) as error:
                 error.where = f"{path}: {error.where}"
                 raise
@@ -141,6 +142,7 @@ def merge(model: nn.Module, names: tuple[str, ...]) -> None:
         for host in done:
             host.unmerge()
         raise
+    report_lost(host.base for host in done if host.merged)
 
 
 def unmerge(model: nn.Module) -> None:
@@ -170,10 +172,10 @@ def delete(model: nn.Module, name: str) -> None:
         del model.prompt_encoder[name]
 
 
-def fuse(model: nn.Module, names: tuple[str, ...]) -> None:
+def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
     """Merge for good and take the hosts away."""
     tied = is_tied(model)
-    merge(model, names)
+    merge(model, names, requantise)
     strip(model)
     retie(model, tied)
 
@@ -199,6 +201,18 @@ class Tuner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         placement = self.placement()
         return self.model(*args, **kwargs) if placement is None else placement.forward(args, kwargs)
+
+    def train(self, mode: bool = True) -> Tuner:
+        """As torch's; quantised weights that inference packed into a form without gradients are unpacked."""
+        if mode:
+            unpack(self.model)
+        super().train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, of unpacked weights."""
+        unpack(self.model)
+        return super().state_dict(*args, **kwargs)
 
     def placement(self) -> Placement | None:
         """The active virtual tokens, if any."""

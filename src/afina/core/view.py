@@ -61,9 +61,9 @@ class View:
             x = self.source if x is self.cast else x.to(self.source.dtype)
         bias = self.own_bias
         if bias is None:
-            return self.host.base_layer(x, *self.args, **self.kwargs)
-        weight, _ = self.base.read()
-        return self.base.apply(x, weight, bias.to(self.base.dtype), *self.args, **self.kwargs)
+            return self.base.run(x, *self.args, **self.kwargs)
+        weight, dtype = self.base.read()[0], self.base.dtype
+        return self.base.apply(x, weight.to(dtype), bias.to(dtype), *self.args, **self.kwargs)
 
     def params(self) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) so far, canonical, in the adapters' dtype.

@@ -76,6 +76,11 @@ class BaseWeight:
         """Groups of a convolution; 1 for all else."""
         return int(getattr(self.module, "groups", 1)) if self.kind == "conv" else 1
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the weight is stored in few bits: it is read dequantised, and not written to unless asked for."""
+        return False
+
     def canonical(self, stored: Tensor) -> Tensor:
         """Stored layout to `(out, in, *kernel)`; a view."""
         return stored
@@ -85,13 +90,13 @@ class BaseWeight:
         return self.canonical(canonical)
 
     def read(self) -> tuple[Tensor, Tensor | None]:
-        """`(weight, bias)` in canonical layout.
+        """`(weight, bias)` in canonical layout, dequantised.
 
         Raises:
-            NotAWeight: the weight is stored in quantised form.
+            NotAWeight: the weight is stored in a form that is not known here.
         """
         if not self.weight.is_floating_point():
-            raise NotAWeight("a quantised weight cannot be read or merged into", where=type(self.module).__name__,
+            raise NotAWeight("this kind of quantised weight cannot be read", where=type(self.module).__name__,
                              got=self.weight.dtype, expected="a floating-point weight")  # fmt: skip
         return self.canonical(self.weight), self.bias
 
@@ -114,6 +119,17 @@ class BaseWeight:
             owner, _, leaf = name.rpartition(".")
             self.module.get_submodule(owner).register_parameter(leaf, parameter)
 
+    def check_merge(self, requantise: bool) -> None:
+        """Refuse to be written to, where that loses what is written.
+
+        Raises:
+            MergeError: the weight is quantised and `requantise` is false.
+        """
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward."""
+        return self.module(*args, **kwargs)
+
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """The layer's own operation with other (canonical) parameters."""
         return self.substitute(x, weight, bias, *args, **kwargs)
@@ -134,12 +150,6 @@ class BaseWeight:
 
 class LinearWeight(BaseWeight):
     """nn.Linear and what derives from it."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        layer: Any = self.module
-        # Quantised layers that derive from nn.Linear store their weight packed.
-        return super().shape if self.weight.is_floating_point() else (layer.out_features, layer.in_features)
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         return F.linear(x, weight, bias)
@@ -223,74 +233,15 @@ class EmbeddingWeight(BaseWeight):
         return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
 
-class SubstitutedWeight(BaseWeight):
-    """A weight inside a larger computation: that runs with other parameters in the layer's own dtype."""
-
-    additive = False
-    casts_input = False
-
-    def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
-        return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
-
-
-class AttentionWeight(SubstitutedWeight):
-    """The input projection of nn.MultiheadAttention, which computes with its weights without calling a layer."""
-
-    weight_name = "in_proj_weight"
-    bias_name = "in_proj_bias"
-    kind = "attention"
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        if not module._qkv_same_embed_dim:
-            raise NotAWeight("attention with separate key and value sizes is not one weight",
-                             where=type(module).__name__, expected="kdim == vdim == embed_dim")  # fmt: skip
-
-
-class ParameterWeight(SubstitutedWeight):
-    """One named parameter of a module, such as the stacked experts (experts, out, in) of a mixture."""
-
-    has_bias = False
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        super().__init__(module)
-        self.weight_name = name  # type: ignore[misc]
-        if self.weight.dim() not in (2, 3):
-            raise NotAWeight("only 2-D and 3-D parameters can be adapted", where=name, got=tuple(self.weight.shape))
-        self.kind = "experts" if self.weight.dim() == 3 else "parameter"  # type: ignore[misc]
-
-    def canonical(self, stored: Tensor) -> Tensor:
-        return stored.mT if getattr(self.module, "is_transposed", False) and stored.dim() == 3 else stored
-
-
-class OwnWeight(SubstitutedWeight):
-    """Any other module: its parameters can be replaced for a call, but it is no linear operator."""
-
-    kind = "module"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        first = next(self.module.parameters(), None)
-        return torch.get_default_dtype() if first is None else first.dtype
-
-    @property
-    def device(self) -> torch.device:
-        first = next(self.module.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
-
-    def parameters(self) -> dict[str, nn.Parameter | None]:
-        return {n: p for n, p in self.module.named_parameters(recurse=False) if n in ("weight", "bias")}
-
-    def read(self) -> tuple[Tensor, Tensor | None]:
-        if getattr(self.module, "weight", None) is None:
-            raise NotAWeight("this module has no weight", where=type(self.module).__name__)
-        return self.weight, self.bias
-
-
 def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
     """The view of a module (or of one named parameter of it) as an operator."""
+    from .quantised import quantised_weight
+    from .substituted import AttentionWeight, OwnWeight, ParameterWeight
+
     if parameter is not None:
         return ParameterWeight(module, parameter)
+    if (found := quantised_weight(module)) is not None:
+        return found
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         return TransposedLinearWeight(module)
     kinds = {nn.Linear: LinearWeight, nn.modules.conv._ConvNd: ConvWeight, nn.Embedding: EmbeddingWeight,
