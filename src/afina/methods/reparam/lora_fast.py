@@ -1,0 +1,56 @@
+"""LoRA on linear layers by the fused operations of `kernels.low_rank`; other layers take the plain formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import DeltaWeight
+from ...core.view import View
+from ...core.weights import BaseWeight
+from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
+
+
+class LoraFast(DeltaWeight):
+    """Reads the layer's input in the layer's own dtype, which spares a copy to float32 and back."""
+
+    scaling: float
+    times: int
+    lora_A: nn.Parameter
+    lora_bias: nn.Parameter | None
+    lora_dropout: nn.Dropout
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """(A, B)."""
+        raise NotImplementedError
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the update is s · B A x and nothing else."""
+        raise NotImplementedError
+
+    def reads_as_is(self, base: BaseWeight, x: Any) -> bool:
+        return (
+            base.kind == "linear"
+            and self.fuses
+            and isinstance(x, Tensor)
+            and x.is_floating_point()
+            and x.dtype == base.dtype
+            and x.dtype.itemsize <= self.lora_A.dtype.itemsize
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def dropped(self, x: Any) -> Any:
+        """The update's input."""
+        return self.lora_dropout(x) if self.training and self.lora_dropout.p else x
+
+    def fused(self, inner: View, x: Tensor) -> Tensor:
+        """The layer's output with the update, without LoRA's own bias."""
+        A, B = self.factors()
+        scale, dropped = self.times * self.scaling, self.dropped(x)
+        if dropped is x and inner.is_base and is_plain_linear(inner.base.module):
+            weight = inner.base.canonical(inner.base.weight)
+            return lora_linear(x, weight, inner.base.bias, A, B, scale)
+        return add_low_rank(inner(x), dropped, A, B, scale)
