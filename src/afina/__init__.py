@@ -24,6 +24,7 @@ _WHERE = {
         "AutoPeftModelForQuestionAnswering", "AutoPeftModelForFeatureExtraction",
     ),
     "core.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
+    "core.kbit": ("prepare_model_for_kbit_training",),
     "core.status": ("get_layer_status", "get_model_status"),
     "optimizers": ("create_loraplus_optimizer",),
 }  # fmt: skip

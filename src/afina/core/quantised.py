@@ -23,10 +23,12 @@ class QuantisedWeight(LinearWeight):
 
     Attributes:
         storage: the format's name, as `get_layer_status` reports it.
+        any_input_dtype: whether the layer casts its input itself.
         lost: share of the last merged update that requantising lost, in Frobenius norms.
     """
 
     storage: ClassVar[str] = ""
+    any_input_dtype: ClassVar[bool] = False
     lost: float = 0.0
 
     @property

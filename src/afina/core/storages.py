@@ -28,6 +28,7 @@ class Bits4Weight(QuantisedWeight):
     """
 
     storage = "bnb 4bit"
+    any_input_dtype = True
 
     @property
     def state(self) -> Any:
@@ -106,6 +107,7 @@ class Bits8Weight(QuantisedWeight):
     """bitsandbytes Linear8bitLt: one scale an output; in eval mode its forward rounds its input to 8 bits too."""
 
     storage = "bnb 8bit"
+    any_input_dtype = True
 
     @property
     def quantised(self) -> bool:
