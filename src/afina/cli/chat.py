@@ -24,6 +24,9 @@ def chat(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    quantize: Annotated[
+        str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
 ) -> None:
     """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input."""
@@ -32,7 +35,7 @@ def chat(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter)
+    trained = load_trained(adapter, reporter, quantize)
     if base and trained.recipe.task == "sequence_classification":
         raise RecipeError("the base of a classifier has no trained head to answer with", got="--base")
     if base and not trained.is_adapter:

@@ -18,6 +18,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="JSONL to write; without it FILE with .predictions.jsonl.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
 ) -> None:
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
@@ -36,7 +39,7 @@ def predict(
     rows = read_rows(file)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter)
+    trained = load_trained(adapter, reporter, quantize)
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     partial = target.with_name(f".{target.name}.partial")
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.rows)

@@ -1,8 +1,7 @@
-"""The quantised formats: how each is recognised, read and written.
+"""The quantised formats: how each is recognised, read and written. Those not listed are multiplied with the identity.
 
-bitsandbytes (Dettmers et al. 2022, arXiv 2208.07339; 2023, arXiv 2305.14314), torchao, HQQ (Badri, Shaji 2023), GPTQ
-(Frantar et al. 2022, arXiv 2210.17323), AWQ (Lin et al. 2023, arXiv 2306.00978); others are read by multiplying with
-the identity.
+bitsandbytes: Dettmers et al. 2022, arXiv 2208.07339; 2023, arXiv 2305.14314. torchao. HQQ: Badri, Shaji 2023. GPTQ:
+Frantar et al. 2022, arXiv 2210.17323. AWQ: Lin et al. 2023, arXiv 2306.00978.
 """
 
 from __future__ import annotations
@@ -79,6 +78,8 @@ class Bits4Weight(QuantisedWeight):
         return values.to(state.original_dtype)
 
     def unpack(self) -> None:
+        if self.quantised and (self.out_features % 32 or self.in_features % self.state.blocksize):
+            self.module.support_avx512bf16_for_cpu = False  # its kernel stops at such sizes
         if not self.is_packed:
             return
         state, codes = self.state, self._codes()

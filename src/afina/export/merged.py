@@ -79,6 +79,18 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     return check
 
 
+def against(trained: Trained, merged: Path) -> Check:
+    """How a merged model differs from the adapter on another base, such as the quantised one it was trained on.
+
+    Args:
+        trained: the adapter on that base.
+        merged: folder of the merged model.
+    """
+    probes = _encoded(trained)
+    model = type(trained.model.get_base_model()).from_pretrained(merged, dtype="auto").to(trained.model.device)
+    return _compare(_logits(trained.model, probes), _logits(model, probes))
+
+
 def _replaceable(out: Path, overwrite: bool) -> bool:
     """A former model may be replaced if asked for; anything else never is."""
     return overwrite and (out / "config.json").is_file() and any(out.glob("*.safetensors"))

@@ -28,6 +28,9 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0) -> An
 
     _check_tasks(recipe, config, tasks)
     if isinstance(config, FullConfig):
+        if recipe.model.quantize != "none":
+            raise RecipeError("quantised weights cannot train", where="model.quantize", got=recipe.model.quantize,
+                              fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
     return get_peft_model(base, config)
@@ -93,6 +96,8 @@ def plan(recipe: Recipe, config: PeftConfig, steps: int) -> str:
         shown = [names] if isinstance(names, str) else sorted(names)
         more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
         words.append(f"on {', '.join(shown[:8])}{more}")
+    if recipe.model.quantize != "none":
+        words.append(f"base stored in {recipe.model.quantize}")
     return "plan: " + ", ".join(words)
 
 

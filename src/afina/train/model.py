@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, RecipeError
+from . import quantize
 from .assets import is_reference, locate
 from .events import Reporter
 from .gguf import converted
@@ -19,6 +20,7 @@ from .recipe import DataSection, ModelSection, OutputSection, Recipe
 from .settings import load_recipe
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -75,13 +77,16 @@ def vocab_size(location: str, section: ModelSection) -> int:
     Raises:
         CheckpointError: it cannot be loaded.
     """
+    return int(_config(location, section).get_text_config().vocab_size)
+
+
+def _config(location: str, section: ModelSection) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(location, revision=section.revision or "main")
+        return AutoConfig.from_pretrained(location, revision=section.revision or "main")
     except (OSError, ValueError) as error:
         raise _unloadable("config", location, error) from error
-    return int(config.get_text_config().vocab_size)
 
 
 def load_base(
@@ -94,7 +99,9 @@ def load_base(
     """
     import transformers
 
+    quantize.check(recipe.model)
     options: dict[str, Any] = {"dtype": recipe.model.dtype, "revision": recipe.model.revision or "main"}
+    options |= quantize.loading_options(recipe.model, _dtype(location, recipe.model))
     auto: Any = transformers.AutoModelForCausalLM
     if recipe.task == "sequence_classification":
         auto = transformers.AutoModelForSequenceClassification
@@ -108,7 +115,15 @@ def load_base(
         raise _unloadable("model", location, error) from error
     if recipe.task == "sequence_classification" and model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return model
+    return quantize.after_loading(recipe.model, model)
+
+
+def _dtype(location: str, section: ModelSection) -> torch.dtype:
+    """The dtype that the model computes in."""
+    import torch
+
+    dtype = section.dtype if section.dtype != "auto" else _config(location, section).dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 
 def _unloadable(part: str, location: str, error: Exception) -> CheckpointError:
@@ -126,6 +141,7 @@ class Trained:
         model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
         tokenizer: the tokenizer that it was trained with.
         is_adapter: whether it is an adapter on a base.
+        trained_on: storage of the base that it was trained on.
     """
 
     folder: Path
@@ -133,6 +149,7 @@ class Trained:
     model: Any
     tokenizer: PreTrainedTokenizerBase
     is_adapter: bool = True
+    trained_on: str = "none"
 
     @property
     def prompter(self) -> Prompter:
@@ -147,10 +164,14 @@ class Trained:
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
 
-def load_trained(folder: Path, reporter: Reporter) -> Trained:
+def load_trained(folder: Path, reporter: Reporter, storage: str | None = None) -> Trained:
     """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
+    Args:
+        storage: of the base (`model.quantize`); the one that it was trained on if None.
+
     Raises:
+        RecipeError: no such storage.
         CheckpointError: it is not an adapter folder, or a part cannot be loaded.
     """
     from .. import PeftModel
@@ -161,14 +182,17 @@ def load_trained(folder: Path, reporter: Reporter) -> Trained:
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
     recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder)
+    trained_on = recipe.model.quantize
+    if storage is not None:
+        recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
     location = base_location(recipe.model, reporter)
-    reporter.note(f"base model: {recipe.model.path}")
+    reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / "tokenizer_config.json"
     tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
     base = load_base(recipe, location, recipe.data.labels, tokenizer)
     model = PeftModel.from_pretrained(base, folder)
     model.eval()
-    return Trained(folder, recipe, model, tokenizer)
+    return Trained(folder, recipe, model, tokenizer, trained_on=trained_on)
 
 
 def _load_whole(folder: Path, reporter: Reporter) -> Trained:

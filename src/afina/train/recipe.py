@@ -24,6 +24,9 @@ class ModelSection(Section):
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="of the base weights")
+    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
+        default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"
+    )
 
 
 class DataSection(Section):
