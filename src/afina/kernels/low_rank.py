@@ -2,11 +2,11 @@
 
     y = x Wᵀ + b + s · (x Aᵀ) Bᵀ
 
-The update is added by the matrix product itself (no scaled copy, no sum), 16-bit inputs are not converted to float32 and
-back, and the backward pass shares the output's gradient and adds both parts of the input's gradient in place. Nothing
-is kept for the backward pass beyond the input and x Aᵀ. Where the batch is large against the layer (and the dtype loses
-nothing by it), the order with the fewest operations is (W + s B A) first, computed again in the backward pass: RunLoRA,
-Cherniuk et al. 2023, arXiv 2312.03415, extended by the merged order.
+The update is added by the matrix product itself (no scaled copy, no sum), 16-bit inputs are not converted to float32
+and back, and the backward pass shares the output's gradient and adds both parts of the input's gradient in place.
+Nothing is kept for the backward pass beyond the input and x Aᵀ. Where the batch is large against the layer (and the
+dtype loses nothing by it), the order with the fewest operations is (W + s B A) first, computed again in the backward
+pass: RunLoRA, Cherniuk et al. 2023, arXiv 2312.03415, extended by the merged order.
 
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
@@ -27,13 +27,15 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     Args:
         x: (..., I). weight: (O, I), frozen. bias: (O,), frozen. a: (R, I). b: (O, R).
     """
-    out: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale)
+    run: Any = _LoraLinear.apply
+    out: Tensor = run(x, weight, bias, a, b, scale)
     return out
 
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """`y + scale · x Aᵀ Bᵀ`; y: (..., O) is left as it is, x: (..., I)."""
-    out: Tensor = _AddLowRank.apply(y, x, a, b, scale)
+    run: Any = _AddLowRank.apply
+    out: Tensor = run(y, x, a, b, scale)
     return out
 
 
@@ -43,10 +45,14 @@ def merged_is_cheaper(tokens: int, weight: Tensor) -> bool:
     return weight.dtype.itemsize >= 4 and tokens * (out + width) > 2 * out * width
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling the module is nothing but a product with its frozen, ordinary weight (and its bias)."""
+def is_plain_linear(module: nn.Module, forward: Any = nn.Linear.forward) -> bool:
+    """Whether calling the module is nothing but a product with its frozen, ordinary weight (and its bias).
+
+    Args:
+        forward: what the class's forward has to be.
+    """
     weight = module._parameters.get("weight")
-    known = type(module).forward is nn.Linear.forward or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    known = type(module).forward is forward or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
     return (
         known
         and type(weight) is nn.Parameter
@@ -83,7 +89,7 @@ class _LoraLinear(torch.autograd.Function):
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, weight, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
         g_NO = g.reshape(-1, g.shape[-1])
@@ -113,7 +119,7 @@ class _AddLowRank(torch.autograd.Function):
         return out.view(y.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
         g_NO = g.reshape(-1, g.shape[-1])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from afina import LoraConfig, get_peft_model
+from afina.kernels import attention
+from afina.kernels.attention import short_attention
+from afina.kernels.speed import speed_up
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
+IDS = torch.randint(3, 60, (3, 12), generator=torch.Generator().manual_seed(0))
+LABELS = torch.where(torch.arange(12) < 7, -100, IDS)
+MASK = torch.ones_like(IDS)
+MASK[0, :4] = 0
+
+
+def llama(dtype=torch.float32):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).to(dtype)
+
+
+def gemma(dtype=torch.float32):
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=5.0)).to(dtype)
+
+
+def adapted(base):
+    torch.manual_seed(1)
+    return get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+    )
+
+
+def step(model, **inputs):
+    model.train()
+    model.zero_grad()
+    out = model(input_ids=IDS, labels=LABELS, **inputs)
+    out.loss.backward()
+    return out, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+@pytest.mark.parametrize("make", [llama, gemma])
+@pytest.mark.parametrize("inputs", [{}, {"attention_mask": MASK}, {"num_items_in_batch": torch.tensor(11)}], ids=str)
+def test_a_fast_step_is_the_plain_step(make, keep_logits, inputs):
+    plain, fast = adapted(make()), adapted(make())
+    said = speed_up(fast, keep_logits=keep_logits)
+    assert any("supervised positions only" in s for s in said)
+    (a, grads), (b, fast_grads) = step(plain, **inputs), step(fast, **inputs)
+    assert torch.allclose(a.loss, b.loss, rtol=1e-6)
+    assert (b.logits is None) == (not keep_logits)
+    assert grads.keys() == fast_grads.keys()
+    assert all(torch.allclose(grads[n], fast_grads[n], rtol=1e-4, atol=1e-6) for n in grads)
+
+
+def test_evaluation_and_generation_have_their_logits():
+    plain, fast = adapted(llama()).eval(), adapted(llama())
+    speed_up(fast, keep_logits=False)
+    fast.eval()
+    assert torch.allclose(fast(IDS, labels=LABELS).logits, plain(IDS).logits, atol=1e-6)
+    assert torch.equal(fast.generate(input_ids=IDS, max_new_tokens=5), plain.generate(input_ids=IDS, max_new_tokens=5))
+
+
+def test_bfloat16_steps_differ_by_rounding_only(monkeypatch):
+    calls = []
+    own = attention.short_attention
+    monkeypatch.setattr(attention, "short_attention", lambda *a: calls.append(1) or own(*a))
+    exact, plain, fast = adapted(llama()), adapted(llama(torch.bfloat16)), adapted(llama(torch.bfloat16))
+    said = speed_up(fast, keep_logits=False)
+    assert "batched products" in said[0]
+    for inputs in ({}, {"attention_mask": MASK}):
+        _, true = step(exact, **inputs)
+        (a, slow), (b, quick) = step(plain, **inputs), step(fast, **inputs)
+        assert abs(float(a.loss - b.loss)) < 0.02
+        worst = [max(float((g[n] - true[n]).norm() / true[n].norm()) for n in true) for g in (slow, quick)]
+        assert worst[1] < 2 * worst[0] + 0.01
+    assert len(calls) == 4
+
+
+def test_copies_and_saved_models_are_the_plain_class(tmp_path):
+    fast = llama()
+    speed_up(fast.requires_grad_(False), keep_logits=False)
+    again = copy.deepcopy(fast)
+    assert torch.equal(again(IDS).logits, fast(IDS).logits)
+    fast.save_pretrained(tmp_path)
+    assert LlamaForCausalLM.from_pretrained(tmp_path).config.architectures == ["LlamaForCausalLM"]
+
+
+def test_what_does_not_fit_is_said_and_left():
+    torch.manual_seed(0)
+    encoder = BertModel(
+        BertConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4)
+    )
+    assert "no causal language model" in " ".join(speed_up(encoder))
+    trained = get_peft_model(
+        llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    )
+    said = " ".join(speed_up(trained, keep_logits=False))
+    assert "left as it is (ModulesToSaveWrapper)" in said
+    assert "off, because the vocabulary projection is adapted or trained" in said
+
+    class Doubling(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.loss = None if out.loss is None else 2 * out.loss
+            return out
+
+    torch.manual_seed(0)
+    odd = Doubling(LlamaConfig(**SIZES)).requires_grad_(False)
+    assert "would differ" in " ".join(speed_up(odd, keep_logits=False))
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "added"])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_is_the_formula(mask, heads):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, h, 5, 3, dtype=torch.float64, generator=generator).requires_grad_() for h in (4, heads, heads)
+    )
+    allowed = None if mask is None else torch.rand(2, 1, 5, 5, generator=generator) > 0.4
+    if allowed is not None:
+        allowed |= torch.eye(5, dtype=torch.bool)
+    given = (
+        torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~allowed, -torch.inf) if mask == "added" else allowed
+    )
+    expected = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed, is_causal=mask is None, scale=0.3, enable_gqa=heads != 4
+    ).transpose(1, 2)
+    assert torch.allclose(short_attention(q, k, v, given, 0.3), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *t: short_attention(*t, given, 0.3), (q, k, v))
