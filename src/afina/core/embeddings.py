@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import AfinaWarning, CheckpointError
 from .host import Host
 from .jsonfile import read_json_object
+from .walk import outside_adapters
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -26,7 +27,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
             module = None
         if isinstance(module, nn.Module):
             wanted.append(module)
-    found = {n: m for n, m in model.named_modules(remove_duplicate=False) if any(m is w for w in wanted)}
+    found = {n: m for n, m in outside_adapters(model, remove_duplicate=False) if any(m is w for w in wanted)}
     # A host below which the same layer stands again is the place that counts.
     return {n: m for n, m in found.items() if not n.endswith((".base_layer", ".original_module"))}
 

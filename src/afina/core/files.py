@@ -198,6 +198,10 @@ class Files(nn.Module):
     @contextlib.contextmanager
     def _with_experts(self, config: LayerConfig, autocast: bool) -> Iterator[None]:
         """Load the adapters that a config needs beside it; an error inside the context takes them away again."""
+        experts = config.experts()
+        if not experts:
+            yield
+            return
         before, trained = set(self.peft_config), [p for p in self.parameters() if p.requires_grad]
 
         def undo() -> None:
@@ -206,7 +210,7 @@ class Files(nn.Module):
                 parameter.requires_grad_(True)
 
         with _undone_on_error(undo):
-            for name, place in config.experts().items():
+            for name, place in experts.items():
                 self._load_expert(name, place, autocast)
             yield
 

@@ -14,6 +14,7 @@ from .adapter import Adapter, Replacement
 from .rows import Rows, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
+from .walk import outside_adapters
 from .weights import base_weight
 
 
@@ -288,4 +289,4 @@ class ModulesToSaveWrapper(Host):
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:
     """Every host of a model with its path."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, Host))
+    return ((name, module) for name, module in outside_adapters(model) if isinstance(module, Host))

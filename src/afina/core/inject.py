@@ -19,6 +19,7 @@ from .host import Host, ModulesToSaveWrapper, ReadHost
 from .patterns import name_in
 from .targets import Slot, output_head, select_slots, slots
 from .tuner import adapter_names
+from .walk import outside_adapters
 from .weights import BaseWeight
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -185,9 +186,8 @@ class _Builder:
 
     def _warn_of_second_places(self, targets: list[Slot]) -> None:
         """A module that stands at two places is adapted at the first, as in the reference."""
-        places = Counter(id(child) for parent in self.model.modules() for child in parent._modules.values())
-        twice = [s.name for s in targets if places[id(s.module)] > 1]
-        if twice:
+        places = Counter(id(child) for _, parent in outside_adapters(self.model) for child in parent._modules.values())
+        if twice := [s.name for s in targets if places[id(s.module)] > 1]:
             warnings.warn(f"{', '.join(twice[:3])}: the module also stands elsewhere in the model, where it is not "
                           "adapted", AfinaWarning, stacklevel=5)  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
 from .adapter import Adapter
+from .combination import Combining
 from .config import PeftConfig, method
 from .fuse import is_tied, retie, strip
 from .host import Host, hosts
@@ -180,7 +181,7 @@ def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> 
     retie(model, tied)
 
 
-class Tuner(nn.Module):
+class Tuner(Combining):
     """The reference's `base_model`: holds the user's model as `model`, and every adapter's config."""
 
     def __init__(self, model: nn.Module) -> None:

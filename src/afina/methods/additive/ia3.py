@@ -8,14 +8,15 @@ Liu et al. 2022, arXiv 2205.05638. Trainable: out (or in) a layer. Mergeable. La
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ...core.adapter import Activation, Site
+from ...core.combination import Vectors
 from ...core.config import LayerConfig, register
 from ...core.patterns import name_in
 from ...core.view import View
@@ -71,7 +72,7 @@ class IA3Config(LayerConfig):
 
 
 @register("IA3", IA3Config)
-class IA3(Activation):
+class IA3(Activation, Vectors):
     """`ia3_l`: (out, 1) or (1, in); for convolutions (1, channels, *ones)."""
 
     prefix = "ia3_"
@@ -95,6 +96,11 @@ class IA3(Activation):
         self.ia3_l = site.full(1.0, *shape) if config.init_ia3_weights else site.normal(1.0, *shape)
         self.is_conv = base.kind == "conv"
 
+    @classmethod
+    def combined_config(cls, configs: Sequence[IA3Config]) -> IA3Config:
+        targets, at_input = _joined(c.target_modules for c in configs), _joined(c.feedforward_modules for c in configs)
+        return replace(configs[0], target_modules=targets, feedforward_modules=at_input)
+
     def forward(self, inner: View, x: Any) -> Any:
         factor = self.ia3_l if self.is_conv else self.ia3_l.flatten()
         return inner(x * factor) if self.is_feedforward else inner(x) * factor
@@ -107,3 +113,19 @@ class IA3(Activation):
         groups = factor.numel() // weight.shape[1]
         per_output = factor.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(len(weight), -1)
         return weight * per_output.view(*per_output.shape, *(1 for _ in weight.shape[2:])), bias
+
+
+def _joined(wanted: Iterable[list[str] | str | None]) -> list[str] | str | None:
+    """What any of several lists of names, or of several patterns, means.
+
+    Raises:
+        ConfigError: lists and patterns are mixed.
+    """
+    every = list(dict.fromkeys(w if isinstance(w, str) or w is None else tuple(w) for w in wanted))
+    if all(isinstance(w, tuple) for w in every):
+        return list(dict.fromkeys(n for w in every for n in w or ()))
+    if all(isinstance(w, str) for w in every):
+        return "|".join(f"({w})" for w in every)
+    if every == [None]:
+        return None
+    raise ConfigError("lists and patterns cannot be joined", where="target_modules", got=every)

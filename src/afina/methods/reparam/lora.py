@@ -24,11 +24,12 @@ from ...core.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 from .lora_config import LoraConfig
-from .lora_files import LoraFiles, TiedLora
+from .lora_files import TiedLora
+from .lora_form import LoraForm
 
 
 @register("LORA", LoraConfig)
-class Lora(LoraFiles):
+class Lora(LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
     prefix = "lora_"
@@ -83,6 +84,10 @@ class Lora(LoraFiles):
 
     def tied(self, site: Site) -> Adapter | None:
         return TiedLora(site, self) if self.ensure_tied else None
+
+    @property
+    def is_product(self) -> bool:
+        return type(self).delta is Lora.delta and type(self).merged is Lora.merged
 
     # -- mathematics ------------------------------------------------------------------------------------------------
 

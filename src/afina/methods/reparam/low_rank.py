@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight, Site
+from ...core.low_rank import Factors, ThinUpdate
 from ...core.view import View
 
 
-class LowRankDelta(DeltaWeight):
+class LowRankDelta(DeltaWeight, ThinUpdate):
     """ΔW = B A: give `factors`; the forward multiplies by one after the other where the layer allows it."""
 
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
@@ -24,12 +25,21 @@ class LowRankDelta(DeltaWeight):
         base = site.base
         self.out_features, self.channels, self.kernel = base.out_features, base.in_features, base.shape[2:]
         self.in_features = math.prod(base.shape[1:])
+        self.groups = base.groups
         self.factored = base.additive and base.groups == 1
         self.embedding = base.kind == "embedding"
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A: (r, in · kernel) and B: (out, r), all factors included."""
         raise NotImplementedError
+
+    def thin_matrices(self) -> Factors | None:
+        own = type(self)
+        plain = own.delta is LowRankDelta.delta and own.merged is DeltaWeight.merged and self.groups == 1
+        if not plain:
+            return None
+        A, B = self.factors()
+        return A[None], B[None]
 
     def drop(self, rate: float) -> None:
         """Drop inputs of ΔW at this rate."""

@@ -1,0 +1,167 @@
+"""Any method's weight update as LoRA, by truncated SVD, for whatever can serve only LoRA.
+
+    ΔW ≈ U_r Σ_r V_rᵀ,   B = U_r Σ_r,   A = V_rᵀ,   s = 1
+
+The best approximation of its rank (Eckart and Young 1936); exact where ΔW has no higher rank. Layers: all of LoRA's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.adapter import Adapter
+from ...core.checkpoint import get_peft_model_state_dict, save_adapter
+from ...core.combine import filler, layer_like, put
+from ...core.config import LayerConfig
+from ...core.host import Host, ModulesToSaveWrapper, hosts
+from ...core.low_rank import Kept, Retained, blocks, recompressed, thin_matrices_of, truncated, update_of
+from ...core.names import layout
+from ...core.places import places, ranks_at
+from ...core.routing import routers
+from ...core.tuner import check_known, delete
+from ...errors import ConfigError, NotMergeable
+from .lora import Lora
+from .lora_config import LoraConfig
+
+PUBLIC = ("convert_to_lora", "save_as_lora")
+_LOG = logging.getLogger(__name__)
+
+
+class Converted(tuple[LoraConfig, dict[str, Tensor]]):
+    """(config, tensors under their names on disk), as the reference returns it.
+
+    Attributes:
+        retained: for each layer and in total, the rank, the share of ||ΔW||² kept and the relative error.
+    """
+
+    retained: Retained
+
+
+def convert_to_lora(
+    model: nn.Module,
+    rank: float,
+    adapter_name: str = "default",
+    progressbar: bool = False,
+    compile_kwargs: Mapping[str, Any] | None = None,
+) -> Converted:
+    """The LoRA that comes nearest to an adapter's weight update; the model stays as it is.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters.
+        rank: an int is the rank everywhere (or a layer's smaller side, where that is less); a float in (0, 1] is the
+            share of each layer's ||ΔW||² to keep, by the smallest rank that does so.
+        compile_kwargs: compile the decomposition with these arguments of `torch.compile`.
+
+    Raises:
+        NotMergeable: the adapter is no change of weights alone (it acts on activations, tokens or biases).
+        ConfigError: `rank` is no rank and no share.
+        TargetError: LoRA cannot be put on one of its layers.
+    """
+    with _beside(model, rank, adapter_name, progressbar, compile_kwargs) as (name, config, retained):
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        out = Converted((config, {k: t.detach().clone() for k, t in state.items()}))
+    out.retained = retained
+    return out
+
+
+def save_as_lora(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    rank: float,
+    adapter_name: str = "default",
+    progressbar: bool = False,
+    compile_kwargs: Mapping[str, Any] | None = None,
+) -> Retained:
+    """Write what `convert_to_lora` gives into the folder `path`, as any adapter is written.
+
+    Returns:
+        What was kept of the update.
+
+    Raises:
+        CheckpointError: the folder cannot be written; and as `convert_to_lora`.
+    """
+    with _beside(model, rank, adapter_name, progressbar, compile_kwargs) as (name, config, retained):
+        save_adapter(model, Path(path), name, config)
+    return retained
+
+
+@contextmanager
+def _beside(
+    model: nn.Module, rank: float, adapter_name: str, progressbar: bool, compile_kwargs: Mapping[str, Any] | None
+) -> Iterator[tuple[str, LoraConfig, Retained]]:
+    """The conversion as a further adapter of the model, for as long as the context lasts."""
+    root, container, _ = layout(model)
+    layers, like = _checked(root, container, getattr(model, "peft_config", {}), rank, adapter_name)
+    split = _split if compile_kwargs is None else torch.compile(_split, **compile_kwargs)
+    fills: dict[str, Callable[[Adapter], None]] = {}
+    kept: dict[str, Kept] = {}
+    for path, host in _told(layers, progressbar):
+        source = host.adapter(adapter_name)
+        if isinstance(host, ModulesToSaveWrapper):
+            assert source is not None
+            state = source.disk_state(source.state_dict())
+            fills[path] = _copier(state)
+            continue
+        Lora.check_kind(path, host.base)
+        factors, kept[path] = split(host, adapter_name, path, rank)
+        fills[path] = filler(factors)
+    ranks = ranks_at({p: k.rank * layers[p].base.groups for p, k in kept.items()})
+    adapted = {p: h for p, h in layers.items() if p in kept}
+    config = Lora.config_of(like, ranks, places(root, adapted, [like]))
+    name = next(n for n in (f"converted-{i}" for i in range(10**6)) if n not in getattr(model, "peft_config", {}))
+    retained = Retained(kept)
+    _LOG.info("%s as LoRA: %s", adapter_name, retained)
+    put(container, root, name, config, fills)
+    try:
+        yield name, config, retained
+    finally:
+        delete(container, name)
+
+
+def _checked(
+    root: nn.Module, container: nn.Module, configs: Mapping[str, Any], rank: float, name: str
+) -> tuple[dict[str, Host], LayerConfig]:
+    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    share = isinstance(rank, float) and 0 < rank <= 1
+    if not whole and not share:
+        raise ConfigError("neither a rank nor a share of the energy", where="rank", got=rank,
+                          expected="an int of at least 1, or a float in (0, 1]")  # fmt: skip
+    layers = {p: h for p, h in hosts(root) if name in h.names()}
+    check_known([name], configs or (name if layers else ()))
+    like = layer_like(configs[name], name) if name in configs else LayerConfig()
+    if name in routers(container):
+        raise NotMergeable("a method that decides over the whole model is no change of the weights", where=name)
+    if not any(not isinstance(h, ModulesToSaveWrapper) for h in layers.values()):
+        raise NotMergeable("the adapter changes no layer's weights", where=name)
+    return layers, like
+
+
+@torch.no_grad()
+def _split(host: Host, name: str, path: str, rank: float) -> tuple[tuple[Tensor, Tensor], Kept]:
+    """A layer's update as factors."""
+    # Each group of a convolution gets its part of the rank.
+    each = max(1, rank // host.base.groups) if isinstance(rank, int) else rank
+    known = thin_matrices_of(host, name)
+    if known is not None:
+        return recompressed(known, each)
+    return truncated(blocks(update_of(host, name, path), host.base), each)
+
+
+def _copier(state: Mapping[str, Tensor]) -> Callable[[Adapter], None]:
+    return lambda adapter: adapter.load_disk_state(state)
+
+
+def _told(layers: Mapping[str, Host], progressbar: bool) -> Any:
+    if not progressbar:
+        return layers.items()
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(layers.items(), desc="converting to LoRA")
