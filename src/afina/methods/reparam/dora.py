@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...core.adapter import Site
 from ...core.view import View
+from ...kernels.low_rank import is_plain_linear, lora_linear
 from .lora import Lora
 from .lora_config import LoraConfig
 
@@ -65,7 +66,33 @@ class Dora(Lora):
         changed = weight + self.delta(weight)
         return changed * self._scale(weight).view(-1, *(1 for _ in weight.shape[1:])), bias
 
+    @property
+    def fuses(self) -> bool:
+        return True
+
+    def _quick_scale(self, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """`_scale` from ‖w‖² + 2 s w·(BA) + s² ‖BA‖² of every row, without forming BA."""
+        with torch.no_grad():
+            own = torch.linalg.vector_norm(weight, dim=1, dtype=B.dtype).square()
+            cross = (B * (weight @ A.to(weight.dtype).mT).to(B.dtype)).sum(1)
+            square = ((B @ (A @ A.mT)) * B).sum(1)
+            changed = own + 2 * self.scaling * cross + self.scaling**2 * square
+            norm = changed.clamp_min(0).sqrt().clamp_min(torch.finfo(B.dtype).tiny)
+        scale: Tensor = self.lora_magnitude_vector / norm
+        return scale
+
+    def _fused(self, inner: View, x: Tensor) -> Tensor:
+        (A, B), base = self.factors(), inner.base
+        weight = base.canonical(base.weight)
+        out = lora_linear(x, weight, None, A, B, self.scaling)
+        out = (out * self._quick_scale(weight, A, B)).to(x.dtype)
+        return out if base.bias is None else out + base.bias
+
     def forward(self, inner: View, x: Any) -> Any:
+        if self.reads_as_is(inner.base, x):
+            if self.dropped(x) is x and inner.is_base and is_plain_linear(inner.base.module):
+                return self._fused(inner, x)
+            x = x.to(self.dtype)
         weight, bias = inner.params()
         scale = self._scale(weight)
         rank_part = self.scaling * inner.base.low_rank(x if self.embedding else self.lora_dropout(x), *self.factors())
