@@ -46,6 +46,9 @@ def name_in(name: str, wanted: str | Collection[str], where: str = "target_modul
         return full_match(wanted, name, where) is not None
     if isinstance(wanted, WholeNames):
         return name in wanted
+    if isinstance(wanted, (set, frozenset)):
+        parts = name.split(".")
+        return any(".".join(parts[i:]) in wanted for i in range(len(parts)))
     return any(name == w or name.endswith(f".{w}") for w in wanted)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import TargetError, nearest
 from .architectures import DEFAULT_TARGETS
 from .config import LayerConfig
-from .patterns import full_match, name_in
+from .patterns import WholeNames, full_match, name_in
 from .quantised import quantised_weight
 from .weights import base_weight
 
@@ -148,7 +148,9 @@ def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
                  and not name_in(s.name, saved, "modules_to_save")]  # fmt: skip
     else:
         wanted = resolve_targets(model, config)
-        found = [s for s in every if name_in(s.name, wanted)]
+        # A set is looked up once for each ending of a name, which matters where targets are hundreds of whole names.
+        quick = frozenset(wanted) if isinstance(wanted, list) and not isinstance(wanted, WholeNames) else wanted
+        found = [s for s in every if name_in(s.name, quick)]
     matched = len(found)
     found = [s for s in found if _in_layers(s.name, config)]
     in_layers = len(found)
