@@ -216,3 +216,25 @@ def test_all_linear_means_quantised_layers_that_are_no_linear():
 
     model = nn.Sequential(Opaque(nn.Linear(8, 8)), nn.ReLU())
     assert len(list(afina.get_peft_model(model, afina.LoraConfig(target_modules="all-linear")).parameters())) == 2
+
+
+def test_what_needs_dense_weights_says_so():
+    from afina.errors import ConfigError
+
+    base = nn.Sequential(layer())
+    sparse = afina.SparseConfig(target_modules=["0"], selection="gradient")
+    with pytest.raises(ConfigError, match="quantised"):
+        afina.preprocess_sparse(base, sparse, lambda: None)
+    loftq = afina.LoraConfig(target_modules=["0"], init_lora_weights="loftq", loftq_config={"loftq_bits": 4})
+    with pytest.raises(ConfigError, match="replace_lora_weights_loftq"):
+        afina.preprocess_loftq(base, loftq)
+    with pytest.raises(ConfigError, match="quantised"):
+        afina.preprocess_loraga(base, afina.LoraConfig(target_modules=["0"], init_lora_weights="lora_ga"), lambda: None)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal"])
+def test_starts_from_the_weight_read_the_dequantised_one(start):
+    config = afina.LoraConfig(target_modules=["0"], r=4, init_lora_weights=start)
+    base = layer().train()
+    before = base(inputs())
+    assert relative(afina.get_peft_model(nn.Sequential(base), config).train()(inputs()).detach(), before) < 1e-5

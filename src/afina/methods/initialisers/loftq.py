@@ -85,12 +85,15 @@ def preprocess_loftq(model: nn.Module, lora_config: Any) -> None:
     lora_config)` finds them. The adapter that is trained afterwards belongs to this quantised model: save it too.
 
     Raises:
-        ConfigError: a rank exceeds min(in, out).
+        ConfigError: a rank exceeds min(in, out), or a target is quantised already.
     """
     options = settings(LoftQConfig, lora_config.loftq_config)
     statistics, quantised = {}, {}
     for name, module in gather.linear_targets(model, lora_config).items():
         weight = gather.weight_of(module)
+        if weight.quantised:
+            raise ConfigError("the weight is quantised already", where=name, got=type(module).__name__,
+                              fix="use replace_lora_weights_loftq")  # fmt: skip
         rank, scale = lora_config.rank_at(name), lora_config.scaling_at(name)
         statistics[name], quantised[name] = loftq(
             weight.read()[0].detach().float(), rank, scale, bits=options.loftq_bits, iters=options.loftq_iter

@@ -118,7 +118,7 @@ def preprocess_loraga(
     if cache_file is not None and Path(cache_file).exists():
         lora_config.statistics = gather.load_statistics(cache_file, {n: w.shape for n, w in weights.items()})
         return
-    quantised = next((n for n, w in weights.items() if not w.weight.dtype.is_floating_point), None)
+    quantised = next((n for n, w in weights.items() if w.quantised), None)
     if quantised:
         raise ConfigError("a quantised weight has no gradient", where=quantised, got=weights[quantised].weight.dtype,
                           fix="gather on the unquantised model")  # fmt: skip

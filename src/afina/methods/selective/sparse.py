@@ -93,9 +93,13 @@ def preprocess_sparse(model: Any, config: SparseConfig, train_step: Callable[[],
             counts, by calling `backward` inside it as often as there are batches.
 
     Raises:
-        ConfigError: a target got no gradient.
+        ConfigError: a target got no gradient, or is quantised.
     """
     found = {s.name: base_weight(plain(s.module)) for s in select_slots(model, config)}
+    quantised = next((n for n, base in found.items() if base.quantised), None)
+    if quantised:
+        raise ConfigError("a quantised weight has no gradient", where=quantised,
+                          fix="choose on the unquantised model, or by magnitude")  # fmt: skip
     scores: dict[str, Tensor] = {}
     before = {id(p): (p.requires_grad, p.grad) for p in model.parameters()}
     hooks = []
