@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from .chat import chat
+from .compare import compare
+from .inspect import inspect
 from .merge import merge
 from .methods import methods
 from .predict import predict
@@ -13,15 +15,17 @@ from .version import version
 
 app = typer.Typer(
     name="afina",
-    help="Fine-tune pretrained models with few parameters: train, use, merge.",
+    help="Fine-tune pretrained models with few parameters: train, compare, use, merge.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 app.command(context_settings={"ignore_unknown_options": True})(train)
+app.command(context_settings={"ignore_unknown_options": True})(compare)
 app.command()(chat)
 app.command()(predict)
 app.command()(merge)
 app.command()(methods)
+app.command()(inspect)
 app.command()(version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -12,7 +13,13 @@ from ..errors import AfinaError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-_EXTRAS = ("datasets", "gguf", "matplotlib", "pydantic", "rich", "tensorboard", "trl", "yaml")
+_EXTRAS = MappingProxyType(
+    {
+        **dict.fromkeys(("datasets", "gguf", "matplotlib", "pydantic", "rich", "tensorboard", "trl", "yaml"), "train"),
+        "optuna": "sweep",
+    }
+)
+"""Packages that only some commands need, and the extra that brings them."""
 
 
 def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -26,9 +33,10 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in _EXTRAS:
+            extra = _EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
                 raise
-            typer.echo(f"error: the package {error.name} is missing\nfix: pip install 'afina[train]'", err=True)
+            typer.echo(f"error: the package {error.name} is missing\nfix: pip install 'afina[{extra}]'", err=True)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             typer.echo("stopped", err=True)

@@ -1,0 +1,92 @@
+"""`afina compare`"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RecipeError
+from .guard import guarded
+from .train import split_arguments
+
+
+@guarded
+def compare(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE [KEY=VALUE | --KEY VALUE]...", help="A YAML file, or an embedded recipe."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names, each with settings of its own if wanted: full,lora,lora:r=4:lr=1e-3")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of every method.")] = 3,
+    ranks: Annotated[str | None, typer.Option(help="Take methods with a rank once at each: 4,16,64")] = None,
+    tune: Annotated[int, typer.Option(help="Trials of a search for every learning rate; 0 is none.")] = 0,
+    max_steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -comparison.")] = None,
+) -> None:
+    """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""
+    from ..compare.candidates import DEFAULT_METHODS
+    from ..compare.comparison import Request, check
+    from ..compare.comparison import compare as run
+    from ..compare.report import write
+    from .console import ConsoleReporter, quiet_libraries
+
+    source, overrides = split_arguments(args or [])
+    if source is None:
+        raise RecipeError("no recipe", got=args, expected="afina compare RECIPE --methods full,lora,ia3 --seeds 3")
+    request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), tune, max_steps, out)
+    check(request)
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    folder, comparison = run(request, reporter)
+    written = write(folder, comparison)
+    _table(comparison)
+    typer.echo(comparison["recommendation"])
+    typer.echo(f"written: {', '.join(str(path) for path in written)}")
+    if comparison["recommended"]:
+        typer.echo(f"next:\n  afina train {' '.join(_next(source, overrides, comparison))}")
+
+
+def _ranks(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(",")) if text else ()
+    except ValueError as error:
+        raise RecipeError("ranks are whole numbers", where="--ranks", got=text, expected="e.g. 4,16,64") from error
+
+
+def _table(comparison: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..compare.report import cells, heads
+
+    table = Table(title=None, show_lines=False)
+    for number, (name, _) in enumerate(heads(comparison)):
+        table.add_column(name, no_wrap=number != 2)
+    for row in comparison["rows"]:
+        if row["status"] == "done":
+            table.add_row(*(text for text, _ in cells(row, comparison)))
+    console = Console(highlight=False, soft_wrap=False, width=None if Console().is_terminal else 200)
+    console.print(table)
+    for row in comparison["rows"]:
+        if row["errors"]:
+            typer.echo(f"{row['name']}: {row['status']}: {next(iter(row['errors'].values()))}")
+
+
+def _next(source: str, overrides: list[tuple[str, str]], comparison: Mapping[str, Any]) -> list[str]:
+    """The words that train the recommended method once more with `afina train`."""
+    import shlex
+
+    import yaml
+
+    row = next(row for row in comparison["rows"] if row["name"] == comparison["recommended"])
+    pairs = [*overrides, ("method.type", row["method"])]
+    for key, value in row["settings"].items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
+        pairs.append((f"method.{key}", text))
+    pairs += [("lr", f"{row['learning_rate']:g}"), ("max_steps", str(comparison["steps"]))]
+    return [shlex.quote(word) for word in (source, *(f"{key}={value}" for key, value in pairs))]

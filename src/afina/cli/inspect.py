@@ -1,0 +1,109 @@
+"""`afina inspect`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import RecipeError
+from .guard import guarded
+
+if TYPE_CHECKING:
+    from .console import ConsoleReporter
+
+
+@guarded
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="MODEL_OR_ADAPTER", help="A folder, GGUF file or hub id.")],
+    base: Annotated[str | None, typer.Option(help="Of an adapter: the model that it should fit.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Of a model: count these only, e.g. lora,ia3.")] = None,
+) -> None:
+    """Show a model's modules and what each method would train in it, or what an adapter holds and whether it fits."""
+    from ..compare.look_model import is_adapter
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    if is_adapter(Path(source)):
+        if methods is not None:
+            raise RecipeError("--methods is about models, this is an adapter", got=source)
+        _adapter(Path(source), base, reporter)
+        return
+    if base is not None:
+        raise RecipeError("--base is about adapters, this is a model", got=source)
+    _model(source, methods, reporter)
+
+
+def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
+    from ..compare.look_adapter import check_fit, look
+    from ..compare.report import size
+    from ..train.model import base_location
+    from ..train.recipe import ModelSection
+
+    found = look(folder)
+    typer.echo(f"adapter   {folder}")
+    typer.echo(f"method    {found.method.lower()}, task {found.task}")
+    typer.echo(f"base      {found.base or 'not named'}")
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    typer.echo(f"holds     {found.tensors} tensors ({dtypes}), {found.parameters:,} numbers, {size(found.size_bytes)}")
+    for key, value in sorted(found.settings.items()):
+        typer.echo(f"setting   {key}: {_short(value)}")
+    for line in found.origin:
+        typer.echo(f"origin    {line}")
+    if base is None:
+        typer.echo("fit       not checked (--base MODEL)")
+        return
+    placed = check_fit(folder, base_location(ModelSection(path=base), reporter))
+    typer.echo(f"fit       yes: all {placed} tensors have their place in {base} (values of its weights not compared)")
+
+
+def _short(value: object) -> str:
+    words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+    words = sorted(words)
+    return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
+
+
+def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
+    from ..compare.look_model import counts, look, on_meta
+    from ..train.events import Progress
+    from ..train.model import base_location
+    from ..train.recipe import ModelSection
+
+    wanted = _known(methods)
+    location = base_location(ModelSection(path=source), reporter)
+    found = look(on_meta(location))
+    typer.echo(f"{found.kind}, {found.parameters:,} parameters\n\nmodules:")
+    width = max(len(group.name) for group in found.groups)
+    for group in found.groups:
+        shape = " x ".join(map(str, group.shape))
+        typer.echo(f"  {group.name:{width}}  {group.kind:16} {shape:>14}  {group.count:>3} times")
+    typer.echo("\ntrained parameters at each method's defaults:")
+    family = ""
+    told = counts(lambda: on_meta(location), wanted, lambda n, of: reporter.progress(Progress("counting", n, of)))
+    for count in told:
+        if count.family != family:
+            family = count.family
+            typer.echo(f"{family}:")
+        if count.trainable is None:
+            typer.echo(f"  {count.method.lower():24} {'-':>14}  {count.why}")
+        else:
+            typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {count.trainable / found.parameters:.3%}")
+
+
+def _known(methods: str | None) -> list[str]:
+    """The names in a list such as `lora,ia3`.
+
+    Raises:
+        RecipeError: there is no such method.
+    """
+    from ..errors import did_you_mean
+    from ..methods.about import about_methods
+
+    wanted = [word.strip().lower().replace("-", "_") for word in (methods or "").split(",") if word.strip()]
+    known = [about.name.lower() for about in about_methods()]
+    for name in wanted:
+        if name not in known:
+            raise RecipeError("no such method", where="--methods", got=name, fix=did_you_mean(name, known))
+    return wanted

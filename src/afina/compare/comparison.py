@@ -1,0 +1,178 @@
+"""A comparison from end to end: search, run, score, tell; and its result as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ..errors import RecipeError
+from ..train.events import Reporter
+from ..train.recipe import Recipe
+from ..train.settings import load_recipe, method_config
+from .candidates import Candidate, candidates, recipe_for
+from .items import ACCURACY
+from .prepare import Shared, prepare
+from .runs import Outcome, Runner
+from .score import Standing, is_worse, recommend, standings
+from .tune import Search, at_rate, search
+
+_FULL = "full"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; `overrides` are the recipe's own, `out` is the folder of everything."""
+
+    source: str
+    methods: str
+    overrides: tuple[tuple[str, str], ...] = ()
+    seeds: int = 3
+    ranks: tuple[int, ...] = ()
+    tune: int = 0
+    max_steps: int | None = None
+    out: Path | None = None
+
+
+@dataclass
+class Entry:
+    """A candidate on its way through the comparison."""
+
+    candidate: Candidate
+    recipe: Recipe
+    rate_from: str
+    outcomes: dict[int, Outcome]
+    search: Search | None = None
+
+
+def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
+    """Run what is missing and return the folder and the comparison.
+
+    Raises:
+        AfinaError: the recipe, a method's name or a setting is wrong. A method that cannot be trained is no error but
+            a row that says why.
+    """
+    if request.tune:
+        _need_optuna()
+    base = load_recipe(request.source, request.overrides)
+    entries = []
+    for candidate in candidates(request.methods, request.ranks):
+        recipe, rate_from = recipe_for(request.source, request.overrides, candidate, request.max_steps)
+        entries.append(Entry(candidate, recipe, rate_from, {}))
+    if request.max_steps is not None:
+        base.training.max_steps = request.max_steps
+    folder = request.out or Path(f"{base.output.dir}-comparison")
+    shared = prepare(base, folder / "data", reporter)
+    runner = Runner(folder / "runs", shared, reporter)
+    _run_all(entries, runner, request, base.training.seed)
+    return folder, _summary(base, request, shared, entries)
+
+
+def _need_optuna() -> None:
+    import optuna
+
+    del optuna
+
+
+def _run_all(entries: Sequence[Entry], runner: Runner, request: Request, first_seed: int) -> None:
+    tuned = [e for e in entries if request.tune and not e.candidate.learning_rate_given]
+    runner.planned = len(entries) * request.seeds + len(tuned) * request.tune
+    for entry in tuned:
+        name = entry.candidate.name
+        entry.search = search(runner, name, entry.recipe, request.tune, first_seed)
+        if entry.search.best is not None:
+            entry.recipe, entry.rate_from = at_rate(entry.recipe, entry.search.best), "tuned"
+    for seed in range(first_seed, first_seed + request.seeds):
+        for entry in entries:  # by seed first: a comparison that is cut off has something of every method
+            name = f"{entry.candidate.name} seed {seed}"
+            before = next(iter(entry.outcomes.values()), None)
+            if before is not None and before.status == "refused":
+                runner.finished += 1  # it would be refused again
+                continue
+            entry.outcomes[seed] = runner.run(name, entry.recipe, seed)
+
+
+def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[Entry]) -> dict[str, Any]:
+    seeds = list(range(base.training.seed, base.training.seed + request.seeds))
+    done = {e.candidate.name: {s: o.result for s, o in e.outcomes.items() if o.status == "done"} for e in entries}
+    finished = {name: results for name, results in done.items() if results}
+    metric = next((r["metric"] for results in finished.values() for r in results.values()), ACCURACY)
+    higher = metric == ACCURACY
+    best = ""
+    standing: dict[str, Standing] = {}
+    if finished:
+        scores = {name: {seed: r["items"] for seed, r in results.items()} for name, results in finished.items()}
+        best, standing = standings(scores, higher_is_better=higher, full=_FULL if _FULL in finished else None)
+    rows = [_row(entry, done[entry.candidate.name], standing.get(entry.candidate.name), seeds, higher)
+            for entry in entries]  # fmt: skip
+    good = sorted((row for row in rows if row["status"] == "done"), key=lambda row: row["quality"]["mean"])
+    good = good[::-1] if higher else good
+    rows = [*good, *(row for row in rows if row["status"] != "done")]
+    floor = shared.majority if higher else None
+    advice = recommend(good, best, metric=metric, floor=floor) if good else None
+    return {
+        "recipe": request.source, "overrides": [f"{k}={v}" for k, v in request.overrides], "task": base.task,
+        "base_model": base.model.path, "metric": metric, "higher_is_better": higher, "majority": shared.majority,
+        "seeds": seeds, "steps": shared.steps,
+        "rows_per_step": base.training.batch_size * base.training.gradient_accumulation,
+        "train_rows": shared.rows[0], "held_out_rows": shared.rows[1],
+        "tune": {"trials": request.tune, "train_rows": shared.rows[2], "held_out_rows": shared.rows[3]}
+        if request.tune else None,
+        "best": best, "recommended": advice.name if advice else "",
+        "recommendation": advice.sentence if advice else "No method could be trained.",
+        "rows": rows, **shared.facts,
+    }  # fmt: skip
+
+
+def _row(
+    entry: Entry, results: dict[int, Any], standing: Standing | None, seeds: Sequence[int], higher: bool
+) -> dict[str, Any]:
+    errors = {str(seed): o.error for seed, o in entry.outcomes.items() if o.error}
+    row: dict[str, Any] = {
+        "name": entry.candidate.name, "method": entry.recipe.method.type, "family": _family(entry.recipe),
+        "settings": entry.recipe.method.fields, "learning_rate": entry.recipe.training.learning_rate,
+        "learning_rate_from": entry.rate_from, "search": asdict(entry.search) if entry.search else None,
+        "status": "done" if results else next(iter(entry.outcomes.values())).status,
+        "errors": errors, "seeds": sorted(results), "complete": len(results) == len(seeds),
+    }  # fmt: skip
+    if standing is None:
+        return row
+    each = list(results.values())
+    first = each[0]
+    forgetting = [r["forgetting"] for r in each if r["forgetting"]["after"] is not None]
+    return row | {
+        "quality": asdict(standing.quality),
+        "to_best": asdict(standing.to_best) if standing.to_best else None,
+        "to_full": asdict(standing.to_full) if standing.to_full else None,
+        "worse": is_worse(standing.to_best, higher_is_better=higher),
+        "by_seed": {str(seed): fmean(r["items"]) for seed, r in results.items()},
+        "loss": fmean(r["loss"] for r in each),
+        "trainable": first["trainable"], "share": first["trainable"] / first["base_parameters"],
+        "memory_mb": max(r["memory_mb"] for r in each), "cpu_s": fmean(r["cpu_s"] for r in each),
+        "wall_s": fmean(r["wall_s"] for r in each), "size_bytes": first["size_bytes"], "tokens": first["tokens"],
+        "forgetting": {key: fmean(f[key] for f in forgetting) for key in ("before", "after")} if forgetting else None,
+        "curves": {str(seed): [[s, round(loss, 4)] for s, loss in r["curve"]] for seed, r in results.items()},
+        "device": first["device"],
+    }  # fmt: skip
+
+
+def _family(recipe: Recipe) -> str:
+    from ..core.config import method
+
+    return method(method_config(recipe)).family
+
+
+def check(request: Request) -> None:
+    """Refuse numbers that make no comparison.
+
+    Raises:
+        RecipeError: names the option.
+    """
+    limits = {"--seeds": (request.seeds, 1), "--tune": (request.tune, 0), "--max-steps": (request.max_steps, 1)}
+    for option, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise RecipeError("too small", where=option, got=value, expected=f">= {least}")
+    if any(rank < 1 for rank in request.ranks) or len(set(request.ranks)) < len(request.ranks):
+        raise RecipeError("ranks are different whole numbers from 1 on", where="--ranks", got=list(request.ranks))

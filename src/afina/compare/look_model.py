@@ -1,0 +1,138 @@
+"""A model seen without its weights: which modules can be adapted, and what each method would train in it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.config import PeftConfig, methods
+from ..errors import AfinaError, CheckpointError
+from ..methods.about import about_methods
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_STEPS = 1000
+"""Length of run for methods whose config asks for one."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules of one name but for the number of their layer: `model.layers.*.mlp.up_proj`, Linear, (1536, 576), 30."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a method trains at its defaults; `why` says what it needs where that cannot be told."""
+
+    method: str
+    family: str
+    trainable: int | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ModelLook:
+    """A model: its class, its parameters and the modules that have a weight."""
+
+    kind: str
+    parameters: int
+    groups: tuple[Group, ...]
+
+
+def on_meta(location: str, kind: str | None = None, **settings: Any) -> Any:
+    """The model of a folder or hub id without memory for its weights.
+
+    Args:
+        kind: name of a class of transformers (an auto class too) instead of the one that the config names.
+        settings: of the config, e.g. `num_labels`.
+
+    Raises:
+        CheckpointError: its config cannot be read, or names a class that transformers does not have.
+    """
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(location, **settings)
+    except (OSError, ValueError) as error:
+        got = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError("cannot read the model's config", where=location, got=got) from error
+    name = kind or (config.architectures or ["AutoModel"])[0]
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise CheckpointError("transformers does not have this model's class", where=location, got=name)
+    with torch.device("meta"):
+        return cls.from_config(config) if name.startswith("Auto") else cls(config)
+
+
+def look(model: Any) -> ModelLook:
+    """The model's modules that have a weight, those of like layers together, in the model's order."""
+    found: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            found[_NUMBER.sub("*", name), type(module).__name__, tuple(weight.shape)] += 1
+    groups = tuple(Group(*key, count) for key, count in found.items())
+    return ModelLook(type(model).__name__, sum(p.numel() for p in model.parameters()), groups)
+
+
+def counts(
+    build: Callable[[], Any], wanted: Sequence[str] = (), told: Callable[[int, int], None] = lambda done, total: None
+) -> list[Count]:
+    """What each method would train in the model that `build` makes, at the method's own defaults.
+
+    Args:
+        wanted: names of methods; all where empty.
+        told: called with how many methods are done, of how many.
+    """
+    chosen = [about for about in about_methods() if not wanted or about.name.lower() in wanted]
+    out = []
+    for number, about in enumerate(chosen, 1):
+        out.append(_count(about.name, about.family, build()))
+        told(number, len(chosen))
+    return out
+
+
+def _count(name: str, family: str, model: Any) -> Count:
+    from ..core.mapping import get_peft_model
+    from ..core.prompt import PromptEncoder
+
+    method = methods()[name]
+    if family == "baseline":
+        return Count(name, family, sum(p.numel() for p in model.parameters()))
+    own: dict[str, Any] = {"total_step": _STEPS} if "total_step" in method.config.__dataclass_fields__ else {}
+    try:
+        config: PeftConfig = method.config(**own)
+        if issubclass(method.implementation, PromptEncoder):
+            config.task_type = _task(model)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+        return Count(name, family, adapted.get_nb_trainable_parameters()[0])
+    except AfinaError as error:
+        what = f"{error.where}: {error.what}" if error.where is not None else error.what
+        return Count(name, family, None, what)
+    except NotImplementedError:  # torch's word for numbers that a meta tensor does not have
+        return Count(name, family, None, "depends on the weights' values")
+
+
+def _task(model: Any) -> Any:
+    """The task that a model's class is for, as prompts need to know it."""
+    from ..core.config import TaskType
+
+    name = type(model).__name__
+    ends = {"ForCausalLM": TaskType.CAUSAL_LM, "LMHeadModel": TaskType.CAUSAL_LM,
+            "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
+            "ForSequenceClassification": TaskType.SEQ_CLS}  # fmt: skip
+    return next((task for end, task in ends.items() if name.endswith(end)), TaskType.FEATURE_EXTRACTION)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (path / "adapter_config.json").is_file()

@@ -1,0 +1,48 @@
+"""Peak memory of a phase: the process's resident memory, or what torch's allocator held on the GPU."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Peak:
+    """The peak above the loaded base, from `start` on."""
+
+    def __init__(self, base: Any) -> None:
+        # Weights come into memory where they are first read; unread ones would count as the training's own.
+        self.base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
+        for parameter in base.parameters():
+            parameter.detach().sum()
+        self.resident = _kilobytes("VmRSS")
+
+    def start(self) -> None:
+        """Forget the peak so far (loading has one of its own)."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        if _RESET.exists():
+            _RESET.write_text("5", encoding="ascii")
+
+    def above_base_mb(self) -> float:
+        """MiB that the phase took at its peak, over and above the base's weights."""
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+            return float(round((torch.cuda.max_memory_allocated() - self.base_bytes) / 2**20, 1))
+        return float(round(max(0.0, _kilobytes("VmHWM") - self.resident) / 2**10, 1))
+
+
+def _kilobytes(entry: str) -> float:
+    """An entry of Linux's process status; elsewhere the peak of the process's life, which only grows."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith(f"{entry}:"):
+                return float(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform == "darwin" else float(peak)

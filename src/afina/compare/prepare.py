@@ -1,0 +1,136 @@
+"""What all runs of a comparison share: the rows, written out once, and the facts that a cached run must agree with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, RecipeError
+from ..train.adapt import planned_steps
+from ..train.assets import sha256
+from ..train.data import read_split, resolve_labels
+from ..train.events import Reporter
+from ..train.labels import majority_share
+from ..train.model import base_location
+from ..train.recipe import Recipe
+from ..version import __version__
+from .items import check_task
+
+_TUNE_SHARE, _TUNE_MOST = 0.2, 400
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The same for every run.
+
+    Attributes:
+        train, held_out: files of the rows.
+        tune_train, tune_held_out: the training rows split once more, for searching learning rates.
+        rows: how many each has, in this order.
+        labels: of the task; None where answers are free.
+        majority: the accuracy of always answering the commonest label.
+        steps: optimizer steps of every run.
+        facts: what the results depend on beside the recipe: rows, weights, versions, machine.
+    """
+
+    train: Path
+    held_out: Path
+    tune_train: Path
+    tune_held_out: Path
+    rows: tuple[int, int, int, int]
+    labels: list[str] | None
+    majority: float | None
+    steps: int
+    facts: dict[str, Any]
+
+    def placed(self, recipe: Recipe, seed: int, folder: Path, *, trial: bool = False) -> Recipe:
+        """`recipe` on the shared rows with another seed, writing to `folder`; a trial holds training rows out."""
+        out = recipe.model_copy(deep=True)
+        out.data.train = str(self.tune_train if trial else self.train)
+        out.data.eval = str(self.tune_held_out if trial else self.held_out)
+        out.data.max_train_rows = out.data.max_eval_rows = None
+        out.data.labels = self.labels
+        out.training.max_steps, out.training.seed = self.steps, seed
+        out.output.dir = str(folder)
+        return out
+
+
+def prepare(recipe: Recipe, folder: Path, reporter: Reporter) -> Shared:
+    """Read the recipe's rows, split them once for all runs and write them below `folder`.
+
+    Raises:
+        RecipeError: there is nothing to compare on: no held-out rows, or a task without items.
+        DataError: the rows are unusable.
+    """
+    check_task(recipe.task)
+    split = read_split(recipe, reporter)
+    if split.held_out is None:
+        raise RecipeError("there are no held-out rows to compare on", where="data.eval",
+                          fix="name a file of them, or set data.eval_split")  # fmt: skip
+    labels = resolve_labels(recipe, split)
+    majority = None
+    if labels is not None:
+        column = [str(row[recipe.data.label_column]) for row in split.held_out.values]
+        majority = majority_share(column)
+    train, held_out = split.train.values, split.held_out.values
+    inner, tune = _halved(train)
+    parts = {"train": train, "held_out": held_out, "tune_train": inner, "tune_held_out": tune}
+    paths = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in parts.items()}
+    return Shared(
+        paths["train"], paths["held_out"], paths["tune_train"], paths["tune_held_out"],
+        (len(train), len(held_out), len(inner), len(tune)), labels, majority,
+        planned_steps(recipe, len(train)), _facts(recipe, reporter),
+    )  # fmt: skip
+
+
+def _halved(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train a trial on, and rows to judge it by; drawn once, with a seed of its own."""
+    order = list(range(len(rows)))
+    random.Random(0).shuffle(order)
+    n = min(_TUNE_MOST, max(1, round(_TUNE_SHARE * len(rows))))
+    return [rows[i] for i in sorted(order[n:])], [rows[i] for i in sorted(order[:n])]
+
+
+def _written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError("cannot write the comparison's rows", where=path, got=error.strerror) from error
+    return path.absolute()
+
+
+def _facts(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    location = Path(base_location(recipe.model, reporter))
+    weights = [*location.glob("*.safetensors"), *location.glob("*.bin"), *location.glob("config.json")]
+    return {
+        "model": {path.name: sha256(path) for path in sorted(weights)} or str(location),
+        "versions": {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+                     "python": platform.python_version()},
+        "machine": machine(),
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, the threads that torch takes in every run, and the GPU where there is one."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
+    return {
+        "processor": name or platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": threads, "gpu": gpu, "system": f"{platform.system()} {platform.machine()}",
+    }  # fmt: skip

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ..train import tiny
+from ..train.child import command
+
+
+@pytest.fixture
+def recipe(tmp_path, model_folder):
+    return tiny.write_recipe(tmp_path, model_folder, training__max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "loraa"], "did you mean 'lora'?"),
+        (["--methods", "lora,lora"], "named twice"),
+        (["--methods", "lora:rank=4"], "lora has no setting 'rank'"),
+        (["--seeds", "0"], "--seeds"),
+        (["--ranks", "4,many"], "ranks are whole numbers"),
+        (["--max-steps", "-3"], "--max-steps"),
+        (["max_stepss=3"], "unknown key"),
+        (["data.eval=null", "data.eval_split=0"], "no held-out rows"),
+    ],
+)
+def test_mistakes_end_with_two_and_four_lines(recipe, tmp_path, child, words, message):
+    code, out, err = child(command, "compare", str(recipe), "--out", str(tmp_path / "out"), *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) <= 4
+    assert not list(tmp_path.glob("out/runs/*"))
+
+
+def test_no_recipe_is_a_mistake(child):
+    code, _, err = child(command, "compare")
+    assert code == 2
+    assert "no recipe" in err
+
+
+@pytest.mark.slow
+def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child):
+    out = tmp_path / "out"
+    words = ["compare", str(recipe), "--methods", "lora,bitfit", "--ranks", "2", "--seeds", "1", "--out", str(out)]
+    code, said, err = child(command, *words)
+    assert code == 0
+    assert "lora r=2" in said
+    assert "bitfit: refused: " in said
+    assert "1/2 lora r=2 seed 0: done" in err
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert comparison["recommendation"] in said
+    for name in ("comparison.csv", "comparison.md", "comparison.html", "pareto.svg"):
+        assert (out / name).stat().st_size > 0
+        assert str(out / name) in said
+
+
+@pytest.mark.slow
+def test_search_is_part_of_the_result(recipe, tmp_path, child):
+    pytest.importorskip("optuna")
+    words = ["compare", str(recipe), "--methods", "ia3,lora:lr=0.02", "--tune", "2", "--seeds", "1"]
+    code, _, err = child(command, *words, "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "1/4 ia3 trial 1 lr=0.005" in err
+    found = {r["name"]: r for r in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
+    assert found["ia3"]["learning_rate_from"] == "tuned"
+    assert found["ia3"]["learning_rate"] in [t["learning_rate"] for t in found["ia3"]["search"]["trials"]]
+    assert found["lora:lr=0.02"]["search"] is None
+    assert "Learning rates tried" in (tmp_path / "out" / "comparison.html").read_text()

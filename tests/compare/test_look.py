@@ -1,0 +1,130 @@
+"""What `afina inspect` sees without weights is what training finds with them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from afina.compare import look_adapter, look_model
+from afina.errors import CheckpointError
+
+from ..train import tiny
+
+
+def trained(path):
+    from afina.train.events import Reporter
+    from afina.train.run import run
+    from afina.train.settings import load_recipe
+
+    result = run(load_recipe(str(path)), Reporter())
+    return result.folder, result.report["parameters"]["trainable"]
+
+
+def seen(folder):
+    found = look_model.look(look_model.on_meta(str(folder)))
+    told = []
+    counts = look_model.counts(lambda: look_model.on_meta(str(folder)), told=lambda n, of: told.append((n, of)))
+    return found, counts, told
+
+
+def fits(adapter, base):
+    return look_adapter.check_fit(adapter, str(base))
+
+
+@pytest.fixture(scope="module")
+def model_seen(tmp_path_factory, model_folder, child):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return child(seen, model_folder)
+
+
+@pytest.fixture(scope="module", params=["causal_lm", "sequence_classification"])
+def adapter(request, tmp_path_factory, model_folder, child):
+    folder = tmp_path_factory.mktemp("adapter")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        recipe = tiny.write_recipe(folder, model_folder, task=request.param, training__max_steps=2)
+        return child(trained, recipe)
+
+
+def test_modules_of_like_layers_stand_together(model_seen):
+    found = model_seen[0]
+    groups = {g.name: (g.kind, g.shape, g.count) for g in found.groups}
+    assert found.kind == "LlamaForCausalLM"
+    assert groups["model.layers.*.self_attn.k_proj"] == ("Linear", (16, 32), 2)
+    assert groups["model.embed_tokens"] == ("Embedding", (259, 32), 1)
+    assert groups["model.norm"] == ("LlamaRMSNorm", (32,), 1)
+
+
+def test_every_method_is_counted_or_says_what_it_needs(model_seen):
+    from afina.core.config import methods
+
+    _, counts, told = model_seen
+    assert {c.method for c in counts} == set(methods())
+    assert told[-1] == (len(counts), len(counts))
+    by_name = {c.method: c for c in counts}
+    assert by_name["FULL"].trainable == model_seen[0].parameters
+    assert by_name["PROMPT_TUNING"].trainable == 20 * 32
+    assert by_name["ADALORA"].trainable is not None
+    assert "bias" in by_name["BITFIT"].why
+    assert all((c.trainable is None) == bool(c.why) for c in counts)
+
+
+def test_counts_without_weights_are_those_with_them(model_seen, model_folder, child):
+    by_name = {c.method: c.trainable for c in model_seen[1]}
+    assert child(counted, model_folder) == {n: by_name[n] for n in ("LORA", "IA3", "BOTTLENECK", "LN_TUNING", "VERA")}
+
+
+def counted(folder):
+    from transformers import AutoModelForCausalLM
+
+    from afina.core.config import methods
+    from afina.core.mapping import get_peft_model
+
+    out = {}
+    for name in ("LORA", "IA3", "BOTTLENECK", "LN_TUNING", "VERA"):
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), methods()[name].config())
+        out[name] = model.get_nb_trainable_parameters()[0]
+    return out
+
+
+def test_adapter_is_told_as_it_is(adapter, model_folder):
+    folder, trainable = adapter
+    found = look_adapter.look(folder)
+    assert (found.method, found.base) == ("LORA", str(model_folder))
+    assert found.parameters == trainable
+    assert found.dtypes == {"F32": found.tensors}
+    assert found.size_bytes == (folder / "adapter_model.safetensors").stat().st_size
+    assert "r" not in found.settings  # 8 is the default
+    assert any("2 steps" in line for line in found.origin)
+    assert any("LlamaFor" in line for line in found.origin)
+
+
+def test_adapter_fits_the_base_that_it_was_trained_on(adapter, model_folder, child):
+    assert child(fits, adapter[0], model_folder) == look_adapter.look(adapter[0]).tensors
+
+
+def test_adapter_does_not_fit_another_base(adapter, model_folder, tmp_path, child):
+    other = tmp_path / "other"
+    other.mkdir()
+    config = json.loads((model_folder / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_size": 64, "head_dim": 16}))
+    with pytest.raises(CheckpointError) as caught:
+        child(fits, adapter[0], other)
+    assert len(str(caught.value).splitlines()) <= 4
+
+
+def test_model_on_meta_takes_no_memory_for_weights(model_folder, child):
+    assert child(devices, model_folder) == {"meta"}
+
+
+def devices(folder):
+    return {p.device.type for p in look_model.on_meta(str(folder)).parameters()}
+
+
+def test_folder_without_a_config_is_told(tmp_path, child):
+    with pytest.raises(CheckpointError, match="cannot read the model's config"):
+        child(devices, tmp_path)
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from afina.compare.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference
+
+
+def coin(share, items=400, shift=0):
+    """A run with exactly this share of right items, at places that `shift` moves."""
+    right = round(share * items)
+    return [float((i * 7 + shift) % items < right) for i in range(items)]
+
+
+def test_interval_of_one_seed_is_that_of_the_textbook():
+    p, n = 0.8, 400
+    found = Bootstrap(1, n).interval(np.array([coin(p, n)]))
+    half = 1.96 * math.sqrt(p * (1 - p) / n)
+    assert found.mean == pytest.approx(p)
+    assert found.low == pytest.approx(p - half, abs=0.006)
+    assert found.high == pytest.approx(p + half, abs=0.006)
+
+
+def test_interval_repeats_to_the_bit():
+    scores = np.array([coin(0.7), coin(0.72, shift=3)])
+    assert Bootstrap(2, 400).interval(scores) == Bootstrap(2, 400).interval(scores)
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    draw, truth, hits = np.random.default_rng(1), 0.75, 0
+    bootstrap = Bootstrap(1, 150)
+    for _ in range(400):
+        found = bootstrap.interval((draw.random((1, 150)) < truth).astype(float))
+        hits += found.low <= truth <= found.high
+    assert 0.91 <= hits / 400 <= 0.98
+
+
+def test_seeds_that_differ_widen_the_interval():
+    alike = Bootstrap(3, 400).interval(np.array([coin(0.8)] * 3))
+    apart = Bootstrap(3, 400).interval(np.array([coin(0.7), coin(0.8), coin(0.9)]))
+    assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
+
+
+def test_pairs_find_a_difference_that_separate_intervals_hide():
+    good = coin(0.8)
+    bad = [0.0 if i in range(0, 400, 40) else value for i, value in enumerate(good)]  # ten items, some right before
+    best, found = standings({"good": {0: good}, "bad": {0: bad}}, higher_is_better=True)
+    assert best == "good"
+    assert found["bad"].quality.high > found["good"].quality.low
+    assert is_worse(found["bad"].to_best, higher_is_better=True)
+    assert found["good"].to_best is None
+
+
+def test_two_methods_that_err_on_other_items_are_not_told_apart():
+    _, found = standings({"a": {0: coin(0.80)}, "b": {0: coin(0.79, shift=200)}}, higher_is_better=True)
+    assert not is_worse(found["b"].to_best, higher_is_better=True)
+
+
+def test_of_losses_the_lowest_is_best_and_more_is_worse():
+    low, high = [1.0, 2.0, 1.5] * 50, [1.1, 2.1, 1.6] * 50
+    best, found = standings({"high": {0: high}, "low": {0: low}}, higher_is_better=False)
+    assert best == "low"
+    assert found["high"].to_best.mean == pytest.approx(0.1)
+    assert is_worse(found["high"].to_best, higher_is_better=False)
+
+
+def test_pairs_are_taken_over_the_seeds_that_both_have():
+    scores = {"full": {0: coin(0.5), 1: coin(0.9)}, "lora": {0: coin(0.9), 1: coin(0.9)}, "ia3": {1: coin(0.8)}}
+    best, found = standings(scores, higher_is_better=True, full="full")
+    assert best == "lora"
+    assert found["ia3"].to_full.mean == pytest.approx(-0.1)
+    assert found["lora"].to_full.mean == pytest.approx(0.2)
+    assert found["full"].to_full is None
+
+
+def test_method_that_finished_fewer_seeds_is_not_the_best():
+    best, _ = standings({"lucky": {0: coin(1.0)}, "sound": {0: coin(0.8), 1: coin(0.8)}}, higher_is_better=True)
+    assert best == "sound"
+
+
+def row(name, mean, trainable, *, worse=False, complete=True, wall=10.0):
+    quality = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+    return {"name": name, "quality": quality, "to_best": {"mean": mean - 0.9, "low": -0.03, "high": 0.01},
+            "worse": worse, "complete": complete, "trainable": trainable, "share": trainable / 1000, "wall_s": wall,
+            "memory_mb": 1.0, "size_bytes": 1}  # fmt: skip
+
+
+def advise(*rows, floor=0.5):
+    return recommend(rows, rows[0]["name"], metric="accuracy", floor=floor)
+
+
+def test_cheapest_of_those_not_significantly_worse_is_recommended():
+    found = advise(
+        row("full", 0.90, 1000), row("lora", 0.89, 20), row("ia3", 0.895, 10), row("bitfit", 0.7, 1, worse=True)
+    )
+    assert found.name == "ia3"
+    assert "no significant difference" in found.sentence
+    assert "100 times fewer" in found.sentence
+
+
+def test_best_is_recommended_where_all_cheaper_ones_are_worse():
+    found = advise(row("full", 0.90, 1000), row("lora", 0.80, 20, worse=True))
+    assert found.name == "full"
+    assert "every method with fewer is significantly worse" in found.sentence
+
+
+def test_method_without_all_seeds_is_not_recommended():
+    assert advise(row("full", 0.90, 1000), row("ia3", 0.9, 1, complete=False)).name == "full"
+
+
+def test_nothing_is_recommended_that_does_not_beat_the_commonest_label():
+    found = advise(row("full", 0.70, 1000), row("ia3", 0.70, 1), floor=0.69)
+    assert found.name == ""
+    assert "69.0%" in found.sentence
+
+
+def test_differences_of_accuracies_are_told_in_points():
+    value = {"mean": -0.012, "low": -0.03, "high": 0.004}
+    assert told_difference(value, "accuracy") == "-1.2 [-3.0, +0.4] points"
+    assert told_difference(value, "loss") == "-0.012 [-0.030, +0.004]"
+    assert told_difference(None, "loss") == "-"
+    assert not is_worse(Interval(-0.1, -0.2, 0.0), higher_is_better=True)
