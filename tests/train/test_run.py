@@ -298,3 +298,33 @@ def test_recomputed_activations_give_the_same_adapter(tmp_path, model_folder, ch
 def test_base_in_bfloat16_keeps_its_adapter_in_float32(tmp_path, model_folder, child):
     result, _ = child(train, tiny.write_recipe(tmp_path, model_folder, model__dtype="bfloat16"))
     assert {t.dtype for t in load_file(result.folder / "adapter_model.safetensors").values()} == {torch.float32}
+
+
+def test_dtype_auto_is_measured_said_and_kept_on_resume(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(
+        tmp_path, model_folder, training__max_steps=4, training__save_steps=2, model__dtype="auto"
+    )
+    result, heard = child(train, recipe)
+    said = [n for n in heard.notes if n.startswith("dtype: ")]
+    assert len(said) == 1
+    assert "times as fast as in float32 here" in said[0]
+    chosen = load_recipe(str(result.folder)).model.dtype
+    assert chosen in ("float32", "bfloat16")
+    assert f"dtype: {chosen} for the frozen base" in said[0]
+
+
+def test_fast_paths_say_what_is_on(finished):
+    said = [n for n in finished[1].notes if n.startswith("fast path: ")]
+    assert "fast path: loss without logits: supervised positions only, in chunks" in said
+
+
+def test_without_fast_paths_the_result_is_the_same(tmp_path, model_folder, child, finished):
+    recipe = tiny.write_recipe(tmp_path, model_folder, training__max_steps=80, training__fast=False)
+    plain, heard = child(train, recipe)
+    assert not [n for n in heard.notes if n.startswith("fast path: ")]
+    fast = [json.loads(line) for line in (finished[0].folder / "metrics.jsonl").read_text().splitlines()]
+    slow = [json.loads(line) for line in (plain.folder / "metrics.jsonl").read_text().splitlines()]
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(fast, slow, strict=True) if "loss" in a][:40]
+    assert len(pairs) == 40
+    # Float32 rounding grows from step to step.
+    assert all(abs(a - b) < 1e-3 * max(1, b) for a, b in pairs)

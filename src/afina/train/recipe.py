@@ -23,7 +23,9 @@ class ModelSection(Section):
 
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(default="auto", description="of the base weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the base weights; auto: bfloat16 where it is measured to be faster"
+    )
     quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
         default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"
     )
@@ -90,6 +92,7 @@ class TrainingSection(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
+    fast: bool = Field(default=True, description="fast paths with the same results; each says whether it is on")
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding")

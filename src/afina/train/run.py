@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.routing import routers
 from ..errors import RecipeError
+from ..kernels.speed import speed_up
 from ..methods.baselines.full import FullConfig
+from ..plan.precision import choose_dtype
 from .adapt import adapted, counts, plan, planned_steps, save, switched_off
 from .checkpoints import read_method_state
 from .data import Data, Split, encode, read_split, resolve_labels
@@ -52,13 +55,17 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
         reporter.note(remark)
     split = read_split(recipe, reporter)
     labels = resolve_labels(recipe, split)
-    recipe = _resolved(recipe, labels)
+    chosen = recipe.model.dtype == "auto"
+    recipe = _resolved(recipe, labels, reporter)
     stand_in()  # the Trainer takes our PeftModel for the one that it knows
     output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
     with ExitStack() as undo:
         undo.callback(output.abandon)
         if output.checkpoint is not None:
-            _check_same(load_recipe(str(output.work)), recipe)
+            former = load_recipe(str(output.work))
+            if chosen:  # a measurement may come out otherwise, but a run keeps its dtype
+                recipe.model.dtype = former.model.dtype
+            _check_same(former, recipe)
             reporter.note(f"resuming from {output.checkpoint.name}")
         (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
         result = _trained(recipe, split, labels, output, reporter)
@@ -67,7 +74,7 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
     return result
 
 
-def _resolved(recipe: Recipe, labels: list[str] | None) -> Recipe:
+def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> Recipe:
     """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
     out = recipe.model_copy(deep=True)
     out.data.labels = labels
@@ -76,6 +83,11 @@ def _resolved(recipe: Recipe, labels: list[str] | None) -> Recipe:
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
         # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
         out.model.dtype = "float32"
+        reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
+    if out.model.dtype == "auto" and out.model.quantize == "none":
+        choice = choose_dtype()
+        out.model.dtype = choice.dtype  # type: ignore[assignment]
+        reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
     if Path(out.model.path).expanduser().exists():
         out.model.path = str(Path(out.model.path).expanduser().absolute())
     return out
@@ -116,11 +128,22 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
+    _speed_up(recipe, model, reporter)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
+
+
+def _speed_up(recipe: Recipe, model: Any, reporter: Reporter) -> None:
+    """The fast paths; adapters that look at the model's output need its logits."""
+    if recipe.task != "causal_lm" or not recipe.training.fast:
+        return
+    tuner = getattr(model, "base_model", None)
+    plain = tuner is None or not (len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
+    for sentence in speed_up(model, keep_logits=not plain):
+        reporter.note(f"fast path: {sentence}")
 
 
 def _measured(
