@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format clean help
+.PHONY: demo test check format bench clean help
 help:
 	@echo "make demo    train the embedded example and show that it worked"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and mypy"
+	@echo "make bench   measure against the reference and the floor (about half an hour on two cores)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,10 @@ check: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.ecosystem
 
 # Also renews docs/methods.md, which a test compares with the code.
 format: $(READY)

@@ -129,8 +129,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
-    import afina
     import peft
+
+    import afina
 
     libraries = {"peft": peft, "afina": afina}
     found = {

@@ -112,8 +112,9 @@ def step(model: Any, row: Row) -> Any:
 
 def contender(name: str, row: Row, model: Any) -> Any:
     """peft; afina as it is; through the plain call with `speed_up`; and with the loss that needs no logits."""
-    import afina
     import peft
+
+    import afina
     from afina.kernels.speed import speed_up
 
     model = copy.deepcopy(model)
