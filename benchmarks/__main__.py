@@ -36,7 +36,8 @@ def page(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{n} {v}" for n, v in where["versions"].items())
     out = ["# Speed: measured", "", f"{found['date']}; {where['processor']}, {where['cores']} cores; {versions}; "
            f"{found['rounds']} interleaved rounds, minima of CPU time. Made by `make bench`; what the rows mean is in "
-           "[speed.md](speed.md).", "", "## One training step, in multiples of the floor (afina / peft in brackets)", "",
+           "[speed.md](speed.md).", "",
+           "## One training step, in multiples of the floor (afina / peft in brackets)", "",
            "| row | peft | afina | with `speed_up` | loss alone |", "|---|--:|--:|--:|--:|"]  # fmt: skip
     for row, result in found["steps"].items():
         if "error" in result:
