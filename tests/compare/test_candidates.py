@@ -25,7 +25,9 @@ def test_default_methods_are_known():
 def test_settings_follow_their_method_and_lists_keep_their_commas():
     found = candidates("full, lora:r=4:target_modules=[q_proj,v_proj] ,ia3")
     assert [c.name for c in found] == ["full", "lora:r=4:target_modules=[q_proj,v_proj]", "ia3"]
-    assert found[1].overrides == (("method.type", "lora"), ("r", "4"), ("target_modules", "[q_proj,v_proj]"))
+    assert found[1].overrides == (
+        ("method.type", "lora"), ("method.r", "4"), ("method.target_modules", "[q_proj,v_proj]"),
+    )  # fmt: skip
 
 
 def test_ranks_multiply_methods_that_have_one_and_leave_a_given_one_alone():

@@ -64,9 +64,9 @@ def _table(comparison: Mapping[str, Any]) -> None:
 
     from ..compare.report import cells, heads
 
-    table = Table(title=None, show_lines=False)
+    table = Table()
     for number, (name, _) in enumerate(heads(comparison)):
-        table.add_column(name, no_wrap=number != 2)
+        table.add_column(name, no_wrap=number == 0)
     for row in comparison["rows"]:
         if row["status"] == "done":
             table.add_row(*(text for text, _ in cells(row, comparison)))

@@ -42,11 +42,12 @@ class Candidate:
     @property
     def learning_rate_given(self) -> bool:
         """Whether the command line says this candidate's learning rate."""
-        return any(key in ("lr", "learning_rate", "training.learning_rate") for key, _ in self.overrides)
+        return any(key == "training.learning_rate" for key, _ in self.overrides)
 
 
 def candidates(methods: str, ranks: Sequence[int] = ()) -> list[Candidate]:
-    """The candidates in a list such as `full,lora,lora:r=4:lr=1e-3,dora`.
+    """The candidates in a list such as `full,lora,lora:r=4:lr=1e-3,dora`; settings are the method's own, `lr`, or keys
+    with their section (`training.layerwise_decay=0.9`).
 
     `ranks` takes a method that has a rank `r`, and whose rank the list does not say, once at each of them.
 
@@ -60,7 +61,7 @@ def candidates(methods: str, ranks: Sequence[int] = ()) -> list[Candidate]:
         name, *settings = re.split(":" + _OUTSIDE_BRACKETS, word)
         method, extra = _method_of(name)
         pairs = [_pair(setting, word) for setting in (*extra, *settings)]
-        own = any(key in ("r", "method.r") for key, _ in pairs)
+        own = any(key == "method.r" for key, _ in pairs)
         for rank in ranks if ranks and not own and _has_rank(method) else (None,):
             at = [("method.r", str(rank))] if rank is not None else []
             label = word if rank is None else f"{word} r={rank}"
@@ -92,7 +93,9 @@ def _pair(setting: str, word: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals:
         raise RecipeError("a setting is KEY=VALUE", where=f"--methods {word}", got=setting, expected="e.g. lora:r=4")
-    return key, value
+    if key in ("lr", "learning_rate"):
+        return "training.learning_rate", value
+    return key if "." in key else f"method.{key}", value
 
 
 def _has_rank(method: str) -> bool:

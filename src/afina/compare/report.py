@@ -60,7 +60,7 @@ def cells(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[tuple[s
         (quality(row["quality"], metric), row["quality"]["mean"]),
         (verdict(row, comparison), row["to_best"]["mean"] if row["to_best"] else 0.0),
         *(cell for key, cell in optional.items() if key in shown and key == "against full"),
-        (f"{row['trainable']:,} ({row['share']:.2%})", row["trainable"]),
+        (f"{row['trainable']:,} ({100 * row['share']:.3g} %)", row["trainable"]),
         (f"{row['memory_mb']:,.0f}", row["memory_mb"]),
         (f"{row['wall_s']:.0f} ({row['cpu_s']:.0f})", row["wall_s"]),
         (size(row["size_bytes"]), row["size_bytes"]),

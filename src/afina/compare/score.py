@@ -126,7 +126,9 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
         return Recommendation("", sentence)
     fit = [row for row in rows if not row["worse"] and row["complete"]]
     pick = min(fit, key=lambda row: (row["trainable"], row["wall_s"]))
-    reason = f"{told(pick['quality'], metric)}, with {pick['trainable']:,} trained parameters ({pick['share']:.2%})"
+    reason = (
+        f"{told(pick['quality'], metric)}, with {pick['trainable']:,} trained parameters ({100 * pick['share']:.3g} %)"
+    )
     if pick["name"] == best:
         cheaper = [row for row in rows if row["trainable"] < top["trainable"]]
         why = "every method with fewer is significantly worse" if cheaper else "none has fewer"
