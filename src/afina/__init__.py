@@ -25,6 +25,7 @@ _WHERE = {
     ),
     "core.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
     "core.kbit": ("prepare_model_for_kbit_training",),
+    "core.many": ("load_adapters",),
     "core.status": ("get_layer_status", "get_model_status"),
     "optimizers": ("create_loraplus_optimizer",),
 }  # fmt: skip

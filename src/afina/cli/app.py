@@ -6,6 +6,7 @@ import typer
 
 from .chat import chat
 from .compare import compare
+from .convert import convert
 from .inspect import inspect
 from .merge import merge
 from .methods import methods
@@ -26,6 +27,7 @@ app.command(context_settings={"ignore_unknown_options": True})(compare)
 app.command()(chat)
 app.command()(predict)
 app.command()(merge)
+app.command()(convert)
 app.command()(methods)
 app.command()(inspect)
 app.command()(version)

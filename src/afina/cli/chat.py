@@ -13,14 +13,22 @@ from ..errors import RecipeError
 from .guard import guarded
 
 if TYPE_CHECKING:
+    from ..train.events import Reporter
     from ..train.model import Trained
+    from .session import Session
 
 
 @guarded
 def chat(
-    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
+    model: Annotated[str, typer.Argument(help="Folder of a trained adapter; with --adapter(s), the base model.")],
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="One message; without it a conversation.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="An adapter on MODEL; may be repeated.")
+    ] = None,
+    adapters: Annotated[
+        Path | None, typer.Option("--adapters", help="A folder of adapters on MODEL, named as their folders.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -29,20 +37,47 @@ def chat(
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
 ) -> None:
-    """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input."""
-    from ..train.model import load_trained
+    """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input.
+
+    With several adapters, all answer side by side; /use NAME, /base and /all switch.
+    """
     from .console import ConsoleReporter, quiet_libraries
 
+    lines = [prompt] if prompt is not None else _messages()
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, quantize)
+    if adapter or adapters:
+        return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
+    from ..train.model import load_trained
+
+    trained = load_trained(Path(model), reporter, quantize)
     if base and trained.recipe.task == "sequence_classification":
         raise RecipeError("the base of a classifier has no trained head to answer with", got="--base")
     if base and not trained.is_adapter:
         raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
     talk = _Talk(trained, base, max_new_tokens, raw)
-    for text in [prompt] if prompt is not None else _messages():
+    for text in lines:
         talk.answer(text)
+
+
+def _several(
+    model: str, adapter: list[str], folder: Path | None, quantize: str | None, reporter: Reporter,
+    max_new_tokens: int, raw: bool,
+) -> Session:  # fmt: skip
+    from .session import Session, named_paths
+
+    named = named_paths(adapter)
+    if folder is not None:
+        from ..core.many import adapter_folders
+
+        found = adapter_folders(folder)
+        twice = next((n for n in found if n in named), None)
+        if twice is not None:
+            raise RecipeError("two adapters of one name", where="--adapters", got=twice)
+        named |= found
+    from ..train.several import load_several
+
+    return Session(load_several(model, named, reporter, quantize), max_new_tokens, raw)
 
 
 def _messages() -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ def adapter_folders(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 def load_adapters(
     model: PeftModel,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Mapping[str, Path],
     *,
     skip_faulty: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -43,7 +43,7 @@ def load_adapters(
     Each is opened, checked and loaded in its turn, whole or not at all; those before a faulty one stay.
 
     Args:
-        folder: holds a folder for each adapter, as `save_pretrained` writes them.
+        folder: holds a folder for each adapter, as `save_pretrained` writes them; or the names with their folders.
         skip_faulty: go on past adapters that cannot be loaded, with a warning for each.
         progress: called with the number done and the number in all.
 
@@ -54,7 +54,7 @@ def load_adapters(
         CheckpointError: there are none, or one is damaged or does not fit.
         NameTakenError: a name is taken or unusable.
     """
-    places = adapter_folders(folder)
+    places = folder if isinstance(folder, Mapping) else adapter_folders(folder)
     names: list[str] = []
     before = tuple(model.active_adapters)
     try:

@@ -164,11 +164,29 @@ class Trained:
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
 
-def load_trained(folder: Path, reporter: Reporter, storage: str | None = None) -> Trained:
+def recipe_of(folder: Path, base: str | None = None) -> Recipe:
+    """The recipe that trained an adapter, or what its config tells where there is none.
+
+    Args:
+        base: the base model, in place of the one that the adapter names.
+
+    Raises:
+        CheckpointError: it is not an adapter folder, or names no base.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
+    recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder, base)
+    if base is not None:
+        recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "path": base, "revision": None})
+    return recipe
+
+
+def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None) -> Trained:
     """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
     Args:
         storage: of the base (`model.quantize`); the one that it was trained on if None.
+        base: the base model, in place of the one that the adapter names.
 
     Raises:
         RecipeError: no such storage.
@@ -179,9 +197,7 @@ def load_trained(folder: Path, reporter: Reporter, storage: str | None = None) -
     whole = not (folder / "adapter_config.json").is_file() and (folder / REPORT).is_file()
     if whole:
         return _load_whole(folder, reporter)
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
-    recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder)
+    recipe = recipe_of(folder, base)
     trained_on = recipe.model.quantize
     if storage is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
@@ -189,8 +205,7 @@ def load_trained(folder: Path, reporter: Reporter, storage: str | None = None) -
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / "tokenizer_config.json"
     tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
-    base = load_base(recipe, location, recipe.data.labels, tokenizer)
-    model = PeftModel.from_pretrained(base, folder)
+    model = PeftModel.from_pretrained(load_base(recipe, location, recipe.data.labels, tokenizer), folder)
     model.eval()
     return Trained(folder, recipe, model, tokenizer, trained_on=trained_on)
 
@@ -204,11 +219,12 @@ def _load_whole(folder: Path, reporter: Reporter) -> Trained:
     return Trained(folder, recipe, model, tokenizer, is_adapter=False)
 
 
-def _recipe_of_config(folder: Path) -> Recipe:
+def _recipe_of_config(folder: Path, base: str | None = None) -> Recipe:
     """What an adapter made elsewhere says of itself."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base, task = config.get("base_model_name_or_path", config.get("model_name")), config.get("task_type")
+        base = base or config.get("base_model_name_or_path", config.get("model_name"))
+        task = config.get("task_type")
         made_for = str(config.get("model_class", "ForCausalLM"))
     except (ValueError, AttributeError) as error:
         raise CheckpointError("not a JSON object", where=folder / "adapter_config.json") from error

@@ -1,0 +1,79 @@
+"""`afina convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import CheckpointError, ConfigError
+from .guard import guarded
+
+if TYPE_CHECKING:
+    from ..core.low_rank import Retained
+
+
+@guarded
+def convert(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter of any method that changes weights.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the converted adapter.")],
+    to: Annotated[str, typer.Option("--to", help="What to convert to; lora is what there is.")] = "lora",
+    rank: Annotated[
+        str, typer.Option("--rank", "-r", help="Rank, or the share of the update to keep (a number below 1, or 1.0).")
+    ] = "16",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter in OUT.")] = False,
+) -> None:
+    """Write an adapter as LoRA, which more programs can serve, and say how much of it that loses."""
+    if to != "lora":
+        raise ConfigError("no such form", where="--to", got=to, expected="lora")
+    wanted = _rank(rank)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
+        raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
+    from .. import save_as_lora
+    from ..train.model import load_trained
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    trained = load_trained(adapter, reporter, "none", base)
+    if not trained.is_adapter:
+        raise CheckpointError("the whole model was trained, there is no adapter to convert", where=adapter)
+    name = trained.model.active_adapter
+    if base is not None:
+        trained.model.peft_config[name].base_model_name_or_path = base
+    retained = save_as_lora(out, trained.model, wanted, adapter_name=name)
+    _tell(retained)
+    typer.echo(f"LoRA in {out}")
+
+
+def _rank(text: str) -> float:
+    """An int as it stands; anything with a point is a share.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        number = int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        number = 0
+    if number < 1 if isinstance(number, int) else not 0 < number <= 1:
+        raise ConfigError("neither a rank nor a share", where="--rank", got=text,
+                          expected="an int of at least 1, or a number such as 0.95")  # fmt: skip
+    return number
+
+
+def _replaceable(out: Path, overwrite: bool) -> bool:
+    """A former adapter may be replaced if asked for; anything else never is."""
+    return overwrite and (out / "adapter_config.json").is_file()
+
+
+def _tell(retained: Retained) -> None:
+    """A line for each layer, and one for all."""
+    width = max(len("layer"), len("all"), *(len(path) for path in retained.layers))
+    typer.echo(f"{'layer':{width}}  {'rank':>5}  {'kept':>8}  error")
+    for path, kept in [*retained.layers.items(), ("all", retained.total)]:
+        typer.echo(f"{path:{width}}  {kept.rank:5d}  {kept.share:8.2%}  {kept.error:.2e}")

@@ -1,0 +1,154 @@
+"""One session with several adapters: who answers is switched, and all can answer side by side."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from ..train import tiny
+from ..train.child import command
+
+BOTH = ["n4", "n5"]
+
+
+def make_adapters(model, folder):
+    """Three adapters of three methods on the tiny model, strong enough that their answers differ."""
+    from pathlib import Path
+
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    configs = {
+        "a": afina.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        "b": afina.LoHaConfig(r=4, target_modules=["down_proj"], task_type="CAUSAL_LM"),
+        "tokens": afina.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+    }
+    for seed, (name, config) in enumerate(configs.items()):
+        adapted = afina.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+        torch.manual_seed(seed)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.4 * torch.randn_like(parameter)
+        adapted.save_pretrained(Path(folder) / name)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model_folder, child):
+    folder = tmp_path_factory.mktemp("adapters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        child(make_adapters, str(model_folder), str(folder))
+    return folder
+
+
+def session(words, lines):
+    return command("chat", *words, "--max-new-tokens", "6", stdin="".join(f"{line}\n" for line in lines))
+
+
+def talk(child, model, words, lines):
+    code, out, err = child(session, [model, *words], lines)
+    assert code == 0, err
+    answers = {}
+    for line in out.splitlines():
+        name, _, text = line.partition("] ")
+        answers.setdefault(name.removeprefix("["), []).append(text)
+    return answers, err
+
+
+def pairs(adapters, *names):
+    return [w for n in names for w in ("--adapter", f"{n}={adapters / n}")]
+
+
+def mistake(done):
+    code, out, err = done
+    assert code == 2, out + err
+    message = err[err.index("error: ") :]
+    assert len(message.splitlines()) <= 4
+    return message
+
+
+def test_all_answer_side_by_side_as_each_answers_alone(model_folder, adapters, child):
+    words = pairs(adapters, "a", "b")
+    together, err = talk(child, model_folder, words, ["/all", "n4"])
+    assert list(together) == ["base", "a", "b"]
+    assert len({*map(tuple, together.values())}) == 3
+    assert "2 adapters; all answer" in err
+    alone, _ = talk(child, model_folder, words, ["/base", "n4", "/use a", "n4", "/use b", "n4"])
+    assert alone == together
+
+
+def test_single_adapter_folder_answers_as_in_a_session(model_folder, adapters, child):
+    code, out, err = child(command, "chat", adapters / "a", "--prompt", "n4", "--max-new-tokens", "6")
+    assert code == 0, err
+    answers, _ = talk(child, model_folder, pairs(adapters, "a", "b"), ["/use a", "n4"])
+    assert answers == {"a": [out.rstrip("\n")]}
+
+
+def test_each_keeps_its_own_conversation(model_folder, adapters, child):
+    words = pairs(adapters, "a", "b")
+    answers, _ = talk(child, model_folder, words, ["/use a", "n4", "/use b", "n5", "/use a", "n5"])
+    straight, _ = talk(child, model_folder, words, ["/use a", "n4", "n5"])
+    assert answers["a"] == straight["a"]
+    fresh, _ = talk(child, model_folder, words, ["/use a", "n5"])
+    assert fresh["a"] != straight["a"][1:]
+
+
+def test_adapter_that_cannot_share_a_batch_answers_too(model_folder, adapters, child):
+    together, _ = talk(child, model_folder, pairs(adapters, "a", "tokens"), ["n4"])
+    alone, _ = talk(child, model_folder, pairs(adapters, "a", "tokens"), ["/use tokens", "n4", "/use a", "n4"])
+    assert list(together) == ["base", "a", "tokens"]
+    assert {n: together[n] for n in alone} == alone
+
+
+def test_folder_of_adapters_is_taken_by_their_names(model_folder, adapters, child):
+    answers, _ = talk(child, model_folder, ["--adapters", adapters], ["/all", "n4"])
+    assert list(answers) == ["base", "a", "b", "tokens"]
+    mistake(child(session, [model_folder, "--adapters", adapters, *pairs(adapters, "a")], BOTH))
+
+
+def test_many_adapters_do_not_all_answer_unasked(model_folder, adapters, tmp_path, child):
+    for number in range(9):
+        shutil.copytree(adapters / "a", tmp_path / f"a{number}")
+    answers, err = talk(child, model_folder, ["--adapters", tmp_path], ["n4", "/all", "n4"])
+    assert "9 adapters; a0 answers" in err
+    assert [len(a) for a in answers.values()] == [2, *[1] * 9]
+
+
+def test_unknown_words_change_nothing(model_folder, adapters, child):
+    lines = ["/use a", "/use bb", "/usr", "/help", "n4"]
+    answers, err = talk(child, model_folder, pairs(adapters, "a", "b"), lines)
+    assert list(answers) == ["a"]
+    assert "no adapter 'bb'; did you mean 'b'?" in err
+    assert "unknown: /usr" in err
+    assert "adapters: a, b" in err
+
+
+@pytest.mark.parametrize("word", ["a", "a=", "=x", "a=/nowhere", "base=HERE", "a.b=HERE"])
+def test_faulty_adapters_are_refused(model_folder, adapters, child, word):
+    word = word.replace("HERE", str(adapters / "a"))
+    mistake(child(session, [model_folder, "--adapter", word, *pairs(adapters, "b")], BOTH))
+
+
+def test_name_given_twice_is_refused(model_folder, adapters, child):
+    assert "two adapters" in mistake(child(session, [model_folder, *pairs(adapters, "a", "a")], BOTH))
+
+
+def test_adapter_of_another_base_is_refused(adapters, tmp_path, child):
+    torch.manual_seed(1)
+    other = tiny.write_model(tmp_path / "other")
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(other)
+    model.model.layers[0].self_attn.q_proj.weight.data += 1
+    model.save_pretrained(other)
+    mistake(child(session, [other, *pairs(adapters, "a")], BOTH))
+
+
+def test_classifier_is_refused(model_folder, adapters, tmp_path, child):
+    shutil.copytree(adapters / "a", tmp_path / "c")
+    path = tmp_path / "c" / "adapter_config.json"
+    path.write_text(path.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
+    assert "language models" in mistake(child(session, [model_folder, "--adapter", f"c={tmp_path / 'c'}"], BOTH))

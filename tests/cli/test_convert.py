@@ -1,0 +1,127 @@
+"""`afina convert` writes LoRA and says what that loses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ..train.child import command
+
+
+def make_adapters(model, folder):
+    from pathlib import Path
+
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    for name, config in {
+        "loha": afina.LoHaConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+        "tokens": afina.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+    }.items():
+        adapted = afina.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+        torch.manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+        adapted.save_pretrained(Path(folder) / name)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model_folder, child):
+    folder = tmp_path_factory.mktemp("adapters")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        child(make_adapters, str(model_folder), str(folder))
+    return folder
+
+
+def logits(model, adapter):
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    adapted = afina.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
+    with torch.no_grad():
+        return adapted(input_ids=torch.arange(3, 20)[None]).logits
+
+
+def ok(done):
+    code, out, err = done
+    assert code == 0, err
+    return out
+
+
+def mistake(done):
+    code, out, err = done
+    assert code == 2, out + err
+    message = err[err.index("error: ") :]
+    assert len(message.splitlines()) <= 4
+    return message
+
+
+def test_full_rank_answers_as_the_original(model_folder, adapters, tmp_path, child):
+    out = ok(child(command, "convert", adapters / "loha", tmp_path / "lora", "--to", "lora", "--rank", "32"))
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    both = [child(logits, str(model_folder), str(f)) for f in (adapters / "loha", tmp_path / "lora")]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+    assert out.splitlines()[-1] == f"LoRA in {tmp_path / 'lora'}"
+
+
+def test_error_is_a_line_for_each_layer_and_one_for_all(adapters, tmp_path, child):
+    lines = ok(child(command, "convert", adapters / "loha", tmp_path / "lora", "--rank", "2")).splitlines()
+    assert lines[0].split() == ["layer", "rank", "kept", "error"]
+    rows = [line.split() for line in lines[1:-1]]
+    assert len(rows) == 2 * 2 + 1
+    assert rows[-1][0] == "all"
+    assert all(rank == "2" and 0 < float(error) < 1 for _, rank, _, error in rows)
+    for _, _, kept, error in rows:
+        assert float(kept.rstrip("%")) / 100 == pytest.approx(1 - float(error) ** 2, abs=0.01)
+
+
+def test_share_chooses_ranks(adapters, tmp_path, child):
+    lines = ok(child(command, "convert", adapters / "loha", tmp_path / "lora", "--rank", "0.9")).splitlines()
+    assert all(float(line.split()[2].rstrip("%")) >= 90 for line in lines[1:-1])
+
+
+def test_base_can_be_named(model_folder, adapters, tmp_path, child):
+    shutil.copytree(adapters / "loha", tmp_path / "moved")
+    path = tmp_path / "moved" / "adapter_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "base_model_name_or_path": "/gone"}))
+    mistake(child(command, "convert", tmp_path / "moved", tmp_path / "lora"))
+    ok(child(command, "convert", tmp_path / "moved", tmp_path / "lora", "--base", model_folder))
+    written = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(model_folder)
+
+
+@pytest.mark.parametrize("words", [
+    ["--rank", "0"], ["--rank", "-3"], ["--rank", "1.5"], ["--rank", "0.0"], ["--rank", "many"], ["--rank", "nan"],
+    ["--to", "ia3"], ["--base", "/nowhere"],
+], ids=" ".join)  # fmt: skip
+def test_mistakes_write_nothing(adapters, tmp_path, child, words):
+    mistake(child(command, "convert", adapters / "loha", tmp_path / "lora", *words))
+    assert not (tmp_path / "lora").exists()
+
+
+def test_virtual_tokens_are_refused(adapters, tmp_path, child):
+    assert "virtual tokens" in mistake(child(command, "convert", adapters / "tokens", tmp_path / "lora"))
+
+
+def test_what_is_in_the_way_is_kept(adapters, tmp_path, child):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "precious.txt").write_text("x")
+    for words in ([], ["--overwrite"]):
+        mistake(child(command, "convert", adapters / "loha", tmp_path / "lora", *words))
+    assert [p.name for p in (tmp_path / "lora").iterdir()] == ["precious.txt"]
+
+
+def test_former_adapter_is_replaced_when_asked_for(adapters, tmp_path, child):
+    words = ("convert", adapters / "loha", tmp_path / "lora", "--rank")
+    ok(child(command, *words, "1"))
+    mistake(child(command, *words, "2"))
+    ok(child(command, *words, "2", "--overwrite"))
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 2
