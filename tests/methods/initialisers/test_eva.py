@@ -8,14 +8,12 @@ from torch import Tensor, nn
 
 from afina import LoraConfig, get_peft_model
 from afina.errors import ConfigError
-from afina.methods.initialisers.eva import (
-    EvaConfig,
-    get_eva_state_dict,
-    initialize_lora_eva_weights,
+from afina.methods.initialisers.eva import get_eva_state_dict, initialize_lora_eva_weights
+from afina.methods.initialisers.eva_inputs import (
     prepare_layer_inputs_fn_language_modeling,
     prepare_model_inputs_fn_language_modeling,
-    redistribute,
 )
+from afina.methods.initialisers.eva_ranks import EvaConfig, redistribute
 from afina.methods.initialisers.incremental_pca import IncrementalPca
 
 WIDTH, RANK = 24, 4

@@ -6,8 +6,8 @@
 
 Wang, Yu, Li 2024, arXiv 2407.05000 (section 3; "stable" is their choice). The reference leaves A0
 orthonormal and multiplies B0's columns by the gradient's singular values, so its start shrinks with the loss's scale
-(measured: loss times 10, B0 times 10); here both factors are scaled alike, as in the paper. It loads a file that says
-"lora_ga" without the subtraction and without a word (4 % off, measured); afina writes plain LoRA of rank 2r.
+(measured: loss times 10, B0 times 10); here both factors are scaled alike, as in the paper. It loads a file that
+says "lora_ga" without the subtraction (4 % off, measured); afina writes plain LoRA of rank 2r.
 """
 
 from __future__ import annotations
@@ -134,16 +134,15 @@ def _gradients(
     sums: dict[int, Tensor] = {}
 
     def take(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        # Summed in float32, and at once, so that the model's own .grad never grows.
+        assert parameter.grad is not None  # summed in float32, and at once, so that the model's own .grad never grows
         sums[id(parameter)] = sums.get(id(parameter), 0) + parameter.grad.float()
         parameter.grad = None
 
     hooks: list[Any] = []
     with gather.requiring_grad(model, parameters.values()), torch.enable_grad():
         try:
-            for parameter in {id(p): p for p in parameters.values()}.values():
-                hooks.append(parameter.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
+            once: dict[int, Any] = {id(p): p for p in parameters.values()}
+            hooks += [p.register_post_accumulate_grad_hook(take) for p in once.values()]
             train_step()
         finally:
             for hook in hooks:

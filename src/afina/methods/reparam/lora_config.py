@@ -12,7 +12,7 @@ from ...core.patterns import value_for
 from ...errors import ConfigError
 from .. import starts
 from ..initialisers.corda import CordaConfig
-from ..initialisers.eva import EvaConfig
+from ..initialisers.eva_ranks import EvaConfig
 from ..initialisers.loftq import LoftQConfig
 from ..initialisers.lora_ga import LoraGAConfig
 from ..selective.trainable_tokens import TrainableTokensConfig
