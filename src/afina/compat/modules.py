@@ -59,6 +59,7 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft.tuners.lora": {"LoraLayer": _HOST},
         "peft.tuners.lora.layer": {"LoraLayer": _HOST},
         "peft.tuners.lora.config": {},
+        "peft.tuners.lora.conversion": {},
         "peft.tuners.loha": {},
         "peft.tuners.loha.layer": {"LoHaLayer": _HOST},
         "peft.tuners.lokr": {},

@@ -60,7 +60,7 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
 def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
     """Freeze or unfreeze adapters without activating them."""
     names = list(names)
-    for name, shared in shared_modules(model.base_model if hasattr(model, "base_model") else model).items():
+    for name, shared in shared_modules(getattr(model, "base_model", model)).items():
         frozen: frozenset[str] = getattr(shared, "frozen", frozenset())
         for key, parameter in shared.named_parameters():
             if name in names and key not in frozen:
