@@ -80,6 +80,18 @@ class RecipeError(AfinaError, ValueError):
     """A recipe has an unknown key or a wrong value."""
 
 
+class StoppedError(AfinaError, RuntimeError):
+    """A run was asked to stop, and did so in good order.
+
+    Attributes:
+        exit_code: what the command ends with.
+    """
+
+    def __init__(self, what: str, *, fix: str | None = None, exit_code: int = 130) -> None:
+        super().__init__(what, fix=fix)
+        self.exit_code = exit_code
+
+
 class AfinaWarning(UserWarning):
     """Something was done that the user should know of."""
 

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from ..errors import AfinaError
+from ..errors import AfinaError, StoppedError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -23,12 +23,15 @@ _EXTRAS = MappingProxyType(
 
 
 def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """End the user's mistakes with exit code 2 and Ctrl-C with 130; anything else is a bug and goes its way."""
+    """End the user's mistakes with exit code 2, signals with 128 + their number; all else is a bug and goes its way."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return command(*args, **kwargs)
+        except StoppedError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(error.exit_code) from error
         except AfinaError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from error

@@ -98,6 +98,9 @@ class TrainingSection(Section):
     group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding")
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")
+    early_stopping: int | None = Field(
+        default=None, ge=1, description="stop after so many held-out evaluations (evaluation.every) without a gain"
+    )
     logging_steps: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl")
     save_steps: int | None = Field(
         default=None, ge=1, description="steps between checkpoints; without it one per epoch"
@@ -110,6 +113,9 @@ class EvaluationSection(Section):
     """The proof: held-out loss and, for labelled rows, accuracy, before and after."""
 
     enabled: bool = Field(default=True, description="evaluate before and after training")
+    every: int | None = Field(
+        default=None, ge=1, description="steps between held-out losses while training; the best checkpoint is kept"
+    )
     batch_size: int = Field(default=16, ge=1, description="rows per device")
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of generated answers; without it the longest label + 3"

@@ -165,6 +165,8 @@ def _measured(
     seconds = time.monotonic() - started
     reporter.reached("trained", parts)
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
+    setup.stop.release()
+    setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
     after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .callbacks import MetricsLog
+    from .stopping import GracefulStop
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Setup:
 
     trainer: Any
     metrics: MetricsLog
+    stop: GracefulStop
 
 
 def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
@@ -65,12 +67,17 @@ def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
 
 def _bookkeeping(recipe: Recipe) -> dict[str, Any]:
     """What is logged and saved, and when."""
-    t = recipe.training
+    t, every = recipe.training, recipe.evaluation.every
+    best = {} if every is None else {
+        "eval_strategy": "steps", "eval_steps": every, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss", "greater_is_better": False,
+    }  # fmt: skip
     return {
+        **best,
         "logging_steps": t.logging_steps,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if t.save_steps else "epoch",
-        "save_steps": t.save_steps or 500,
+        "save_strategy": "steps" if t.save_steps or every else "epoch",
+        "save_steps": every or t.save_steps or 500,
         "save_total_limit": t.keep_checkpoints,
         "report_to": t.report_to,
         "include_num_input_tokens_seen": "non_padding",
@@ -96,30 +103,38 @@ def make_trainer(
     reporter: Reporter,
 ) -> Setup:
     """The Trainer for `model`, a PeftModel, which it takes because afina stands in for `peft` by now."""
-    from transformers import PrinterCallback, Trainer
+    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
     from transformers.integrations import TensorBoardCallback
 
     from .callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
+    from .stopping import GracefulStop
 
+    stop = GracefulStop()
     board = TensorBoardCallback()
     board.logging_dir = str(work / "tensorboard")
     metrics = MetricsLog(work / "metrics.jsonl")
     callbacks = [
-        FiniteGuard(model), MethodSteps(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board
+        FiniteGuard(model), MethodSteps(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board, stop
     ]  # fmt: skip
+    if recipe.training.early_stopping is not None:
+        if recipe.evaluation.every is None:
+            raise RecipeError("early stopping needs held-out losses", where="training.early_stopping",
+                              expected="evaluation.every=STEPS")  # fmt: skip
+        callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping))
     arguments = training_arguments(recipe, work, learning_rate)
     trainer = Trainer(
         model=model,
         args=arguments,
         optimizer_cls_and_kwargs=_layerwise(recipe, arguments, model, learning_rate),
         train_dataset=data.train,
+        eval_dataset=data.held_out if recipe.evaluation.every is not None else None,
         data_collator=collator(recipe, tokenizer),
         processing_class=tokenizer,
         compute_metrics=_accuracy if recipe.task == "sequence_classification" else None,
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    return Setup(trainer, metrics)
+    return Setup(trainer, metrics, stop)
 
 
 def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float) -> tuple[Any, dict[str, Any]] | None:
