@@ -122,6 +122,10 @@ class Adapter(nn.Module):
         """The dtype that the adapter computes in."""
         return next(self.parameters()).dtype
 
+    def reads_as_is(self, base: BaseWeight, x: Any) -> bool:
+        """Whether the method wants the layer's input as it comes, not in the adapter's dtype."""
+        return False
+
     def share(self, module: nn.Module | None) -> None:
         """Keep hold of the parameters shared by all layers, which belong to the model."""
         object.__setattr__(self, "shared", module)
@@ -242,24 +246,6 @@ class WeightTransform(Adapter):
     """A method that computes new weights from the old (rotations, decompositions): give `merged`."""
 
     kinds = frozenset({"linear", "conv", "embedding", "attention", "experts", "parameter"})
-
-
-class Tied(Adapter):
-    """On an output head: what another adapter does to the embedding that the head shares its weight with."""
-
-    kinds = frozenset({"linear"})
-
-    def __init__(self, site: Site, source: Adapter) -> None:
-        super().__init__(site, None)
-        # In a tuple, because the parameters belong to the embedding's adapter.
-        self.sources = (source,)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.sources[0].dtype
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.sources[0].merged(weight.T, None)[0].T, bias
 
 
 class Activation(Adapter):

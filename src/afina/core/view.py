@@ -45,11 +45,16 @@ class View:
     def base(self) -> BaseWeight:
         return self.host.base
 
+    @property
+    def is_base(self) -> bool:
+        """Whether running it is just calling the base layer."""
+        return not self.stack and self.own_bias is None and self.whole is None
+
     def __call__(self, x: Any) -> Any:
         """Run it."""
         if self.stack:
             adapter = self.stack[-1]
-            given = self._cast(x, adapter.dtype)
+            given = x if adapter.reads_as_is(self.base, x) else self._cast(x, adapter.dtype)
             cast = given if x is self.source or x is self.cast else None
             inner = self.stack[:-1]
             view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias)

@@ -24,12 +24,13 @@ from ...core.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 from .lora_config import LoraConfig
+from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
 
 
 @register("LORA", LoraConfig)
-class Lora(LoraForm):
+class Lora(LoraFast, LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
     prefix = "lora_"
@@ -118,7 +119,14 @@ class Lora(LoraForm):
     def forward(self, inner: View, x: Any) -> Any:
         if not inner.base.additive:
             return super().forward(inner, x)
+        if self.reads_as_is(inner.base, x):
+            out = self.fused(inner, x)
+            return out if self.lora_bias is None else out + (self.scaling * self.lora_bias).to(out.dtype)
         return inner(x) + self.update(inner.base, x)
+
+    @property
+    def fuses(self) -> bool:
+        return type(self).update is Lora.update and type(self).forward is Lora.forward
 
     def update(self, base: BaseWeight, x: Any) -> Tensor:
         """What is added to the layer's output."""
