@@ -9,10 +9,10 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import ConfigError
-from .adapter import Tied
 from .host import Host, hosts
 from .names import layout
 from .quantised import count_parameters, quantised_weight
+from .tied import Tied
 from .tuner import Tuner
 
 Irregular = Literal["irregular"]

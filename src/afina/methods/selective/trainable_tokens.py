@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Adapter, Site, Tied
+from ...core.adapter import Adapter, Site
 from ...core.config import LayerConfig, register
+from ...core.tied import Tied
 from ...core.view import View
 from ...core.weights import EmbeddingWeight
 from ...errors import ConfigError
