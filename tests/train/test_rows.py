@@ -62,7 +62,7 @@ def test_faulty_csv_is_told_with_its_line(tmp_path):
 
 
 def test_unknown_kind_of_file_is_refused(tmp_path):
-    assert ".jsonl" in refused(tmp_path, "d.parquet", "x")
+    assert ".jsonl" in refused(tmp_path, "d.xls", "x")
 
 
 def test_three_formats_give_the_same_rows(tmp_path):

@@ -7,10 +7,12 @@ import typer
 from .chat import chat
 from .compare import compare
 from .convert import convert
+from .data import data
 from .inspect import inspect
 from .merge import merge
 from .methods import methods
 from .predict import predict
+from .schema import schema
 from .train import train
 from .version import version
 
@@ -30,4 +32,6 @@ app.command()(merge)
 app.command()(convert)
 app.command()(methods)
 app.command()(inspect)
+app.command()(data)
+app.command()(schema)
 app.command()(version)

@@ -11,6 +11,7 @@ from ..errors import DataError
 from .assets import locate
 from .encode import Encoded, encode_answers, encode_classes
 from .events import Reporter
+from .formats import recognise
 from .labels import found_labels, label_of, task_numbers
 from .prompts import Prompter
 from .recipe import Recipe
@@ -52,10 +53,10 @@ def read_split(recipe: Recipe, reporter: Reporter) -> Split:
         RecipeError: a reference names nothing.
     """
     data = recipe.data
-    train = read_rows(locate(data.train, reporter))
+    train = rows_of(data.train, reporter)
     held_out: Rows | None = None
     if data.eval is not None:
-        held_out = read_rows(locate(data.eval, reporter))
+        held_out = rows_of(data.eval, reporter)
     elif data.eval_split > 0 and len(train) > 1:
         order = list(range(len(train)))
         random.Random(recipe.training.seed).shuffle(order)
@@ -66,6 +67,22 @@ def read_split(recipe: Recipe, reporter: Reporter) -> Split:
     if held_out is not None and (shared := _shared(train.values, held_out.values)):
         reporter.warn(f"{shared} of {len(held_out)} held-out rows are also in the training rows: the proof is weaker")
     return Split(train, held_out)
+
+
+def rows_of(source: str, reporter: Reporter) -> Rows:
+    """The rows of a file, folder or reference; `source#500` means the first 500. What shape they have is said.
+
+    Raises:
+        DataError: a file is unusable, or its rows have no one shape.
+        RecipeError: a reference names nothing.
+    """
+    name, mark, count = source.rpartition("#")
+    limited = bool(mark) and count.isdigit()
+    rows = read_rows(locate(name if limited else source, reporter))
+    rows, shape = recognise(rows.take(0, int(count)) if limited else rows)
+    if shape in ("alpaca", "sharegpt"):
+        reporter.note(f"{rows.path}: rows of {shape} form, taken as {'messages' if shape == 'sharegpt' else 'prompts'}")
+    return rows
 
 
 def _shared(train: list[Row], held_out: list[Row]) -> int:

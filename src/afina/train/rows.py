@@ -1,11 +1,11 @@
-"""Rows of JSONL, JSON and CSV files; every fault is told with its file and line."""
+"""Rows of JSONL, JSON, CSV, TSV, Parquet and text files, or a folder of such; faults are told with file and line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,19 +74,56 @@ class Rows:
 
 
 def read_rows(path: Path) -> Rows:
-    """All rows of a `.jsonl`, `.json` or `.csv` file.
+    """All rows of a `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file (a row a line, column `text`), or of
+    all such files in a folder, in the order of their names.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, malformed or of an unknown kind.
     """
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv}
+    if path.is_dir():
+        return _read_folder(path)
+    readers = _readers()
     reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError("unknown kind of data file", where=path, got=path.suffix, expected=", ".join(readers))
-    pairs = list(reader(_decoded(path), path))
+    if reader is None and path.suffix.lower() != ".parquet":
+        raise DataError("unknown kind of data file", where=path, got=path.suffix,
+                        expected=", ".join([*readers, ".parquet"]))  # fmt: skip
+    pairs = list(_parquet(path) if reader is None else reader(_decoded(path), path))
     if not pairs:
         raise DataError("the file has no rows", where=path, expected="at least one")
     return Rows(path, [row for _, row in pairs], [line for line, _ in pairs])
+
+
+def _readers() -> dict[str, Callable[[str, Path], Iterator[tuple[int, Row]]]]:
+    return {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _text}
+
+
+def _read_folder(folder: Path) -> Rows:
+    known = {*_readers(), ".parquet"}
+    parts = [read_rows(p) for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in known]
+    if not parts:
+        raise DataError("the folder has no data files", where=folder, expected=", ".join(sorted(known)))
+    values, lines = [row for p in parts for row in p.values], [line for p in parts for line in p.lines]
+    return Rows(folder, values, lines)
+
+
+def _text(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    return ((n, {"text": line.rstrip("\r")}) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _tsv(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+    return _csv(text, path, delimiter="\t")
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow.parquet
+    from pyarrow import ArrowException
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        got = (str(error).splitlines() or [""])[0][:200]
+        raise DataError("cannot read the Parquet file", where=path, got=got) from error
+    return ((n, _checked(row, f"{path}: row {n}")) for n, row in enumerate(rows, 1))
 
 
 def _decoded(path: Path) -> str:
@@ -143,8 +180,8 @@ def _json(text: str, path: Path) -> Iterator[tuple[int, Row]]:
         yield number, _checked(row, f"{path}: item {number}")
 
 
-def _csv(text: str, path: Path) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):

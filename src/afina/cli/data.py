@@ -1,0 +1,57 @@
+"""`afina data`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .guard import guarded
+
+
+@guarded
+def data(
+    file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV, Parquet or text file, or a folder of such.")],
+    model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts tokens and renders samples.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Template of the prompt, e.g. 'Tweet: {text}'.")] = None,
+    completion: Annotated[str | None, typer.Option(help="Template of the answer, e.g. '{label}'.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens at which training would cut.")] = 1024,
+) -> None:
+    """Show what a data file holds: rows, columns, lengths, labels, duplicates, problems, rendered samples."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..train.assets import locate
+    from ..train.inspecting import examine
+    from ..train.model import base_location, load_tokenizer
+    from ..train.recipe import DataSection, ModelSection
+    from ..train.rows import read_rows
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    rows = read_rows(locate(file, reporter))
+    section = DataSection(train=file, prompt=prompt, completion=completion, max_length=max_length)
+    tokenizer = None
+    if model is not None:
+        quiet_libraries(reporter)
+        base = ModelSection(path=model)
+        tokenizer = load_tokenizer(base_location(base, reporter), base, reporter)
+    found = examine(rows, section, tokenizer)
+    show = reporter.console.print
+    show(Text(f"{file}: {found.rows} rows, form: {found.shape}"))
+    table = Table("column", "rows with it", "type", "median", "95 %", "longest", box=None)
+    for name, (count, kind) in found.columns.items():
+        table.add_row(name, str(count), kind, *(f"{n} words" for n in found.lengths.get(name, ())))
+    for name in [n for n in found.lengths if n not in found.columns]:
+        table.add_row(name, "", "", *(str(n) for n in found.lengths[name]))
+    show(table)
+    for name, count in found.labels.items():
+        show(Text(f"  label {name!r}: {count} ({count / found.rows:.1%})"))
+    show(Text(f"duplicate rows: {found.duplicates}"))
+    for where in found.empty:
+        show(Text(f"empty text: {where}"))
+    for problem in found.problems[:20]:
+        show(Text(f"problem: {problem}"))
+    if len(found.problems) > 20:
+        show(Text(f"and {len(found.problems) - 20} more problems"))
+    reporter.examples(found.examples)

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+
+from ..train.child import command
+
+
+def test_data_shows_what_a_file_holds(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\na b,x\na b,x\nc,y\n")
+    code, out, err = command("data", tmp_path / "d.csv")
+    assert code == 0, err
+    said = out + err
+    for words in ("3 rows, form: labelled", "label 'x': 2 (66.7%)", "duplicate rows: 1", "2 words"):
+        assert words in said, words
+
+
+def test_mistakes_end_with_code_2(tmp_path):
+    code, _, err = command("data", tmp_path / "none.csv")
+    assert code == 2
+    assert len(err.strip().splitlines()) <= 4
+
+
+def test_schema_knows_every_section():
+    code, out, _ = command("schema")
+    assert code == 0
+    schema = json.loads(out)
+    assert {"task", "model", "data", "method", "training", "evaluation", "output"} <= schema["properties"].keys()
