@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..core import tuner
+from ..core.config import PeftConfig
 from ..core.host import hosts
 
 
@@ -111,3 +112,15 @@ def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_c
     prefixes = (("base_model.model.model.", "model."), ("base_model.model.", ""))
     renamings = [c for c in weight_conversions or [] if isinstance(c, WeightRenaming)]
     return [*(WeightRenaming(source, target) for source, target in prefixes), *renamings]
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """The config that a dictionary describes by its `peft_type`."""
+    return PeftConfig.from_dict(config_dict)
+
+
+def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
+    """Frozen parameters to `dtype`, trained ones to float32."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

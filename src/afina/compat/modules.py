@@ -34,10 +34,16 @@ _HOTSWAP = {
               "prepare_model_for_compiled_hotswap")
 }  # fmt: skip
 _HOST = "afina.core.host:Host"
+_MORE = {
+    **{n: _FUNCTIONAL + n for n in ("get_peft_config", "cast_mixed_precision_params")},
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.mapping:MODEL_CLASSES",
+    "PeftError": "afina.errors:AfinaError",
+    "PeftWarning": "afina.errors:AfinaWarning",
+}
 
 TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
-        "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_STATE},
+        "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_MORE, **_STATE},
         "peft.auto": {},
         "peft.config": {},
         "peft.peft_model": {},
