@@ -60,6 +60,12 @@ def test_every_candidate_has_the_same_steps(recipe):
     assert {recipe_for(recipe, (), c, 5)[0].training.max_steps for c in candidates("full,lora,ia3")} == {5}
 
 
+def test_no_run_stops_early_or_is_chosen_by_the_items_that_judge_it(recipe):
+    asked = (("early_stopping", "2"), ("evaluation.every", "1"))
+    made, _ = recipe_for(recipe, asked, one("lora"), None)
+    assert (made.training.early_stopping, made.evaluation.every, made.evaluation.enabled) == (None, None, False)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [

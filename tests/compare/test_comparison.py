@@ -122,7 +122,7 @@ def test_second_call_trains_nothing_that_was_finished(finished, monkeypatch):
 
 
 @pytest.mark.slow
-def test_comparison_that_was_killed_goes_on(finished, tmp_path, model_folder):
+def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder)
     words = [sys.executable, "-c", "from afina.cli import main; main()", "compare", str(recipe), "--methods",
              "lora,ia3", "--seeds", "1", "--out", str(tmp_path / "out")]  # fmt: skip
@@ -133,7 +133,7 @@ def test_comparison_that_was_killed_goes_on(finished, tmp_path, model_folder):
     time.sleep(1)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 1
+    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 1, first.stderr.read()
     done = subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"})
     assert "1/2" not in done.stderr
     assert "2/2 ia3 seed 0: done" in done.stderr

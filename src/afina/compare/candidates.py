@@ -130,5 +130,6 @@ def recipe_for(
     if recipe.training.learning_rate is None:
         recipe.training.learning_rate = float(type(method_config(recipe)).default_learning_rate)
         origin = "default"
-    recipe.evaluation.enabled = False  # the comparison measures by itself, item by item
+    # The comparison measures by itself, item by item; every run has the whole budget and none is chosen by test items.
+    recipe.evaluation.enabled, recipe.evaluation.every, recipe.training.early_stopping = False, None, None
     return recipe, origin
