@@ -14,6 +14,7 @@ from afina.errors import RecipeError
 from afina.train.events import Reporter
 from afina.train.settings import load_recipe
 
+from .child import command
 from .tiny import write_model, write_recipe
 
 pytest.importorskip("bitsandbytes")
@@ -29,16 +30,22 @@ class Notes(Reporter):
         self.said.append(text)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def trained(recipe):
     from afina.train.run import run
 
+    notes = Notes()
+    return run(recipe, notes), notes.said
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, child):
     root = tmp_path_factory.mktemp("runs")
     model, done = write_model(root / "model"), {}
-    for storage in STORAGES:
-        (root / storage).mkdir()
-        notes = Notes()
-        done[storage] = run(load_recipe(str(write_recipe(root / storage, model, quantize=storage))), notes), notes.said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(root / "cache"))
+        for storage in STORAGES:
+            (root / storage).mkdir()
+            done[storage] = child(trained, load_recipe(str(write_recipe(root / storage, model, quantize=storage))))
     return done
 
 
@@ -70,14 +77,14 @@ def test_adapter_is_used_on_the_storage_it_was_trained_on(runs, storage):
     from afina.train.model import load_trained
 
     folder = runs[storage][0].folder
-    trained = load_trained(folder, Reporter())
-    assert trained.recipe.model.quantize == trained.trained_on == storage
-    found = [w for m in trained.model.modules() if (w := quantised_weight(m)) is not None]
+    used = load_trained(folder, Reporter())
+    assert used.recipe.model.quantize == used.trained_on == storage
+    found = [w for m in used.model.modules() if (w := quantised_weight(m)) is not None]
     assert len(found) == 14  # two blocks of seven layers; the head is not quantised
     dense = load_trained(folder, Reporter(), "none")
     assert not any(quantised_weight(m) for m in dense.model.modules())
     assert dense.trained_on == storage
-    difference = (logits(trained.model) - logits(dense.model)).norm() / logits(dense.model).norm()
+    difference = (logits(used.model) - logits(dense.model)).norm() / logits(dense.model).norm()
     # The weights are random; four bits change the logits of such a model by half, and those of another model by 1.4.
     assert 0 < difference < (0.1 if storage.startswith("int8") else 0.8)
 
@@ -85,33 +92,27 @@ def test_adapter_is_used_on_the_storage_it_was_trained_on(runs, storage):
 def test_layers_that_the_cpu_kernel_cannot_pack_are_run_without_it(runs):
     from afina.train.model import load_trained
 
-    trained = load_trained(runs["nf4"][0].folder, Reporter())
-    logits(trained.model.eval())  # 16 outputs; bitsandbytes 0.50 alone stops with an assertion where it packs
-    narrow = [w for m in trained.model.modules() if isinstance(w := quantised_weight(m), Bits4Weight)]
+    used = load_trained(runs["nf4"][0].folder, Reporter())
+    logits(used.model.eval())  # 16 outputs; bitsandbytes 0.50 alone stops with an assertion where it packs
+    narrow = [w for m in used.model.modules() if isinstance(w := quantised_weight(m), Bits4Weight)]
     assert any(w.out_features % 32 for w in narrow)
     assert not any(w.is_packed for w in narrow if w.out_features % 32)
 
 
-def test_merge_takes_the_dense_base_and_tells_the_difference(runs, tmp_path):
-    from typer.testing import CliRunner
-
-    from afina.cli.app import app
-
-    done = CliRunner().invoke(app, ["merge", str(runs["nf4"][0].folder), str(tmp_path / "merged")])
-    assert done.exit_code == 0, done.output
-    assert "against the adapter on the nf4 base that it was trained on" in done.output
+def test_merge_takes_the_dense_base_and_tells_the_difference(runs, tmp_path, child):
+    code, out, _ = child(command, "merge", runs["nf4"][0].folder, tmp_path / "merged")
+    assert code == 0
+    assert "against the adapter on the nf4 base that it was trained on" in out
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config
     held = load_file(tmp_path / "merged" / "model.safetensors")
     assert held["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
 
 
-def test_full_fine_tuning_of_a_quantised_base_is_refused(tmp_path):
-    from afina.train.run import run
-
+def test_full_fine_tuning_of_a_quantised_base_is_refused(tmp_path, child):
     recipe = write_recipe(tmp_path, write_model(tmp_path / "model"), quantize="nf4", method={"type": "full"})
     with pytest.raises(RecipeError, match="quantised weights cannot train"):
-        run(load_recipe(str(recipe)), Reporter())
+        child(trained, load_recipe(str(recipe)))
 
 
 def test_unknown_storage_is_refused_with_the_known_ones(runs):
