@@ -75,7 +75,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float | Tensor
     ) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
+        x_NI = x.flatten(0, -2)
         a_RI, (b_OR, s) = a.to(weight.dtype), _scaled(b, scale, weight.dtype)
         ctx.merged = a.dtype == weight.dtype and merged_is_cheaper(x_NI.shape[0], weight)
         if ctx.merged:
@@ -86,13 +86,13 @@ class _LoraLinear(torch.autograd.Function):
             y_NO = F.linear(x_NI, weight, bias).addmm_(t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, weight, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
         ctx.scale, ctx.dtypes, ctx.shape = s, (a.dtype, b.dtype), x.shape
-        return y_NO.view(*x.shape[:-1], -1)
+        return y_NO.view(*x.shape[:-1], y_NO.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, weight, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
-        g_NO = g.reshape(-1, g.shape[-1])
+        g_NO = g.flatten(0, -2)
         u_NR = (g_NO @ b_OR).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
@@ -109,10 +109,10 @@ class _LoraLinear(torch.autograd.Function):
 class _AddLowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
+        x_NI = x.flatten(0, -2)
         a_RI, (b_OR, s) = a.to(x.dtype), _scaled(b, scale, x.dtype)
         t_NR = x_NI @ a_RI.mT
-        y_NO = y.reshape(-1, y.shape[-1]).to(x.dtype)
+        y_NO = y.flatten(0, -2).to(x.dtype)
         out = torch.addmm(y_NO, t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
         ctx.scale, ctx.dtypes, ctx.shape, ctx.y_dtype = s, (a.dtype, b.dtype), x.shape, y.dtype
@@ -122,7 +122,7 @@ class _AddLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
-        g_NO = g.reshape(-1, g.shape[-1])
+        g_NO = g.flatten(0, -2)
         u_NR = (g_NO @ b_OR).mul_(ctx.scale)
         dx = (u_NR @ a_RI).view(ctx.shape) if ctx.needs_input_grad[1] else None
         dy = g.to(ctx.y_dtype) if ctx.needs_input_grad[0] else None

@@ -37,6 +37,8 @@ class LoraFast(DeltaWeight):
             and self.fuses
             and isinstance(x, Tensor)
             and x.is_floating_point()
+            and not x.is_nested
+            and x.dim() >= 2
             and x.dtype == base.dtype
             and x.dtype.itemsize <= self.lora_A.dtype.itemsize
             and not torch.is_autocast_enabled(x.device.type)
