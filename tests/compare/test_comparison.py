@@ -13,6 +13,7 @@ import pytest
 
 from afina.compare import runs
 from afina.compare.comparison import Request, check, compare
+from afina.compare.tune import Search
 from afina.errors import RecipeError
 from afina.train.events import Reporter
 
@@ -169,3 +170,31 @@ def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path,
     assert placed[0].data.eval == placed[1].data.eval
     assert shared.rows[:2] == (18, 6)
     assert [p.training.seed for p in placed] == [0, 1]
+
+
+def test_search_has_a_seed_that_is_not_measured(tmp_path, model_folder, monkeypatch):
+    pytest.importorskip("optuna")
+    searched, measured = [], []
+
+    class Runner:
+        planned = finished = 0
+
+        def __init__(self, *args):
+            pass
+
+        def run(self, label, recipe, seed):
+            measured.append(seed)
+            return runs.Outcome("crashed", error="not run")
+
+    def search(runner, name, recipe, trials, seed):
+        searched.append(seed)
+        return Search(1e-4, 1e-1, [], 0.05)
+
+    monkeypatch.setattr("afina.compare.comparison.Runner", Runner)
+    monkeypatch.setattr("afina.compare.comparison.search", search)
+    request = Request(str(tiny.write_recipe(tmp_path, model_folder)), "lora", tune=2, out=tmp_path / "out")
+    _, found = compare(request, Reporter())
+    assert measured == [0, 1, 2]
+    assert not set(searched) & set(measured)
+    assert (found["rows"][0]["learning_rate"], found["rows"][0]["learning_rate_from"]) == (0.05, "tuned")
+    assert found["recommendation"] == "No method could be trained."

@@ -81,7 +81,8 @@ def _run_all(entries: Sequence[Entry], runner: Runner, request: Request, first_s
     runner.planned = len(entries) * request.seeds + len(tuned) * request.tune
     for entry in tuned:
         name = entry.candidate.name
-        entry.search = search(runner, name, entry.recipe, request.tune, first_seed)
+        # A seed of its own: rates that are chosen for a seed would flatter that one among those that are measured.
+        entry.search = search(runner, name, entry.recipe, request.tune, first_seed + request.seeds)
         if entry.search.best is not None:
             entry.recipe, entry.rate_from = at_rate(entry.recipe, entry.search.best), "tuned"
     for seed in range(first_seed, first_seed + request.seeds):

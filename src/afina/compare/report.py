@@ -135,7 +135,7 @@ def _rates(comparison: Mapping[str, Any]) -> str:
                 "(--tune). Defaults are made for longer runs than short ones.")  # fmt: skip
     return (f"Learning rates: up to {tune['trials']} trials a method (Optuna's TPE, bad ones stopped early) between a "
             f"tenth and fifty times its rate, judged by the loss on {tune['held_out_rows']} training rows held out for "
-            f"it; {tune['train_rows']} rows to train on, one seed.")  # fmt: skip
+            f"it; {tune['train_rows']} rows to train on, one seed that is not among those measured.")  # fmt: skip
 
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
