@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import AfinaError
 from . import attention
 from .loss import linear_cross_entropy, sparse_rows_linear, supervised_loss
 from .low_rank import is_plain_linear
@@ -109,8 +110,10 @@ def _loss_alone(base: Any) -> str:
     if not is_head_plain(base):
         return "loss without logits: off, because the vocabulary projection is adapted or trained"
     difference = _try(base)
-    if difference is None or difference > 0.02:
-        return f"loss without logits: off, because the loss would differ by {difference}"
+    if difference is None:
+        return "loss without logits: off, because the model takes more than tokens"
+    if difference > 0.02:
+        return f"loss without logits: off, because the loss would differ by {difference:.3g}"
     _swap_forward(base, _causal_forward)
     return "loss without logits: supervised positions only, in chunks"
 
@@ -158,7 +161,7 @@ def _try(base: Any) -> float | None:
     try:
         plain = base(input_ids=ids, labels=ids).loss
         fast = loss_alone(base, (), ids, {"input_ids": ids}).loss
-    except (TypeError, AttributeError, RuntimeError):
+    except (AfinaError, TypeError, ValueError, AttributeError, RuntimeError):
         return None
     finally:
         base.train(was)
