@@ -5,6 +5,15 @@ import pytest
 from afina.errors import NumericError
 
 
+class Rows:
+    """A data set of two rows."""
+
+    items = ({"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]})
+
+    def where(self, index):
+        return f"a.jsonl:{10 + index}"
+
+
 def guarded_step(poison):
     """What the guard says to one step of a small model."""
     from types import SimpleNamespace
@@ -19,19 +28,24 @@ def guarded_step(poison):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(3))
+            self.first = torch.nn.Linear(1, 2, bias=False)
+            self.second = torch.nn.Linear(2, 1, bias=False)
 
-        def forward(self, x):
-            return SimpleNamespace(loss=(self.weight * x).sum())
+        def forward(self, input_ids, attention_mask, scale):
+            hidden = self.first(input_ids.float().sum(1, keepdim=True)) * scale
+            return SimpleNamespace(loss=self.second(hidden).sum())
 
     model = Model()
     guard = FiniteGuard(model)
+    guard.on_train_begin(None, None, None, train_dataloader=SimpleNamespace(dataset=Rows()))
     guard.on_step_begin(None, SimpleNamespace(global_step=0), None)
-    model(torch.tensor([1.0, float("inf") if poison == "loss" else 1.0, 2.0])).loss.backward()
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    scale = float("inf") if poison == "loss" else 1.0
+    model(input_ids=ids, attention_mask=mask, scale=scale).loss.backward()
     if poison == "gradient":
-        model.weight.grad[1] = float("nan")
+        model.first.weight.grad[1] = float("nan")
     if poison == "nothing":
-        model.weight.grad.zero_()
+        model.zero_grad(set_to_none=False)
     guard.on_pre_optimizer_step(None, None, None)
     return "passed"
 
@@ -43,8 +57,8 @@ def test_finite_step_passes(child):
 @pytest.mark.parametrize(
     ("poison", "words"),
     [
-        ("loss", "step 1: the loss"),
-        ("gradient", "step 1, weight: the grad"),
+        ("loss", r"step 1, rows a.jsonl:10, a.jsonl:11: the loss is not finite(.|\n)*the output of second"),
+        ("gradient", r"step 1, rows a.jsonl:10, a.jsonl:11, first.weight: the grad"),
         ("nothing", "step 1: no gradient reaches"),
     ],
 )

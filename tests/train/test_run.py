@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -248,7 +249,10 @@ def train_poisoned(recipe, step):
 def test_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(tmp_path, model_folder, child):
     recipe = tiny.write_recipe(tmp_path, model_folder, training__save_steps=2)
     text, same = child(train_poisoned, recipe, 5)
-    assert text.startswith("step 5: the loss is not finite")
+    first = re.match(r"step 5, rows ((?:\S+train.jsonl:\d+(?:, )?){4}): the loss is not finite", text)
+    assert first
+    assert len(set(first[1].split(", "))) == 4
+    assert "the parameter base_model.model.model.embed_tokens.weight" in text
     assert len(text.splitlines()) <= 4
     assert same
     assert newest_complete(tmp_path / "out").name == "checkpoint-4"

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ..errors import AfinaWarning
+from ..plan.usage import told_bytes
 from ..train import events
 
 _PLAIN_LINES = {"training": 10}
@@ -76,7 +77,8 @@ class ConsoleReporter(events.Reporter):
 
 def _facts(state: events.Progress) -> str:
     rate = f" {state.tokens_per_s:,.0f} tokens/s" if state.tokens_per_s else ""
-    return rate + (f" loss {state.loss:.3f}" if state.loss is not None else "")
+    memory = f" {told_bytes(state.memory)}" if state.memory is not None else ""
+    return rate + memory + (f" loss {state.loss:.3f}" if state.loss is not None else "")
 
 
 def quiet_libraries(reporter: events.Reporter) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from ..plan.usage import resident_kib
+
+_RESET = Path("/proc/self/clear_refs")
 
 
 class Peak:
@@ -18,7 +18,7 @@ class Peak:
         self.base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
         for parameter in base.parameters():
             parameter.detach().sum()
-        self.resident = _kilobytes("VmRSS")
+        self.resident = resident_kib()
 
     def start(self) -> None:
         """Forget the peak so far (loading has one of its own)."""
@@ -35,14 +35,4 @@ class Peak:
 
         if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
             return float(round((torch.cuda.max_memory_allocated() - self.base_bytes) / 2**20, 1))
-        return float(round(max(0.0, _kilobytes("VmHWM") - self.resident) / 2**10, 1))
-
-
-def _kilobytes(entry: str) -> float:
-    """An entry of Linux's process status; elsewhere the peak of the process's life, which only grows."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{entry}:"):
-                return float(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform == "darwin" else float(peak)
+        return float(round(max(0.0, resident_kib("VmHWM") - self.resident) / 2**10, 1))

@@ -12,8 +12,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import NumericError
+from ..plan.usage import used_bytes
 from .checkpoints import mark_complete, read_method_state, write_method_state
 from .events import Progress, Reporter
+from .finite import first_not_finite, told_rows
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
@@ -25,22 +27,39 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.step = 1
-        self.hook = model.register_forward_hook(self._check_loss)
+        self.dataset: Any = None
+        self.batches: list[dict[str, Any]] = []
+        self.hook = model.register_forward_hook(self._check_loss, with_kwargs=True)
 
-    def _check_loss(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _check_loss(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if model.training:
+            self.batches.append(kwargs)
         loss = getattr(output, "loss", None)
         if loss is not None and not torch.isfinite(loss).all():
-            where = f"step {self.step}" if model.training else f"evaluation after step {self.step - 1}"
+            where = self._where(kwargs) if model.training else f"evaluation after step {self.step - 1}"
+            first = first_not_finite(model, args, kwargs)
+            value = loss.detach().float().mean().item()
             raise NumericError(
                 "the loss is not finite, stopped before the update",
-                where=where,
-                got=loss.detach().float().mean().item(),
+                where=where, got=value if first is None else f"{value}; the first tensor that is not: {first}",
                 fix="lower training.learning_rate, or use model.dtype=float32; checkpoints before it are kept",
-            )
+            )  # fmt: skip
+
+    def _where(self, *batches: dict[str, Any]) -> str:
+        rows = [told for batch in batches if (told := told_rows(batch, self.dataset))]
+        return f"step {self.step}" + (f", rows {', '.join(rows)}" if rows else "")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        train_dataloader: Any = None, **kw: Any,
+    ) -> None:  # fmt: skip
+        """Remember the data set, which knows where its rows come from."""
+        self.dataset = getattr(train_dataloader, "dataset", None)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Remember which step runs."""
         self.step = state.global_step + 1
+        self.batches = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
@@ -55,7 +74,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         if bad is not None:
             raise NumericError(
                 "the gradient is not finite, stopped before the update",
-                where=f"step {self.step}, {bad}",
+                where=f"{self._where(*self.batches)}, {bad}",
                 fix="lower training.learning_rate, or use model.dtype=float32; checkpoints before it are kept",
             )
         if self.step == 1 and not any(grad is not None and bool(grad.any()) for _, grad in trained):
@@ -130,7 +149,7 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
         seconds = time.monotonic() - self.started
         tokens = int(state.num_input_tokens_seen) - self.tokens_before
         rate = tokens / seconds if tokens and seconds > 0 else None
-        self.reporter.progress(Progress("training", state.global_step, state.max_steps, rate, self.loss))
+        self.reporter.progress(Progress("training", state.global_step, state.max_steps, rate, self.loss, used_bytes()))
 
     def on_prediction_step(
         self,

@@ -31,12 +31,18 @@ class Encoded(Dataset[dict[str, Any]]):
         truncated: rows cut to `max_length`.
         masked: rows dropped because no trained token was left.
         source: index of each item's row in the file's rows.
+        rows: what was encoded.
     """
 
     items: list[dict[str, Any]] = field(default_factory=list)
     source: list[int] = field(default_factory=list)
     truncated: int = 0
     masked: int = 0
+    rows: Rows | None = None
+
+    def where(self, index: int) -> str:
+        """`file:line` of an item's row."""
+        return self.rows.where(self.source[index]) if self.rows is not None else f"row {self.source[index] + 1}"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -47,7 +53,8 @@ class Encoded(Dataset[dict[str, Any]]):
     def by_length(self) -> Encoded:
         """The same items, longest first: batches with little padding."""
         order = sorted(range(len(self)), key=lambda i: -len(self.items[i]["input_ids"]))
-        return Encoded([self.items[i] for i in order], [self.source[i] for i in order], self.truncated, self.masked)
+        items, source = [self.items[i] for i in order], [self.source[i] for i in order]
+        return Encoded(items, source, self.truncated, self.masked, self.rows)
 
 
 def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
@@ -59,7 +66,7 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
         DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
     """
     kind = prompter.resolved_format(rows)
-    out = Encoded()
+    out = Encoded(rows=rows)
     for index in range(len(rows)):
         ids: list[int] = []
         labels: list[int] = []
@@ -118,7 +125,7 @@ def encode_classes(
     Raises:
         DataError: a row lacks text or has an unknown label.
     """
-    out = Encoded()
+    out = Encoded(rows=rows)
     for index in range(len(rows)):
         text = rows.text(index, data.text_column)
         ids = tokenizer(text)["input_ids"]

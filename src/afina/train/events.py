@@ -28,6 +28,7 @@ class Progress:
         total: steps or rows in all.
         tokens_per_s: throughput without padding, or None where it is not counted.
         loss: the last logged loss, or None.
+        memory: bytes that the process, or torch on the GPU, holds; None where it is not looked at.
     """
 
     stage: str
@@ -35,6 +36,7 @@ class Progress:
     total: int
     tokens_per_s: float | None = None
     loss: float | None = None
+    memory: int | None = None
 
 
 class Reporter:
