@@ -44,6 +44,7 @@ def test_page_is_well_formed_and_has_everything():
     assert names.count("svg") == 3 + len(NAMES)
     assert names.count("circle") == 3 * len(NAMES)
     assert sum(attrs.get("class") == "loss" for _, attrs in tags.seen) == 3 * len(NAMES)
+    assert sum(attrs.get("class") == "mean" for _, attrs in tags.seen) == len(NAMES)
     assert "Take lora: cheap &amp; good." in text
     assert "killed by SIGKILL" in text
 

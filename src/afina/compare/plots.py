@@ -22,7 +22,8 @@ svg .name { fill: var(--ink); } svg .title { font-size: 12px; font-weight: 600; 
 svg .rule { stroke: var(--rule); fill: none; } svg .range { stroke: var(--soft); opacity: .55; }
 svg .point { fill: var(--soft); } svg .front { fill: var(--accent); } svg .pick { fill: var(--good); }
 svg .edge { stroke: var(--accent); fill: none; stroke-dasharray: 3 3; opacity: .8; }
-svg .loss { stroke: var(--accent); fill: none; stroke-width: 1.2; opacity: .75; }
+svg .loss { stroke: var(--accent); fill: none; stroke-width: .8; opacity: .28; }
+svg .mean { stroke: var(--accent); fill: none; stroke-width: 1.6; }
 """
 COSTS = (
     ("trainable", "trained parameters"), ("memory_mb", "peak memory above the base, MiB"),
@@ -150,16 +151,19 @@ def _cost(box: tuple[float, float, float, float], taken: Sequence[tuple[float, f
 
 
 def curves(row: Mapping[str, Any], top: float, steps: int) -> str:
-    """The training loss of every seed of one method; `top` and `steps` end the axes that all methods share."""
+    """The training loss of one method: every seed, and above them their smoothed mean; `top` and `steps` end the axes
+    that all methods share."""
     wide, high, left = 170, 96, 26
-    paths = []
-    for curve in row["curves"].values():
+
+    def drawn(kind: str, curve: Sequence[Sequence[float]]) -> str:
         points = [
             (round(left + step / steps * (wide - left - 4), 1), round(high - 14 - min(loss / top, 1) * (high - 34), 1))
             for step, loss in curve
         ]
-        if points:
-            paths.append(f'<path class="loss" d="{_path(points)}"/>')
+        return f'<path class="{kind}" d="{_path(points)}"/>' if points else ""
+
+    seeds = list(row["curves"].values())
+    paths = [*(drawn("loss", curve) for curve in seeds), drawn("mean", smoothed(seeds, max(1, steps // 8)))]
     return (
         f'<svg viewBox="0 0 {wide} {high}" role="img" aria-label="training loss of {escape(row["name"])}">'
         f'<text class="name" x="{left}" y="11">{escape(row["name"])}</text>'
@@ -168,6 +172,20 @@ def curves(row: Mapping[str, Any], top: float, steps: int) -> str:
         f'<text x="{left - 4}" y="{high - 12}" text-anchor="end">0</text>'
         f'<text x="{wide - 4}" y="{high - 3}" text-anchor="end">step {steps}</text>{"".join(paths)}</svg>'
     )
+
+
+def smoothed(curves: Sequence[Sequence[Sequence[float]]], window: int) -> list[tuple[float, float]]:
+    """The mean of curves of (step, loss), each point over up to `window` steps on both sides."""
+    at: dict[float, list[float]] = {}
+    for curve in curves:
+        for step, loss in curve:
+            at.setdefault(step, []).append(loss)
+    means = [(step, sum(losses) / len(losses)) for step, losses in sorted(at.items())]
+
+    def near(step: float) -> list[float]:
+        return [loss for other, loss in means if abs(other - step) <= window]
+
+    return [(step, sum(near(step)) / len(near(step))) for step, _ in means]
 
 
 def pareto_file(comparison: Mapping[str, Any]) -> str:
