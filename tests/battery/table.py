@@ -459,7 +459,7 @@ _LORA_VARIANTS = (
 _SHARED = (
     Row("lily", "LilyConfig", MATRICES, each(lambda n: 4 * (n.width + 3 * n.out + 3)),
         {"r": 4, "stride_A": 2, "num_B": 3}, merges=False, oracle="LilyConfig",
-        gaps={**_beyond(MATRICES, _LINEARS), ("rows", ""): "its router takes the mean over all rows of a batch"}),
+        gaps=_beyond(MATRICES, _LINEARS)),
     _method("frod", "FrodConfig", lambda n: n.width + int(0.1 * n.width**2), MATRICES, sparse_rate=0.1,
             progressbar=False,
             gaps={("oracle", ""): "the reference takes V from the file and U from its own V: see test_frod.py"}),

@@ -12,7 +12,6 @@ from afina import (
     HRAConfig,
     IA3Config,
     LoraConfig,
-    PromptTuningConfig,
     get_peft_model,
 )
 from afina.errors import ConfigError, MergeError, NameTakenError
@@ -139,9 +138,6 @@ def test_what_cannot_be_is_refused(model):
         model(IDS, adapter_names=["lora"] * 5)
     with pytest.raises(ConfigError, match="one adapter name for every row"):
         model(IDS, adapter_names="lora")
-    model.add_adapter("soft", PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(ConfigError, match="cannot share a batch"):
-        model(IDS, adapter_names=["lora"] * 5 + ["soft"])
     model.set_adapter("lora")
     model.merge_adapter()
     with pytest.raises(MergeError, match="while an adapter is merged"):

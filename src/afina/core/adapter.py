@@ -83,6 +83,9 @@ class Adapter(nn.Module):
     inputs: ClassVar[frozenset[str]] = frozenset()
     """Arguments of the model's forward that the method consumes; they are set as attributes of that name."""
     has_penalty: ClassVar[bool] = False
+    shares_batch: ClassVar[bool] = True
+    """Whether rows of a batch can go through it while others go through other adapters; false for methods that look
+    beyond their own rows or layer, whose rows get a pass of their own."""
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
     rank_dims: Mapping[str, int] = MappingProxyType({})

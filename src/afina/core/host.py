@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NumericError
+from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
-from .rows import Rows, run_rows
+from .rows import Rows, refuse_spent, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
 from .walk import outside_adapters
@@ -255,12 +255,15 @@ class ReadHost(Host):
 
     def _effective(self) -> tuple[Tensor, Tensor | None]:
         self.called = True
-        if self.rows is not None and any(self.adapter(n) is not None for n in self.rows.groups):
-            raise ConfigError("this layer cannot serve several adapters in one batch", where="adapter_names",
-                              fix="run one batch per adapter with set_adapter")  # fmt: skip
-        if not self.stack and self.own_bias() is None:
+        stack, own_bias = self.stack, self.own_bias()
+        if self.rows is not None and self.enabled:
+            refuse_spent(self.rows)
+            # Rows that share a pass have no adapter here, or all the same.
+            stack = self._named(self.rows.groups)
+            own_bias = next((self.biases[n] for n in self.rows.groups if n in self.biases), None)
+        if not stack and own_bias is None:
             return self.base.weight, self.base.bias
-        weight, bias = View(self, self.stack, None, bias=self.own_bias()).params()
+        weight, bias = View(self, stack, None, bias=own_bias).params()
         return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
 
 

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import AfinaWarning, ConfigError
 from . import card, inject, targets, tuner
-from .adapter import Adapter
 from .checkpoint import layer_config
-from .config import LayerConfig, PeftConfig, TaskType, method
-from .files import Files
+from .config import LayerConfig, PeftConfig, TaskType
 from .fuse import strip
 from .host import hosts
 from .prompt import PromptLearningConfig
 from .quantised import count_parameters
-from .rows import Rows, take_rows
+from .running import Running
 
 
-class PeftModel(Files):
+class PeftModel(Running):
     """A base model and its adapters.
 
     Args:
@@ -229,62 +226,6 @@ class PeftModel(Files):
         print(
             f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
         )
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward with the active adapters."""
-        rows = take_rows(self, args, kwargs)
-        self._hand_over_inputs(args, kwargs, rows)
-        out = self.base_model(*args, **kwargs)
-        if self.training:
-            out = self._with_penalty(out)
-        if self.training and not self._never_called_checked and not torch.compiler.is_compiling():
-            self._check_called()
-        return out
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's `generate` with the active adapters."""
-        rows = take_rows(self, args, kwargs)
-        self._hand_over_inputs(args, kwargs, rows)
-        placement = self.base_model.placement()
-        if placement is not None:
-            return placement.generate(args, kwargs)
-        kwargs |= tuner.generation_options(self.base_model, kwargs)
-        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
-
-    def _implementations(self, names: Iterable[str] | None = None) -> list[Any]:
-        configs = [self.peft_config[n] for n in (self._names if names is None else names)]
-        found = [(method(c).implementation, c) for c in configs]
-        return [i.for_config(c) if issubclass(i, Adapter) else i for i, c in found]
-
-    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> None:
-        """Give methods the arguments that they consume."""
-        names = self._names if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
-        classes = zip(names, self._implementations(names), strict=True)
-        consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
-        tuner.hand_over_inputs(self, consuming, args, kwargs, rows)
-        if not self.base_model.enabled:
-            for key in {k for i in self._implementations() for k in i.inputs}:
-                kwargs.pop(key, None)
-
-    def _with_penalty(self, out: Any) -> Any:
-        """Add what methods ask for to the loss."""
-        if not any(i.has_penalty for i in self._implementations()) or getattr(out, "loss", None) is None:
-            return out
-        terms = [a.penalty() for _, h in hosts(self) for a in h.stack if a.has_penalty]
-        out.loss = out.loss + sum(t for t in terms if t is not None)
-        return out
-
-    def _check_called(self) -> None:
-        """After the first training forward: an adapter on a layer that is never called would learn nothing."""
-        self._never_called_checked = True
-        idle = [
-            n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
-        ]
-        if idle:
-            raise ConfigError(
-                f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
-                where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt their parent",
-            )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
         try:

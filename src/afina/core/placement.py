@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,8 +32,7 @@ class Placement:
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's forward with the virtual tokens in place."""
-        names = [n for n in self.parameters if n not in ("args", "kwargs")]
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        call = arguments(self.model, args, kwargs)
         if self.encoder.goes_into == "cache":
             self._into_cache(call)
         else:
@@ -40,32 +40,21 @@ class Placement:
         out = self.model(**call)
         weights = self.encoder.label_weights()
         if weights is not None and call.get("labels") is not None:
-            out.loss = _weighted_loss(out.logits, call["labels"], weights, call.get("num_items_in_batch"))
+            out.loss = weighted_loss(out.logits, call["labels"], weights, call.get("num_items_in_batch"))
         return out
 
     # -- placing ----------------------------------------------------------------------------------------------------
 
-    def _encode(self, batch: int, call: dict[str, Any], like: Tensor) -> Tensor:
+    def encode(self, batch: int, call: dict[str, Any], like: Tensor) -> Tensor:
+        """The virtual tokens of a batch (batch, tokens, width); takes what the encoder consumes out of `call`."""
         inputs = {k: call.pop(k, None) for k in self.encoder.inputs}
         out: Tensor = self.encoder(batch, **inputs)
         return out.to(like.dtype)
 
-    def _word_embeddings(self, call: dict[str, Any]) -> Tensor:
-        given = call.pop("inputs_embeds", None)
-        ids = call.pop("input_ids", None)
-        if given is not None:
-            out: Tensor = given
-            return out
-        if ids is None:
-            raise ConfigError("neither input_ids nor inputs_embeds was given", where="forward")
-        embed: Any = self.model.get_input_embeddings()  # type: ignore[operator]
-        out = embed(ids)
-        return out
-
     def _into_embeddings(self, call: dict[str, Any]) -> None:
-        words = self._word_embeddings(call)
+        words = word_embeddings(self.model, call)
         batch, length = words.shape[:2]
-        prompts = self._encode(batch, call, words)[:, : self.count]
+        prompts = self.encode(batch, call, words)[:, : self.count]
         mask = call.get("attention_mask")
         if self.pools_last and mask is not None:
             # The head reads the last position, so padding must not stand there.
@@ -87,7 +76,7 @@ class Placement:
                 call["labels"] = torch.cat([own.to(labels).expand(batch, -1), labels], dim=1)
 
     def _into_cache(self, call: dict[str, Any]) -> None:
-        self._refuse_checkpointing()
+        self.refuse_checkpointing()
         ids = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if ids is None:
             raise ConfigError("neither input_ids nor inputs_embeds was given", where="forward")
@@ -104,7 +93,8 @@ class Placement:
         call["attention_mask"] = full = _lengthen(mask, batch, length, self.count, ids.device)
         self._positions(call, mask, full, self.count)
 
-    def _refuse_checkpointing(self) -> None:
+    def refuse_checkpointing(self) -> None:
+        """Refuse gradient checkpointing for virtual tokens in the cache."""
         if self.model.training and getattr(self.model, "is_gradient_checkpointing", False):
             raise ConfigError(
                 "gradient checkpointing drops the cache that this method prefixes", where=str(self.config.peft_type),
@@ -124,19 +114,23 @@ class Placement:
         """The keys and values of the virtual tokens as a transformers Cache."""
         from transformers import DynamicCache, EncoderDecoderCache
 
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.keys_and_values(batch, call)):
+            cache.update(keys, values, layer)
+        return EncoderDecoderCache(cache, DynamicCache()) if self.is_encoder_decoder else cache
+
+    def keys_and_values(self, batch: int, call: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+        """Of every layer: (batch, heads, tokens, width of a head) each."""
         first = next(p for p in self.model.parameters() if p.is_floating_point())
-        flat = self._encode(batch, call, first)
+        flat = self.encode(batch, call, first)
         layers, heads = self.config.num_layers, self.config.num_attention_heads
         assert layers is not None
         assert heads is not None
         split = flat.view(batch, self.count, layers * 2, heads, -1).permute(2, 0, 3, 1, 4)
-        cache = DynamicCache()
         # With two submodules the files' order is: the list gone through twice, every second pair belonging to a layer.
         step = 4 if self.config.num_transformer_submodules == 2 else 2
-        for layer in range(layers):
-            keys, values = (split[(step * layer + i) % (2 * layers)] for i in range(2))
-            cache.update(keys, values, layer)
-        return EncoderDecoderCache(cache, DynamicCache()) if self.is_encoder_decoder else cache
+        places = [(step * layer) % (2 * layers) for layer in range(layers)]
+        return [(split[i], split[i + 1]) for i in places]
 
     # -- generating -------------------------------------------------------------------------------------------------
 
@@ -155,8 +149,8 @@ class Placement:
         run: Any = self.model.generate
         if self.encoder.goes_into == "cache":
             return self._generate_from_cache(run, call, ids)
-        words = self._word_embeddings(call)
-        prompts = self._encode(len(ids), call, words)[:, : self.count]
+        words = word_embeddings(self.model, call)
+        prompts = self.encode(len(ids), call, words)[:, : self.count]
         call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
         out = run(inputs_embeds=torch.cat([prompts, words], dim=1), **call)
         return out if self.is_encoder_decoder else _edit(out, lambda new: torch.cat([_repeat(ids, new), new], dim=1))
@@ -185,14 +179,36 @@ def _lengthen(
     return torch.cat([values.new_full((batch, count), fill), values], dim=1)
 
 
-def _weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, count: Any = None) -> Tensor:
+def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of the model by name."""
+    names = [n for n in inspect.signature(model.forward).parameters if n not in ("args", "kwargs")]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def word_embeddings(model: nn.Module, call: dict[str, Any]) -> Tensor:
+    """The embeddings of the call's tokens, which it takes out of the call: (batch, tokens, dim)."""
+    given = call.pop("inputs_embeds", None)
+    ids = call.pop("input_ids", None)
+    if given is not None:
+        out: Tensor = given
+        return out
+    if ids is None:
+        raise ConfigError("neither input_ids nor inputs_embeds was given", where="forward")
+    embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+    out = embed(ids)
+    return out
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, count: Any = None) -> Tensor:
     """The next token's cross-entropy, (batch, tokens, vocabulary) against (batch, tokens); the first tokens' terms are
-    multiplied with `weights`; divided by the number of labels, or by `count`."""
+    multiplied with `weights` (tokens,) or (batch, tokens); divided by the number of labels, or by `count`."""
     labels = labels[:, 1:].to(logits.device)
     terms = F.cross_entropy(logits[:, :-1].float().mT, labels, ignore_index=-100, reduction="none")
-    first = weights[1:].to(terms)
-    rest = terms[:, len(first) :].sum()
-    return ((terms[:, : len(first)] * first).sum() + rest) / ((labels != -100).sum() if count is None else count)
+    first = weights[..., 1:].to(terms)
+    size = first.shape[-1]
+    return ((terms[:, :size] * first).sum() + terms[:, size:].sum()) / (
+        (labels != -100).sum() if count is None else count
+    )
 
 
 def _repeat(ids: Tensor, new: Tensor) -> Tensor:

@@ -25,10 +25,11 @@ class Rows:
     Attributes:
         names: an adapter's name for every row.
         groups: adapter -> the numbers of its rows.
+        spent: the batch went through in several passes, whose layers cannot be run again.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+    def __init__(self, names: tuple[str, ...], spent: bool = False) -> None:
+        self.names, self.spent = names, spent
         self.groups = {n: [i for i, m in enumerate(names) if m == n] for n in dict.fromkeys(names)}
 
     def pick(self, name: str, value: Any) -> Any:
@@ -38,6 +39,10 @@ class Rows:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == len(self.names):
             return value[torch.tensor(self.groups[name], device=value.device)]
         return value
+
+
+SPENT = Rows((), spent=True)
+"""What layers are told after several passes, until the next call."""
 
 
 def make_rows(names: Any, known: Mapping[str, Any]) -> Rows:
@@ -57,36 +62,37 @@ def make_rows(names: Any, known: Mapping[str, Any]) -> Rows:
 
 
 def take_rows(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows | None:
-    """Take `adapter_names` out of a call of a `PeftModel` and tell its layers, which stay told until the next call.
+    """Take `adapter_names` out of a call of a `PeftModel`.
 
     Raises:
-        ConfigError: names and rows do not fit, or an adapter that decides over the whole model.
+        ConfigError: names and rows do not fit.
         NameTakenError: no adapter of that name is loaded.
+        MergeError: an adapter is merged.
     """
     names = kwargs.pop("adapter_names", None)
     if names is None:
-        if model.base_model.rows is not None:
-            _tell(model, None)
         return None
     rows = make_rows(names, model.peft_config)
     check_batch(rows, args, kwargs)
-    whole = {*model.base_model.prompt_encoder, *routers(model.base_model)}
-    found = next((n for n in rows.groups if n in whole), None)
-    if found is not None and len(rows.groups) > 1:
-        raise ConfigError("this method's adapter cannot share a batch with others", where="adapter_names", got=found,
-                          fix="run its rows in a batch of their own, with set_adapter")  # fmt: skip
     merged = next((n for _, h in hosts(model) for n in h.merged), None)
     if merged is not None:
         raise MergeError("rows cannot choose while an adapter is merged", where="adapter_names", got=merged,
                          fix="call unmerge_adapter() first")  # fmt: skip
-    _tell(model, rows)
     return rows
 
 
-def _tell(model: Any, rows: Rows | None) -> None:
-    model.base_model.rows = rows
+def tell(model: Any, rows: Rows | None) -> None:
+    """Tell the layers of a `PeftModel` which adapter each row goes through; they stay told until the next call."""
+    tuner = model.base_model
+    if rows is None and tuner.rows is None:
+        return
+    tuner.rows = rows
     for _, host in hosts(model):
         host.rows = rows
+    for name, router in routers(tuner).items():
+        active = name in (model.active_adapters if rows is None else rows.groups)
+        if rows is not SPENT and active != router.active:
+            router.switch(model.get_base_model(), active=active)
 
 
 def hosts(model: nn.Module) -> list[tuple[str, Host]]:
@@ -107,16 +113,19 @@ def check_batch(rows: Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A layer's output where every row goes through its own adapter."""
+    refuse_spent(rows)
     names = {n: i for n, i in rows.groups.items() if host.adapter(n) is not None or n in host.biases}
     if not names:
         return host.base.run(x, *args, **kwargs)
-    times, x = _times(host, rows, x)
+    times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
 
     def all_rows() -> Any:
         return host.base.run(x, *args, **kwargs)
 
     whole = _Once(all_rows)
     if len(rows.groups) == 1:
+        if host.base.kind == "attention":
+            _check_attention(host, rows, x)
         return _one(host, rows.names[0], x, args, kwargs, whole)
     outs, order = [], []
     for name, numbers in rows.groups.items():
@@ -150,8 +159,10 @@ def _one(host: Host, name: str, x: Any, args: Any, kwargs: Any, whole: Callable[
     adapter = host.adapter(name)
     stack = () if adapter is None else (adapter,)
     bias = next((b for n, b in host.biases.items() if n == name), None)
+    assert host.rows is not None
     inside = _wrapped(host)
-    view = View(host, stack, x, args, kwargs, whole=None if bias is not None or inside else whole, bias=bias)
+    whole_or_none = None if bias is not None or inside else whole
+    view = View(host, stack, x, args, kwargs, whole=whole_or_none, bias=bias, rows=len(host.rows.groups[name]))
     for inner in inside:
         inner.rows = Rows((name,))
     out = view(x)
@@ -170,11 +181,24 @@ def _wrapped(host: Host) -> list[Host]:
     return found
 
 
-def _times(host: Host, rows: Rows, x: Any) -> tuple[int, Any]:
-    """How many rows of this layer's input belong to one row of the batch (beams, or tokens laid out flat)."""
-    if not isinstance(x, Tensor) or host.base.kind == "attention":
-        raise ConfigError("this layer cannot serve several adapters in one batch", where=type(host.base_layer).__name__,
+def refuse_spent(rows: Rows) -> None:
+    """Refuse to run a layer again after several passes: which of them it belongs to is not known."""
+    if rows.spent:
+        raise ConfigError("a layer runs again after a batch that took several passes", where="adapter_names",
+                          fix="switch gradient checkpointing off, or run one batch per adapter")  # fmt: skip
+
+
+def _check_attention(host: Host, rows: Rows, x: Any) -> None:
+    """Attention's input may have its rows in the second dimension, but the model's inputs have them in the first."""
+    dim = 0 if getattr(host.get_base_layer(), "batch_first", False) else 1
+    if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[dim] % len(rows.names):
+        raise ConfigError("this layer's input does not have the batch's rows", where=type(host.base_layer).__name__,
+                          got=tuple(getattr(x, "shape", ())), expected=f"{len(rows.names)} rows",
                           fix="run one batch per adapter with set_adapter")  # fmt: skip
+
+
+def _times(rows: Rows, x: Any) -> tuple[int, Any]:
+    """How many rows of this layer's input belong to one row of the batch (beams, or tokens laid out flat)."""
     count = len(rows.names)
     if x.shape[0] == 1 and count > 1:
         x = x.expand(count, *x.shape[1:])

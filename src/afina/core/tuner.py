@@ -15,6 +15,7 @@ from .combination import Combining
 from .config import PeftConfig, method
 from .fuse import is_tied, retie, strip
 from .host import Host, hosts
+from .mixed import MixedPlacement
 from .placement import Placement
 from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .quantised import report_lost, unpack
@@ -59,8 +60,12 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
 
 def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
     """Freeze or unfreeze adapters without activating them."""
-    names = list(names)
-    for name, shared in shared_modules(getattr(model, "base_model", model)).items():
+    names, container = list(names), getattr(model, "base_model", model)
+    for name, encoder in container.prompt_encoder.items() if isinstance(container, Tuner) else ():
+        assert isinstance(encoder, PromptEncoder)
+        for parameter in encoder.trainable().values() if name in names else ():
+            parameter.requires_grad_(requires_grad)
+    for name, shared in shared_modules(container).items():
         frozen: frozenset[str] = getattr(shared, "frozen", frozenset())
         for key, parameter in shared.named_parameters():
             if name in names and key not in frozen:
@@ -215,17 +220,24 @@ class Tuner(Combining):
         unpack(self.model)
         return super().state_dict(*args, **kwargs)
 
-    def placement(self) -> Placement | None:
-        """The active virtual tokens, if any."""
+    def placements(self, names: Iterable[str]) -> dict[str, Placement]:
+        """Those of the named adapters that have virtual tokens."""
+        out = {}
+        for name in (n for n in names if n in self.prompt_encoder):
+            encoder, config = self.prompt_encoder[name], self.peft_config[name]
+            assert isinstance(encoder, PromptEncoder)
+            assert isinstance(config, PromptLearningConfig)
+            out[name] = Placement(self.model, encoder, config)
+        return out
+
+    def placement(self) -> Placement | MixedPlacement | None:
+        """The active virtual tokens, or those of the batch's rows, if any."""
         if not len(self.prompt_encoder) or not self.enabled:
             return None
-        name = next((n for n in self.active if n in self.prompt_encoder), None)
-        if name is None:
-            return None
-        encoder, config = self.prompt_encoder[name], self.peft_config[name]
-        assert isinstance(encoder, PromptEncoder)
-        assert isinstance(config, PromptLearningConfig)
-        return Placement(self.model, encoder, config)
+        found = self.placements(self.active if self.rows is None else self.rows.groups)
+        if self.rows is not None and found and len(self.rows.groups) > 1:
+            return MixedPlacement(self.model, self.rows, found)
+        return next(iter(found.values()), None)
 
     def set_prompt(self, names: tuple[str, ...], learning: tuple[str, ...]) -> None:
         """Choose the active virtual tokens and whether they train.

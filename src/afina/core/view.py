@@ -24,6 +24,7 @@ class View:
         args, kwargs: what the layer was called with besides its input.
         whole: gives the base layer's output for its own input, where that is computed elsewhere.
         own_bias: the trainable bias that stands in for the layer's.
+        rows: how many rows of a batch the input is of, where each row goes through its own adapter.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class View:
         cast: Any = None,
         whole: Callable[[], Any] | None = None,
         bias: nn.Parameter | None = None,
+        rows: int | None = None,
     ) -> None:
         self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
         self.source, self.cast, self.whole = source, cast, whole
-        self.own_bias = bias
+        self.own_bias, self.rows = bias, rows
 
     @property
     def base(self) -> BaseWeight:
@@ -57,7 +59,9 @@ class View:
             given = x if adapter.reads_as_is(self.base, x) else self._cast(x, adapter.dtype)
             cast = given if x is self.source or x is self.cast else None
             inner = self.stack[:-1]
-            view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias)
+            view = View(
+                self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias, self.rows
+            )
             return adapter(view, given)
         if self.whole is not None and (x is self.source or x is self.cast):
             return self.whole()

@@ -59,6 +59,7 @@ class AdaptionPrompt(Activation):
 
     prefix = "adaption_"
     kinds = frozenset({"module"})
+    shares_batch = False  # it calls other layers, with rows of its own
 
     def __init__(self, site: Site, config: AdaptionPromptConfig) -> None:
         super().__init__(site, config)

@@ -68,6 +68,7 @@ class Shadow(Activation):
 
     prefix = "shadow_"
     kinds = frozenset({"module"})
+    shares_batch = False  # its state follows all layers
     has_penalty = True
 
     def __init__(self, site: Site, config: ShadowConfig) -> None:

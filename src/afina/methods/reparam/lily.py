@@ -4,7 +4,8 @@
 
 Zhong et al. 2024, arXiv 2407.09946. Layers share where the last part of their path and their shape are the same: A in
 runs of `stride_A`, the experts throughout. As in the reference, the mean is over the whole batch, padding included, so
-an output depends a little on the other rows. Its files hold the shared tensors once for every layer. Trainable: r · in
+an output depends a little on the other rows; where rows choose their adapters (`adapter_names`), each is routed alone.
+Its files hold the shared tensors once for every layer. Trainable: r · in
 for each A, num_B · r · out for each set of experts, r · num_B a layer. Not mergeable. Layers: Linear, Conv1D.
 """
 
@@ -89,9 +90,12 @@ class Lily(Activation):
     def forward(self, inner: View, x: Any) -> Any:
         A, B = (p.to(x.device) for p in self.factors())
         hidden = F.linear(x, A)
-        share_K = torch.softmax(F.linear(hidden, self.lily_router), dim=-1).flatten(0, -2).mean(0)
-        mixed_RO = torch.einsum("k,kro->ro", share_K, B.view(self.count, -1, B.shape[1]).to(share_K.dtype))
-        return inner(x) + self.scaling * (hidden @ mixed_RO)
+        # The mean over the whole batch; where rows have adapters of their own, over each row alone.
+        rows = hidden.reshape(inner.rows or 1, -1, hidden.shape[-1])
+        share_NK = torch.softmax(F.linear(rows, self.lily_router), dim=-1).mean(1)
+        mixed_NRO = torch.einsum("nk,kro->nro", share_NK, B.view(self.count, -1, B.shape[1]).to(share_NK.dtype))
+        added = (rows @ mixed_NRO).reshape(*hidden.shape[:-1], -1)
+        return inner(x) + self.scaling * added
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         A, B = (p.detach() for p in self.factors())
