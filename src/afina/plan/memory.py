@@ -36,11 +36,11 @@ class StepMemory:
         return self.peak - self.weights
 
 
-class _Live(TorchDispatchMode):  # type: ignore[misc]
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are alive, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.seen: set[int] = set()
 
@@ -93,7 +93,7 @@ def step_memory(
         with live:
             steps = optimizer(trained)
             for _ in range(2):  # the optimizer's state is there from the first step on
-                loss(model, batch).backward()
+                loss(model, batch).backward()  # type: ignore[no-untyped-call]
                 steps.step()
                 steps.zero_grad()
         frozen = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Linear)}
