@@ -81,5 +81,6 @@ print((resident_kib("VmHWM") - before) * 1024 / measured(adapted, rows=64).worki
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_estimate_is_near_what_a_process_really_takes():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
-    # The process has the allocator's gaps on top, and the products' scratch memory.
-    assert 0.8 < float(done.stdout.split()[-1]) < 1.5
+    # The process has the allocator's gaps on top, and the products' scratch memory (1.4 measured here, 1.27 with a
+    # model of 135M parameters).
+    assert 0.8 < float(done.stdout.split()[-1]) < 2
