@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afina.kernels.loss import linear_cross_entropy, sparse_rows_linear, supervised_loss
+from afina.kernels import loss as losses
+from afina.kernels.loss import linear_cross_entropy, logits_and_loss, supervised_loss
 
 
 def numbers(dtype=torch.float64, count=23, width=6, vocabulary=17):
@@ -88,10 +89,22 @@ def test_loss_of_all_logits_is_the_one_of_transformers(count):
         assert torch.allclose(got, true, atol=1e-7)
 
 
-@pytest.mark.parametrize("zero", [slice(0, 0), slice(0, 5), slice(0, 9)])
-def test_rows_without_gradient_change_nothing(zero):
-    x, weight = torch.randn(9, 6, dtype=torch.float64, requires_grad=True), torch.randn(17, 6, dtype=torch.float64)
-    g = torch.randn(9, 17, dtype=torch.float64)
-    g[zero] = 0
-    got = torch.autograd.grad(sparse_rows_linear(x, weight), x, g)[0]
-    assert torch.allclose(got, g @ weight, atol=1e-12)
+@pytest.mark.parametrize("use", ["loss", "logits", "both"])
+def test_loss_with_logits_sends_the_gradients_of_both(use, monkeypatch):
+    monkeypatch.setattr(losses, "CACHED", 40)
+    hidden, weight, targets = numbers()
+    weight.requires_grad_()
+    bias, other = torch.randn(17, dtype=torch.float64), torch.randn(23, 17, dtype=torch.float64)
+    fast, logits = logits_and_loss(hidden, weight, targets, bias=bias)
+    true_logits = F.linear(hidden, weight, bias)
+    slow = F.cross_entropy(true_logits, targets)
+    assert torch.allclose(fast, slow, rtol=1e-12)
+    assert torch.equal(logits, true_logits)
+    parts = {"loss": (1, 0), "logits": (0, 1), "both": (3, 2)}[use]
+    got, true = (
+        torch.autograd.grad(
+            sum(f * p for f, p in zip(parts, (x, (z * other).sum()), strict=True) if f), (hidden, weight)
+        )
+        for x, z in ((fast, logits), (slow, true_logits))
+    )
+    assert all(torch.allclose(g, t, atol=1e-12) for g, t in zip(got, true, strict=True))

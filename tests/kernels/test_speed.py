@@ -102,7 +102,6 @@ def test_what_does_not_fit_is_said_and_left():
         llama(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
     )
     said = " ".join(speed_up(trained, keep_logits=False))
-    assert "left as it is (ModulesToSaveWrapper)" in said
     assert "off, because the vocabulary projection is adapted or trained" in said
 
     class Doubling(LlamaForCausalLM):
@@ -114,6 +113,54 @@ def test_what_does_not_fit_is_said_and_left():
     torch.manual_seed(0)
     odd = Doubling(LlamaConfig(**SIZES)).requires_grad_(False)
     assert "would differ" in " ".join(speed_up(odd, keep_logits=False))
+
+
+def test_softcapped_logits_that_are_wanted_are_the_models_own():
+    plain, fast = adapted(gemma()), adapted(gemma())
+    assert "off, because the logits are wanted and soft-capped" in " ".join(speed_up(fast))
+    assert torch.equal(step(fast)[0].logits, step(plain)[0].logits)
+
+
+def test_logits_that_are_kept_can_be_differentiated_too():
+    plain, fast = adapted(llama()), adapted(llama())
+    speed_up(fast)
+    grads = []
+    for model in (plain, fast):
+        out = model.train()(input_ids=IDS, labels=LABELS)
+        (out.loss + out.logits.square().mean()).backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.allclose(grads[0][n], g, rtol=1e-4, atol=1e-6) for n, g in grads[1].items())
+
+
+def test_a_training_step_fills_no_cache_unless_it_is_asked_for():
+    fast = adapted(llama()).train()
+    speed_up(fast)
+    assert fast(input_ids=IDS, labels=LABELS).past_key_values is None
+    assert fast(input_ids=IDS, labels=LABELS, use_cache=True).past_key_values is not None
+    assert len(fast(input_ids=IDS, labels=LABELS, return_dict=False)) == 2
+
+
+def test_layers_are_compiled_only_where_the_steps_pay_for_it():
+    said = speed_up(adapted(llama()), steps=1000)[-1]
+    assert "they pay from about" in said
+    assert "number of steps is not known" in speed_up(adapted(llama()))[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_give_the_plain_step(checkpointing):
+    plain, fast = adapted(llama()), adapted(llama())
+    assert "on, 2 of them" in speed_up(fast, keep_logits=False, steps=10**12)[-1]
+    for model in (plain, fast) if checkpointing else ():
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        model.get_base_model().enable_input_require_grads()
+    for inputs in ({}, {"attention_mask": MASK}):
+        (a, grads), (b, fast_grads) = step(plain, **inputs), step(fast, **inputs)
+        assert torch.allclose(a.loss, b.loss, rtol=1e-6)
+        assert all(torch.allclose(grads[n], fast_grads[n], rtol=1e-4, atol=1e-6) for n in grads)
+    again = copy.deepcopy(fast)
+    assert torch.allclose(again.eval()(IDS).logits, plain.eval()(IDS).logits, atol=1e-6)
 
 
 @pytest.mark.parametrize("mask", [None, "bool", "added"])

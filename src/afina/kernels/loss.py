@@ -11,7 +11,7 @@ Shapes: N positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32."""
+CACHED = 2**19
+"""Logits that are worked on at a time on a processor."""
 
 
 def linear_cross_entropy(
@@ -36,57 +38,92 @@ def linear_cross_entropy(
         count: what the sum is divided by; the number of targets if None.
         memory: bytes for a chunk's logits in float32.
     """
+    how = _How(ignore_index, label_smoothing, softcap, count, memory)
     run: Any = _LinearCrossEntropy.apply
-    out: Tensor = run(hidden, weight, bias, targets, ignore_index, label_smoothing, softcap, count, memory)
+    out: Tensor = run(hidden, weight, bias, targets, how, False)[0]
     return out
+
+
+def logits_and_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
+    count: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`linear_cross_entropy` together with the logits (N, V) of every position, which it then reads.
+
+    The loss sends its gradient to `hidden` past the logits, so that no gradient of their size is ever held.
+
+    Returns:
+        (loss, logits); both can be differentiated.
+    """
+    run: Any = _LinearCrossEntropy.apply
+    loss, logits = run(hidden, weight, bias, targets, _How(ignore_index, divisor=count), True)
+    return loss, logits
+
+
+class _How(NamedTuple):
+    ignore_index: int
+    smoothing: float = 0.0
+    softcap: float | None = None
+    divisor: Tensor | float | None = None
+    memory: int = MEMORY
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, ignore_index: int,
-        smoothing: float, softcap: float | None, count: Tensor | float | None, memory: int,
-    ) -> Tensor:  # fmt: skip
-        rows = (targets != ignore_index).nonzero().squeeze(1)
-        h_ND, y_N = hidden[rows], targets[rows].unsqueeze(1)
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: _How, keep: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        rows = (targets != how.ignore_index).nonzero().squeeze(1)
+        h_ND, y_N1 = hidden[rows], targets[rows].unsqueeze(1)
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dh_ND = torch.empty_like(h_ND) if wants_h else None
         dw_VD = torch.zeros_like(weight) if wants_w else None
+        logits = F.linear(hidden, weight, bias) if keep else None
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
-        step = max(1, memory // (4 * weight.shape[0]))
+        step = max(1, how.memory // (4 * weight.shape[0]))
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
-            loss, dz_NV = _chunk(h_ND[part], weight, bias, y_N[part], smoothing, softcap, wants_h or wants_w)
-            total = total + loss
-            if dz_NV is not None and dh_ND is not None:
-                torch.mm(dz_NV, weight, out=dh_ND[part])
-            if dz_NV is not None and dw_VD is not None:
-                dw_VD.addmm_(dz_NV.mT, h_ND[part])
-        divisor = len(rows) if count is None else count
-        ctx.save_for_backward(rows, dh_ND, dw_VD)
+            z_NV = F.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
+            total = total + _losses(z_NV, y_N1[part], how, wants_h or wants_w)
+            if dh_ND is not None:
+                torch.mm(z_NV, weight, out=dh_ND[part])
+            if dw_VD is not None:
+                dw_VD.addmm_(z_NV.mT, h_ND[part])
+        divisor = len(rows) if how.divisor is None else how.divisor
+        ctx.save_for_backward(rows, dh_ND, dw_VD, weight if keep else None, hidden if keep and wants_w else None)
         ctx.divisor, ctx.shape = divisor, hidden.shape
-        return total / divisor
+        ctx.set_materialize_grads(False)
+        return total / divisor, logits
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Any:
-        rows, dh_ND, dw_VD = ctx.saved_tensors
-        factor = g / ctx.divisor
-        dh = None
+    def backward(ctx: Any, g: Tensor | None, g_NV: Tensor | None) -> Any:
+        rows, dh_ND, dw_VD, weight, hidden = ctx.saved_tensors
+        dh = dw = None
         if dh_ND is not None:
-            dh = dh_ND.new_zeros(ctx.shape)
-            dh[rows] = dh_ND * factor.to(dh_ND.dtype)
-        dw = None if dw_VD is None else dw_VD * factor.to(dw_VD.dtype)
-        return dh, dw, *(None for _ in range(7))
+            dh = dh_ND.new_zeros(ctx.shape) if g_NV is None else g_NV @ weight
+            if g is not None:
+                dh.index_add_(0, rows, dh_ND * (g / ctx.divisor).to(dh_ND.dtype))
+        if dw_VD is not None:
+            dw = torch.zeros_like(dw_VD) if g is None else dw_VD * (g / ctx.divisor).to(dw_VD.dtype)
+            dw = dw if g_NV is None else dw.addmm_(g_NV.mT, hidden)
+        return dh, dw, None, None, None, None
 
 
-def _chunk(
-    h_ND: Tensor, weight: Tensor, bias: Tensor | None, y_N1: Tensor, smoothing: float, softcap: float | None,
-    backward: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(sum of the losses, its gradient towards the logits in the weight's dtype)."""
-    z_NV = F.linear(h_ND, weight, bias)
-    slope = None
+def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
+    """The sum of the losses; if `backward`, its gradient takes the place of the logits in `z_NV`.
+
+    In blocks of rows that stay in the processor's cache from the softmax to the gradient.
+    """
+    total = torch.zeros((), dtype=torch.promote_types(torch.float32, z_NV.dtype), device=z_NV.device)
+    step = max(1, (CACHED if z_NV.device.type == "cpu" else z_NV.numel()) // z_NV.shape[1])
+    for i in range(0, len(z_NV), step):
+        total = total + _block(z_NV[i : i + step], y_N1[i : i + step], how, backward)
+    return total
+
+
+def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
+    place, slope, (_, smoothing, softcap, _, _) = z_NV, None, how
     if softcap is not None:
         z_NV = torch.tanh(z_NV / softcap)
         slope = 1 - z_NV.square() if backward else None
@@ -99,14 +136,14 @@ def _chunk(
     loss = normaliser - (1 - smoothing) * z_NV.gather(1, y_N1).to(wide)
     if smoothing:
         loss = loss - smoothing * z_NV.mean(-1, keepdim=True, dtype=wide)
-    if not backward:
-        return loss.sum(), None
-    p_NV.scatter_add_(1, y_N1, p_NV.new_full(y_N1.shape, smoothing - 1))
-    if smoothing:
-        p_NV.sub_(smoothing / z_NV.shape[1])
-    if slope is not None:
-        p_NV.mul_(slope)
-    return loss.sum(), p_NV.to(weight.dtype)
+    if backward:
+        p_NV.scatter_add_(1, y_N1, p_NV.new_full(y_N1.shape, smoothing - 1))
+        if smoothing:
+            p_NV.sub_(smoothing / z_NV.shape[1])
+        if slope is not None:
+            p_NV.mul_(slope)
+        place.copy_(p_NV)
+    return loss.sum()
 
 
 def supervised_loss(
@@ -131,14 +168,10 @@ class _SupervisedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, ignore_index: int, count: Any) -> Tensor:
         rows = (targets != ignore_index).nonzero().squeeze(1)
-        z_NV, y_N1 = logits[rows], targets[rows].unsqueeze(1)
-        wide = torch.promote_types(torch.float32, logits.dtype)
-        top, at = z_NV.max(-1, keepdim=True)
-        p_NV = torch.softmax(z_NV, -1, dtype=wide)
-        loss = (top.to(wide) - p_NV.gather(1, at).log() - z_NV.gather(1, y_N1).to(wide)).sum()
-        p_NV.scatter_add_(1, y_N1, p_NV.new_full(y_N1.shape, -1.0))
+        z_NV, wanted = logits[rows], ctx.needs_input_grad[0]
+        loss = _losses(z_NV, targets[rows].unsqueeze(1), _How(ignore_index), wanted)
         ctx.divisor = len(rows) if count is None else count
-        ctx.save_for_backward(p_NV.to(logits.dtype) if ctx.needs_input_grad[0] else None, rows)
+        ctx.save_for_backward(z_NV if wanted else None, rows)
         ctx.shape = logits.shape
         mean: Tensor = loss / ctx.divisor
         return mean
@@ -150,30 +183,3 @@ class _SupervisedLoss(torch.autograd.Function):
         out = dz_NV.new_zeros(ctx.shape)
         out[rows] = dz_NV * (g / ctx.divisor).to(dz_NV.dtype)
         return out, None, None, None
-
-
-def sparse_rows_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`x weightᵀ` with a frozen weight; the backward pass leaves out rows whose gradient is zero throughout."""
-    run: Any = _SparseRowsLinear.apply
-    out: Tensor = run(x, weight)
-    return out
-
-
-class _SparseRowsLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        g_NV = g.reshape(-1, g.shape[-1])
-        rows = g_NV.any(-1).nonzero().squeeze(1)
-        if len(rows) > 0.9 * len(g_NV):
-            whole: Tensor = g @ weight
-            return whole, None
-        out = g_NV.new_zeros(len(g_NV), weight.shape[1])
-        out[rows] = g_NV[rows] @ weight
-        return out.view(*g.shape[:-1], -1), None

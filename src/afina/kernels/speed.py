@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,17 +9,21 @@ from torch import Tensor, nn
 
 from ..errors import AfinaError
 from . import attention
-from .loss import linear_cross_entropy, sparse_rows_linear, supervised_loss
+from .compiled import compile_layers
+from .loss import linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
+from .swap import swap_forward
 
 
-def speed_up(model: nn.Module, *, keep_logits: bool = True) -> list[str]:
+def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, tokens: int = 1024) -> list[str]:
     """Make training steps of a causal language model cheaper, with the same results.
 
     Args:
         model: a `PeftModel` or a transformers model; changed in place.
         keep_logits: False lets a training forward with `labels` return the loss alone (`logits` is None): only
             supervised positions then reach the vocabulary projection, in chunks.
+        steps: how many training steps will follow; decoder layers are compiled where that pays for its own time.
+        tokens: how many tokens a step has, about.
 
     Returns:
         A sentence for each fast path: that it is on, or why it is not.
@@ -32,12 +33,10 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True) -> list[str]:
     said = [_attention(base)]
     head: Any = getattr(base, "get_output_embeddings", lambda: None)()
     if hasattr(base, "get_decoder") and head is not None:
-        said.append(_plain_loss(base))
-        said.append(_sparse_head(base))
-        said.append("loss without logits: off, because logits are wanted" if keep_logits else _loss_alone(base))
+        said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
-    return said
+    return [*said, compile_layers(base, steps, tokens)]
 
 
 def _attention(base: Any) -> str:
@@ -52,70 +51,36 @@ def _attention(base: Any) -> str:
     return f"attention: by batched products up to {attention.LONGEST} tokens"
 
 
-def _swap_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Give one module another forward by a subclass of its own class, which copies and saves like the class."""
-    kind: Any = type(module)
-    module.__class__ = _subclass(kind, forward)
-
-
-@functools.lru_cache(maxsize=64)
-def _subclass(kind: Any, forward: Callable[..., Any]) -> Any:
-    wrapped = functools.wraps(kind.forward)(functools.partial(_call, kind, forward))
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return wrapped(self, *args, **kwargs)
-
-    method.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
-    names = {"forward": method, "__module__": kind.__module__, "__doc__": kind.__doc__, "plain_class": kind}
-    return type(kind.__name__, (kind,), names)
-
-
-def _call(kind: type[nn.Module], forward: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    return forward(kind, self, *args, **kwargs)
-
-
-def _plain_loss(base: Any) -> str:
+def _loss(base: Any, keep_logits: bool) -> list[str]:
     own = getattr(base, "loss_function", None)
-    if getattr(own, "__name__", "") != "ForCausalLMLoss":
-        return f"loss: left as it is ({getattr(own, '__name__', own)})"
-    base.loss_function = supervised_loss
-    return "loss: on supervised positions only"
-
-
-def _head_forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    if not x.requires_grad or not is_plain_linear_of(kind, self) or self.bias is not None:
-        out: Tensor = kind.forward(self, x)
-        return out
-    return sparse_rows_linear(x, self.weight)
-
-
-def is_plain_linear_of(kind: type[nn.Module], module: nn.Module) -> bool:
-    """`is_plain_linear` for a module whose own class was swapped."""
-    return kind.forward is nn.Linear.forward and is_plain_linear(module, forward=type(module).forward)
-
-
-def _sparse_head(base: Any) -> str:
-    head = base.get_output_embeddings()
-    if hasattr(type(head), "plain_class"):
-        return "vocabulary projection: on already"
-    if type(head) is not nn.Linear:
-        return f"vocabulary projection: left as it is ({type(head).__name__})"
-    _swap_forward(head, _head_forward)
-    return "vocabulary projection: no backward pass where no gradient comes"
-
-
-def _loss_alone(base: Any) -> str:
+    if own is not supervised_loss and getattr(own, "__name__", "") != "ForCausalLMLoss":
+        return [f"loss: left as it is ({getattr(own, '__name__', own)})"]
     if hasattr(type(base), "plain_class"):
-        return "loss without logits: on already"
+        return ["loss: on already"]
+    said = ["loss: on supervised positions only"]
+    why = _why_not_fused(base, keep_logits)
+    if why:
+        base.loss_function = supervised_loss
+        return [*said, f"loss past the logits: off, because {why}"]
+    swap_forward(base, _forward_with_logits if keep_logits else _forward_alone)
+    if keep_logits:
+        return [*said, "loss past the logits: no gradient of their size is held"]
+    return [*said, "loss without logits: supervised positions only, in chunks"]
+
+
+def _why_not_fused(base: Any, keep_logits: bool) -> str:
     if not is_head_plain(base):
-        return "loss without logits: off, because the vocabulary projection is adapted or trained"
-    difference = _try(base)
+        return "the vocabulary projection is adapted or trained"
+    if keep_logits and _softcap(base):
+        return "the logits are wanted and soft-capped"
+    difference = _try(base, keep_logits)
     if difference is None:
-        return "loss without logits: off, because the model takes more than tokens"
-    if difference > 0.02:
-        return f"loss without logits: off, because the loss would differ by {difference:.3g}"
-    _swap_forward(base, _causal_forward)
-    return "loss without logits: supervised positions only, in chunks"
+        return "the model takes more than tokens"
+    return f"the loss would differ by {difference:.3g}" if difference > 0.02 else ""
+
+
+def _softcap(base: Any) -> float | None:
+    return getattr(base.config, "final_logit_softcapping", None)
 
 
 def is_head_plain(base: Any) -> bool:
@@ -125,34 +90,49 @@ def is_head_plain(base: Any) -> bool:
     return kind is nn.Linear and is_plain_linear(head, forward=type(head).forward)
 
 
-def _causal_forward(kind: type[nn.Module], self: Any, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+def _forward_with_logits(kind: type[nn.Module], self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _causal_forward(kind, self, True, args, **kwargs)
+
+
+def _forward_alone(kind: type[nn.Module], self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _causal_forward(kind, self, False, args, **kwargs)
+
+
+def _causal_forward(
+    kind: type[nn.Module], self: Any, keep: bool, args: tuple[Any, ...], labels: Tensor | None = None, **kwargs: Any
+) -> Any:
     wanted = kwargs.get("logits_to_keep")
     if labels is None or not self.training or wanted not in (None, 0) or not is_head_plain(self):
         return kind.forward(self, *args, labels=labels, **kwargs)
-    return loss_alone(self, args, labels, kwargs)
+    return fused_loss(self, args, labels, kwargs, keep)
 
 
-def loss_alone(base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[str, Any]) -> Any:
-    """The forward pass with a loss and no logits."""
+def fused_loss(base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[str, Any], keep_logits: bool) -> Any:
+    """The forward pass with a loss and, if `keep_logits`, the logits. It fills no cache that nobody asked for."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     count, shifted = kwargs.pop("num_items_in_batch", None), kwargs.pop("shift_labels", None)
     kwargs.pop("logits_to_keep", None)
+    as_tuple = kwargs.pop("return_dict", None) is False
+    if len(args) < 4 and kwargs.get("past_key_values") is None:
+        kwargs.setdefault("use_cache", False)
     out = base.get_decoder()(*args, **{**kwargs, "return_dict": True})
     if shifted is None:
         shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-    hidden = out.last_hidden_state
-    head = base.get_output_embeddings()
-    loss = linear_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), head.weight, shifted.reshape(-1).to(hidden.device), bias=head.bias,
-        softcap=getattr(base.config, "final_logit_softcapping", None), count=count,
-    )  # fmt: skip
-    return CausalLMOutputWithPast(loss=loss, past_key_values=out.past_key_values, hidden_states=out.hidden_states,
-                                  attentions=out.attentions)  # fmt: skip
+    hidden, head, logits = out.last_hidden_state, base.get_output_embeddings(), None
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), shifted.reshape(-1).to(hidden.device)
+    if keep_logits:
+        loss, logits = logits_and_loss(flat, head.weight, targets, bias=head.bias, count=count)
+        logits = logits.view(*hidden.shape[:-1], -1)
+    else:
+        loss = linear_cross_entropy(flat, head.weight, targets, bias=head.bias, softcap=_softcap(base), count=count)
+    result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
+                                    hidden_states=out.hidden_states, attentions=out.attentions)  # fmt: skip
+    return result.to_tuple() if as_tuple else result
 
 
 @torch.no_grad()
-def _try(base: Any) -> float | None:
+def _try(base: Any, keep_logits: bool) -> float | None:
     """The relative difference of both losses on a few tokens; None where the fast one does not run."""
     weight = base.get_output_embeddings().weight
     ids = torch.arange(1, 9, device=weight.device).remainder(weight.shape[0])[None]
@@ -160,7 +140,7 @@ def _try(base: Any) -> float | None:
     base.eval()
     try:
         plain = base(input_ids=ids, labels=ids).loss
-        fast = loss_alone(base, (), ids, {"input_ids": ids}).loss
+        fast = fused_loss(base, (), ids, {"input_ids": ids}, keep_logits).loss
     except (AfinaError, TypeError, ValueError, AttributeError, RuntimeError):
         return None
     finally:
