@@ -203,3 +203,42 @@ def test_version_names_what_afina_stands_on(child):
     out = ok(child(command, "version"))
     assert out.startswith("afina ")
     assert "torch 2" in out
+
+
+@pytest.fixture(scope="module")
+def of_tasks(tmp_path_factory, model_folder, child):
+    """Adapters of tasks whose models do not chat."""
+    models = {"llama": model_folder, "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
+              "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder"))}  # fmt: skip
+    out = {}
+    for task in ("seq2seq", "token_classification", "reward", "preference"):
+        folder = tmp_path_factory.mktemp(task)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AFINA_CACHE", str(folder / "cache"))
+            file = tiny.write_task(folder, task, models, training__max_steps=2)
+            code, _, err = child(command, "train", file)
+        assert code == 0, err
+        out[task] = folder / "out"
+    return out
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [("seq2seq", ""), ("token_classification", "n4/"), ("reward", "."), ("preference", "")],
+)
+def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_tasks, tmp_path, child):
+    out = ok(child(command, "chat", of_tasks[task], "--prompt", "n4", "--max-new-tokens", "3"))
+    assert says in out
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in tiny.task_rows(task, 3)))
+    done = child(command, "predict", of_tasks[task], file, "--max-new-tokens", "3")
+    assert ("held-out" not in ok(done)) or task == "reward"
+    columns = {"reward": "score_chosen"}.get(task, "prediction")
+    lines = (tmp_path / "rows.predictions.jsonl").read_text().splitlines()
+    assert [columns in json.loads(line) for line in lines] == [True] * 3
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "token_classification", "reward", "preference"])
+def test_every_task_merges_and_the_merged_model_is_compared(task, of_tasks, tmp_path, child):
+    ok(child(command, "merge", of_tasks[task], tmp_path / "merged"))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()

@@ -104,7 +104,7 @@ def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folde
     assert f"method {name}, learning rate {rate:g} (the method's own), 3 steps of 4 rows" in plan
     assert result.after.loss != result.before.loss
     # What was loaded answers as what was trained did.
-    assert done.accuracy == result.report["after"]["accuracy"]
+    assert done.scores.accuracy == result.report["after"]["accuracy"]
 
 
 TASKS = {

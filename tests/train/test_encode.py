@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afina.errors import DataError, RecipeError
-from afina.train.encode import IGNORED, encode_answers, encode_classes, rendered, token_ids
+from afina.train.encode import IGNORED, encode_answers, encode_classes, rendered_answers, token_ids
 from afina.train.prompts import Prompter
 from afina.train.recipe import DataSection
 from afina.train.rows import Rows
@@ -129,7 +129,7 @@ def test_templates_name_plain_columns(template):
 def test_rendered_example_shows_what_is_trained():
     p = prompter()
     (item,) = encode_answers(rows({"prompt": "why?", "completion": "so"}), p, 259).items
-    spans = rendered(item, p.tokenizer)
+    spans = rendered_answers(item, p.tokenizer)
     assert [(s.text, s.trained) for s in spans] == [("<|user|>why?\n<|assistant|>", False), ("so<eos>", True)]
 
 

@@ -72,3 +72,54 @@ def write_recipe(folder: Path, model: Path, **changes) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+def write_t5(folder: Path) -> Path:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=259, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0,
+        eos_token_id=1, pad_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer(chat=False).save_pretrained(folder)
+    return folder
+
+
+def write_encoder(folder: Path) -> Path:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer(chat=False).save_pretrained(folder)
+    return folder
+
+
+def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
+    """Rows of a task that a tiny model can learn: an even number is even."""
+    numbers = range(start, start + n)
+    label = {i: "odd" if i % 2 else "even" for i in numbers}
+    other = {"odd": "even", "even": "odd"}
+    if task == "token_classification":
+        kinds = {0: ["B-EVEN", "I-EVEN", "O"], 1: ["O", "B-ODD", "O"]}
+        return [{"tokens": [f"n{i}", "so" if i % 2 else "go", "."], "tags": kinds[i % 2]} for i in numbers]
+    if task in ("preference", "reward"):
+        return [{"prompt": f"n{i}", "chosen": label[i], "rejected": other[label[i]]} for i in numbers]
+    return [{"text": f"n{i}", "label": label[i]} for i in numbers]
+
+
+def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> Path:
+    """The recipe of a task with rows and a model that fit; `models` has an "llama", a "t5" and an "encoder"."""
+    for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
+        text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
+        (folder / name).write_text(text, encoding="utf-8")
+    model = models[{"seq2seq": "t5", "token_classification": "encoder"}.get(task, "llama")]
+    own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
+    if task not in ("causal_lm", "seq2seq"):
+        own |= {"data__labels": None, "data__prompt": None, "data__completion": None}
+    return write_recipe(folder, model, task=task, **{**own, **changes})

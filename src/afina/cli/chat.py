@@ -49,10 +49,11 @@ def chat(
     if adapter or adapters:
         return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
     from ..train.model import load_trained
+    from ..train.tasks import named
 
     trained = load_trained(Path(model), reporter, quantize)
-    if base and trained.recipe.task == "sequence_classification":
-        raise RecipeError("the base of a classifier has no trained head to answer with", got="--base")
+    if base and not named(trained.recipe.task).streams:
+        raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
     if base and not trained.is_adapter:
         raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
     talk = _Talk(trained, base, max_new_tokens, raw)
@@ -100,14 +101,17 @@ class _Talk:
     """A conversation; models trained on one-message prompts get each message by itself."""
 
     def __init__(self, trained: Trained, base: bool, max_new_tokens: int, raw: bool) -> None:
+        from ..train.tasks import named
+
         self.trained, self.base, self.max_new_tokens, self.raw = trained, base, max_new_tokens, raw
         self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats
         self.histories: dict[str, list[dict[str, str]]] = {"base": [], "adapter": []}
+        self.task = named(trained.recipe.task)
 
     def answer(self, text: str) -> None:
         """Print the answer, or both answers."""
-        if self.trained.recipe.task == "sequence_classification":
-            self._classify(text)
+        if not self.task.streams:
+            typer.echo(self.task.told(self.trained, text, self.max_new_tokens))
         elif self.base:
             for name in ("base", "adapter"):
                 typer.echo(f"[{name}] ", nl=False)
@@ -133,10 +137,3 @@ class _Talk:
             )
         typer.echo()
         history.append({"role": "assistant", "content": answer})
-
-    def _classify(self, text: str) -> None:
-        from ..train.generate import class_probabilities
-
-        (row,) = class_probabilities(self.trained.model, self.trained.prompter, [text], batch_size=1).tolist()
-        ranked = sorted(zip(row, self.trained.labels or [], strict=True), reverse=True)[:5]
-        typer.echo("  ".join(f"{label} {share:.3f}" for share, label in ranked))

@@ -46,8 +46,5 @@ def predict(
     partial.write_text(text, encoding="utf-8")
     partial.replace(target)
     typer.echo(f"{len(done.rows)} predictions in {target}")
-    if done.accuracy is not None and done.interval is not None:
-        low, high = done.interval
-        typer.echo(
-            f"accuracy {done.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}; majority {done.majority:.3f})"
-        )
+    if done.scores is not None:
+        typer.echo(str(done.scores))

@@ -57,11 +57,9 @@ def train(
 
 
 def _conclude(result: Result, folder: str) -> None:
-    from ..train.run import told
-
     for name, scores in (("before", result.before), ("after", result.after)):
         if scores is not None:
-            typer.echo(f"{name + ':':8}{told(scores)}")
+            typer.echo(f"{name + ':':8}{scores}")
     typer.echo(f"results in {result.folder}; next:")
     adapter, merged = shlex.quote(folder), shlex.quote(f"{folder}-merged")
     commands = [f"chat {adapter}", f"predict {adapter} FILE"]

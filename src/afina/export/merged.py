@@ -97,15 +97,10 @@ def _replaceable(out: Path, overwrite: bool) -> bool:
 
 
 def _encoded(trained: Trained) -> list[Any]:
-    from ..train.encode import token_ids
-    from ..train.generate import left_padded
+    from ..train.tasks import named
 
-    prompter = trained.prompter
-    causal = trained.recipe.task == "causal_lm"
-    texts = [prompter.wrap(prompter.asked(text)) if causal else text for text in _PROBES]
-    pad = trained.tokenizer.pad_token_id
-    rows = [token_ids(prompter, text, first=True)[:128] for text in texts]
-    return [left_padded([row], pad, trained.model.device) for row in rows]
+    task = named(trained.recipe.task)
+    return [task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
 
 
 def _logits(model: Any, probes: list[Any]) -> list[Any]:

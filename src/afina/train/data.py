@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .assets import locate
-from .encode import Encoded, encode_answers, encode_classes
+from .encode import Encoded
 from .events import Reporter
 from .formats import recognise
-from .labels import found_labels, label_of, task_numbers
+from .labels import task_numbers
 from .prompts import Prompter
 from .recipe import Recipe
 from .rows import Row, Rows, read_rows
+from .tasks import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,15 +97,8 @@ def resolve_labels(recipe: Recipe, split: Split) -> list[str] | None:
     Raises:
         DataError: a row's label is missing, of a wrong type or out of range; has file and line.
     """
-    labels = recipe.data.labels
-    if labels is None and recipe.task != "sequence_classification":
-        return None
-    if labels is None:
-        labels = found_labels(split.train, recipe.data.label_column)
-    for rows in (split.train, split.held_out):
-        for index in range(len(rows) if rows is not None else 0):
-            label_of(rows, index, recipe.data.label_column, labels)  # type: ignore[arg-type]
-    return labels
+    parts = [split.train] if split.held_out is None else [split.train, split.held_out]
+    return named(recipe.task).labels(recipe.data, parts)
 
 
 def encode(
@@ -120,12 +114,10 @@ def encode(
     Raises:
         DataError: a row cannot be used.
     """
+    task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
 
     def one(rows: Rows) -> Encoded:
-        if recipe.task == "sequence_classification":
-            out = encode_classes(rows, tokenizer, recipe.data, labels or [])
-        else:
-            out = encode_answers(rows, Prompter(recipe.data, tokenizer), vocab_size)
+        out = task.encode(rows, prompter, labels, vocab_size)
         tasks = task_numbers(rows, recipe.data.task_column)
         if tasks is not None:
             for item, row in zip(out.items, out.source, strict=True):
@@ -144,8 +136,4 @@ def encode(
 
 def collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
     """What pads a list of items to a batch of equal length."""
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
-
-    if recipe.task == "sequence_classification":
-        return DataCollatorWithPadding(tokenizer)
-    return DataCollatorForSeq2Seq(tokenizer, padding=True)  # pads labels with -100, by length and not by pad token
+    return named(recipe.task).collator(tokenizer)

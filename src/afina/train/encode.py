@@ -27,7 +27,8 @@ class Encoded(Dataset[dict[str, Any]]):
     """Encoded rows, and what became of them.
 
     Attributes:
-        items: `input_ids` and `attention_mask` of length T each; `labels` of length T, or one class.
+        items: what the task's collator takes: `input_ids` and `attention_mask` of length T and `labels`, or the token
+            ids of a pair.
         truncated: rows cut to `max_length`.
         masked: rows dropped because no trained token was left.
         source: index of each item's row in the file's rows.
@@ -52,9 +53,38 @@ class Encoded(Dataset[dict[str, Any]]):
 
     def by_length(self) -> Encoded:
         """The same items, longest first: batches with little padding."""
-        order = sorted(range(len(self)), key=lambda i: -len(self.items[i]["input_ids"]))
+        order = sorted(range(len(self)), key=lambda i: -self.length(i))
         items, source = [self.items[i] for i in order], [self.source[i] for i in order]
         return Encoded(items, source, self.truncated, self.masked, self.rows)
+
+    def length(self, index: int) -> int:
+        """Tokens of an item."""
+        return sum(len(v) for k, v in self.items[index].items() if k.endswith("_ids") and isinstance(v, list))
+
+    def check_masked(self, rows: Rows, data: DataSection) -> None:
+        """Refuse rows whose answers were cut away.
+
+        Raises:
+            DataError: none is left, or more than 1 % are lost and the recipe does not allow it.
+        """
+        if not self.items or (self.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
+            kept = f"within data.max_length={data.max_length} tokens"
+            more = ", or set data.allow_masked=true to drop them" if self.items else ""
+            raise DataError(f"{self.masked} of {len(rows)} rows have no answer left {kept}", where=rows.path,
+                            fix=f"raise data.max_length{more}")  # fmt: skip
+
+
+def check_vocabulary(ids: list[int], where: str, vocab_size: int) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        DataError: names the token and the row.
+    """
+    if max(ids, default=0) >= vocab_size:
+        raise DataError(
+            f"token {max(ids)} is outside the model's vocabulary", where=where, expected=f"less than {vocab_size}",
+            fix="tokens were added to the tokenizer without resizing the model's embeddings",
+        )  # fmt: skip
 
 
 def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
@@ -74,15 +104,9 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
             piece = token_ids(prompter, span.text, first=not ids)
             ids += piece
             labels += piece if span.trained else [IGNORED] * len(piece)
-        if max(ids, default=0) >= vocab_size:
-            raise DataError(
-                f"token {max(ids)} is outside the model's vocabulary",
-                where=rows.where(index),
-                expected=f"less than {vocab_size}",
-                fix="tokens were added to the tokenizer without resizing the model's embeddings",
-            )
+        check_vocabulary(ids, rows.where(index), vocab_size)
         _append(out, index, ids, labels, prompter.data.max_length)
-    _check_masked(out, rows, prompter.data)
+    out.check_masked(rows, prompter.data)
     return out
 
 
@@ -95,15 +119,6 @@ def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_len
         return
     out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     out.source.append(index)
-
-
-def _check_masked(out: Encoded, rows: Rows, data: DataSection) -> None:
-    if not out.items or (out.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
-        raise DataError(
-            f"{out.masked} of {len(rows)} rows have no answer left within data.max_length={data.max_length} tokens",
-            where=rows.path,
-            fix="raise data.max_length" + ("" if not out.items else ", or set data.allow_masked=true to drop them"),
-        )
 
 
 def token_ids(prompter: Prompter, text: str, first: bool) -> list[int]:
@@ -140,12 +155,9 @@ def encode_classes(
     return out
 
 
-def rendered(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None) -> list[Span]:
+def rendered_answers(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
     """An encoded item as text, cut where the loss begins and ends: what the model really gets."""
     ids, targets = item["input_ids"], item["labels"]
-    if isinstance(targets, int):
-        name = labels[targets] if labels else str(targets)
-        return [Span(str(tokenizer.decode(ids)), False), Span(f" -> {name}", True)]
     spans: list[Span] = []
     start = 0
     for i in range(1, len(ids) + 1):

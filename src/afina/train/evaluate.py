@@ -1,42 +1,43 @@
-"""The proof: held-out loss, and accuracy with its interval and the majority's share beside it."""
+"""The proof in numbers: held-out loss, and how much is right with its interval and what chance or the majority gets."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .data import Data
-from .events import Progress, Reporter
-from .generate import answers, longest_label
-from .labels import is_right, label_of, majority_share, task_numbers
-from .prompts import Prompter
-from .recipe import Recipe
+from ..errors import NumericError
+from .labels import majority_share
 
 _Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured on the held-out rows.
+    """What was measured.
 
     Attributes:
-        loss: mean held-out loss.
+        loss: mean held-out loss; None where rows were only predicted.
         rows: number of rows.
         accuracy: share of right answers, or None; a language model's greedy answer must be exactly the label
             (`labels.is_right`).
-        low, high: its Wilson 95 % interval.
+        low, high: its Wilson 95 % interval, where the rows are independent of each other.
         majority: accuracy of always giving the commonest label.
         samples: a few answers as (prompt, expected, got).
+        f1: micro F1 of entities.
+        metric: what `accuracy` is called.
     """
 
-    loss: float
+    loss: float | None
     rows: int
     accuracy: float | None = None
     low: float | None = None
     high: float | None = None
     majority: float | None = None
     samples: tuple[tuple[str, str, str], ...] = ()
+    f1: float | None = None
+    metric: str = "accuracy"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
@@ -49,8 +50,26 @@ class Scores:
         samples = tuple((s["prompt"], s["expected"], s["got"]) for s in values["samples"])
         return cls(**{**values, "samples": samples})
 
+    @property
+    def beside(self) -> list[str]:
+        """What the accuracy must be read with, in words."""
+        out = [] if self.low is None else [f"95 % interval {self.low:.3f} to {self.high:.3f}"]
+        return out if self.majority is None else [*out, f"majority {self.majority:.3f}"]
 
-def wilson(right: int, total: int) -> tuple[float, float]:
+    def __str__(self) -> str:
+        """The scores in words."""
+        parts = []
+        if self.accuracy is not None:
+            beside = f" ({'; '.join(self.beside)})" if self.beside else ""
+            parts.append(f"{self.metric} {self.accuracy:.3f}{beside}")
+        if self.f1 is not None:
+            parts.append(f"entity F1 {self.f1:.3f}")
+        if self.loss is not None:
+            parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
+        return ", ".join(parts)
+
+
+def wilson(right: float, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (E. B. Wilson, 1927)."""
     if total == 0:
         return 0.0, 1.0
@@ -60,38 +79,26 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def evaluate(recipe: Recipe, trainer: Any, data: Data, prompter: Prompter, reporter: Reporter, stage: str) -> Scores:
-    """Measure the trainer's model on the held-out rows.
+def share_right(
+    loss: float | None, right: int, expected: Sequence[str], samples: tuple[tuple[str, str, str], ...] = ()
+) -> Scores:
+    """Scores of answers of which `right` are the expected ones."""
+    low, high = wilson(right, len(expected))
+    share = majority_share(list(expected))
+    return Scores(loss, len(expected), right / len(expected), low, high, share, samples)
+
+
+def of_pairs(margins: Sequence[float], metric: str) -> Scores:
+    """Scores of pairs from how much better each one's better half was judged; a tie counts half, and 0.5 is chance.
 
     Raises:
-        NumericError: the loss is not finite.
+        NumericError: a margin is not finite.
     """
-    assert data.held_out is not None
-    assert data.split.held_out is not None
-    measured = trainer.evaluate(data.held_out)
-    loss, rows = float(measured["eval_loss"]), data.split.held_out
-    if data.labels is None:
-        return Scores(loss, len(data.held_out))
-    column = recipe.data.label_column
-    expected = [label_of(rows, i, column, data.labels) for i in range(len(rows))]
-    if recipe.task == "sequence_classification":
-        right = round(float(measured["eval_accuracy"]) * len(rows))
-        return _scored(loss, right, expected)
-    kind = prompter.resolved_format(rows)
-    prompts = [prompter.prompt(rows, i, kind) for i in range(len(rows))]
-    got = answers(
-        trainer.model,
-        prompter,
-        prompts,
-        max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(prompter, data.labels),
-        batch_size=recipe.evaluation.batch_size,
-        tasks=task_numbers(rows, recipe.data.task_column),
-        progress=lambda done: reporter.progress(Progress(f"answering ({stage})", done, len(prompts))),
-    )
-    right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))
-    return _scored(loss, right, expected, tuple(zip(prompts[:3], expected[:3], got[:3], strict=True)))
-
-
-def _scored(loss: float, right: int, expected: list[str], samples: tuple[tuple[str, str, str], ...] = ()) -> Scores:
-    low, high = wilson(right, len(expected))
-    return Scores(loss, len(expected), right / len(expected), low, high, majority_share(expected), samples)
+    bad = next((m for m in margins if not math.isfinite(m)), None)
+    if bad is not None:
+        raise NumericError("a score of a held-out pair is not finite", got=bad, fix="lower training.learning_rate")
+    # log(1 + exp(-m)) without overflow
+    loss = sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins) / len(margins)
+    right = sum(m > 0 for m in margins) + sum(m == 0 for m in margins) / 2
+    low, high = wilson(right, len(margins))
+    return Scores(loss, len(margins), right / len(margins), low, high, metric=metric)

@@ -16,17 +16,23 @@ def answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    encoder: bool = False,
     tasks: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Greedy answers to rendered prompts, in their order, without special tokens and outer blanks.
 
     Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
-    like length. `tasks` are the prompts' task numbers, for methods that need them.
+    like length. Where an `encoder` reads them they are cut at their end and padded on the right. `tasks` are the
+    prompts' task numbers, for methods that need them.
     """
     import torch
 
-    encoded = [token_ids(prompter, text, first=True)[-prompter.data.max_length :] for text in prompts]
+    limit = prompter.data.max_length
+    if encoder:
+        encoded = list(prompter.tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"])
+    else:
+        encoded = [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     out = [""] * len(encoded)
     was_training = model.training
@@ -34,11 +40,13 @@ def answers(
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = left_padded([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
+            pad = right_padded if encoder else left_padded
+            inputs = pad([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
             if tasks is not None:
                 inputs["task_ids"] = torch.tensor([tasks[i] for i in batch], device=model.device)
             tokens = model.generate(**inputs, **greedy(prompter, max_new_tokens))
-            for i, row in zip(batch, tokens[:, inputs["input_ids"].shape[1] :], strict=True):
+            new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
+            for i, row in zip(batch, new, strict=True):
                 out[i] = str(prompter.tokenizer.decode(row, skip_special_tokens=True)).strip()
             progress(start + len(batch))
     model.train(was_training)
@@ -65,6 +73,16 @@ def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def right_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
+    """`input_ids` and `attention_mask`, both [rows, longest], padded on the right."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
     return {"input_ids": ids, "attention_mask": mask}
 
 

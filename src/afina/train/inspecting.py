@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encode import rendered
+from .encode import rendered_answers
 from .events import Span
 from .formats import recognise
 from .recipe import DataSection
@@ -88,7 +88,7 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, found: Findings) -> N
         return
     part = encode_answers(rows.pick(good), prompter, len(tokenizer))
     found.lengths["tokens of an example"] = _spread([len(item["input_ids"]) for item in part.items])
-    found.examples = [rendered(part[i], tokenizer) for i in range(min(2, len(part)))]
+    found.examples = [rendered_answers(part[i], tokenizer) for i in range(min(2, len(part)))]
     if part.truncated:
         found.problems.append(f"{part.truncated} rows are longer than max_length={data.max_length} tokens and are cut")
 

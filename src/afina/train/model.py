@@ -18,6 +18,7 @@ from .output import REPORT
 from .prompts import Prompter
 from .recipe import DataSection, ModelSection, OutputSection, Recipe
 from .settings import load_recipe
+from .tasks import named, of_task_type
 
 if TYPE_CHECKING:
     import torch
@@ -102,19 +103,16 @@ def load_base(
     quantize.check(recipe.model)
     options: dict[str, Any] = {"dtype": recipe.model.dtype, "revision": recipe.model.revision or "main"}
     options |= quantize.loading_options(recipe.model, _dtype(location, recipe.model))
-    auto: Any = transformers.AutoModelForCausalLM
-    if recipe.task == "sequence_classification":
-        auto = transformers.AutoModelForSequenceClassification
-        if labels:
-            options |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    task = named(recipe.task)
+    auto: Any = getattr(transformers, task.loader)
+    options |= task.load_options(labels)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             model = auto.from_pretrained(location, **options)
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
-    if recipe.task == "sequence_classification" and model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    task.loaded(model, tokenizer)
     return quantize.after_loading(recipe.model, model)
 
 
@@ -159,7 +157,7 @@ class Trained:
     @property
     def labels(self) -> list[str] | None:
         """The label names, where there is a fixed set."""
-        if self.recipe.data.labels is not None or self.recipe.task == "causal_lm":
+        if self.recipe.data.labels is not None or not named(self.recipe.task).classes:
             return self.recipe.data.labels
         return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
@@ -235,7 +233,7 @@ def _recipe_of_config(folder: Path, base: str | None = None) -> Recipe:
                               where=folder, got=made_for, expected="a causal language model",
                               fix="load it on a model of your own with PeftModel.from_pretrained")  # fmt: skip
     return Recipe(
-        task="sequence_classification" if task == "SEQ_CLS" else "causal_lm",
+        task=of_task_type(task).name,  # type: ignore[arg-type]
         model=ModelSection(path=base),
         data=DataSection(train=""),
         output=OutputSection(dir=str(folder)),

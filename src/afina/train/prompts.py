@@ -75,15 +75,29 @@ class Prompter:
         """
         if kind == "chat":
             return self._turns(rows, index)
-        return [Span(self.prompt(rows, index), False), Span(self._ended(self._completion(rows, index)), True)]
+        return [Span(self.prompt(rows, index), False), Span(self.ended(self.answer(rows, index)), True)]
 
     def prompt(self, rows: Rows, index: int, kind: str = "prompt_completion") -> str:
         """What the model reads before it answers: all up to the last answer of the row."""
         if kind == "chat":
-            messages = _messages(rows, index)
-            upto = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
-            return self._render(messages[:upto], open_turn=True)
-        return self.wrap(self._filled(rows, index, self.data.prompt or "{prompt}", "data.prompt"))
+            messages = messages_of(rows, index)
+            return self.opened(messages[: _last_answer(messages)])
+        return self.wrap(self.plain(rows, index))
+
+    def plain(self, rows: Rows, index: int) -> str:
+        """The prompt of a row by itself, outside of any chat template."""
+        return self._filled(rows, index, self.data.prompt or "{prompt}", "data.prompt")
+
+    def answer(self, rows: Rows, index: int, kind: str = "prompt_completion") -> str:
+        """What the model should answer, without what ends it."""
+        if kind == "chat":
+            messages = messages_of(rows, index)
+            return messages[_last_answer(messages)]["content"] if messages[-1]["role"] == "assistant" else ""
+        return self._filled(rows, index, self.data.completion or "{completion}", "data.completion")
+
+    def question_format(self, rows: Rows) -> str:
+        """`resolved_format` for rows that need no answers."""
+        return "chat" if "messages" in rows.values[0] and self.data.prompt is None else "prompt_completion"
 
     def wrap(self, text: str) -> str:
         """One user message as the model reads it."""
@@ -94,7 +108,11 @@ class Prompter:
         if not self.chats:
             return messages[-1]["content"]
         head = [{"role": "system", "content": self.data.system}] if self.data.system is not None else []
-        return self._render([*head, *messages], open_turn=True)
+        return self.opened([*head, *messages])
+
+    def opened(self, messages: list[Message]) -> str:
+        """Messages in the chat template, up to where the model's turn begins."""
+        return self._render(messages, open_turn=True)
 
     def asked(self, text: str) -> str:
         """Free text put where the one column of the prompt template stands."""
@@ -102,14 +120,11 @@ class Prompter:
         names = columns_of(template, "data.prompt")
         return template.format(**{names[0]: text}) if len(names) == 1 else text
 
-    def _completion(self, rows: Rows, index: int) -> str:
-        return self._filled(rows, index, self.data.completion or "{completion}", "data.completion")
-
     def _filled(self, rows: Rows, index: int, template: str, key: str) -> str:
         names = columns_of(template, key)
         return template.format(**{name: _printable(rows, index, name) for name in names})
 
-    def _ended(self, answer: str) -> str:
+    def ended(self, answer: str) -> str:
         """The answer up to its end-of-sequence token, which is added where it is missing."""
         eos = str(self.tokenizer.eos_token or "")
         return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
@@ -119,7 +134,7 @@ class Prompter:
         return str(text)
 
     def _turns(self, rows: Rows, index: int) -> list[Span]:
-        messages = _messages(rows, index)
+        messages = messages_of(rows, index)
         if not self.tokenizer.chat_template:
             raise DataError(
                 "the tokenizer has no chat template for rows of messages",
@@ -131,14 +146,14 @@ class Prompter:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before, after = self._render(messages[:i], open_turn=True), self._render(messages[: i + 1], open_turn=False)
+            before, after = self.opened(messages[:i]), self._render(messages[: i + 1], open_turn=False)
             if not (before.startswith(done) and after.startswith(before)):
                 raise DataError(
                     "the chat template rewrites earlier turns, so that they cannot be told apart",
                     where=rows.where(index),
                     fix="give one answer a row",
                 )
-            answer = self._ended(after[len(before) :])
+            answer = self.ended(after[len(before) :])
             spans += [Span(before[len(done) :], False), Span(answer, True)]
             done = before + answer
         if not spans:
@@ -154,11 +169,20 @@ def _printable(rows: Rows, index: int, column: str) -> str:
     return rows.text(index, column)
 
 
-def _messages(rows: Rows, index: int) -> list[Message]:
-    value: Any = rows.value(index, "messages")
+def _last_answer(messages: list[Message]) -> int:
+    return max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
+
+
+def messages_of(rows: Rows, index: int, column: str = "messages") -> list[Message]:
+    """The messages in a column.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    value: Any = rows.value(index, column)
     where = rows.where(index)
     if not isinstance(value, list) or not value:
-        raise DataError("'messages' is not a list of messages", where=where, got=type(value).__name__)
+        raise DataError(f"{column!r} is not a list of messages", where=where, got=type(value).__name__)
     roles = ("system", "user", "assistant", "tool")
     for message in value:
         ok = isinstance(message, dict) and all(isinstance(message.get(k), str) for k in ("role", "content"))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Task = Literal["causal_lm", "sequence_classification"]
+Task = Literal["causal_lm", "sequence_classification", "seq2seq", "token_classification", "preference", "reward"]
 
 
 class Section(BaseModel):
@@ -95,7 +95,13 @@ class TrainingSection(Section):
     fast: bool = Field(default=True, description="fast paths with the same results; each says whether it is on")
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
-    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding")
+    group_by_length: bool | None = Field(
+        default=None, description="batches of rows of like length; without it where that saves much padding"
+    )
+    packing: bool = Field(
+        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm)"
+    )
+    beta: float = Field(default=0.1, gt=0, description="of DPO: how far the model is held to the reference")
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")
     early_stopping: int | None = Field(

@@ -78,7 +78,9 @@ def plot_loss(history: list[dict[str, Any]], before: Scores | None, after: Score
     axes = figure.add_subplot()
     axes.plot([step for step, _ in points], [loss for _, loss in points], label="training", linewidth=1.2)
     last = points[-1][0] if points else 0
-    held_out = [(step, scores.loss) for step, scores in ((0, before), (last, after)) if scores]
+    held_out = [
+        (step, scores.loss) for step, scores in ((0, before), (last, after)) if scores and scores.loss is not None
+    ]
     if held_out:
         axes.plot([s for s, _ in held_out], [v for _, v in held_out], "o", label="held out", color="tab:orange")
     axes.set_xlabel("step")
@@ -94,15 +96,12 @@ def card_section(values: dict[str, Any]) -> str:
     """The results as a section of the model card."""
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
     before, after = values["before"], values["after"]
-    for key, name in (("loss", "loss"), ("accuracy", "accuracy")):
-        if before and after and after[key] is not None:
-            lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
+    if before and after:
+        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", "entity F1")):
+            if after[key] is not None:
+                lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
     if after and after["accuracy"] is not None:
-        lines += [
-            "",
-            f"{after['rows']} rows; 95 % interval {after['low']:.3f} to {after['high']:.3f}; "
-            f"always answering the commonest label: {after['majority']:.3f}.",
-        ]
+        lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
     counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
     lines += ["", f"Trained with {made_with}: {counts}; the settings are in `recipe.yaml`.", ""]

@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ..core.routing import routers
-from ..errors import RecipeError
 from ..kernels.speed import speed_up
 from ..methods.baselines.full import FullConfig
 from ..plan.precision import choose_dtype
 from .adapt import adapted, counts, plan, planned_steps, save, switched_off
 from .checkpoints import read_method_state
 from .data import Data, Split, encode, read_split, resolve_labels
-from .encode import rendered
-from .evaluate import Scores, evaluate
+from .evaluate import Scores
 from .events import Reporter
 from .model import RECIPE_NAME, base_location, load_base, load_tokenizer, vocab_size
 from .output import REPORT, Output, claim
 from .prompts import Prompter
 from .recipe import Recipe
 from .results import card_section, plot_loss, report, write_json
+from .resuming import check_resumable
 from .settings import load_recipe, method_config
+from .tasks import named
+from .tasks.base import AFTER, BEFORE, Job
 from .trainer import Setup, make_trainer
 from .yamlfile import dump
 
@@ -65,7 +66,7 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
             former = load_recipe(str(output.work))
             if chosen:  # a measurement may come out otherwise, but a run keeps its dtype
                 recipe.model.dtype = former.model.dtype
-            _check_same(former, recipe)
+            check_resumable(former, recipe, reporter)
             reporter.note(f"resuming from {output.checkpoint.name}")
         (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
         result = _trained(recipe, split, labels, output, reporter)
@@ -93,34 +94,14 @@ def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> R
     return out
 
 
-def _check_same(former: Recipe, now: Recipe) -> None:
-    """A resumed run must be the run that it resumes.
-
-    Raises:
-        RecipeError: a setting differs.
-    """
-    was_all, now_all = _flat(former), _flat(now)
-    for key in {**was_all, **now_all}:
-        was, is_now = was_all.get(key), now_all.get(key)
-        if was != is_now:
-            what = "a resumed run has the settings that it began with"
-            raise RecipeError(what, where=key, got=is_now, expected=was, fix="set it back, or use --overwrite")
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """The settings that make the result, by `section.key`."""
-    sections = recipe.model_dump(include={"model", "data", "method", "training"})
-    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {"task": recipe.task, **flat}
-
-
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
     from transformers import set_seed
 
     location = base_location(recipe.model, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
-    reporter.examples([rendered(data.train[i], tokenizer, labels) for i in range(min(2, len(data.train)))])
+    shown = range(min(2, len(data.train)))
+    reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = method_config(recipe, total_steps=steps)
@@ -138,7 +119,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
 
 def _speed_up(recipe: Recipe, model: Any, reporter: Reporter) -> None:
     """The fast paths; adapters that look at the model's output need its logits."""
-    if recipe.task != "causal_lm" or not recipe.training.fast:
+    if not (named(recipe.task).fast and recipe.training.fast):
         return
     tuner = getattr(model, "base_model", None)
     plain = tuner is None or not (len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
@@ -156,7 +137,7 @@ def _measured(
     reporter.reached("ready", parts)
     before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
     if before is not None:
-        reporter.note(f"before: {told(before)}")
+        reporter.note(f"before: {before}")
     set_seed(recipe.training.seed)  # so that measuring before changes no bit of the training
     started = time.monotonic()
     if output.checkpoint is not None:
@@ -167,7 +148,8 @@ def _measured(
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
     setup.stop.release()
     setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
-    after = evaluate(recipe, trainer, data, prompter, reporter, "after") if measure else None
+    job = Job(recipe, trainer, data, prompter, reporter, AFTER)
+    after = named(recipe.task).score(job) if measure else None
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
@@ -183,7 +165,7 @@ def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
     with switched_off(setup.trainer.model, data.tasks):
-        scores = evaluate(recipe, setup.trainer, data, prompter, reporter, "before")
+        scores = named(recipe.task).score(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
     write_json(file, scores.as_dict())
     return scores
 
@@ -200,19 +182,9 @@ def _save(
     """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
     prompter.tokenizer.save_pretrained(work)
+    (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
     save(setup.trainer.model, recipe, work)
     with (work / "README.md").open("a", encoding="utf-8") as card:
         card.write(card_section(values))
     write_json(work / REPORT, values)
     (work / _BEFORE).unlink(missing_ok=True)
-
-
-def told(scores: Scores) -> str:
-    """Scores in words."""
-    text = f"held-out loss {scores.loss:.3f} on {scores.rows} rows"
-    if scores.accuracy is None:
-        return text
-    return (
-        f"accuracy {scores.accuracy:.3f} (95 % interval {scores.low:.3f} to {scores.high:.3f}; "
-        f"majority {scores.majority:.3f}), {text}"
-    )

@@ -259,7 +259,7 @@ def method_config(
         RecipeError: the method or one of its fields is unknown; names the nearest.
         ConfigError: a field's value is wrong.
     """
-    from ..core.config import TaskType
+    from .tasks import named
 
     cls = _config_class(recipe.method.type)
     own = _method_fields(recipe.method.type)
@@ -272,9 +272,8 @@ def method_config(
     fields = dict(recipe.method.fields)
     if "total_step" in own:
         fields.setdefault("total_step", total_steps or recipe.training.max_steps or _UNKNOWN_STEPS)
-    task = {"causal_lm": TaskType.CAUSAL_LM, "sequence_classification": TaskType.SEQ_CLS}[recipe.task]
     try:
-        return cls(**fields, task_type=task)
+        return cls(**fields, task_type=named(recipe.task).task_type)
     except TypeError as error:
         raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
 

@@ -15,6 +15,7 @@ from .generate import greedy, left_padded, stream
 from .model import base_location, load_base, load_tokenizer, recipe_of
 from .prompts import Prompter
 from .recipe import DataSection, ModelSection, OutputSection, Recipe
+from .tasks import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,7 +114,7 @@ def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, st
     if BASE in adapters:
         raise RecipeError("this name is the base model's", got=f"{BASE}={adapters[BASE]}", expected="another name")
     recipes = {name: recipe_of(folder, base) for name, folder in adapters.items()}
-    other = next((n for n, r in recipes.items() if r.task != "causal_lm"), None)
+    other = next((n for n, r in recipes.items() if not named(r.task).fast), None)
     if other is not None:
         raise RecipeError("only language models answer side by side", where=other, got=recipes[other].task,
                           fix=f"afina chat {adapters[other]}")  # fmt: skip

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError
-from .data import Data, collator
+from .data import Data
 from .events import Reporter
 from .recipe import Recipe
+from .tasks import named
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +30,23 @@ class Setup:
     stop: GracefulStop
 
 
-def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
-    """Transformers' TrainingArguments of a recipe.
+@contextmanager
+def refused(by: str) -> Iterator[None]:
+    """Turn what a library refuses into the user's mistake.
+
+    Raises:
+        RecipeError: the library raised in the context.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise RecipeError(f"{by} refuses a setting", where="training", got=str(error).splitlines()[0][:200]) from error
+
+
+def training_arguments(
+    recipe: Recipe, work: Path, learning_rate: float, kind: type[Any] | None = None, **more: Any
+) -> Any:
+    """Transformers' TrainingArguments of a recipe, or those of the subclass `kind` with `more` of its own.
 
     Raises:
         RecipeError: a name (schedule, optimizer, tracker) is not known to transformers.
@@ -37,8 +55,8 @@ def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
     from transformers import TrainingArguments
 
     t = recipe.training
-    try:
-        return TrainingArguments(
+    with refused("transformers"):
+        return (kind or TrainingArguments)(
             output_dir=str(work),
             learning_rate=learning_rate,
             per_device_train_batch_size=t.batch_size,
@@ -52,17 +70,13 @@ def training_arguments(recipe: Recipe, work: Path, learning_rate: float) -> Any:
             max_grad_norm=t.max_grad_norm,
             optim=t.optimizer,
             bf16=t.bf16,
-            **({_checkpointing_key(TrainingArguments): True} if t.gradient_checkpointing else {}),
-            train_sampling_strategy="group_by_length" if t.group_by_length else "random",
+            **{_checkpointing_key(TrainingArguments): t.gradient_checkpointing},
             dataloader_num_workers=t.workers,
             dataloader_pin_memory=torch.cuda.is_available(),
             use_cpu=not torch.accelerator.is_available(),
             seed=t.seed,
-            **_bookkeeping(recipe),
+            **{**_bookkeeping(recipe), **more},
         )
-    except (ValueError, KeyError) as error:
-        got = str(error).splitlines()[0][:200]
-        raise RecipeError("transformers refuses a setting", where="training", got=got) from error
 
 
 def _bookkeeping(recipe: Recipe) -> dict[str, Any]:
@@ -81,7 +95,6 @@ def _bookkeeping(recipe: Recipe) -> dict[str, Any]:
         "save_total_limit": t.keep_checkpoints,
         "report_to": t.report_to,
         "include_num_input_tokens_seen": "non_padding",
-        "prediction_loss_only": recipe.task == "causal_lm",
         "remove_unused_columns": False,
         "disable_tqdm": True,
     }
@@ -103,7 +116,7 @@ def make_trainer(
     reporter: Reporter,
 ) -> Setup:
     """The Trainer for `model`, a PeftModel, which it takes because afina stands in for `peft` by now."""
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+    from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.integrations import TensorBoardCallback
 
     from .callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
@@ -121,18 +134,13 @@ def make_trainer(
             raise RecipeError("early stopping needs held-out losses", where="training.early_stopping",
                               expected="evaluation.every=STEPS")  # fmt: skip
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping))
-    arguments = training_arguments(recipe, work, learning_rate)
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        optimizer_cls_and_kwargs=_layerwise(recipe, arguments, model, learning_rate),
-        train_dataset=data.train,
-        eval_dataset=data.held_out if recipe.evaluation.every is not None else None,
-        data_collator=collator(recipe, tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_accuracy if recipe.task == "sequence_classification" else None,
-        callbacks=callbacks,
-    )
+    task = named(recipe.task)
+    arguments = task.arguments(recipe, work, learning_rate)
+    trainer = task.trainer(recipe, model, tokenizer, data, arguments)
+    # Not every trainer of TRL takes groups of an optimizer, but all are made of the one that does.
+    trainer.optimizer_cls_and_kwargs = _layerwise(recipe, arguments, model, learning_rate)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return Setup(trainer, metrics, stop)
 
@@ -156,8 +164,3 @@ def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float)
                           fix="leave layerwise_decay out, or take adamw_torch")  # fmt: skip
     groups = layerwise_parameter_groups(model, learning_rate, t.layerwise_decay, t.weight_decay)
     return kind, {**options, "params": groups}
-
-
-def _accuracy(predicted: Any) -> dict[str, float]:
-    logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
-    return {"accuracy": float((logits.argmax(-1) == predicted.label_ids).mean())}

@@ -1,0 +1,68 @@
+"""What a model says of texts, in batches: tags of words, scores, how likely answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from .generate import right_padded
+from .prompts import Prompter
+
+
+@contextmanager
+def judging(model: Any) -> Iterator[None]:
+    """No dropout, no gradients; the model's mode is restored."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def token_classes(
+    model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:  # fmt: skip
+    """The likeliest class of every token of rows of token ids."""
+    out: list[list[int]] = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            part = list(rows[start : start + batch_size])
+            inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
+            longest = inputs["input_ids"].shape[1]
+            found = model(**inputs).logits[:, -longest:].argmax(-1)  # virtual tokens may stand before
+            out += [classes[: len(row)].tolist() for row, classes in zip(part, found, strict=True)]
+            progress(len(out))
+    return out
+
+
+def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
+    """The one output of a reward model for every row of token ids."""
+    out: list[float] = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
+            out += model(**inputs).logits.float().squeeze(-1).tolist()
+    return out
+
+
+def preferences(model: Any, prompter: Prompter, items: Sequence[dict[str, list[int]]]) -> list[float]:
+    """By how much the chosen answer's log-probability exceeds the rejected one's, for one batch of encoded pairs."""
+    import torch
+
+    whole = [item["prompt_ids"] + item[f"{side}_ids"] for side in ("chosen", "rejected") for item in items]
+    begins = torch.tensor([len(item["prompt_ids"]) for item in items] * 2, device=model.device)
+    inputs = right_padded(whole, prompter.tokenizer.pad_token_id, model.device)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with judging(model):
+        logits = model(**inputs).logits[:, -ids.shape[1] :].float()
+    of_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    position = torch.arange(1, ids.shape[1], device=ids.device)
+    answer = mask[:, 1:].bool() & (position >= begins[:, None])
+    chosen, rejected = (of_token * answer).sum(-1).chunk(2)
+    return [float(margin) for margin in chosen - rejected]

@@ -1,0 +1,99 @@
+"""What tasks share whose model writes text: greedy answers, judged where the rows have a fixed set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..evaluate import Scores, share_right
+from ..events import Progress, Reporter
+from ..generate import answers, longest_label
+from ..labels import checked_labels, is_right, label_of, task_numbers
+from ..prompts import Prompter
+from ..recipe import DataSection
+from ..rows import Rows
+from .base import Job, Predictions, Task
+
+if TYPE_CHECKING:
+    from ..model import Trained
+
+FREE_ANSWER_TOKENS = 256
+
+
+class Answering(Task):
+    """A task whose model answers a prompt.
+
+    Attributes:
+        encoder: whether an encoder reads the prompt, so that the output holds the answer alone.
+    """
+
+    encoder: ClassVar[bool] = False
+
+    def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
+        """Only those that the recipe names make answers right or wrong."""
+        return None if data.labels is None else checked_labels(parts, data.label_column, data.labels)
+
+    def prompt(self, prompter: Prompter, rows: Rows, index: int) -> str:
+        """What the model reads before it answers."""
+        return prompter.prompt(rows, index, prompter.question_format(rows))
+
+    def score(self, job: Job) -> Scores:
+        """Held-out loss; and accuracy of greedy answers where there are labels."""
+        data, recipe = job.data, job.recipe
+        assert data.held_out is not None
+        assert data.split.held_out is not None
+        loss, rows = float(job.trainer.evaluate(data.held_out)["eval_loss"]), data.split.held_out
+        if data.labels is None:
+            return Scores(loss, len(data.held_out))
+        column = recipe.data.label_column
+        expected = [label_of(rows, i, column, data.labels) for i in range(len(rows))]
+        prompts = [self.prompt(job.prompter, rows, i) for i in range(len(rows))]
+        got = answers(
+            job.trainer.model, job.prompter, prompts, encoder=self.encoder,
+            max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(job.prompter, data.labels),
+            batch_size=recipe.evaluation.batch_size, tasks=task_numbers(rows, recipe.data.task_column),
+            progress=lambda done: job.reporter.progress(Progress(f"answering ({job.stage})", done, len(prompts))),
+        )  # fmt: skip
+        right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))
+        return share_right(loss, right, expected, tuple(zip(prompts[:3], expected[:3], got[:3], strict=True)))
+
+    def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
+        """The greedy answer."""
+        prompter = trained.prompter
+        prompts = [prompter.wrap(prompter.asked(text))]
+        (answer,) = answers(trained.model, prompter, prompts, encoder=self.encoder, max_new_tokens=max_new_tokens,
+                            batch_size=1)  # fmt: skip
+        return answer
+
+    def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
+        """The text as a prompt."""
+        return super().probe(prompter, prompter.wrap(prompter.asked(text)), device)
+
+    def predict(
+        self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
+    ) -> Predictions:
+        """A column `prediction` with the greedy answer."""
+        prompter, labels = trained.prompter, trained.labels
+        prompts = [self.prompt(prompter, rows, i) for i in range(len(rows))]
+        limit = max_new_tokens or trained.recipe.evaluation.max_new_tokens
+        if limit is None:
+            limit = longest_label(prompter, labels) if labels else FREE_ANSWER_TOKENS
+        got = answers(
+            trained.model, prompter, prompts, encoder=self.encoder, max_new_tokens=limit, batch_size=batch_size,
+            tasks=task_numbers(rows, prompter.data.task_column),
+            progress=lambda done: reporter.progress(Progress("predicting", done, len(prompts))),
+        )  # fmt: skip
+        out = [{**row, "prediction": text} for row, text in zip(rows.values, got, strict=True)]
+        return Predictions(out, label_scores(rows, got, prompter.data.label_column, labels))
+
+
+def label_scores(rows: Rows, got: Sequence[str], column: str, labels: list[str] | None) -> Scores | None:
+    """How many answers are the row's label, where every row has one.
+
+    Raises:
+        DataError: a label is out of range.
+    """
+    if labels is None or not all(column in row for row in rows.values):
+        return None
+    expected = [label_of(rows, i, column, labels) for i in range(len(rows))]
+    return share_right(None, sum(is_right(g, e, labels) for g, e in zip(got, expected, strict=True)), expected)

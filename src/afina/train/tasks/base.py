@@ -1,0 +1,159 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..encode import Encoded, token_ids
+from ..evaluate import Scores
+from ..events import Reporter, Span
+from ..generate import left_padded
+from ..prompts import Prompter
+from ..recipe import DataSection, Recipe
+from ..rows import Row, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..data import Data
+    from ..model import Trained
+
+
+_PROBE_TOKENS = 128
+BEFORE, AFTER = "before", "after"
+"""Stages of a run at which its model is measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose model is to be measured on its held-out rows; `stage` is `BEFORE` or `AFTER` training."""
+
+    recipe: Recipe
+    trainer: Any
+    data: Data
+    prompter: Prompter
+    reporter: Reporter
+    stage: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows with what the model says to them, and how right that is where the rows say it (None where not)."""
+
+    rows: list[Row]
+    scores: Scores | None = None
+
+
+class Task(ABC):
+    """How a model is loaded, fed, trained and judged for one task.
+
+    Attributes:
+        name: as recipes write it.
+        task_type: the method's config is told this (`afina.TaskType`).
+        loader: transformers' auto class.
+        columns: what rows of this task look like, for people.
+        classes: whether the model's head has one output for each label.
+        streams: whether the model writes after its prompt, piece by piece.
+        fast: whether the fast paths of causal language models apply.
+        packs: whether several rows may share one sequence.
+        loss_only: whether the Trainer's own evaluation needs the loss alone.
+    """
+
+    name: ClassVar[str]
+    task_type: ClassVar[str]
+    loader: ClassVar[str]
+    columns: ClassVar[str]
+    classes: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    fast: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    loss_only: ClassVar[bool] = True
+
+    def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
+        """The labels of the task, checked on every row of `parts` (training rows first); None for free answers.
+
+        Raises:
+            DataError: a row's label is missing, of a wrong type or out of range; has file and line.
+        """
+        return None
+
+    def load_options(self, labels: list[str] | None) -> dict[str, Any]:
+        """What the model is loaded with beside its dtype."""
+        return {}
+
+    def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need nothing
+        """Finish a model that was just loaded."""
+
+    @abstractmethod
+    def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
+        """Rows as the trainer takes them.
+
+        Raises:
+            DataError: a row cannot be used; has file and line.
+        """
+
+    @abstractmethod
+    def rendered(
+        self, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None
+    ) -> list[Span]:
+        """An encoded item as text, with what the loss is taken on."""
+
+    @abstractmethod
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """What pads a list of items to a batch of equal length."""
+
+    def trainer(
+        self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
+    ) -> Any:
+        """The trainer; callbacks and optimizer groups are put on it afterwards."""
+        from transformers import Trainer
+
+        return Trainer(
+            model=model, args=arguments, train_dataset=data.train, eval_dataset=self.watched(recipe, data),
+            data_collator=self.collator(tokenizer), processing_class=tokenizer,
+        )  # fmt: skip
+
+    @staticmethod
+    def watched(recipe: Recipe, data: Data) -> Encoded | None:
+        """The held-out items whose loss is taken while training, where the recipe wants it."""
+        return data.held_out if recipe.evaluation.every is not None else None
+
+    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+        """The trainer's settings.
+
+        Raises:
+            RecipeError: transformers refuses one.
+        """
+        from ..trainer import training_arguments
+
+        return training_arguments(recipe, work, learning_rate, prediction_loss_only=self.loss_only)
+
+    @abstractmethod
+    def score(self, job: Job) -> Scores:
+        """Measure a run's model on its held-out rows.
+
+        Raises:
+            NumericError: the loss is not finite.
+        """
+
+    @abstractmethod
+    def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
+        """What a trained model says to one free text."""
+
+    def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
+        """One text as arguments of the model's forward, to compare two models by."""
+        return left_padded([token_ids(prompter, text, first=True)[:_PROBE_TOKENS]], 0, device)
+
+    @abstractmethod
+    def predict(
+        self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
+    ) -> Predictions:
+        """What a trained model says to every row.
+
+        Raises:
+            DataError: a row lacks a column, or has a label out of range.
+        """

@@ -1,0 +1,42 @@
+"""Supervised fine-tuning of a causal language model: the loss is taken on answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..encode import Encoded, encode_answers, rendered_answers
+from ..events import Span
+from ..prompts import Prompter
+from ..rows import Rows
+from .answering import Answering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class CausalLM(Answering):
+    """Prompts and answers, or messages, in one sequence of tokens."""
+
+    name: ClassVar[str] = "causal_lm"
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    loader: ClassVar[str] = "AutoModelForCausalLM"
+    columns: ClassVar[str] = "prompt and completion, or messages"
+    streams: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
+
+    def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
+        """`input_ids` and `labels` of one length; prompts are masked."""
+        return encode_answers(rows, prompter, vocab_size)
+
+    def rendered(
+        self, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None
+    ) -> list[Span]:
+        """The sequence, cut where the loss begins and ends."""
+        return rendered_answers(item, tokenizer)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Pads labels with -100, by length and not by pad token."""
+        from ..packing import collator
+
+        return collator(tokenizer)

@@ -1,0 +1,142 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290) by TRL's DPOTrainer.
+
+The reference model is the model with its adapter off; in full fine-tuning, a copy of the base. A pair counts as right
+where the chosen answer's implicit reward, beta · (log p − log p_reference), is the higher one; a tie counts half.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...core.model import PeftModel
+from ...errors import DataError
+from ..encode import Encoded, check_vocabulary
+from ..evaluate import Scores, of_pairs
+from ..events import Progress, Span
+from ..judge import preferences
+from ..pairs import pair_of, prompt_text
+from ..prompts import Prompter
+from ..recipe import Recipe
+from ..rows import Rows
+from .answering import Answering
+from .base import BEFORE, Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..data import Data
+
+METRIC = "reward accuracy"
+_SOURCE = ("prompt", "chosen", "rejected")
+
+
+class Preference(Answering):
+    """Prompts with a chosen and a rejected answer."""
+
+    name: ClassVar[str] = "preference"
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    loader: ClassVar[str] = "AutoModelForCausalLM"
+    columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
+    streams: ClassVar[bool] = True
+
+    def labels(self, data: Any, parts: Any) -> None:
+        """Pairs have no labels."""
+
+    def prompt(self, prompter: Prompter, rows: Rows, index: int) -> str:
+        """The prompt alone, also of rows without answers."""
+        return prompt_text(prompter, rows, index)
+
+    def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
+        """The pair as TRL takes it, and its tokens: those of the prompt, of the chosen and of the rejected answer."""
+        out, limit = Encoded(rows=rows), prompter.data.max_length
+        for index in range(len(rows)):
+            pair = pair_of(prompter, rows, index)
+            if not pair.prompt:
+                fix = "name it, e.g. data.columns={prompt: question} or data.prompt='{question}'"
+                raise DataError("a pair has no prompt", where=rows.where(index), expected="a column 'prompt'", fix=fix)
+            prompt, chosen, rejected = pair.answers(prompter)
+            check_vocabulary([*prompt, *chosen, *rejected], rows.where(index), vocab_size)
+            out.truncated += len(prompt) + max(len(chosen), len(rejected)) > limit
+            if len(prompt) >= limit:
+                out.masked += 1
+                continue
+            room = limit - len(prompt)
+            ids = {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}
+            out.items.append({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **ids})
+            out.source.append(index)
+        out.check_masked(rows, prompter.data)
+        return out
+
+    def rendered(
+        self, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None
+    ) -> list[Span]:
+        """The prompt, and both answers."""
+        prompt, chosen, rejected = (str(tokenizer.decode(item[f"{key}_ids"])) for key in _SOURCE)
+        return [Span(prompt, False), Span(chosen, True), Span(" rather than ", False), Span(rejected, True)]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Chosen answers first, then the rejected ones; `completion_mask` marks the answers."""
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        return DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+
+    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+        """TRL's settings."""
+        from trl import DPOConfig
+
+        from ..trainer import training_arguments
+
+        return training_arguments(
+            recipe, work, learning_rate, kind=DPOConfig, beta=recipe.training.beta, max_length=recipe.data.max_length
+        )
+
+    def trainer(
+        self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
+    ) -> Any:
+        """TRL's own, which tokenises by itself."""
+        from trl import DPOTrainer
+
+        from ..trainer import refused
+
+        with refused("TRL's DPOTrainer"):
+            out = DPOTrainer(
+                model=model, args=arguments, train_dataset=as_dataset(data.train, _SOURCE),
+                eval_dataset=as_dataset(self.watched(recipe, data), _SOURCE), processing_class=tokenizer,
+            )  # fmt: skip
+        # TRL takes a fresh adapter for a trained one, and a copy of that for the reference. Ours is the base itself.
+        if isinstance(model, PeftModel) and "ref" in model.peft_config:
+            model.delete_adapter("ref")
+        return out
+
+    def score(self, job: Job) -> Scores:
+        """DPO's loss, and the share of pairs whose chosen answer has the higher reward."""
+        assert job.data.held_out is not None
+        items, beta, trainer = job.data.held_out.items, job.recipe.training.beta, job.trainer
+        if job.stage == BEFORE:  # the model still is its own reference
+            return of_pairs([0.0] * len(items), METRIC)
+        margins: list[float] = []
+        size = job.recipe.evaluation.batch_size
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            policy = preferences(trainer.model, job.prompter, part)
+            if trainer.ref_model is None:
+                off = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
+                with off:
+                    reference = preferences(trainer.model, job.prompter, part)
+            else:
+                reference = preferences(trainer.ref_model, job.prompter, part)
+            margins += [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
+            job.reporter.progress(Progress(f"comparing ({job.stage})", start + len(part), len(items)))
+        return of_pairs(margins, METRIC)
+
+
+def as_dataset(part: Encoded | None, columns: tuple[str, ...]) -> Any:
+    """The named columns of encoded items, as TRL takes them; None stays None."""
+    if part is None:
+        return None
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.Dataset.from_list([{key: item[key] for key in columns} for item in part.items])

@@ -1,0 +1,150 @@
+"""Reward models from preference pairs (Bradley and Terry 1952) by TRL's RewardTrainer: one number for a text.
+
+Rows have a chosen and a rejected text, with or without a prompt before them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..encode import Encoded, check_vocabulary
+from ..evaluate import Scores, of_pairs
+from ..events import Progress, Reporter, Span
+from ..judge import text_scores
+from ..pairs import pair_of
+from ..prompts import Prompter, messages_of
+from ..recipe import Recipe
+from ..rows import Rows
+from .base import Job, Predictions, Task
+from .preference import as_dataset
+from .sequence_classification import pad_with
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..data import Data
+    from ..model import Trained
+
+_SIDES = ("chosen_ids", "rejected_ids")
+
+
+class Reward(Task):
+    """Chosen and rejected texts."""
+
+    name: ClassVar[str] = "reward"
+    task_type: ClassVar[str] = "SEQ_CLS"
+    loader: ClassVar[str] = "AutoModelForSequenceClassification"
+    columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
+
+    def load_options(self, labels: list[str] | None) -> dict[str, Any]:
+        """A head with one output."""
+        return {"num_labels": 1}
+
+    def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Tell the model what pads."""
+        pad_with(model, tokenizer)
+
+    def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
+        """Tokens of the better and of the worse text."""
+        out, limit = Encoded(rows=rows), prompter.data.max_length
+        for index in range(len(rows)):
+            pair = pair_of(prompter, rows, index)
+            chosen, rejected = pair.ids(prompter, pair.chosen), pair.ids(prompter, pair.rejected)
+            check_vocabulary([*chosen, *rejected], rows.where(index), vocab_size)
+            out.truncated += max(len(chosen), len(rejected)) > limit
+            out.items.append({"chosen_ids": chosen[:limit], "rejected_ids": rejected[:limit]})
+            out.source.append(index)
+        return out
+
+    def rendered(
+        self, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None
+    ) -> list[Span]:
+        """Both texts."""
+        chosen, rejected = (str(tokenizer.decode(item[key])) for key in _SIDES)
+        return [Span(chosen, True), Span(" rather than ", False), Span(rejected, True)]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Better texts first, then the worse ones."""
+        from trl.trainer.reward_trainer import DataCollatorForPreference
+
+        return DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
+
+    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+        """TRL's settings; rows are cut here, not dropped there."""
+        from trl import RewardConfig
+
+        from ..trainer import training_arguments
+
+        return training_arguments(recipe, work, learning_rate, kind=RewardConfig, max_length=None)
+
+    def trainer(
+        self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
+    ) -> Any:
+        """TRL's own."""
+        from trl import RewardTrainer
+
+        from ..trainer import refused
+
+        with refused("TRL's RewardTrainer"):
+            return RewardTrainer(
+                model=model, args=arguments, train_dataset=as_dataset(data.train, _SIDES),
+                eval_dataset=as_dataset(self.watched(recipe, data), _SIDES), processing_class=tokenizer,
+            )  # fmt: skip
+
+    def score(self, job: Job) -> Scores:
+        """The loss of Bradley and Terry, and the share of pairs whose better text has the higher score."""
+        assert job.data.held_out is not None
+        items, size = job.data.held_out.items, job.recipe.evaluation.batch_size
+        margins: list[float] = []
+        for start in range(0, len(items), size):
+            part = items[start : start + size]
+            texts = [item[side] for side in _SIDES for item in part]
+            scores = text_scores(job.trainer.model, job.prompter, texts, batch_size=size)
+            margins += [a - b for a, b in zip(scores[: len(part)], scores[len(part) :], strict=True)]
+            job.reporter.progress(Progress(f"comparing ({job.stage})", len(margins), len(items)))
+        return of_pairs(margins, "pairwise accuracy")
+
+    def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
+        """The text's score."""
+        prompter: Any = trained.prompter
+        ids = list(prompter.tokenizer(prompter.ended(text))["input_ids"])[: prompter.data.max_length]
+        return f"{text_scores(trained.model, prompter, [ids], batch_size=1)[0]:.4f}"
+
+    def predict(
+        self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
+    ) -> Predictions:
+        """A column `score`; of rows with both texts `score_chosen` and `score_rejected`."""
+        prompter = trained.prompter
+        if all({"chosen", "rejected"} <= set(row) for row in rows.values):
+            return self._of_pairs(trained, rows, batch_size)
+        kind = prompter.question_format(rows)
+        texts = [_text_ids(prompter, rows, i, kind)[: prompter.data.max_length] for i in range(len(rows))]
+        scores = text_scores(trained.model, prompter, texts, batch_size=batch_size)
+        return Predictions([{**row, "score": round(s, 6)} for row, s in zip(rows.values, scores, strict=True)])
+
+    def _of_pairs(self, trained: Trained, rows: Rows, batch_size: int) -> Predictions:
+        prompter = trained.prompter
+        items = self.encode(rows, prompter, None, len(prompter.tokenizer)).items
+        texts = [item[side] for side in _SIDES for item in items]
+        scores = text_scores(trained.model, prompter, texts, batch_size=batch_size)
+        chosen, rejected = scores[: len(items)], scores[len(items) :]
+        out = [{**row, "score_chosen": round(c, 6), "score_rejected": round(r, 6)}
+               for row, c, r in zip(rows.values, chosen, rejected, strict=True)]  # fmt: skip
+        return Predictions(out, of_pairs([c - r for c, r in zip(chosen, rejected, strict=True)], "pairwise accuracy"))
+
+
+def _text_ids(prompter: Prompter, rows: Rows, index: int, kind: str) -> list[int]:
+    """The tokens of a text that is to be scored, as in training: of messages, of prompt and completion, or of text."""
+    tokenizer: Any = prompter.tokenizer
+    if kind == "chat":
+        messages = messages_of(rows, index)
+        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+    if "completion" in rows.values[index] or prompter.data.completion is not None:
+        answer = prompter.answer(rows, index, kind)
+        alone = Rows(
+            rows.path, [{**rows.values[index], "chosen": answer, "rejected": f"{answer} "}], [rows.lines[index]]
+        )
+        pair = pair_of(prompter, alone, 0)
+        return pair.ids(prompter, pair.chosen)
+    return list(tokenizer(prompter.ended(rows.text(index, prompter.data.text_column)))["input_ids"])

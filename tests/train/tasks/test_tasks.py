@@ -1,0 +1,160 @@
+"""Every task by the same questions: it trains, proves itself, resumes, and answers from its files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import get_args
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afina.core.config import TaskType
+from afina.errors import RecipeError
+from afina.train.events import Reporter
+from afina.train.recipe import Task as TaskName
+from afina.train.settings import load_recipe, method_config
+from afina.train.tasks import TASKS, named, of_task_type
+
+from .. import tiny
+from ..test_run import Heard
+
+# What tiny models reach in 60 steps; each starts at chance or below.
+REACHED = {
+    "causal_lm": ("accuracy", 0.4),
+    "sequence_classification": ("accuracy", 0.9),
+    "seq2seq": ("accuracy", 0.7),
+    "token_classification": ("f1", 0.9),
+    "preference": ("accuracy", 0.6),
+    "reward": ("accuracy", 0.6),
+}
+
+
+def test_recipes_and_the_registry_name_the_same_tasks():
+    assert set(get_args(TaskName)) == set(TASKS)
+    assert set(REACHED) == set(TASKS)
+
+
+def test_every_task_is_of_a_type_that_methods_know():
+    assert {task.task_type for task in TASKS.values()} <= {t.value for t in TaskType}
+    assert of_task_type("TOKEN_CLS").name == "token_classification"
+    assert of_task_type("SEQ_CLS").name == "sequence_classification"
+    assert of_task_type(None).name == of_task_type("CAUSAL_LM").name == "causal_lm"
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(RecipeError, match="token_classification"):
+        named("token_classifcation")
+
+
+def train_and_use(recipe):
+    """Train, then load what was written and predict the held-out rows."""
+    from afina.train.data import rows_of
+    from afina.train.model import load_trained
+    from afina.train.predict import predict
+    from afina.train.run import run
+
+    heard = Heard()
+    result = run(recipe, heard)
+    rows = rows_of(recipe.data.eval, Reporter())
+    done = predict(load_trained(result.folder, Reporter()), rows, Reporter(), batch_size=4, max_new_tokens=4)
+    return result, heard, done
+
+
+@pytest.fixture(scope="module")
+def trained(models, child, tmp_path_factory):
+    """Every task trained for 60 steps."""
+    out = {}
+    for task in TASKS:
+        folder = tmp_path_factory.mktemp(task)
+        file = tiny.write_task(folder, task, models, training__max_steps=60, training__save_steps=60)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AFINA_CACHE", str(folder / "cache"))
+            out[task] = child(train_and_use, load_recipe(str(file)))
+    return out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_learns_and_its_report_says_so(task, trained):
+    result, heard, _ = trained[task]
+    key, least = REACHED[task]
+    before, after = result.report["before"], result.report["after"]
+    assert after[key] >= least > before[key]
+    assert after["rows"] == 10
+    assert f"before: {result.before}" in heard.notes
+    card = (result.folder / "README.md").read_text()
+    assert f"| {after['metric']} | {before['accuracy']:.3f} | {after['accuracy']:.3f} |" in card
+    assert "TRL" not in card
+    assert (result.folder / "loss.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_shows_two_examples_with_a_trained_part(task, trained):
+    shown = trained[task][1].shown
+    assert len(shown) == 2
+    assert all(any(s.trained for s in spans) and any(not s.trained for s in spans) for spans in shown)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loaded_adapter_scores_as_the_trained_one_did(task, trained):
+    result, _, done = trained[task]
+    assert len(done.rows) == 10
+    if task == "preference":  # it writes answers; which of two is better was trained, not asked
+        assert done.scores is None
+        assert all(isinstance(row["prediction"], str) for row in done.rows)
+        return
+    after = result.report["after"]
+    assert done.scores.accuracy == pytest.approx(after["accuracy"])
+    assert done.scores.f1 == (pytest.approx(after["f1"]) if after["f1"] is not None else None)
+
+
+def resumed(recipe):
+    """The adapter of a run, and of the same run cut off in the middle and resumed."""
+    from afina.train.run import run
+
+    folder = run(recipe, Reporter()).folder
+    whole, report = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "report.json").read_text())
+    (folder / "report.json").unlink()
+    shutil.rmtree(folder / "checkpoint-6")
+    again = run(recipe, Reporter(), resume=True)
+    return whole, load_file(folder / "adapter_model.safetensors"), report, again.report
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_resumed_task_ends_as_the_uninterrupted_one(task, models, child, tmp_path):
+    method = {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+    file = tiny.write_task(tmp_path, task, models, method=method)
+    whole, again, report, report_again = child(resumed, load_recipe(str(file)))
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[n], again[n]) for n in whole)
+    assert report["after"] == report_again["after"]
+    assert report["before"] == report_again["before"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_loss_while_training_keeps_the_best_checkpoint(task, models, child, tmp_path):
+    file = tiny.write_task(tmp_path, task, models, evaluation__every=2, training__max_steps=4)
+    result, _, _ = child(train_and_use, load_recipe(str(file)))
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    held = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert {2, 4} <= set(held)
+    best = min((2, 4), key=held.get)
+    kept = load_file(result.folder / "adapter_model.safetensors")
+    of_best = load_file(result.folder / f"checkpoint-{best}" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[n], of_best[n]) for n in kept)
+
+
+@pytest.mark.parametrize("task", ["preference", "reward"])
+def test_pairs_train_with_layerwise_decay_and_in_full(task, models, child, tmp_path):
+    file = tiny.write_task(tmp_path, task, models, training__layerwise_decay=0.5, training__max_steps=3)
+    recipe = load_recipe(str(file), [("method.type", "full"), ("lr", "0.01")])
+    result, _, _ = child(train_and_use, recipe)
+    assert result.report["parameters"]["share"] == 1
+    assert result.after.loss != result.before.loss
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_methods_are_told_the_tasks_type(task, models, tmp_path):
+    recipe = load_recipe(str(tiny.write_task(tmp_path, task, models)))
+    assert method_config(recipe).task_type == TASKS[task].task_type
