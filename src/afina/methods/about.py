@@ -47,6 +47,18 @@ def about_methods() -> list[About]:
     return sorted(found, key=lambda a: (order.get(a.family, len(order)), a.name))
 
 
+def purpose(family: str) -> str:
+    """What the methods of a family are for: from its folder."""
+    package = next(f for f in FAMILIES if f.rstrip("s") == family)
+    text = sys.modules[f"{__package__}.{package}"].__doc__ or ""
+    return " ".join(text.partition("\n\n")[2].split())
+
+
+def text_of(name: str) -> str:
+    """All that a method's own file says of it."""
+    return (sys.modules[methods()[name].implementation.__module__].__doc__ or "").strip()
+
+
 def _about(name: str, method: Method) -> About:
     text = sys.modules[method.implementation.__module__].__doc__ or ""
     head, _, body = text.partition("\n\n")
