@@ -5,8 +5,6 @@ import json
 import pytest
 
 from afina.errors import DataError
-from afina.train.data import rows_of
-from afina.train.events import Reporter
 from afina.train.formats import recognise
 from afina.train.inspecting import examine
 from afina.train.recipe import DataSection
@@ -26,7 +24,7 @@ def rows(tmp_path, *values):
      {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
     ({"messages": []}, "chat", {}), ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", {}),
     ({"prompt": "a", "completion": "b"}, "prompt_completion", {}), ({"text": "a", "label": "b"}, "labelled", {}),
-    ({"question": "a"}, "columns", {}),
+    ({"question": "a"}, "columns", {}), ({"tokens": ["a"], "tags": ["O"]}, "tagged", {}),
 ])  # fmt: skip
 def test_shape_is_recognised_by_columns(tmp_path, row, shape, adds):
     found, name = recognise(rows(tmp_path, row))
@@ -63,10 +61,20 @@ def test_parquet_tsv_text_and_folders_are_read(tmp_path):
         read_rows(tmp_path / "empty")
 
 
-def test_a_number_behind_the_path_takes_the_first_rows(tmp_path):
-    path = tiny.write_rows(tmp_path / "d.jsonl", 9)
-    assert len(rows_of(f"{path}#4", Reporter())) == 4
-    assert len(rows_of(str(path), Reporter())) == 9
+def test_examination_goes_by_the_task_that_the_columns_speak_for(tmp_path):
+    def found(row, **options):
+        return examine(rows(tmp_path, row, row), DataSection(train="d"), tiny.tokenizer(), **options)
+
+    tagged = found({"tokens": ["a", "b"], "tags": ["O", "B-X"]})
+    assert (tagged.task, tagged.labels, tagged.problems) == ("token_classification", {"O": 2, "B-X": 2}, [])
+    pairs = found({"prompt": "a", "chosen": "b", "rejected": "c"})
+    assert (pairs.task, pairs.problems) == ("preference", [])
+    assert [s.trained for s in pairs.examples[0]] == [False, True, False, True]
+    assert found({"chosen": "b", "rejected": "c"}, task="reward").problems == []
+    assert found({"prompt": "a", "completion": "c"}, task="seq2seq").task == "seq2seq"
+    bad = found({"prompt": "a", "chosen": "b", "rejected": "b"})
+    assert len(bad.problems) == 2
+    assert "d.jsonl:2" in bad.problems[1]
 
 
 def test_examination_counts_measures_and_finds_problems(tmp_path):

@@ -6,39 +6,44 @@ from typing import Annotated
 
 import typer
 
+from ..errors import RecipeError
 from .guard import guarded
 
 
 @guarded
 def data(
-    file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV, Parquet or text file, or a folder of such.")],
+    file: Annotated[str, typer.Argument(help="Anything that data.train takes: a file, a folder, hub:NAME, FILE#500.")],
     model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts tokens and renders samples.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Template of the prompt, e.g. 'Tweet: {text}'.")] = None,
     completion: Annotated[str | None, typer.Option(help="Template of the answer, e.g. '{label}'.")] = None,
+    task: Annotated[str | None, typer.Option(help="What it would train; without it what the columns say.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="NAME=COLUMN: the file's column for a standard name, e.g. prompt=question.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which training would cut.")] = 1024,
 ) -> None:
     """Show what a data file holds: rows, columns, lengths, labels, duplicates, problems, rendered samples."""
     from rich.table import Table
     from rich.text import Text
 
-    from ..train.assets import locate
+    from ..train.data import rows_of
     from ..train.inspecting import examine
     from ..train.model import base_location, load_tokenizer
     from ..train.recipe import DataSection, ModelSection
-    from ..train.rows import read_rows
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()
-    rows = read_rows(locate(file, reporter))
-    section = DataSection(train=file, prompt=prompt, completion=completion, max_length=max_length)
+    columns = _columns(column or [])
+    section = DataSection(train=file, prompt=prompt, completion=completion, max_length=max_length, columns=columns)
+    rows = rows_of(file, reporter, columns)
     tokenizer = None
     if model is not None:
         quiet_libraries(reporter)
         base = ModelSection(path=model)
         tokenizer = load_tokenizer(base_location(base, reporter), base, reporter)
-    found = examine(rows, section, tokenizer)
+    found = examine(rows, section, tokenizer, task)
     show = reporter.console.print
-    show(Text(f"{file}: {found.rows} rows, form: {found.shape}"))
+    show(Text(f"{file}: {found.rows} rows, form: {found.shape}, task: {found.task}"))
     table = Table("column", "rows with it", "type", "median", "95 %", "longest", box=None)
     for name, (count, kind) in found.columns.items():
         table.add_row(name, str(count), kind, *(f"{n} words" for n in found.lengths.get(name, ())))
@@ -55,3 +60,13 @@ def data(
     if len(found.problems) > 20:
         show(Text(f"and {len(found.problems) - 20} more problems"))
     reporter.examples(found.examples)
+
+
+def _columns(pairs: list[str]) -> dict[str, str] | None:
+    out = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (name and equals and column):
+            raise RecipeError("a column needs a name", where="--column", got=pair, expected="NAME=COLUMN")
+        out[name] = column
+    return out or None

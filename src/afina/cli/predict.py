@@ -31,18 +31,24 @@ def predict(
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
+    from ..train.columns import renamed
+    from ..train.formats import recognise
     from ..train.model import load_trained
     from ..train.predict import predict as answer
     from ..train.rows import read_rows
     from .console import ConsoleReporter, quiet_libraries
 
-    rows = read_rows(file)
+    given = read_rows(file)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, quantize)
+    rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     partial = target.with_name(f".{target.name}.partial")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.rows)
+    # The file's own columns, under its own names, and what is new.
+    out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
+                for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows)
     partial.write_text(text, encoding="utf-8")
     partial.replace(target)
     typer.echo(f"{len(done.rows)} predictions in {target}")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from .assets import locate
+from .columns import check_columns, renamed
 from .encode import Encoded
 from .events import Reporter
 from .formats import recognise
+from .hub_rows import PREFIX, read_hub
 from .labels import task_numbers
 from .prompts import Prompter
 from .recipe import Recipe
@@ -54,13 +57,15 @@ def read_split(recipe: Recipe, reporter: Reporter) -> Split:
         RecipeError: a reference names nothing.
     """
     data = recipe.data
-    train = rows_of(data.train, reporter)
+    check_columns(data)
+    seed = recipe.training.seed
+    train = rows_of(data.train, reporter, data.columns, seed)
     held_out: Rows | None = None
     if data.eval is not None:
-        held_out = rows_of(data.eval, reporter)
+        held_out = rows_of(data.eval, reporter, data.columns, seed)
     elif data.eval_split > 0 and len(train) > 1:
         order = list(range(len(train)))
-        random.Random(recipe.training.seed).shuffle(order)
+        random.Random(seed).shuffle(order)
         n = max(1, round(data.eval_split * len(train)))
         train, held_out = train.pick(sorted(order[n:])), train.pick(sorted(order[:n]))
     train = train.take(0, data.max_train_rows)
@@ -70,20 +75,39 @@ def read_split(recipe: Recipe, reporter: Reporter) -> Split:
     return Split(train, held_out)
 
 
-def rows_of(source: str, reporter: Reporter) -> Rows:
-    """The rows of a file, folder or reference; `source#500` means the first 500. What shape they have is said.
+def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None = None, seed: int = 0) -> Rows:
+    """The rows of a file, folder, reference or hub data set; `source#500` draws 500 of them. What shape they have is
+    said.
+
+    Args:
+        columns: standard name -> the file's column.
+        seed: of the draw.
 
     Raises:
-        DataError: a file is unusable, or its rows have no one shape.
+        DataError: a file is unusable, its rows have no one shape, or a column is missing.
         RecipeError: a reference names nothing.
     """
     name, mark, count = source.rpartition("#")
-    limited = bool(mark) and count.isdigit()
-    rows = read_rows(locate(name if limited else source, reporter))
-    rows, shape = recognise(rows.take(0, int(count)) if limited else rows)
+    sampled = bool(mark) and count.isdigit()
+    name = name if sampled else source
+    rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate(name, reporter))
+    if sampled:
+        rows = _sampled(rows, int(count), seed, reporter)
+    rows, shape = recognise(renamed(rows, columns))
     if shape in ("alpaca", "sharegpt"):
         reporter.note(f"{rows.path}: rows of {shape} form, taken as {'messages' if shape == 'sharegpt' else 'prompts'}")
     return rows
+
+
+def _sampled(rows: Rows, count: int, seed: int, reporter: Reporter) -> Rows:
+    """`count` rows, drawn without replacement and left in the file's order."""
+    if count == 0:
+        raise DataError("a sample of no rows", where=f"{rows.path}#{count}", expected="at least one")
+    if count >= len(rows):
+        reporter.note(f"{rows.path}: {count} rows wanted, all {len(rows)} taken")
+        return rows
+    reporter.note(f"{rows.path}: {count} of {len(rows)} rows, drawn with seed {seed}")
+    return rows.pick(sorted(random.Random(seed).sample(range(len(rows)), count)))
 
 
 def _shared(train: list[Row], held_out: list[Row]) -> int:

@@ -18,9 +18,9 @@ _SHAREGPT_ROLES = MappingProxyType(
 def recognise(rows: Rows) -> tuple[Rows, str]:
     """The rows in a shape that the rest of training knows, and what shape they came in.
 
-    "alpaca": instruction (and input) and output. "sharegpt": conversations of from and value. "preference": prompt,
-    chosen and rejected. "chat": messages. "prompt_completion". "labelled": text and label. "columns": anything else,
-    which templates must name.
+    "alpaca": instruction (and input) and output. "sharegpt": conversations of from and value. "preference": chosen
+    and rejected, mostly with a prompt. "chat": messages. "prompt_completion". "labelled": text and label. "tagged":
+    tokens and tags. "columns": anything else, which templates or `data.columns` must name.
 
     Raises:
         DataError: a row has not the shape of the first; has file and line.
@@ -31,7 +31,8 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
     if "conversations" in columns:
         return _converted(rows, _sharegpt), "sharegpt"
     known = (("preference", {"chosen", "rejected"}), ("chat", {"messages"}),
-             ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}))  # fmt: skip
+             ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
+             ("tagged", {"tokens", "tags"}))  # fmt: skip
     return rows, next((name for name, needed in known if needed <= columns), "columns")
 
 

@@ -6,17 +6,26 @@ import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
-from .encode import rendered_answers
 from .events import Span
 from .formats import recognise
+from .prompts import Prompter
 from .recipe import DataSection
 from .rows import Rows
+from .tasks import Task, named
+from .tasks.causal_lm import CausalLM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_TASK_OF = MappingProxyType(
+    {"preference": "preference", "labelled": "sequence_classification", "tagged": "token_classification"}
+)
+"""What rows of a shape are mostly for; all others are for a language model."""
 
 
 @dataclass
@@ -24,7 +33,7 @@ class Findings:
     """What was found in a file.
 
     Attributes:
-        rows: how many; `shape`: as `formats.recognise` names it.
+        rows: how many; `shape`: as `formats.recognise` names it; `task`: what they were checked for.
         columns: column -> (how many rows have it, its type).
         lengths: column of text -> (median, 95th percentile, longest) in words, or `tokens` for whole examples.
         labels: label -> rows, where there is a label column.
@@ -35,6 +44,7 @@ class Findings:
 
     rows: int
     shape: str
+    task: str
     columns: dict[str, tuple[int, str]]
     lengths: dict[str, tuple[int, int, int]]
     labels: dict[str, int] = field(default_factory=dict)
@@ -44,16 +54,20 @@ class Findings:
     examples: list[list[Span]] = field(default_factory=list)
 
 
-def examine(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase | None = None) -> Findings:
-    """Count, measure and check every row.
+def examine(
+    rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase | None = None, task: str | None = None
+) -> Findings:
+    """Count, measure and check every row, for the task that the columns speak for unless another is named.
 
     Raises:
         DataError: a row has not the shape of the first.
+        RecipeError: no such task.
     """
     shaped, shape = recognise(rows)
+    fitting = named(task or _TASK_OF.get(shape if data.prompt is None else "", CausalLM.name))
     counts = Counter(c for row in rows.values for c in row)
     kinds = {c: next(type(r[c]).__name__ for r in rows.values if c in r) for c in counts}
-    found = Findings(len(rows), shape, {c: (n, kinds[c]) for c, n in counts.items()}, {})
+    found = Findings(len(rows), shape, fitting.name, {c: (n, kinds[c]) for c, n in counts.items()}, {})
     for column in (c for c, kind in kinds.items() if kind == "str"):
         texts = [r[column] for r in rows.values if isinstance(r.get(column), str)]
         found.lengths[column] = _spread([len(t.split()) for t in texts])
@@ -62,35 +76,40 @@ def examine(rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase | 
         found.labels = dict(Counter(str(r.get(data.label_column)) for r in rows.values).most_common(30))
     seen = Counter(json.dumps(r, sort_keys=True, default=str) for r in rows.values)
     found.duplicates = sum(n - 1 for n in seen.values())
-    if tokenizer is not None and shape != "preference":
-        _encode(shaped, data, tokenizer, found)
+    if fitting.name == "token_classification":
+        found.labels = dict(Counter(str(t) for r in shaped.values for t in r.get("tags") or ()).most_common(30))
+    if tokenizer is not None:
+        _encode(shaped, data, tokenizer, fitting, found)
     return found
 
 
-def _encode(rows: Rows, data: DataSection, tokenizer: Any, found: Findings) -> None:
-    from .encode import encode_answers
-    from .prompts import Prompter
-
+def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Findings) -> None:
     prompter = Prompter(data, tokenizer)
     try:
-        kind = prompter.resolved_format(rows)
+        labels = task.labels(data, [rows])
     except DataError as error:
-        found.problems.append(str(error).replace("\n", "; "))
+        found.problems.append(_told(error))
         return
-    good = []
+    items: list[dict[str, Any]] = []
+    lengths, cut = [], 0
     for index in range(len(rows)):
         try:
-            prompter.spans(rows, index, kind)
-            good.append(index)
+            part = task.encode(rows.pick([index]), prompter, labels, len(tokenizer))
         except DataError as error:
-            found.problems.append(str(error).replace("\n", "; "))
-    if not good:
-        return
-    part = encode_answers(rows.pick(good), prompter, len(tokenizer))
-    found.lengths["tokens of an example"] = _spread([len(item["input_ids"]) for item in part.items])
-    found.examples = [rendered_answers(part[i], tokenizer) for i in range(min(2, len(part)))]
-    if part.truncated:
-        found.problems.append(f"{part.truncated} rows are longer than max_length={data.max_length} tokens and are cut")
+            told = _told(error)
+            found.problems.append(told if rows.where(index) in told else f"{rows.where(index)}: {told}")
+            continue
+        items += part.items
+        lengths += [part.length(i) for i in range(len(part))]
+        cut += part.truncated
+    found.lengths["tokens of an example"] = _spread(lengths)
+    found.examples = [task.rendered(item, tokenizer, labels) for item in items[:2]]
+    if cut:
+        found.problems.append(f"{cut} rows are longer than max_length={data.max_length} tokens and are cut")
+
+
+def _told(error: DataError) -> str:
+    return str(error).replace("\n", "; ")
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

@@ -34,9 +34,15 @@ class ModelSection(Section):
 class DataSection(Section):
     """Rows and how they become examples."""
 
-    train: str = Field(description="JSONL, JSON or CSV file, package:NAME/path or embedded:NAME/FILE")
+    train: str = Field(
+        description="file or folder of JSONL, JSON, CSV, TSV, Parquet, text; package:NAME/path, embedded:NAME/FILE or "
+        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows"
+    )
     eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
     eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
+    columns: dict[str, str] | None = Field(
+        default=None, description="names for the file's columns, e.g. {prompt: question, completion: answer}"
+    )
     format: Literal["auto", "prompt_completion", "chat"] = Field(
         default="auto", description="auto: by the columns that the rows have"
     )

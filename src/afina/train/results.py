@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import resource
@@ -14,6 +15,7 @@ from .assets import sha256
 from .data import Split
 from .evaluate import Scores
 from .recipe import Recipe
+from .rows import Rows
 
 
 def report(
@@ -30,7 +32,7 @@ def report(
     import torch
     import transformers
 
-    files = {rows.path.name: sha256(rows.path) for rows in (split.train, split.held_out) if rows is not None}
+    files = {rows.path.name: _fingerprint(rows) for rows in (split.train, split.held_out) if rows is not None}
     return {
         "task": recipe.task,
         "method": recipe.method.type,
@@ -48,6 +50,16 @@ def report(
             "python": platform.python_version(),
         },
     }
+
+
+def _fingerprint(rows: Rows) -> str:
+    """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
+    if rows.path.is_file():
+        return sha256(rows.path)
+    digest = hashlib.sha256()
+    for row in rows.values:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def peak_memory_mb() -> float:
