@@ -27,7 +27,7 @@ def llama(dtype=torch.float32):
 
 def gemma(dtype=torch.float32):
     torch.manual_seed(0)
-    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=5.0)).to(dtype)
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=5.0, sliding_window=4)).to(dtype)
 
 
 def adapted(base):
@@ -163,9 +163,13 @@ def test_compiled_layers_give_the_plain_step(checkpointing):
     assert torch.allclose(again.eval()(IDS).logits, plain.eval()(IDS).logits, atol=1e-6)
 
 
-@pytest.mark.parametrize("mask", [None, "bool", "added"])
+@pytest.mark.parametrize("kept", [0, 512])
+@pytest.mark.parametrize("block", [2, 64])
+@pytest.mark.parametrize("mask", [None, "bool", "added", "keys"])
 @pytest.mark.parametrize("heads", [2, 4])
-def test_attention_is_the_formula(mask, heads):
+def test_attention_is_the_formula(mask, heads, block, kept, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(attention, "KEPT", kept)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, h, 5, 3, dtype=torch.float64, generator=generator).requires_grad_() for h in (4, heads, heads)
@@ -173,11 +177,31 @@ def test_attention_is_the_formula(mask, heads):
     allowed = None if mask is None else torch.rand(2, 1, 5, 5, generator=generator) > 0.4
     if allowed is not None:
         allowed |= torch.eye(5, dtype=torch.bool)
-    given = (
-        torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~allowed, -torch.inf) if mask == "added" else allowed
-    )
+    given = allowed
+    if mask == "added":
+        given = torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
+    if mask == "keys":
+        given = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]], dtype=torch.bool)[:, None, None]
+        allowed = given & torch.ones(5, 5, dtype=torch.bool).tril()
     expected = nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=mask is None, scale=0.3, enable_gqa=heads != 4
     ).transpose(1, 2)
     assert torch.allclose(short_attention(q, k, v, given, 0.3), expected, atol=1e-12)
     assert torch.autograd.gradcheck(lambda *t: short_attention(*t, given, 0.3), (q, k, v))
+
+
+def test_attention_is_known_to_the_compiler():
+    q, k, v = (
+        torch.randn(2, h, 70, 8).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for h in (4, 2, 2)
+    )
+    for mask in (None, torch.ones(2, 1, 1, 70, dtype=torch.bool), torch.ones(2, 1, 70, 70, dtype=torch.bool)):
+        torch.library.opcheck(attention._forward, (q, k, v, mask, 0.3))
+
+
+def test_padding_reaches_attention_as_keys(monkeypatch):
+    seen, own = [], attention.short_attention
+    monkeypatch.setattr(attention, "short_attention", lambda *a: seen.append(a[3]) or own(*a))
+    fast = adapted(llama())
+    speed_up(fast)
+    step(fast, attention_mask=MASK)
+    assert [tuple(m.shape) for m in seen] == [(3, 1, 1, 12)] * 2

@@ -1,72 +1,151 @@
-"""Attention in 16 bits on processors, by batched products.
+"""Attention on processors, by batched products of blocks of queries.
 
-The fused attention of torch is made for long sequences; on a CPU in bfloat16 its backward pass takes several times its
-forward pass. At lengths where the scores are small, plain products are faster: measured on two AVX-512 cores, 4 x 256
-tokens, 9 heads of 64: see docs/speed.md. Longer sequences, dropout, float32 and other devices keep torch's own.
+On a CPU in bfloat16 the backward pass of torch's fused attention takes several times its forward pass. Plain products of
+a block of queries with the keys that it may see are faster: half of the scores of causal attention are never computed,
+and a block stays in the processor's cache from its scores to its output. Up to `KEPT` tokens the shares are kept for the
+backward pass, beyond that they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT` tokens and
+other devices keep torch's own.
 
-Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size.
+Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size, S tokens of a block, W keys it sees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-LONGEST = 512
+KEPT = 512
+BLOCK = 64
 NAME = "afina"
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale · q kᵀ) v, causal where `allowed` is None.
+    """softmax(scale · q kᵀ) v.
 
     Args:
         q: (B, H, T, D). k, v: (B, K, T, D), each serving H / K query heads.
-        allowed: (B, 1, T, T), true (or zero, if it is to be added) where a query sees a key. A query that sees nothing
-            sees everything.
+        allowed: true (or zero, if it is to be added) where a query sees a key: (B, 1, T, T); or (B, 1, 1, T) for the
+            keys that may be seen causally; None for plain causal attention. A query that sees nothing gets a mean.
 
     Returns:
         (B, T, H, D)
     """
-    run: Any = _ShortAttention.apply
-    out: Tensor = run(q, k, v, allowed, scale)
+    out: Tensor = _forward(q, k, v, allowed, scale)[0]
     return out
 
 
-class _ShortAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-        b, h, t, d = q.shape
-        heads = k.shape[1]
-        q_, k_, v_ = q.reshape(b * heads, -1, d), k.reshape(b * heads, t, d), v.reshape(b * heads, t, d)
-        lowest = torch.finfo(q.dtype).min
-        if allowed is None:
-            bias = torch.full((t, t), lowest, dtype=q.dtype, device=q.device).triu_(1).repeat(h // heads, 1)
-            scores = torch.baddbmm(bias, q_, k_.mT, alpha=scale)
-        else:
-            scores = torch.bmm(q_, k_.mT).mul_(scale).view(b, heads, -1, t, t)
-            if allowed.dtype == torch.bool:
-                scores.masked_fill_(~allowed.unsqueeze(1), lowest)
-            else:
-                scores.add_(allowed.unsqueeze(1)).clamp_min_(lowest)
-            scores = scores.view(b * heads, -1, t)
-        shares = torch.softmax(scores, -1)
-        ctx.save_for_backward(q_, k_, v_, shares)
-        ctx.scale, ctx.shape = scale, (b, h, heads, t, d)
-        return torch.bmm(shares, v_).view(b, h, t, d).transpose(1, 2)
+def _blocks(t: int, allowed: Tensor | None) -> Iterator[tuple[int, int, int]]:
+    """(first query, end of the queries, end of the keys) of every block."""
+    for i in range(0, t, BLOCK):
+        j = min(t, i + BLOCK)
+        yield i, j, j if is_causal(allowed) else t
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Any:
-        q_, k_, v_, shares = ctx.saved_tensors
-        b, h, heads, t, d = ctx.shape
-        g_ = g.transpose(1, 2).reshape(b * heads, -1, d)
-        dv = torch.bmm(shares.mT, g_)
-        ds = torch._softmax_backward_data(torch.bmm(g_, v_.mT), shares, -1, shares.dtype).mul_(ctx.scale)
-        dq, dk = torch.bmm(ds, k_), torch.bmm(ds.mT, q_)
-        return dq.view(b, h, t, d), dk.view(b, heads, t, d), dv.view(b, heads, t, d), None, None
+
+def is_causal(allowed: Tensor | None) -> bool:
+    """Whether queries see no later key, whatever else the mask says."""
+    return allowed is None or allowed.shape[2] == 1
+
+
+def _rows(x: Tensor, i: int, j: int, heads: int) -> Tensor:
+    """(B, H, T, D) -> (B K, G S, D)."""
+    b, _, _, d = x.shape
+    return x[:, :, i:j].reshape(b * heads, -1, d)
+
+
+def _shares(q: Tensor, k_: Tensor, allowed: Tensor | None, scale: float, block: tuple[int, int, int]) -> Tensor:
+    """(B K, G S, W), of one block of queries. k_: (B K, T, D)."""
+    i, j, end = block
+    b, h = q.shape[:2]
+    scores = torch.bmm(_rows(q, i, j, k_.shape[0] // b), k_[:, :end].mT).mul_(scale)
+    whole, lowest = scores.view(b, h, j - i, end), torch.finfo(q.dtype).min
+    if allowed is not None:
+        part = allowed[..., :end] if allowed.shape[2] == 1 else allowed[:, :, i:j, :end]
+        if allowed.dtype == torch.bool:
+            whole.masked_fill_(~part, lowest)
+        else:
+            whole.add_(part).clamp_min_(lowest)
+    if is_causal(allowed):
+        later = torch.ones(j - i, j - i, dtype=torch.bool, device=q.device).triu_(1)
+        whole[..., i:].masked_fill_(later, lowest)
+    return torch.softmax(scores, -1)
+
+
+def _kept(q: Tensor, allowed: Tensor | None) -> int:
+    """How many shares are kept for the backward pass."""
+    b, h, t, _ = q.shape
+    full = t // BLOCK
+    seen = BLOCK * BLOCK * full * (full + 1) // 2 + (t - BLOCK * full) * t if is_causal(allowed) else t * t
+    return b * h * seen if t <= KEPT else 0
+
+
+@torch.library.custom_op("afina::attention", mutates_args=(), device_types="cpu")
+def _forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    (b, h, t, d), heads = q.shape, k.shape[1]
+    k_, v_ = k.reshape(b * heads, t, d), v.reshape(b * heads, t, d)
+    out, kept = q.new_empty(b, t, h, d), q.new_empty(_kept(q, allowed))
+    at = 0
+    for block in _blocks(t, allowed):
+        i, j, end = block
+        shares = _shares(q, k_, allowed, scale, block)
+        out[:, i:j] = torch.bmm(shares, v_[:, :end]).view(b, h, j - i, d).transpose(1, 2)
+        if len(kept):
+            kept[at : at + shares.numel()] = shares.view(-1)
+            at += shares.numel()
+    return out, kept
+
+
+@torch.library.custom_op("afina::attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, kept: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    (b, h, t, d), heads = q.shape, k.shape[1]
+    k_, v_, g = k.reshape(b * heads, t, d), v.reshape(b * heads, t, d), g.transpose(1, 2)
+    dq, dk, dv = q.new_empty(q.shape), k.new_zeros(b * heads, t, d), v.new_zeros(b * heads, t, d)
+    at = 0
+    for block in _blocks(t, allowed):
+        i, j, end = block
+        g_, q_ = _rows(g, i, j, heads), _rows(q, i, j, heads)
+        if len(kept):
+            shares = kept[at : at + b * h * (j - i) * end].view(b * heads, -1, end)
+            at += shares.numel()
+        else:
+            shares = _shares(q, k_, allowed, scale, block)
+        dv[:, :end].baddbmm_(shares.mT, g_)
+        ds = torch._softmax_backward_data(torch.bmm(g_, v_[:, :end].mT), shares, -1, shares.dtype).mul_(scale)
+        dq[:, :, i:j] = torch.bmm(ds, k_[:, :end]).view(b, h, j - i, d)
+        dk[:, :end].baddbmm_(ds.mT, q_)
+    return dq, dk.view(k.shape), dv.view(v.shape)
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    b, h, t, d = q.shape
+    return q.new_empty(b, t, h, d), q.new_empty(_kept(q, allowed))
+
+
+@_backward.register_fake
+def _(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, kept: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, allowed, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, allowed, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, g: Tensor | None, _: Any) -> Any:
+    found = (None, None, None) if g is None else _backward(g, *ctx.saved_tensors, ctx.scale)
+    return *found, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
 def attention_forward(
@@ -81,27 +160,48 @@ def attention_forward(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     fits = (
         query.device.type == "cpu"
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and (query.dtype.itemsize == 2 or length <= KEPT)
         and query.requires_grad
-        and 1 < length == key.shape[2] <= LONGEST
+        and 1 < length == key.shape[2]
         and key.shape[-1] == value.shape[-1]
         and not dropout
         and (attention_mask is not None or causal)
     )
+    mask = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
     if not fits:
+        if mask is not None and mask.shape[2] == 1 < length:
+            mask = mask & torch.ones(length, key.shape[2], dtype=torch.bool, device=mask.device).tril()
         out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = attention_mask if attention_mask is None else attention_mask[..., :length]
     return short_attention(query, key, value, mask, scale), None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """What transformers calls for the mask: where it is causal and leaves out keys (padding), only the keys."""
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    padding, length = kwargs.get("attention_mask"), kwargs.get("q_length")
+    whole: Tensor | None = sdpa_mask(*args, **kwargs)
+    simple = (
+        whole is not None
+        and not args
+        and kwargs.get("mask_function", causal_mask_function) is causal_mask_function
+        and padding is not None
+        and padding.dtype == torch.bool
+        and whole.dtype == torch.bool
+        and whole.shape[2] == length == whole.shape[3] == padding.shape[-1]
+        and not kwargs.get("q_offset") and not kwargs.get("kv_offset")
+    )  # fmt: skip
+    return padding[:, None, None, :] if simple and padding is not None else whole
 
 
 def register() -> None:
     """Make the implementation known to transformers under `NAME`."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)

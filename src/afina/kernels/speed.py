@@ -42,13 +42,13 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
 def _attention(base: Any) -> str:
     first = next(iter(base.parameters()), None)
     now = getattr(getattr(base, "config", None), "_attn_implementation", None)
-    if first is None or first.device.type != "cpu" or first.dtype not in (torch.bfloat16, torch.float16):
-        return "attention: torch's own, which is the fastest for this dtype and device"
+    if first is None or first.device.type != "cpu":
+        return "attention: torch's own, which is the fastest on this device"
     if now != "sdpa" or not callable(getattr(base, "set_attn_implementation", None)):
         return f"attention: left as it is ({now})"
     attention.register()
     base.set_attn_implementation(attention.NAME)
-    return f"attention: by batched products up to {attention.LONGEST} tokens"
+    return "attention: by batched products of blocks"
 
 
 def _loss(base: Any, keep_logits: bool) -> list[str]:
