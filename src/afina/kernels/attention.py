@@ -1,10 +1,10 @@
 """Attention on processors, by batched products of blocks of queries.
 
-On a CPU in bfloat16 the backward pass of torch's fused attention takes several times its forward pass. Plain products of
-a block of queries with the keys that it may see are faster: half of the scores of causal attention are never computed,
-and a block stays in the processor's cache from its scores to its output. Up to `KEPT` tokens the shares are kept for the
-backward pass, beyond that they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT` tokens and
-other devices keep torch's own.
+In bfloat16 the backward pass of torch's fused attention takes several times its forward pass on a CPU. Products of a
+block of queries with the keys that it may see are faster: half of the scores of causal attention are never computed,
+and a block stays in the processor's cache from its scores to its output. Up to `KEPT` tokens the shares are kept for
+the backward pass, beyond that they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT` tokens
+and other devices keep torch's own.
 
 Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size, S tokens of a block, W keys it sees.
 """
