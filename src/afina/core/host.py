@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
+from .light import LightModule
 from .rows import Rows, refuse_spent, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
@@ -18,7 +19,7 @@ from .walk import outside_adapters
 from .weights import base_weight
 
 
-class Host(ReferenceSpelling):
+class Host(LightModule, ReferenceSpelling):
     """A target module's stand-in; keeps the original as `base_layer` and changes none of its bits.
 
     Active adapters apply in list order, each on the result of the former. Attributes that the host does not have are
@@ -42,7 +43,8 @@ class Host(ReferenceSpelling):
         self.saved: dict[str, nn.Parameter | None] = {}
         self.called = False
         self.rows: Rows | None = None
-        self.train(base_layer.training)
+        for module in (self, self._adapters, self.biases):
+            module.training = base_layer.training
 
     # -- running ----------------------------------------------------------------------------------------------------
 

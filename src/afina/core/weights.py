@@ -240,6 +240,8 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
 
     if parameter is not None:
         return ParameterWeight(module, parameter)
+    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and type(module.weight.data) is Tensor:
+        return LinearWeight(module)
     if (found := quantised_weight(module)) is not None:
         return found
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

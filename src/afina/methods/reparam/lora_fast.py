@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight
+from ...core.light import LightModule
 from ...core.view import View
 from ...core.weights import BaseWeight
 from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
 
 
-class LoraFast(DeltaWeight):
+class LoraFast(LightModule, DeltaWeight):
     """Reads the layer's input in the layer's own dtype, which spares a copy to float32 and back."""
 
     scaling: float
