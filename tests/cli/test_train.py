@@ -58,6 +58,10 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path, model_f
     values = yaml.safe_load(out)
     assert (values["method"]["r"], values["training"]["batch_size"], values["training"]["seed"]) == (2, 3, 0)
     assert not (tmp_path / "out").exists()
+    plan = [line for line in out.splitlines() if line.startswith("# ")]
+    assert "6 steps of 3 rows" in plan[0]
+    assert "trained parameters: 2,432 of " in plan[2]
+    assert "it fits" in plan[-1]
 
 
 def test_train_ends_with_the_scores_and_the_next_commands(tmp_path, model_folder, child):

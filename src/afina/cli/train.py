@@ -12,6 +12,7 @@ from ..errors import RecipeError
 from .guard import guarded
 
 if TYPE_CHECKING:
+    from ..train.recipe import Recipe
     from ..train.run import Result
 
 _FLAGS = ("dry-run", "overwrite", "resume")
@@ -23,7 +24,9 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[RECIPE] [KEY=VALUE | --KEY VALUE]...", help="A YAML file, or an embedded recipe."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and what it will take; stop.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a former run, once this one is done.")
     ] = False,
@@ -47,6 +50,7 @@ def train(
     recipe = load_recipe(source, overrides)
     if dry_run:
         typer.echo(dump(recipe))
+        _plan(recipe)
         return
     from ..train.run import run
     from .console import ConsoleReporter, quiet_libraries
@@ -54,6 +58,17 @@ def train(
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume), recipe.output.dir)
+
+
+def _plan(recipe: Recipe) -> None:
+    """What the run would be and take, as comments below the recipe, so that both together are a recipe still."""
+    from ..train.planning import planned
+    from .console import ConsoleReporter, quiet_libraries
+
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    for line in planned(recipe, reporter):
+        typer.echo(f"# {line}")
 
 
 def _conclude(result: Result, folder: str) -> None:

@@ -40,6 +40,8 @@ def free_bytes() -> int | None:
 
 
 def told_bytes(count: float) -> str:
-    """Bytes in words: 312 MiB, 1.9 GiB."""
+    """Bytes in words: 41 KiB, 312 MiB, 1.9 GiB."""
     mib = count / 2**20
+    if mib < 1:
+        return f"{count / 1024:.0f} KiB"
     return f"{mib / 1024:.1f} GiB" if mib >= 1000 else f"{mib:.0f} MiB"

@@ -78,10 +78,15 @@ def vocab_size(location: str, section: ModelSection) -> int:
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    return int(_config(location, section).get_text_config().vocab_size)
+    return int(config_of(location, section).get_text_config().vocab_size)
 
 
-def _config(location: str, section: ModelSection) -> Any:
+def config_of(location: str, section: ModelSection) -> Any:
+    """The model's config.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
     from transformers import AutoConfig
 
     try:
@@ -120,7 +125,7 @@ def _dtype(location: str, section: ModelSection) -> torch.dtype:
     """The dtype that the model computes in."""
     import torch
 
-    dtype = section.dtype if section.dtype != "auto" else _config(location, section).dtype
+    dtype = section.dtype if section.dtype != "auto" else config_of(location, section).dtype
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
 
 

@@ -52,12 +52,8 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
     """
     from ..compat import stand_in
 
-    for remark in recipe.remarks:
-        reporter.note(remark)
-    split = read_split(recipe, reporter)
-    labels = resolve_labels(recipe, split)
     chosen = recipe.model.dtype == "auto"
-    recipe = _resolved(recipe, labels, reporter)
+    recipe, split, labels = prepared(recipe, reporter)
     stand_in()  # the Trainer takes our PeftModel for the one that it knows
     output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
     with ExitStack() as undo:
@@ -73,6 +69,19 @@ def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: 
         undo.pop_all()
     output.publish()
     return result
+
+
+def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
+    """The recipe with all that it leaves open filled in, its rows, and the labels.
+
+    Raises:
+        DataError, RecipeError: the rows or labels cannot be used.
+    """
+    for remark in recipe.remarks:
+        reporter.note(remark)
+    split = read_split(recipe, reporter)
+    labels = resolve_labels(recipe, split)
+    return _resolved(recipe, labels, reporter), split, labels
 
 
 def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> Recipe:
@@ -118,13 +127,17 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
 
 
 def _speed_up(recipe: Recipe, model: Any, reporter: Reporter) -> None:
-    """The fast paths; adapters that look at the model's output need its logits."""
+    """The fast paths."""
     if not (named(recipe.task).fast and recipe.training.fast):
         return
-    tuner = getattr(model, "base_model", None)
-    plain = tuner is None or not (len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
-    for sentence in speed_up(model, keep_logits=not plain):
+    for sentence in speed_up(model, keep_logits=wants_logits(model)):
         reporter.note(f"fast path: {sentence}")
+
+
+def wants_logits(model: Any) -> bool:
+    """Whether an adapter looks at the model's output."""
+    tuner = getattr(model, "base_model", None)
+    return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
 
 
 def _measured(
