@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import ast
+import importlib.util
+import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 SCRIPT = """
 import sys, importlib.metadata, importlib.util
@@ -67,3 +73,32 @@ print(n)
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 40
+
+
+LIBRARIES = ("transformers", "trl", "diffusers", "accelerate", "sentence_transformers")
+
+
+def imports(library):
+    """What a library's files import from `peft`: (module, name)."""
+    folder = Path(importlib.util.find_spec(library).origin).parent
+    for path in folder.rglob("*.py"):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if "peft" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "peft":
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.slow
+def test_everything_that_the_libraries_import_is_there():
+    wanted = sorted({pair for library in LIBRARIES for pair in imports(library)})
+    assert len(wanted) >= 30
+    code = """
+import sys, json, importlib, afina.compat
+afina.compat.stand_in()
+print(json.dumps([p for p in json.loads(sys.argv[1]) if not hasattr(importlib.import_module(p[0]), p[1])]))
+"""
+    done = run("-c", code, json.dumps(wanted))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []

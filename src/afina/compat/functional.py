@@ -105,15 +105,6 @@ def fsdp_auto_wrap_policy(model: nn.Module) -> Any:
     return functools.partial(_or_policy, policies=[leaves, blocks])
 
 
-def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> list[Any]:
-    """How transformers' loader renames an adapter file's keys; each host adds the names of its own tensors."""
-    from transformers.core_model_loading import WeightRenaming
-
-    prefixes = (("base_model.model.model.", "model."), ("base_model.model.", ""))
-    renamings = [c for c in weight_conversions or [] if isinstance(c, WeightRenaming)]
-    return [*(WeightRenaming(source, target) for source, target in prefixes), *renamings]
-
-
 def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
     """The config that a dictionary describes by its `peft_type`."""
     return PeftConfig.from_dict(config_dict)

@@ -14,8 +14,28 @@ _STATE = {
     "load_peft_weights": "afina.core.checkpoint:load_peft_weights",
 }
 _FUNCTIONS = {n: _FUNCTIONAL + n for n in ("set_adapter", "delete_adapter", "set_requires_grad", "cast_adapter_dtype")}
-_TUNERS_UTILS = {"BaseTunerLayer": "afina.core.host:Host", "BaseTuner": "afina.core.tuner:Tuner", **_FUNCTIONS}
+_TUNERS_UTILS = {
+    "BaseTunerLayer": "afina.core.host:Host",
+    "AuxiliaryTrainingWrapper": "afina.core.host:Host",
+    "BaseTuner": "afina.core.tuner:Tuner",
+    **_FUNCTIONS,
+}
+_HELPER = "afina.compat.helpers:"
+_BOTH = {
+    **{n: _HELPER + n for n in ("get_base_model_state_dict", "set_base_model_state_dict", "shift_tokens_right")},
+    "cast_mixed_precision_params": _FUNCTIONAL + "cast_mixed_precision_params",
+    "NoMatchingPeftModuleError": "afina.errors:TargetError",
+    "PeftError": "afina.errors:AfinaError",
+    "PeftWarning": "afina.errors:AfinaWarning",
+}
+_LAYER = {"BaseTunerLayer": "afina.core.host:Host"}
 _OTHER = {
+    **_BOTH,
+    **{n: _HELPER + n for n in ("infer_device", "transpose")},
+    "INCLUDE_LINEAR_LAYERS_SHORTHAND": _HELPER + "ALL_LINEAR",
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.architectures:DEFAULT_TARGETS",
+    "EMBEDDING_LAYER_NAMES": "afina.core.architectures:EMBEDDING_NAMES",
+    "SEQ_CLS_HEAD_NAMES": "afina.core.architectures:HEAD_NAMES",
     "ModulesToSaveWrapper": "afina.core.host:ModulesToSaveWrapper",
     # Its keys are asked of every layer that it stands for.
     "AuxiliaryTrainingWrapper": "afina.core.host:Host",
@@ -27,28 +47,40 @@ _OTHER = {
     "PeftType": "afina:PeftType",
     "TaskType": "afina:TaskType",
 }
-_HELPERS = {n: _FUNCTIONAL + n for n in ("disable_input_dtype_casting", "rescale_adapter_scale")}
+_HELPERS = {
+    **{n: _FUNCTIONAL + n for n in ("disable_input_dtype_casting", "rescale_adapter_scale")},
+    **{n: _HELPER + n for n in ("check_if_peft_model", "update_forward_signature",
+                                                "update_generate_signature", "update_signature")},
+}  # fmt: skip
 _HOTSWAP = {
     n: f"afina.core.hotswap:{n}"
     for n in ("check_hotswap_configs_compatible", "hotswap_adapter", "hotswap_adapter_from_state_dict",
               "prepare_model_for_compiled_hotswap")
 }  # fmt: skip
-_HOST = "afina.core.host:Host"
+_INJECT = {"inject_adapter_in_model": "afina.compat.loading:inject_adapter_in_model"}
 _MORE = {
-    **{n: _FUNCTIONAL + n for n in ("get_peft_config", "cast_mixed_precision_params")},
+    **_BOTH,
+    "get_peft_config": _FUNCTIONAL + "get_peft_config",
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.mapping:MODEL_CLASSES",
-    "PeftError": "afina.errors:AfinaError",
-    "PeftWarning": "afina.errors:AfinaWarning",
 }
+
+FOLDERS = (
+    "adalora", "adamss", "adaption_prompt", "beft", "boft", "c3a", "cartridge", "cpt", "deft", "delora", "fourierft",
+    "frod", "glora", "gralora", "hira", "hra", "ia3", "lily", "ln_tuning", "loha", "lokr", "lora", "miss",
+    "multitask_prompt_tuning", "oft", "osf", "p_tuning", "peanut", "poly", "prefix_tuning", "prompt_tuning", "psoft",
+    "pvera", "randlora", "road", "shadow", "shira", "supertuning", "tinylora", "trainable_tokens", "unilora", "vblora",
+    "vera", "waveft", "xlora",
+)  # fmt: skip
+"""`peft.tuners.*`, a folder for each method."""
 
 TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
-        "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_MORE, **_STATE},
+        "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_MORE, **_STATE, **_INJECT},
         "peft.auto": {},
         "peft.config": {},
         "peft.peft_model": {},
         "peft.mixed_model": {"PeftMixedModel": "afina.core.model:PeftModel"},
-        "peft.mapping": {},
+        "peft.mapping": {**_INJECT, "get_peft_config": _FUNCTIONAL + "get_peft_config"},
         "peft.mapping_func": {},
         "peft.helpers": _HELPERS,
         "peft.utils": {**_OTHER, **_STATE},
@@ -58,20 +90,16 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft.utils.save_and_load": _STATE,
         "peft.utils.hotswap": _HOTSWAP,
         "peft.utils.transformers_weight_conversion": {
-            "build_peft_weight_mapping": _FUNCTIONAL + "build_peft_weight_mapping"
+            "build_peft_weight_mapping": "afina.compat.loading:build_peft_weight_mapping"
         },
         "peft.tuners": {},
+        **{f"peft.tuners.{folder}{part}": {} for folder in FOLDERS for part in ("", ".model", ".config")},
         "peft.tuners.tuners_utils": _TUNERS_UTILS,
-        "peft.tuners.lora": {"LoraLayer": _HOST},
-        "peft.tuners.lora.layer": {"LoraLayer": _HOST},
-        "peft.tuners.lora.config": {},
+        **{f"peft.tuners.{folder}.layer": _LAYER for folder in FOLDERS},
         "peft.tuners.lora.conversion": {},
-        "peft.tuners.loha": {},
-        "peft.tuners.loha.layer": {"LoHaLayer": _HOST},
-        "peft.tuners.lokr": {},
-        "peft.tuners.lokr.layer": {
-            "LoKrLayer": _HOST, "factorization": "afina.methods.reparam.lokr:split"
-        },
+        "peft.tuners.lora.bnb": {},
+        "peft.tuners.lokr.layer": {**_LAYER, "factorization": "afina.methods.reparam.lokr:split"},
+        "peft.tuners.mixed": {"MixedModel": "afina.core.tuner:Tuner"},
         "peft.optimizers": {},
         "peft.functional": {**_FUNCTIONS, **_STATE},
     }
@@ -93,6 +121,8 @@ class StandIn(ModuleType):
             value = importlib.import_module(f"{self.__name__}.{name}")
         else:
             value = getattr(importlib.import_module("afina"), name, None)
+            if value is None:
+                value = importlib.import_module("afina.compat.tuners").named(self.__name__, name)
             if value is None:
                 raise AttributeError(f"afina's stand-in for {self.__name__!r} has no {name!r}")
         setattr(self, name, value)

@@ -86,6 +86,8 @@ class Adapter(nn.Module):
     shares_batch: ClassVar[bool] = True
     """Whether rows of a batch can go through it while others go through other adapters; false for methods that look
     beyond their own rows or layer, whose rows get a pass of their own."""
+    loaded_whole = False
+    """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
     rank_dims: Mapping[str, int] = MappingProxyType({})

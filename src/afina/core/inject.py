@@ -19,7 +19,7 @@ from .host import Host, ModulesToSaveWrapper, ReadHost
 from .patterns import name_in
 from .targets import Slot, output_head, select_slots, slots
 from .tuner import adapter_names
-from .walk import outside_adapters
+from .walk import hold_shared, outside_adapters
 from .weights import BaseWeight
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -149,9 +149,7 @@ class _Builder:
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
         if shared is not None:
-            holder = self.container._modules.setdefault("shared", nn.ModuleDict())
-            assert isinstance(holder, nn.ModuleDict)
-            holder[self.name] = shared
+            hold_shared(self.container, self.name, shared)
         self._tied(planned)
         self._biases(planned)
         for companion in self.config.companions():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .adapter import Adapter
 from .host import Host, hosts
 from .prompt import PromptEncoder
+from .walk import shared_holder
 
 PREFIX = "base_model.model."
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -47,9 +48,9 @@ def pieces(model: nn.Module, name: str) -> Iterator[Piece]:
 
 def shared_piece(container: nn.Module, name: str) -> Piece | None:
     """The parameters that all layers of the adapter share, if any; not those whose adapters store them (`on_disk`)."""
-    shared = container._modules.get("shared")
-    if isinstance(shared, nn.ModuleDict) and name in shared and getattr(shared[name], "on_disk", True):
-        return Piece("", f"shared.{name}.", shared[name], shared=True)
+    held = shared_holder(container)
+    if held is not None and name in held[1] and getattr(held[1][name], "on_disk", True):
+        return Piece("", f"{held[0]}.{name}.", held[1][name], shared=True)
     return None
 
 

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .walk import shared_holder
+
 
 @dataclass(frozen=True)
 class Place:
@@ -74,5 +76,5 @@ class Router(nn.Module):
 
 def routers(model: nn.Module) -> dict[str, Router]:
     """Adapter name -> what routes for it, for methods that route over the whole model."""
-    holder = model._modules.get("shared")
-    return {n: m for n, m in holder.items() if isinstance(m, Router)} if isinstance(holder, nn.ModuleDict) else {}
+    held = shared_holder(model)
+    return {} if held is None else {n: m for n, m in held[1].items() if isinstance(m, Router)}

@@ -21,6 +21,7 @@ from .prompt import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from .quantised import report_lost, unpack
 from .routing import routers
 from .rows import Rows
+from .walk import shared_holder
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -80,8 +81,8 @@ def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: boo
 
 def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Adapter name -> the parameters that all its layers share."""
-    holder = model._modules.get("shared")
-    return dict(holder.items()) if isinstance(holder, nn.ModuleDict) else {}
+    held = shared_holder(model)
+    return {} if held is None else dict(held[1].items())
 
 
 def generation_options(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,11 +170,11 @@ def delete(model: nn.Module, name: str) -> None:
     for _, host in hosts(model):
         host.remove(name)
     strip(model, only_empty=True)
-    shared = model._modules.get("shared")
-    if isinstance(shared, nn.ModuleDict) and name in shared:
+    held = shared_holder(model)
+    if held is not None and name in held[1]:
         if name in routers(model):
             routers(model)[name].stop()
-        del shared[name]
+        del held[1][name]
     if isinstance(model, Tuner) and name in model.prompt_encoder:
         del model.prompt_encoder[name]
 
