@@ -14,8 +14,10 @@ from .columns import check_columns, renamed
 from .encode import Encoded
 from .events import Reporter
 from .formats import recognise
+from .grouping import grouped
 from .hub_rows import PREFIX, read_hub
 from .labels import task_numbers
+from .packing import packed
 from .prompts import Prompter
 from .recipe import Recipe
 from .rows import Row, Rows, read_rows
@@ -155,6 +157,8 @@ def encode(
             reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
     if not len(train):
         raise DataError("no usable rows", where=split.train.path)
+    arrange = packed if recipe.training.packing else grouped
+    train = arrange(recipe, task, train, reporter)
     return Data(split, train, held_out, labels)
 
 

@@ -59,7 +59,8 @@ class Encoded(Dataset[dict[str, Any]]):
 
     def length(self, index: int) -> int:
         """Tokens of an item."""
-        return sum(len(v) for k, v in self.items[index].items() if k.endswith("_ids") and isinstance(v, list))
+        item = self.items[index]
+        return sum(len(item[key]) for key in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if key in item)
 
     def check_masked(self, rows: Rows, data: DataSection) -> None:
         """Refuse rows whose answers were cut away.

@@ -60,6 +60,7 @@ class Task(ABC):
         streams: whether the model writes after its prompt, piece by piece.
         fast: whether the fast paths of causal language models apply.
         packs: whether several rows may share one sequence.
+        groups: whether the trainer takes rows in our order.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
     """
 
@@ -71,6 +72,7 @@ class Task(ABC):
     streams: ClassVar[bool] = False
     fast: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    groups: ClassVar[bool] = True
     loss_only: ClassVar[bool] = True
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
@@ -112,6 +114,8 @@ class Task(ABC):
         """The trainer; callbacks and optimizer groups are put on it afterwards."""
         from transformers import Trainer
 
+        if hasattr(data.train, "set_epoch"):  # it orders its rows by itself
+            arguments.train_sampling_strategy = "sequential"
         return Trainer(
             model=model, args=arguments, train_dataset=data.train, eval_dataset=self.watched(recipe, data),
             data_collator=self.collator(tokenizer), processing_class=tokenizer,

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..encode import Encoded, encode_answers, rendered_answers
 from ..events import Span
 from ..prompts import Prompter
+from ..recipe import Recipe
 from ..rows import Rows
 from .answering import Answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from ..data import Data
 
 
 class CausalLM(Answering):
@@ -37,6 +40,17 @@ class CausalLM(Answering):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Pads labels with -100, by length and not by pad token."""
-        from ..packing import collator
+        from ..packing import PackedCollator
 
-        return collator(tokenizer)
+        return PackedCollator(tokenizer)
+
+    def trainer(
+        self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
+    ) -> Any:
+        """Packed rows must be kept apart by the model as it trains."""
+        from ..packing import check_apart
+
+        out = super().trainer(recipe, model, tokenizer, data, arguments)
+        if recipe.training.packing:
+            check_apart(out.model, tokenizer)
+        return out

@@ -40,6 +40,7 @@ class Preference(Answering):
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True
+    groups: ClassVar[bool] = False
 
     def labels(self, data: Any, parts: Any) -> None:
         """Pairs have no labels."""

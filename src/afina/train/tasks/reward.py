@@ -36,6 +36,7 @@ class Reward(Task):
     task_type: ClassVar[str] = "SEQ_CLS"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
+    groups: ClassVar[bool] = False
 
     def load_options(self, labels: list[str] | None) -> dict[str, Any]:
         """A head with one output."""
