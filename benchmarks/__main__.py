@@ -1,4 +1,7 @@
-"""All benchmarks: `python -m benchmarks [--rounds N] [--only ROW ...]`; writes results/ and docs/speed-results.md."""
+"""All benchmarks: `python -m benchmarks [--rounds N] [--only ROW ...]`.
+
+Writes results/ROW.json, and docs/speed-results.md from all rows measured so far.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +11,74 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .step import NAMES, ROWS
+from .step import COMPILED, NAMES, ROWS
 from .timing import RESULTS, child, machine
 
 PAGE = Path(__file__).parents[1] / "docs" / "speed-results.md"
-MEMORY_ROWS = ("lora-float32", "lora-bfloat16")
+MEMORY_ROWS = ("lora-float32", "lora-bfloat16", "lora-float32-long", "lora-bfloat16-long")
 
 
-def measure(rounds: int, only: list[str]) -> dict[str, Any]:
-    """Every wanted row; a row that fails holds its error."""
-    found: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rounds": rounds, "steps": {}}
-    for row in [r for r in ROWS if not only or r in only]:
-        print(f"step {row} ...", flush=True)
-        found["steps"][row] = child("step", row, "--rounds", str(rounds))
-        if row in MEMORY_ROWS and "error" not in found["steps"][row]:
-            memory = {n: child("step", row, "--memory", n).get("peak_above_weights") for n in NAMES}
-            found["steps"][row]["memory"] = memory
-    if not only or "handling" in only:
-        print("handling ...", flush=True)
-        found["handling"] = child("handling", "--rounds", str(rounds))
+PARTS = ("handling", "sft", "prefix")
+
+
+def measure(row: str, rounds: int) -> dict[str, Any]:
+    """One row; one that fails holds its error."""
+    found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "rounds": rounds}
+    if row in PARTS:
+        return {**found, "handling": child(row, "--rounds", str(rounds))}
+    found |= child("step", row, "--rounds", str(rounds))
+    if row in MEMORY_ROWS and "error" not in found:
+        names = (*NAMES, COMPILED) if ROWS[row].compiled else NAMES
+        found["memory"] = {n: child("step", row, "--memory", n).get("peak_above_weights") for n in names}
     return found
 
 
-def page(found: dict[str, Any]) -> str:
+def read() -> dict[str, Any]:
+    """All rows that were measured, now or before."""
+    files = {r: RESULTS / f"{r}.json" for r in (*ROWS, *PARTS)}
+    return {r: json.loads(f.read_text()) for r, f in files.items() if f.is_file()}
+
+
+def page(rows: dict[str, Any]) -> str:
     """The results as Markdown: ratios of minima of CPU time."""
-    where = found["machine"]
+    first = next(iter(rows.values()))
+    where = first["machine"]
     versions = ", ".join(f"{n} {v}" for n, v in where["versions"].items())
-    out = ["# Speed: measured", "", f"{found['date']}; {where['processor']}, {where['cores']} cores; {versions}; "
-           f"{found['rounds']} interleaved rounds, minima of CPU time. Made by `make bench`; what the rows mean is in "
+    steps = {r: x for r, x in rows.items() if r in ROWS}
+    handling = {what: t for r in PARTS if r in rows for what, t in rows[r]["handling"].items()}
+    out = ["# Speed: measured", "", f"{first['date']}; {where['processor']}, {where['cores']} cores; {versions}; "
+           f"{first['rounds']} interleaved rounds, minima of CPU time. Made by `make bench`; what the rows mean is in "
            "[speed.md](speed.md).", "",
            "## One training step, in multiples of the floor (afina / peft in brackets)", "",
-           "| row | peft | afina | with `speed_up` | loss alone |", "|---|--:|--:|--:|--:|"]  # fmt: skip
-    for row, result in found["steps"].items():
+           "| row | peft | afina | with `speed_up` | loss alone | compiled too |",
+           "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for row, result in steps.items():
         if "error" in result:
-            out.append(f"| {row} | {result['error']} | | | |")
+            out.append(f"| {row} | {result['error']} | | | | |")
             continue
         times = {n: t["cpu_min"] for n, t in result["times"].items()}
         cells = [f"{times['peft'] / times['floor']:.2f}"]
-        cells += [f"{times[n] / times['floor']:.2f} ({times[n] / times['peft']:.2f})" for n in NAMES[1:]]
-        out.append(f"| {row} | {' | '.join(cells)} |")
-    out += ["", "## Peak memory beyond the weights, afina / peft", "", "| row | afina | with `speed_up` | loss alone |",
-            "|---|--:|--:|--:|"]  # fmt: skip
-    for row, result in found["steps"].items():
+        cells += [
+            f"{times[n] / times['floor']:.2f} ({times[n] / times['peft']:.2f})"
+            for n in (*NAMES[1:], COMPILED)
+            if n in times
+        ]
+        out.append(f"| {row} | {' | '.join(cells)} |{'' if COMPILED in times else ' |'}")
+    out += ["", "## Peak memory beyond the weights, afina / peft", "",
+            "| row | peft, MiB | afina | with `speed_up` | loss alone | compiled too |",
+            "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for row, result in steps.items():
         memory = result.get("memory")
         if memory and all(memory.values()):
-            out.append(f"| {row} | {' | '.join(f'{memory[n] / memory[NAMES[0]]:.2f}' for n in NAMES[1:])} |")
+            cells = [f"{memory[n] / memory[NAMES[0]]:.2f}" if n in memory else "" for n in (*NAMES[1:], COMPILED)]
+            out.append(f"| {row} | {memory[NAMES[0]] / 2**20:.0f} | {' | '.join(cells)} |")
     out += ["", "## Everything else, peft / afina (above 1: afina is faster)", "", "| what | times |", "|---|--:|"]
-    for what, times in found.get("handling", {}).items():
+    for what, times in handling.items():
         if isinstance(times, dict) and {"peft", "afina"} <= times.keys():
-            out.append(f"| {what} | {times['peft']['cpu_min'] / times['afina']['cpu_min']:.1f} |")
-        elif isinstance(times, dict):
+            for name in [n for n in times if n != "peft" and isinstance(times[n], dict)]:
+                ratio = times["peft"]["cpu_min"] / times[name]["cpu_min"]
+                out.append(f"| {what}{name.removeprefix('afina').replace(' +', ',', 1)} | {ratio:.1f} |")
+        elif isinstance(times, dict) and "peft, one batch" in times:
             for way in ("one batch", "one by one"):
                 ratio = times[f"peft, {way}"]["cpu_min"] / times[f"afina, {way}"]["cpu_min"]
                 out.append(f"| {what}, {way} | {ratio:.1f} |")
@@ -67,15 +88,14 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], choices=(*ROWS, *PARTS))
     given = parser.parse_args()
-    found = measure(given.rounds, given.only)
     RESULTS.mkdir(exist_ok=True)
-    name = "all" if not given.only else "-".join(given.only)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    text = page(found)
-    if not given.only:
-        PAGE.write_text(text)
+    for row in given.only or (*ROWS, *PARTS):
+        print(f"{row} ...", flush=True)
+        (RESULTS / f"{row}.json").write_text(json.dumps(measure(row, given.rounds), indent=1) + "\n")
+    text = page(read())
+    PAGE.write_text(text)
     print(text)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .loading import diffusers_pipeline, sentence
+from .loading import diffusers_pipeline, loop, sentence
 from .toys import (
     adapter_size,
     causal,
@@ -220,12 +220,13 @@ SCENARIOS = {
     "trl.DPOTrainer on an adapter": dpo_from_adapter,
     "trl.RewardTrainer": reward,
     "trl.GRPOTrainer": grpo,
+    "accelerate": loop,
     "diffusers": diffusers_pipeline,
     "sentence-transformers": sentence,
 }
 
 
-class _NoPeft(importlib.abc.MetaPathFinder):
+class NoPeft(importlib.abc.MetaPathFinder):
     """The real package cannot be imported in this process, as if it were not installed."""
 
     def find_spec(self, fullname, path=None, target=None):
@@ -240,7 +241,7 @@ def main() -> None:
     if library == "afina":
         import afina.compat
 
-        sys.meta_path.insert(0, _NoPeft())
+        sys.meta_path.insert(0, NoPeft())
         afina.compat.stand_in()
     with tempfile.TemporaryDirectory() as folder:
         found = SCENARIOS[name](Path(folder))

@@ -35,12 +35,14 @@ class Row:
     checkpointing: bool = False
     quantised: bool = False
     full: bool = False
+    compiled: bool = False
 
 
 _LORA = {"r": 16, "lora_alpha": 32, "target_modules": LINEARS}
 ROWS = {
-    "lora-float32": Row("float32"),
-    "lora-bfloat16": Row("bfloat16"),
+    "lora-float32": Row("float32", compiled=True),
+    "lora-bfloat16": Row("bfloat16", compiled=True),
+    "lora-float32-long": Row("float32", batch=1, tokens=2048),
     "lora-bfloat16-long": Row("bfloat16", batch=1, tokens=2048),
     "lora-bfloat16-short": Row("bfloat16", batch=16, tokens=64),
     "lora-bfloat16-checkpointing": Row("bfloat16", checkpointing=True),
@@ -124,18 +126,19 @@ def contender(name: str, row: Row, model: Any) -> Any:
         library = peft if name == "peft" else afina
         adapted = library.get_peft_model(model, getattr(library, row.config)(task_type="CAUSAL_LM", **row.options))
     if name.startswith("afina +"):
-        speed_up(adapted, keep_logits="loss" not in name)
+        speed_up(adapted, keep_logits="loss" not in name, steps=10**6 if name.endswith("compiled") else 0)
     return step(adapted, row)
 
 
 NAMES = ("peft", "afina", "afina + speed_up", "afina + speed_up, loss alone")
+COMPILED = "afina + speed_up, loss alone, compiled"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", choices=NAMES)
+    parser.add_argument("--memory", choices=(*NAMES, COMPILED))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
@@ -149,9 +152,9 @@ def main() -> None:
         run()
         print("RESULT " + json.dumps({"peak_above_weights": peak_rss() - before}))
         return
-    runs = {n: contender(n, row, model) for n in NAMES}
+    runs = {n: contender(n, row, model) for n in (*NAMES, *((COMPILED,) if row.compiled else ()))}
     losses = {n: run() for n, run in runs.items()}
-    times = interleaved({"floor": floor(model, row), **runs}, given.rounds)
+    times = interleaved({"floor": floor(model, row), **runs}, given.rounds, warm=True)
     print("RESULT " + json.dumps({"times": times, "first_loss": losses}))
 
 

@@ -16,11 +16,17 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of CPU and wall time for each contender: minimum and median over the rounds, after one that warms up."""
+def interleaved(
+    contenders: dict[str, Callable[[], object]], rounds: int, warm: bool = False
+) -> dict[str, dict[str, float]]:
+    """Seconds of CPU and wall time for each contender: minimum and median over the rounds, after one that warms up.
+
+    Args:
+        warm: they ran before.
+    """
     cpu = {n: [] for n in contenders}
     wall = {n: [] for n in contenders}
-    for number in range(rounds + 1):
+    for number in range(int(warm), rounds + 1):
         for name, run in contenders.items():
             at_cpu, at_wall = time.process_time(), time.perf_counter()
             run()

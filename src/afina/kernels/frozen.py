@@ -1,0 +1,158 @@
+"""What the frozen layers below the lowest trained one give out: computed without autograd, and once per example.
+
+Methods that train the top of a model only (`layers_to_transform`, last-k-layers, a head) send every example through the
+same frozen layers in every epoch. Their outputs are kept in memory and taken from there when the example comes again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.host import hosts
+from ..errors import AfinaError
+
+_KNOWN = ("input_ids", "attention_mask", "position_ids")
+
+
+class FrozenPrefix:
+    """Within `with FrozenPrefix(model) as prefix:` training passes skip frozen layers whose outputs are known.
+
+    An example is known by its tokens, its mask and its positions, so examples have to come padded in the same way. A
+    hit gives the states of the first time; they differ from new ones by the rounding of another batch's products at
+    most. Whatever changes the frozen layers (weights, active adapters) empties the cache.
+
+    Args:
+        model: a transformers model with a decoder, adapted or not.
+        memory: bytes that the states may take; what comes later is computed each time.
+
+    Raises:
+        AfinaError: no decoder, nothing frozen below, or the frozen layers are random in training (dropout).
+
+    Attributes:
+        depth: how many layers are skipped. hits, misses: batches found and not found. used: bytes taken.
+    """
+
+    def __init__(self, model: nn.Module, *, memory: int = 2**30) -> None:
+        get_base: Any = getattr(model, "get_base_model", None)
+        base: Any = model if get_base is None else get_base()
+        decoder: Any = base.get_decoder() if hasattr(base, "get_decoder") else None
+        self.decoder, layers = decoder, getattr(decoder, "layers", None)
+        if not isinstance(layers, nn.ModuleList):
+            raise AfinaError("outputs of frozen layers can be kept for decoders with `layers` only",
+                             where=type(base).__name__)  # fmt: skip
+        trained = (n for n, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters()))
+        self.depth = next(trained, len(layers))
+        embedding: nn.Module = decoder.get_input_embeddings()
+        if not self.depth or any(p.requires_grad for p in embedding.parameters()):
+            raise AfinaError(
+                "the lowest layer or the embedding is trained, so nothing below is frozen",
+                where=type(base).__name__,
+                fix="train upper layers only (layers_to_transform)",
+            )
+        self.layers, self.embedding = list(layers[: self.depth]), embedding
+        self.memory, self.used, self.hits, self.misses = memory, 0, 0, 0
+        self._states: dict[bytes, Tensor] = {}
+        self._keys: list[bytes] | None = None
+        self._found: Tensor | None = None
+        self._before: tuple[Any, ...] | None = None
+        self._hook: Any = None
+
+    def __enter__(self) -> FrozenPrefix:
+        self._hook = self.decoder.register_forward_pre_hook(self._arrives, with_kwargs=True)
+        for number, layer in enumerate(self.layers):
+            layer.forward = functools.partial(self._layer, number, layer)
+        try:
+            self._check()
+        except AfinaError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+        for layer in self.layers:
+            del layer.forward
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all states."""
+        self._states.clear()
+        self._keys, self._found, self.used = None, None, 0
+
+    def _check(self) -> None:
+        """Run the layers twice on a few tokens."""
+        was = self.decoder.training
+        ids = torch.arange(8, device=next(self.embedding.parameters()).device)[None]
+        self.decoder.train()
+        state = torch.random.get_rng_state()
+        try:
+            with torch.no_grad():
+                found = []
+                for _ in range(2):
+                    self.clear()
+                    self.decoder(input_ids=ids)
+                    found.append(next(iter(self._states.values()), None))
+        finally:
+            torch.random.set_rng_state(state)
+            self.decoder.train(was)
+        self.hits = self.misses = 0
+        self.clear()
+        if found[0] is not None and found[1] is not None and not torch.equal(found[0], found[1]):
+            raise AfinaError("the frozen layers are random in training, so their outputs cannot be kept",
+                             where=type(self.decoder).__name__, fix="set their dropout to 0")  # fmt: skip
+
+    def _arrives(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._keys = self._found = None
+        others = [n for n, x in kwargs.items() if x is not None and n not in _KNOWN and not isinstance(x, (bool, str))]
+        ids = args[0] if len(args) == 1 else kwargs.get("input_ids")
+        states = kwargs.get("output_hidden_states") or decoder.config.output_hidden_states
+        if not decoder.training or len(args) > 1 or others or states or kwargs.get("use_cache") or ids is None:
+            return None
+        masks = [kwargs.get(n) for n in _KNOWN[1:]]
+        if any(m is not None and m.shape != ids.shape for m in masks):
+            return None
+        if (now := self._state()) != self._before:
+            self.clear()
+            self._before = now
+        self._keys = _keys([ids, *masks])
+        if all(k in self._states for k in self._keys):
+            self._found = torch.stack([self._states[k] for k in self._keys])
+        self.hits, self.misses = self.hits + (self._found is not None), self.misses + (self._found is None)
+        return args, {**kwargs, "use_cache": False}
+
+    def _state(self) -> tuple[Any, ...]:
+        modules = (self.embedding, *self.layers)
+        stacks = tuple(id(a) for m in modules for _, h in hosts(m) for a in h.stack)
+        return stacks, tuple((id(p), p._version) for m in modules for p in m.parameters())
+
+    def _layer(self, number: int, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        last = number == self.depth - 1
+        if self._found is not None:
+            return self._found.requires_grad_(hidden.requires_grad) if last else hidden
+        if self._keys is None:
+            return type(layer).forward(layer, hidden, *args, **kwargs)
+        with torch.no_grad():
+            out = type(layer).forward(layer, hidden, *args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise AfinaError("the layer gives out more than hidden states", where=type(layer).__name__)
+        if last:
+            self._keep(out)
+        return out.requires_grad_(hidden.requires_grad)
+
+    def _keep(self, out: Tensor) -> None:
+        for key, row in zip(self._keys or (), out, strict=True):
+            size = row.numel() * row.itemsize
+            if key not in self._states and self.used + size <= self.memory:
+                self._states[key] = row.detach().clone()
+                self.used += size
+
+
+def _keys(parts: list[Tensor | None]) -> list[bytes]:
+    """What identifies each row."""
+    rows = [None if x is None else x.detach().cpu().contiguous().numpy() for x in parts]
+    count = 0 if parts[0] is None else len(parts[0])
+    return [b"|".join(b"" if r is None else r[i].tobytes() + str(r.dtype).encode() for r in rows) for i in range(count)]
