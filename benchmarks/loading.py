@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .toys import WORDS, lora, picture, pipeline, same_files, same_start, texts, tokenizer
+from .toys import WORDS, adapter_size, causal, lora, picture, pipeline, same_files, same_start, texts, tokenizer
 
 
 def diffusers_pipeline(folder):
@@ -102,3 +102,48 @@ def sentence(folder):
     out["loaded"] = float(torch.tensor(again.encode(texts())).abs().sum())
     assert abs(out["loaded"] - out["after"]) < 1e-4 * out["after"] != out["before"]
     return out
+
+
+def loop(folder):
+    """accelerate: a training loop of one's own, its state saved and loaded, the adapter's alone through its functions."""
+    from accelerate import Accelerator
+    from accelerate.utils.fsdp_utils import _get_model_state_dict, _set_model_state_dict
+    from accelerate.utils.modeling import is_peft_model
+    from peft import PeftModel, get_peft_model
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = same_start(get_peft_model(causal(), lora()))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    rows = torch.randint(4, 20, (8, 9), generator=torch.Generator().manual_seed(0))
+    model, optimizer, batches = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(rows, 2))
+
+    def epoch():
+        losses = []
+        for batch in batches:
+            with accelerator.accumulate(model):
+                loss = model(input_ids=batch, labels=batch).loss
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(float(loss))
+        return losses
+
+    out = {f"loss {i}": v for i, v in enumerate(epoch())}
+    accelerator.save_state(str(folder / "state"))
+    out |= {f"next {i}": v for i, v in enumerate(epoch())}
+    accelerator.load_state(str(folder / "state"))
+    out |= {f"again {i}": v for i, v in enumerate(epoch())}
+    assert all(abs(out[f"next {i}"] - out[f"again {i}"]) < 1e-6 for i in range(4))
+    assert is_peft_model(model)
+    plain = accelerator.unwrap_model(model)
+    plain.save_pretrained(folder / "adapter", state_dict=accelerator.get_state_dict(model))
+    alone = {k: v.clone() for k, v in _get_model_state_dict(plain, adapter_only=True).items()}
+    loaded = PeftModel.from_pretrained(causal(), str(folder / "adapter"))
+    for parameter in plain.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    _set_model_state_dict(plain, alone, adapter_only=True)
+    out["loaded"] = float(loaded(rows).logits.abs().sum())
+    out["restored"] = float(plain.eval()(rows).logits.abs().sum())
+    return {**out, **adapter_size(folder / "adapter")}
