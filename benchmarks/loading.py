@@ -105,7 +105,7 @@ def sentence(folder):
 
 
 def loop(folder):
-    """accelerate: a training loop of one's own, its state saved and loaded, the adapter's alone through its functions."""
+    """accelerate: a loop of one's own, its state saved and loaded, the adapter's alone through its functions."""
     from accelerate import Accelerator
     from accelerate.utils.fsdp_utils import _get_model_state_dict, _set_model_state_dict
     from accelerate.utils.modeling import is_peft_model
