@@ -175,3 +175,16 @@ def test_ctrl_c_exits_130():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
+
+
+def test_print_recipe_writes_one_that_dry_run_takes(tmp_path, child):
+    code, out, err = child(command, "train", "--print-recipe", "ia3", "task=sequence_classification", "epochs=2")
+    assert code == 0, err
+    (tmp_path / "r.yaml").write_text(out)
+    values = yaml.safe_load(out)
+    assert (values["method"]["type"], values["task"]) == ("ia3", "sequence_classification")
+    assert values["training"]["epochs"] == 2
+    assert out.startswith("# ")
+    code, _, err = child(command, "train", "tweets", "--print-recipe", "ia3")
+    assert code == 2
+    assert "takes none" in err

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..train.recipe import Recipe
     from ..train.run import Result
 
-_FLAGS = ("dry-run", "overwrite", "resume")
+_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe")
 
 
 @guarded
@@ -31,6 +31,9 @@ def train(
         bool, typer.Option("--overwrite", help="Replace a former run, once this one is done.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    print_recipe: Annotated[
+        str | None, typer.Option("--print-recipe", metavar="METHOD", help="Print a recipe to start from; task=... too.")
+    ] = None,
 ) -> None:
     """Train an adapter as a recipe says, and prove that it helps. Without a recipe, list the embedded ones."""
     from ..train.settings import embedded_recipes, load_recipe
@@ -40,6 +43,13 @@ def train(
     for key, value in overrides:
         if value == "true" and (close := get_close_matches(key, _FLAGS, cutoff=0.8)):
             raise RecipeError(f"unknown option --{key}", fix=f"did you mean --{close[0]}?")
+    if print_recipe is not None:
+        from ..train.ready import ready_recipe
+
+        if source is not None:
+            raise RecipeError("--print-recipe makes a recipe and takes none", got=source)
+        typer.echo(ready_recipe(print_recipe, overrides), nl=False)
+        return
     if source is None:
         if overrides:
             raise RecipeError("no recipe", got=args, expected="afina train RECIPE key=value ...")
