@@ -28,7 +28,7 @@ their own holds), `module` (anything whose output is a tensor or starts with one
 go. *Merges*: whether the adapter can be folded into the base's weights. *Rate*: the learning rate that `afina train`
 takes if the recipe gives none. *Mixed batch*: rows of one batch can go through different adapters of any methods
 (`adapter_names`); how many passes over the model that costs: "one" together with all others, "own" one for each adapter
-of the method, "one / own" the first in a causal language model's forward and the second in `generate` and elsewhere.
+of the method, "one / own" the first in a causal language model's forward and more elsewhere ([serving.md](serving.md)).
 Adapters on `nn.MultiheadAttention` always have passes of their own.
 *Storages*: the ways of storing a linear layer's weight on which tests/battery shows the method
 ([quantised.md](quantised.md)); "all" are {storages}.

@@ -34,7 +34,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "CPTConfig": {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 4],
                   "opt_weighted_loss_type": "decay", "opt_loss_decay_factor": 0.7},
 }  # fmt: skip
-"""Methods with virtual tokens: one pass in a causal model's forward, one for each adapter in `generate`."""
+"""Methods with virtual tokens: one pass in a causal model's forward; `test_the_plan_...` says what `generate` takes."""
 OTHERS: dict[str, dict[str, Any]] = {
     "ShadowConfig": {"shadow_dropout": 0.0},
     "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": 1},
@@ -168,7 +168,17 @@ def test_the_loss_is_the_mean_over_all_labels_and_its_gradients_are_the_rows_own
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"eos_token_id": list(range(3, 12))}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 2},
+        {"eos_token_id": list(range(3, 12))},
+        {"repetition_penalty": 1.5},
+        {"max_new_tokens": None, "max_length": 14},
+    ],
+    ids=str,
+)
 def test_generate_equals_generating_row_by_row(options: dict[str, Any]) -> None:
     model = llama()
     settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, **options}
@@ -269,4 +279,10 @@ def test_the_plan_has_one_pass_for_all_that_can_share_it() -> None:
     rows = make_rows(NAMES, model.peft_config)
     assert passes.plan(model, rows, {})[0] == ("lora", *PROMPTS, BASE)
     assert passes.plan(model, rows, {})[1:] == [(n,) for n in OTHERS]
-    assert passes.plan(model, rows) == [("lora", BASE), *((n,) for n in (*PROMPTS, *OTHERS))]
+    embedded = tuple(n for n in PROMPTS if n not in ("PrefixTuningConfig", "CartridgeConfig"))
+    cached = [("PrefixTuningConfig",), ("CartridgeConfig",)]
+    others = [(n,) for n in OTHERS]
+    planned = passes.plan(model, rows, {"max_new_tokens": 3}, generating=True)
+    assert planned == [("lora", BASE), embedded, *cached, *others]
+    planned = passes.plan(model, rows, {"max_length": 30}, generating=True)
+    assert planned == [("lora", BASE), *((n,) for n in (*PROMPTS, *OTHERS))]

@@ -14,7 +14,7 @@ from .adapter import Adapter, Replacement
 from .light import LightModule
 from .rows import Rows, refuse_spent, run_rows
 from .spelling import ReferenceSpelling
-from .view import View, reference_view
+from .view import View, autocasts, reference_view
 from .walk import outside_adapters
 from .weights import base_weight
 
@@ -65,7 +65,7 @@ class Host(LightModule, ReferenceSpelling):
 
     def finish(self, out: Any, x: Any) -> Any:
         """Give the output the dtype that the base layer would have given it."""
-        if not isinstance(out, Tensor) or not isinstance(x, Tensor) or torch.is_autocast_enabled(out.device.type):
+        if not isinstance(out, Tensor) or not isinstance(x, Tensor) or autocasts(out):
             return out
         return out.to(x.dtype if x.is_floating_point() else self.base.dtype)
 

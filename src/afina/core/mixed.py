@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import TaskType
-from .placement import Placement, arguments, weighted_loss, word_embeddings
+from .placement import Placement, after_prompt, arguments, generating, weighted_loss, word_embeddings
 from .rows import Rows
 
 
@@ -45,22 +45,9 @@ class MixedPlacement:
         """The model's forward with the virtual tokens in place."""
         call = arguments(self.model, args, kwargs)
         words = word_embeddings(self.model, call)
-        keys = {k for p in self.placements.values() for k in p.encoder.inputs}
-        given = {k: call.pop(k, None) for k in keys}
+        encoded = self._inputs(call)
         prompts, prefix = self._longest("embeddings"), self._longest("cache")
-
-        def encoded(name: str) -> dict[str, Any]:
-            wanted = self.placements[name].encoder.inputs
-            return {k: self.rows.pick(name, v) for k, v in given.items() if k in wanted}
-
-        def prompt(name: str, count: int) -> Tensor:
-            own = self._tokens(name, "embeddings")
-            if not own:
-                return words.new_zeros(count, prompts, words.shape[2])
-            made = self.placements[name].encode(count, encoded(name), words)[:, :own]
-            return F.pad(made, (0, 0, prompts - own, 0))
-
-        call["inputs_embeds"] = torch.cat([self._of_rows(prompt), words], dim=1)
+        call["inputs_embeds"] = torch.cat([self._prompts(prompts, words, encoded), words], dim=1)
         mask = call.get("attention_mask")
         mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device) if mask is None else mask
         full = torch.cat([self._mask("cache", prefix, mask), self._mask("embeddings", prompts, mask), mask], dim=1)
@@ -76,6 +63,39 @@ class MixedPlacement:
         if weights is not None and labels is not None:
             out.loss = weighted_loss(out.logits, call["labels"], weights, call.get("num_items_in_batch"))
         return out
+
+    def generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's `generate` for rows that all have virtual tokens among the embeddings."""
+        call = generating(args, kwargs)
+        ids, mask = call["input_ids"], call["attention_mask"]
+        words = word_embeddings(self.model, call)
+        prompts = self._longest("embeddings")
+        embeddings = torch.cat([self._prompts(prompts, words, self._inputs(call)), words], dim=1)
+        call["attention_mask"] = torch.cat([self._mask("embeddings", prompts, mask), mask], dim=1)
+        run: Any = self.model.generate
+        return after_prompt(run(inputs_embeds=embeddings, **call), ids)
+
+    def _inputs(self, call: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+        """Takes what encoders consume out of the call; gives what belongs to an adapter's rows."""
+        given = {k: call.pop(k, None) for k in {k for p in self.placements.values() for k in p.encoder.inputs}}
+
+        def of(name: str) -> dict[str, Any]:
+            wanted = self.placements[name].encoder.inputs
+            return {k: self.rows.pick(name, v) for k, v in given.items() if k in wanted}
+
+        return of
+
+    def _prompts(self, length: int, words: Tensor, encoded: Callable[[str], dict[str, Any]]) -> Tensor:
+        """(rows, length, dim): virtual tokens among the embeddings, zeros before them."""
+
+        def part(name: str, count: int) -> Tensor:
+            own = self._tokens(name, "embeddings")
+            if not own:
+                return words.new_zeros(count, length, words.shape[2])
+            made = self.placements[name].encode(count, encoded(name), words)[:, :own]
+            return F.pad(made, (0, 0, length - own, 0))
+
+        return self._of_rows(part)
 
     def _mask(self, goes_into: str, length: int, mask: Tensor) -> Tensor:
         """(rows, length): 1 for virtual tokens, 0 for the padding before them."""

@@ -29,13 +29,13 @@ _NOT_OF_ROWS = frozenset({"cache_position", "num_items_in_batch"})
 Call = Callable[[Rows, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def plan(model: Running, rows: Rows, kwargs: Mapping[str, Any] | None = None) -> list[tuple[str, ...]]:
-    """The adapters of every pass that a batch needs; `kwargs`: those of the forward pass, None for `generate`."""
+def plan(model: Running, rows: Rows, kwargs: Mapping[str, Any], generating: bool = False) -> list[tuple[str, ...]]:
+    """The adapters of every pass that a call of `forward` or `generate` with these arguments needs."""
     if len(rows.groups) == 1 or not model.base_model.enabled:
         return [tuple(rows.groups)]
     prompts = model.base_model.placements(rows.groups)
-    mixes = kwargs is not None and can_mix(model.get_base_model(), prompts, kwargs)
-    alone = {*(() if mixes else prompts), *routers(model.base_model)}
+    mixes = can_mix(model.get_base_model(), prompts, kwargs)
+    alone = {*(() if mixes and not generating else prompts), *routers(model.base_model)}
     for _, host in hosts(model):
         read = isinstance(host, ReadHost) or host.base.kind == "attention"
         for name in rows.groups:
@@ -43,7 +43,19 @@ def plan(model: Running, rows: Rows, kwargs: Mapping[str, Any] | None = None) ->
             if (read and (adapter is not None or name in host.biases)) or not getattr(adapter, "shares_batch", True):
                 alone.add(name)
     together = tuple(n for n in rows.groups if n not in alone)
-    return [*([together] if together else []), *((n,) for n in rows.groups if n in alone)]
+    embedded: tuple[str, ...] = ()
+    if generating and mixes and _counts_new_tokens(model, kwargs):
+        # Apart from the rows without: there `generate` knows the words, for penalties on what was said.
+        embedded = tuple(n for n, p in prompts.items() if p.encoder.goes_into == "embeddings")
+    own = ((n,) for n in rows.groups if n in alone and n not in embedded)
+    return [names for names in (together, embedded, *own) if names]
+
+
+def _counts_new_tokens(model: Running, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the length of what is generated does not depend on that of the input."""
+    settings: Any = kwargs.get("generation_config") or getattr(model.get_base_model(), "generation_config", None)
+    new = kwargs.get("max_new_tokens") or getattr(settings, "max_new_tokens", None)
+    return new is not None and kwargs.get("max_length") is None
 
 
 def forward(

@@ -136,16 +136,8 @@ class Placement:
 
     def generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's `generate` with the virtual tokens in place; they are not part of what it returns."""
-        call = dict(kwargs)
-        if args:
-            call["input_ids"] = args[0]
-        if "inputs" in call:
-            call["input_ids"] = call.pop("inputs")
-        ids = call.get("input_ids")
-        if ids is None:
-            raise ConfigError("generate needs input_ids", where="generate")
-        if call.get("attention_mask") is None:
-            call["attention_mask"] = torch.ones_like(ids)
+        call = generating(args, kwargs)
+        ids = call["input_ids"]
         run: Any = self.model.generate
         if self.encoder.goes_into == "cache":
             return self._generate_from_cache(run, call, ids)
@@ -153,7 +145,7 @@ class Placement:
         prompts = self.encode(len(ids), call, words)[:, : self.count]
         call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
         out = run(inputs_embeds=torch.cat([prompts, words], dim=1), **call)
-        return out if self.is_encoder_decoder else _edit(out, lambda new: torch.cat([_repeat(ids, new), new], dim=1))
+        return out if self.is_encoder_decoder else after_prompt(out, ids)
 
     def _generate_from_cache(self, run: Any, call: dict[str, Any], ids: Tensor) -> Any:
         settings: Any = call.get("generation_config") or self.model.generation_config
@@ -177,6 +169,25 @@ def _lengthen(
     if values is None:
         return torch.ones(batch, count + length, dtype=torch.long, device=device)
     return torch.cat([values.new_full((batch, count), fill), values], dim=1)
+
+
+def generating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` by name, with a mask."""
+    call = dict(kwargs)
+    if args:
+        call["input_ids"] = args[0]
+    if "inputs" in call:
+        call["input_ids"] = call.pop("inputs")
+    if call.get("input_ids") is None:
+        raise ConfigError("generate needs input_ids", where="generate")
+    if call.get("attention_mask") is None:
+        call["attention_mask"] = torch.ones_like(call["input_ids"])
+    return call
+
+
+def after_prompt(out: Any, ids: Tensor) -> Any:
+    """What `generate` returned for embeddings (new tokens alone), behind the tokens `ids`."""
+    return _edit(out, lambda new: torch.cat([_repeat(ids, new), new], dim=1))
 
 
 def arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from .adapter import Adapter
 from .config import TaskType, method
 from .files import Files
 from .host import hosts
-from .placement import Placement
 from .rows import Rows, take_rows, tell
 
 
@@ -49,7 +48,7 @@ class Running(Files):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters, or each row's own (`adapter_names`)."""
         rows = take_rows(self, args, kwargs)
-        several = [] if rows is None else passes.plan(self, rows)
+        several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
         if rows is not None and len(several) > 1:
             return passes.generate(self, self._generate, rows, several, args, kwargs)
         return self._generate(rows, args, kwargs)
@@ -58,7 +57,7 @@ class Running(Files):
         tell(self, rows)
         self._hand_over_inputs(args, kwargs, rows)
         placement = self.base_model.placement()
-        if isinstance(placement, Placement):
+        if placement is not None:
             return placement.generate(args, kwargs)
         kwargs |= tuner.generation_options(self.base_model, kwargs)
         return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]

@@ -96,7 +96,12 @@ class View:
     def _cast(self, x: Any, dtype: torch.dtype) -> Any:
         if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
             return x
-        return x if torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+        return x if autocasts(x) else x.to(dtype)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast chooses dtypes where the tensor is; it knows no tensors without data ("meta")."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:
