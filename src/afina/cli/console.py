@@ -87,6 +87,8 @@ def quiet_libraries(reporter: events.Reporter) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # TRL asks for it by its former name at every step.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     default = warnings.showwarning
 
     def show(

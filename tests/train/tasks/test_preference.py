@@ -105,3 +105,9 @@ def test_adapter_on_the_head_is_refused_where_trl_reads_its_weight(models, child
     file = tiny.write_task(tmp_path, "preference", models, method=method)
     with pytest.raises(AfinaError, match="lm_head"):
         child(with_parts, load_recipe(str(file)), len)
+
+
+def test_method_whose_adapter_trl_cannot_copy_is_told(models, child, tmp_path):
+    file = tiny.write_task(tmp_path, "preference", models, method={"type": "shadow"})
+    with pytest.raises(AfinaError, match="cannot copy this method"):
+        child(with_parts, load_recipe(str(file)), len)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...core.model import PeftModel
-from ...errors import DataError
+from ...errors import DataError, RecipeError
 from ..encode import Encoded, check_vocabulary
 from ..evaluate import Scores, of_pairs
 from ..events import Progress, Span
@@ -101,11 +101,14 @@ class Preference(Answering):
 
         from ..trainer import refused
 
+        parts = {"train_dataset": as_dataset(data.train, _SOURCE),
+                 "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip
         with refused("TRL's DPOTrainer"):
-            out = DPOTrainer(
-                model=model, args=arguments, train_dataset=as_dataset(data.train, _SOURCE),
-                eval_dataset=as_dataset(self.watched(recipe, data), _SOURCE), processing_class=tokenizer,
-            )  # fmt: skip
+            try:
+                out = DPOTrainer(model=model, args=arguments, processing_class=tokenizer, **parts)
+            except AttributeError as error:  # it copies adapters by their parameters' names
+                raise RecipeError("TRL cannot copy this method's adapter", where="method.type", got=recipe.method.type,
+                                  fix="choose another method") from error  # fmt: skip
         # TRL takes a fresh adapter for a trained one, and a copy of that for the reference. Ours is the base itself.
         if isinstance(model, PeftModel) and "ref" in model.peft_config:
             model.delete_adapter("ref")
