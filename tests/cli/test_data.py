@@ -25,3 +25,17 @@ def test_schema_knows_every_section():
     assert code == 0
     schema = json.loads(out)
     assert {"task", "model", "data", "method", "training", "evaluation", "output"} <= schema["properties"].keys()
+
+
+def test_data_maps_columns_and_says_the_task(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"q": "a", "good": "b", "bad": "c"}\n' * 2)
+    words = ["--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad"]
+    code, out, err = command("data", tmp_path / "d.jsonl", *words)
+    assert code == 0, err
+    assert "2 rows, form: preference, task: preference" in out + err
+    code, _, err = command("data", tmp_path / "d.jsonl", "--column", "prompt=question")
+    assert code == 2
+    assert "no column 'question' to take as 'prompt'" in err
+    code, _, err = command("data", tmp_path / "d.jsonl", "--column", "prompt")
+    assert code == 2
+    assert "NAME=COLUMN" in err

@@ -75,6 +75,8 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
         "warmup_ratio": "training.warmup",
         "warmup_steps": "training.warmup",
         "optim": "training.optimizer",
+        "sample_packing": "training.packing",
+        "pref_beta": "training.beta",
         "save_total_limit": "training.keep_checkpoints",
         "dataloader_num_workers": "training.workers",
         "per_device_eval_batch_size": "evaluation.batch_size",
