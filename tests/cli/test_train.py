@@ -60,7 +60,7 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path, model_f
     assert not (tmp_path / "out").exists()
     plan = [line for line in out.splitlines() if line.startswith("# ")]
     assert "6 steps of 3 rows" in plan[0]
-    assert "trained parameters: 2,432 of " in plan[2]
+    assert "trained parameters: 2,048 of " in plan[2]
     assert "it fits" in plan[-1]
 
 

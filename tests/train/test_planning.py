@@ -31,9 +31,7 @@ def test_plan_says_rows_steps_parameters_and_memory(tmp_path, model_folder, chil
     lines = child(told, tiny.write_recipe(tmp_path, model_folder))
     assert lines[0].startswith("plan: method LORA, learning rate 0.01, 6 steps of 4 rows")
     assert lines[1] == "rows: 24 to train on, 10 held out"
-    assert re.match(
-        r"trained parameters: 9,728 of [\d,]+ \(\d+\.\d+%\); 38 KiB on disk, 114 KiB in each of 3", lines[2]
-    )
+    assert re.match(r"trained parameters: 8,192 of [\d,]+ \(\d+\.\d+%\); 32 KiB on disk, 96 KiB in each of 3", lines[2])
     assert "a step of 4 rows of up to" in lines[3]
     assert lines[4].endswith("64.0 GiB are free: it fits")
     assert not (tmp_path / "out").exists()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight
 from ...core.light import LightModule
-from ...core.view import View
+from ...core.view import View, autocasts
 from ...core.weights import BaseWeight
 from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
 
@@ -42,7 +41,7 @@ class LoraFast(LightModule, DeltaWeight):
             and x.dim() >= 2
             and x.dtype == base.dtype
             and x.dtype.itemsize <= self.lora_A.dtype.itemsize
-            and not torch.is_autocast_enabled(x.device.type)
+            and not autocasts(x)
         )
 
     def dropped(self, x: Any) -> Any:
