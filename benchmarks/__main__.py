@@ -69,8 +69,8 @@ def page(rows: dict[str, Any]) -> str:
             "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
     for row, result in steps.items():
         memory = result.get("memory")
-        if memory and all(memory.values()):
-            cells = [f"{memory[n] / memory[NAMES[0]]:.2f}" if n in memory else "" for n in (*NAMES[1:], COMPILED)]
+        if memory and memory[NAMES[0]]:
+            cells = [f"{memory[n] / memory[NAMES[0]]:.2f}" if memory.get(n) else "" for n in (*NAMES[1:], COMPILED)]
             out.append(f"| {row} | {memory[NAMES[0]] / 2**20:.0f} | {' | '.join(cells)} |")
     out += ["", "## Everything else, peft / afina (above 1: afina is faster)", "", "| what | times |", "|---|--:|"]
     for what, times in handling.items():

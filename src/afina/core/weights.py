@@ -38,8 +38,8 @@ class BaseWeight:
     @property
     def weight(self) -> nn.Parameter:
         """The stored weight, in the layer's own layout."""
-        value: nn.Parameter = self.module.get_parameter(self.weight_name)
-        return value
+        found = self.module._parameters.get(self.weight_name)
+        return self.module.get_parameter(self.weight_name) if found is None else found
 
     @property
     def bias(self) -> nn.Parameter | None:
