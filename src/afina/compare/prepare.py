@@ -20,7 +20,6 @@ from ..train.labels import majority_share
 from ..train.model import base_location
 from ..train.recipe import Recipe
 from ..version import __version__
-from .items import check_task
 
 _TUNE_SHARE, _TUNE_MOST = 0.2, 400
 
@@ -54,6 +53,7 @@ class Shared:
         out = recipe.model_copy(deep=True)
         out.data.train = str(self.tune_train if trial else self.train)
         out.data.eval = str(self.tune_held_out if trial else self.held_out)
+        out.data.columns = None  # the rows have been renamed
         out.data.max_train_rows = out.data.max_eval_rows = None
         out.data.labels = self.labels
         out.training.max_steps, out.training.seed = self.steps, seed
@@ -65,19 +65,18 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter) -> Shared:
     """Read the recipe's rows, split them once for all runs and write them below `folder`.
 
     Raises:
-        RecipeError: there is nothing to compare on: no held-out rows, or a task without items.
+        RecipeError: there is nothing to compare on: no held-out rows.
         DataError: the rows are unusable.
     """
-    check_task(recipe.task)
     split = read_split(recipe, reporter)
     if split.held_out is None:
         raise RecipeError("there are no held-out rows to compare on", where="data.eval",
                           fix="name a file of them, or set data.eval_split")  # fmt: skip
     labels = resolve_labels(recipe, split)
     majority = None
-    if labels is not None:
-        column = [str(row[recipe.data.label_column]) for row in split.held_out.values]
-        majority = majority_share(column)
+    column = [row.get(recipe.data.label_column) for row in split.held_out.values]
+    if labels is not None and None not in column:
+        majority = majority_share([str(value) for value in column])
     train, held_out = split.train.values, split.held_out.values
     inner, tune = _halved(train)
     parts = {"train": train, "held_out": held_out, "tune_train": inner, "tune_held_out": tune}

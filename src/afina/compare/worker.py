@@ -76,13 +76,12 @@ class Recorder(Reporter):
         self.tell({"value": [step, loss]})
 
     def _trained(self, parts: Mapping[str, Any]) -> None:
-        from .items import general_loss, item_losses, quality
+        from .items import general_loss, held_out_loss, quality
 
         cpu, wall = time.process_time() - self.clocks[0], time.monotonic() - self.clocks[1]
         self.found |= {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "memory_mb": self.peak.above_base_mb()}
         if self.trial:
-            losses, _ = item_losses(parts, parts["data"].held_out.items)
-            self.found["loss"] = sum(losses) / len(losses)
+            self.found["loss"] = held_out_loss(parts)
             return
         self.tell({"measuring": True})
         self.found["forgetting"]["after"] = general_loss(parts)
@@ -94,14 +93,13 @@ def _probe(parts: Mapping[str, Any], tell: Callable[[int, float], None]) -> Any:
     """A callback that tells the held-out loss on the way, so that a bad trial can be stopped early."""
     from transformers import TrainerCallback
 
-    from .items import item_losses
+    from .items import held_out_loss
 
     class Probe(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
             every = max(1, state.max_steps // _PROBES)
             if state.global_step % every == 0 and state.global_step < state.max_steps:
-                losses, _ = item_losses(parts, parts["data"].held_out.items)
-                tell(state.global_step, sum(losses) / len(losses))
+                tell(state.global_step, held_out_loss(parts))
 
     return Probe()
 

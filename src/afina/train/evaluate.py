@@ -88,6 +88,16 @@ def share_right(
     return Scores(loss, len(expected), right / len(expected), low, high, share, samples)
 
 
+def pair_loss(margin: float) -> float:
+    """-log sigmoid(margin), without overflow."""
+    return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+
+
+def pair_right(margin: float) -> float:
+    """1 where the better half was judged better, 0 where it was not; a tie counts half."""
+    return float(margin > 0) + float(margin == 0) / 2
+
+
 def of_pairs(margins: Sequence[float], metric: str) -> Scores:
     """Scores of pairs from how much better each one's better half was judged; a tie counts half, and 0.5 is chance.
 
@@ -97,8 +107,7 @@ def of_pairs(margins: Sequence[float], metric: str) -> Scores:
     bad = next((m for m in margins if not math.isfinite(m)), None)
     if bad is not None:
         raise NumericError("a score of a held-out pair is not finite", got=bad, fix="lower training.learning_rate")
-    # log(1 + exp(-m)) without overflow
-    loss = sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins) / len(margins)
-    right = sum(m > 0 for m in margins) + sum(m == 0 for m in margins) / 2
+    loss = sum(map(pair_loss, margins)) / len(margins)
+    right = sum(map(pair_right, margins))
     low, high = wilson(right, len(margins))
     return Scores(loss, len(margins), right / len(margins), low, high, metric=metric)

@@ -41,6 +41,38 @@ def token_classes(
     return out
 
 
+def item_losses(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, shifted: bool,
+    batch_size: int,
+) -> list[float]:  # fmt: skip
+    """The loss of every item; of sequences the mean over their trained tokens.
+
+    Args:
+        shifted: whether a position's output is about the next token.
+    """
+    out: list[float] = []
+    encoder = bool(getattr(model.config, "is_encoder_decoder", False))
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
+            out += _losses(model(**batch).logits.float(), labels, shifted)
+    return out
+
+
+def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
+    """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T] with -100 where untrained."""
+    from torch.nn.functional import cross_entropy
+
+    if labels.ndim == 1:
+        return list(cross_entropy(logits, labels, reduction="none").tolist())
+    logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the input's own
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return list((each.sum(-1) / (labels != -100).sum(-1).clamp(min=1)).tolist())
+
+
 def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
     """The one output of a reward model for every row of token ids."""
     out: list[float] = []

@@ -39,23 +39,37 @@ class Answering(Task):
 
     def score(self, job: Job) -> Scores:
         """Held-out loss; and accuracy of greedy answers where there are labels."""
-        data, recipe = job.data, job.recipe
+        data = job.data
         assert data.held_out is not None
-        assert data.split.held_out is not None
-        loss, rows = float(job.trainer.evaluate(data.held_out)["eval_loss"]), data.split.held_out
+        loss = float(job.trainer.evaluate(data.held_out)["eval_loss"])
         if data.labels is None:
             return Scores(loss, len(data.held_out))
+        prompts, expected, got = self._answered(job, data.labels)
+        right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))
+        return share_right(loss, right, expected, tuple(zip(prompts[:3], expected[:3], got[:3], strict=True)))
+
+    def items_right(self, job: Job) -> list[float] | None:
+        """1 where the greedy answer is the label, else 0; None where there are no labels."""
+        labels = job.data.labels
+        if labels is None:
+            return None
+        _, expected, got = self._answered(job, labels)
+        return [float(is_right(g, e, labels)) for g, e in zip(got, expected, strict=True)]
+
+    def _answered(self, job: Job, labels: list[str]) -> tuple[list[str], list[str], list[str]]:
+        """The held-out rows' prompts, labels and greedy answers."""
+        rows, recipe = job.data.split.held_out, job.recipe
+        assert rows is not None
         column = recipe.data.label_column
-        expected = [label_of(rows, i, column, data.labels) for i in range(len(rows))]
+        expected = [label_of(rows, i, column, labels) for i in range(len(rows))]
         prompts = [self.prompt(job.prompter, rows, i) for i in range(len(rows))]
         got = answers(
             job.trainer.model, job.prompter, prompts, encoder=self.encoder,
-            max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(job.prompter, data.labels),
+            max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(job.prompter, labels),
             batch_size=recipe.evaluation.batch_size, tasks=task_numbers(rows, recipe.data.task_column),
             progress=lambda done: job.reporter.progress(Progress(f"answering ({job.stage})", done, len(prompts))),
         )  # fmt: skip
-        right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))
-        return share_right(loss, right, expected, tuple(zip(prompts[:3], expected[:3], got[:3], strict=True)))
+        return prompts, expected, got
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The greedy answer."""

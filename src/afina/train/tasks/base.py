@@ -12,6 +12,7 @@ from ..encode import Encoded, token_ids
 from ..evaluate import Scores
 from ..events import Reporter, Span
 from ..generate import left_padded
+from ..judge import item_losses
 from ..prompts import Prompter
 from ..recipe import DataSection, Recipe
 from ..rows import Row, Rows
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _PROBE_TOKENS = 128
+_JUDGED_AT_ONCE = 8
+"""Rows: a language model's logits of a larger batch can be larger than the model."""
 BEFORE, AFTER = "before", "after"
 """Stages of a run at which its model is measured."""
 
@@ -151,6 +154,16 @@ class Task(ABC):
     def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
         """One text as arguments of the model's forward, to compare two models by."""
         return left_padded([token_ids(prompter, text, first=True)[:_PROBE_TOKENS]], 0, device)
+
+    def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+        """The loss of every encoded item."""
+        collate = self.collator(job.prompter.tokenizer)
+        shifted = self.task_type == "CAUSAL_LM"
+        return item_losses(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
+
+    def items_right(self, job: Job) -> list[float] | None:
+        """How right the model is on every held-out row, from 0 to 1; None where rows have a loss only."""
+        return None
 
     @abstractmethod
     def predict(

@@ -6,6 +6,7 @@ where the chosen answer's implicit reward, beta · (log p − log p_reference), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model import PeftModel
 from ...errors import DataError, RecipeError
 from ..encode import Encoded, check_vocabulary
-from ..evaluate import Scores, of_pairs
+from ..evaluate import Scores, of_pairs, pair_loss, pair_right
 from ..events import Progress, Span
 from ..judge import preferences
 from ..pairs import pair_of, prompt_text
@@ -117,9 +118,22 @@ class Preference(Answering):
     def score(self, job: Job) -> Scores:
         """DPO's loss, and the share of pairs whose chosen answer has the higher reward."""
         assert job.data.held_out is not None
-        items, beta, trainer = job.data.held_out.items, job.recipe.training.beta, job.trainer
+        return of_pairs(self._margins(job, job.data.held_out.items), METRIC)
+
+    def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+        """DPO's loss of every pair."""
+        return [pair_loss(margin) for margin in self._margins(job, items)]
+
+    def items_right(self, job: Job) -> list[float]:
+        """1 where the chosen answer has the higher reward, else 0; a tie counts half."""
+        assert job.data.held_out is not None
+        return [pair_right(margin) for margin in self._margins(job, job.data.held_out.items)]
+
+    def _margins(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+        """By how much the chosen answer's reward is the higher one."""
+        beta, trainer = job.recipe.training.beta, job.trainer
         if job.stage == BEFORE:  # the model still is its own reference
-            return of_pairs([0.0] * len(items), METRIC)
+            return [0.0] * len(items)
         margins: list[float] = []
         size = job.recipe.evaluation.batch_size
         for start in range(0, len(items), size):
@@ -133,7 +147,7 @@ class Preference(Answering):
                 reference = preferences(trainer.ref_model, job.prompter, part)
             margins += [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
             job.reporter.progress(Progress(f"comparing ({job.stage})", start + len(part), len(items)))
-        return of_pairs(margins, METRIC)
+        return margins
 
 
 def as_dataset(part: Encoded | None, columns: tuple[str, ...]) -> Any:

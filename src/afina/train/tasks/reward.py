@@ -5,11 +5,12 @@ Rows have a chosen and a rejected text, with or without a prompt before them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..encode import Encoded, check_vocabulary
-from ..evaluate import Scores, of_pairs
+from ..evaluate import Scores, of_pairs, pair_loss, pair_right
 from ..events import Progress, Reporter, Span
 from ..judge import text_scores
 from ..pairs import pair_of
@@ -96,15 +97,27 @@ class Reward(Task):
     def score(self, job: Job) -> Scores:
         """The loss of Bradley and Terry, and the share of pairs whose better text has the higher score."""
         assert job.data.held_out is not None
-        items, size = job.data.held_out.items, job.recipe.evaluation.batch_size
+        return of_pairs(self._margins(job, job.data.held_out.items), "pairwise accuracy")
+
+    def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+        """The loss of Bradley and Terry of every pair."""
+        return [pair_loss(margin) for margin in self._margins(job, items)]
+
+    def items_right(self, job: Job) -> list[float]:
+        """1 where the better text has the higher score, else 0; a tie counts half."""
+        assert job.data.held_out is not None
+        return [pair_right(margin) for margin in self._margins(job, job.data.held_out.items)]
+
+    def _margins(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+        size = job.recipe.evaluation.batch_size
         margins: list[float] = []
         for start in range(0, len(items), size):
-            part = items[start : start + size]
+            part = list(items[start : start + size])
             texts = [item[side] for side in _SIDES for item in part]
             scores = text_scores(job.trainer.model, job.prompter, texts, batch_size=size)
             margins += [a - b for a, b in zip(scores[: len(part)], scores[len(part) :], strict=True)]
             job.reporter.progress(Progress(f"comparing ({job.stage})", len(margins), len(items)))
-        return of_pairs(margins, "pairwise accuracy")
+        return margins
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The text's score."""

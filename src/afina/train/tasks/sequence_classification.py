@@ -94,6 +94,16 @@ class SequenceClassification(Task):
         right = round(float(measured["eval_accuracy"]) * len(rows))
         return share_right(float(measured["eval_loss"]), right, expected)
 
+    def items_right(self, job: Job) -> list[float]:
+        """1 where the likeliest label is the row's, else 0."""
+        rows, labels, data = job.data.split.held_out, job.data.labels or [], job.recipe.data
+        assert rows is not None
+        texts = [rows.text(i, data.text_column) for i in range(len(rows))]
+        found = class_probabilities(job.trainer.model, job.prompter, texts,
+                                    batch_size=job.recipe.evaluation.batch_size,
+                                    tasks=task_numbers(rows, data.task_column)).argmax(-1).tolist()  # fmt: skip
+        return [float(labels[k] == label_of(rows, i, data.label_column, labels)) for i, k in enumerate(found)]
+
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The likeliest labels with their probabilities."""
         (row,) = class_probabilities(trained.model, trained.prompter, [text], batch_size=1).tolist()

@@ -102,14 +102,22 @@ class TokenClassification(Task):
 
     def score(self, job: Job) -> Scores:
         """Held-out loss, accuracy over words, and micro F1 over entities where the tags are BIO."""
+        loss = float(job.trainer.evaluate(job.data.held_out)["eval_loss"])
+        return _scores(loss, *self._expected_and_got(job), job.data.labels or [])
+
+    def items_right(self, job: Job) -> list[float]:
+        """The share of a row's words that have the right tag."""
+        return [sum(gold == found for gold, found in zip(*row, strict=True)) / len(row[0])
+                for row in zip(*self._expected_and_got(job), strict=True)]  # fmt: skip
+
+    def _expected_and_got(self, job: Job) -> tuple[list[list[str]], list[list[str | None]]]:
         rows, labels = job.data.split.held_out, job.data.labels
         assert rows is not None
         assert labels is not None
-        loss = float(job.trainer.evaluate(job.data.held_out)["eval_loss"])
         words = [words_of(rows, i) for i in range(len(rows))]
         got = _tagged(job.trainer.model, job.prompter, words, labels, job.recipe.evaluation.batch_size,
                       job.reporter, f"tagging ({job.stage})")  # fmt: skip
-        return _scores(loss, [tags_of(rows, i, TAGS, labels) for i in range(len(rows))], got, labels)
+        return [tags_of(rows, i, TAGS, labels) for i in range(len(rows))], got
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The words of the text, each with its tag."""
