@@ -51,9 +51,12 @@ def test_disabled_and_unloaded_are_the_bases_bits_in_one_pass(experts: dict[str,
     assert hooks(model) == 0
     alone = afina.PeftModel.from_pretrained(base(), experts["1"])
     assert torch.equal(logits(model), logits(alone))
-    with pytest.raises(ConfigError, match="has not seen"):
-        model(input_ids=IDS, adapter_names=["default", "default"])
+    routed = model(input_ids=IDS, adapter_names=["default", "default"]).logits
+    assert torch.equal(logits(model), logits(alone))  # the next call without names goes through the active one
+    assert hooks(model) == 0
     model.set_adapter("default")
+    assert torch.equal(routed, logits(model))
+    assert not torch.equal(routed, logits(alone))
     plain = model.unload()
     assert torch.equal(logits(plain), logits(base()))
     assert not plain._forward_pre_hooks
