@@ -69,6 +69,22 @@ def test_known_examples_do_not_run_the_frozen_layers():
     assert ran == [2, 3]
 
 
+def test_examples_are_known_whatever_padding_follows_them():
+    model = adapted()
+
+    def padded(more):
+        ids = torch.nn.functional.pad(IDS[1:], (0, more))
+        mask = torch.nn.functional.pad(torch.ones_like(IDS[1:]), (0, more))
+        labels = torch.nn.functional.pad(IDS[1:], (0, more), value=-100)
+        return model(input_ids=ids, attention_mask=mask, labels=labels).loss.detach()
+
+    plain = padded(3)
+    with FrozenPrefix(model) as prefix:
+        padded(0), padded(5)
+        assert torch.allclose(padded(3), plain, rtol=1e-6)
+        assert (prefix.hits, prefix.misses) == (2, 1)
+
+
 def test_frozen_layers_below_run_without_autograd_anyway():
     model, seen = adapted(), []
     for layer in model.get_base_model().model.layers:

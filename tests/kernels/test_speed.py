@@ -8,7 +8,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from afina import LoraConfig, get_peft_model
-from afina.kernels import attention
+from afina.errors import AfinaWarning
+from afina.kernels import attention, compiled
 from afina.kernels.attention import short_attention
 from afina.kernels.speed import speed_up
 
@@ -145,6 +146,21 @@ def test_layers_are_compiled_only_where_the_steps_pay_for_it():
     said = speed_up(adapted(llama()), steps=1000)[-1]
     assert "they pay from about" in said
     assert "number of steps is not known" in speed_up(adapted(llama()))[-1]
+
+
+def test_a_layer_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
+    from torch._dynamo.exc import Unsupported
+
+    def refuse(*args, **kwargs):
+        raise Unsupported("no such operation")
+
+    plain, fast = adapted(llama()), adapted(llama())
+    monkeypatch.setattr(compiled, "_fault", lambda layer: None)
+    monkeypatch.setattr(compiled, "_compiled", lambda kind: refuse)
+    speed_up(fast, keep_logits=False, steps=10**12)
+    with pytest.warns(AfinaWarning, match="cannot be compiled"):
+        first = step(fast)
+    assert torch.allclose(first[0].loss, step(plain)[0].loss, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -317,6 +317,21 @@ def test_dtype_auto_is_measured_said_and_kept_on_resume(tmp_path, model_folder, 
     assert f"dtype: {chosen} for the frozen base" in said[0]
 
 
+def test_outputs_of_frozen_layers_are_kept_on_request_to_the_same_result(tmp_path, model_folder, child):
+    found = {}
+    for cached in (False, True):
+        folder = tmp_path / str(cached)
+        folder.mkdir()
+        own = {"type": "lora", "r": 4, "target_modules": "all-linear", "layers_to_transform": [1]}
+        recipe = tiny.write_recipe(folder, model_folder, method=own, training__cache_frozen=cached,
+                                   training__max_steps=18)  # fmt: skip
+        found[cached] = child(train, recipe)
+    # 24 rows make 6 batches, so that the second and third epoch find all of theirs.
+    assert "outputs of 1 frozen layers kept: 12 of 18 batches" in found[True][1].notes
+    a, b = (load_file(found[c][0].folder / "adapter_model.safetensors") for c in (False, True))
+    assert all(torch.allclose(a[n], b[n], atol=1e-4) for n in a)
+
+
 def test_fast_paths_say_what_is_on(finished):
     said = [n for n in finished[1].notes if n.startswith("fast path: ")]
     assert "fast path: loss without logits: supervised positions only, in chunks" in said

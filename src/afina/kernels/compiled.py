@@ -7,14 +7,16 @@ Only training passes with gradients are compiled; evaluation and generation keep
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..errors import AfinaWarning
 from .swap import swap_forward
 
-PAYS = 1e13
+PAYS = 2e13
 """Steps x tokens x parameters of the compiled layers from which compiling pays: docs/speed.md has the measurement."""
 
 
@@ -52,9 +54,20 @@ def _small(x: torch.Tensor) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(kind: Any) -> Any:
-    return torch.compile(kind.forward)
+    # One form for all lengths: with one a length and then a general one, a resumed run would round otherwise.
+    return torch.compile(kind.forward, dynamic=True)
 
 
 def _forward(kind: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     apart = not self.training or not torch.is_grad_enabled() or getattr(self, "gradient_checkpointing", False)
-    return kind.forward(self, *args, **kwargs) if apart else _compiled(kind)(self, *args, **kwargs)
+    if apart or getattr(self, "not_compilable", False):
+        return kind.forward(self, *args, **kwargs)
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        return _compiled(kind)(self, *args, **kwargs)
+    except TorchDynamoException as error:
+        self.not_compilable = True
+        fault = str(error).strip().splitlines()[0][:100]
+        warnings.warn(f"a layer cannot be compiled and runs as it is ({fault})", AfinaWarning, stacklevel=2)
+        return kind.forward(self, *args, **kwargs)

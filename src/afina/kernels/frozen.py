@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.host import hosts
@@ -21,9 +22,9 @@ _KNOWN = ("input_ids", "attention_mask", "position_ids")
 class FrozenPrefix:
     """Within `with FrozenPrefix(model) as prefix:` training passes skip frozen layers whose outputs are known.
 
-    An example is known by its tokens, its mask and its positions, so examples have to come padded in the same way. A
-    hit gives the states of the first time; they differ from new ones by the rounding of another batch's products at
-    most. Whatever changes the frozen layers (weights, active adapters) empties the cache.
+    An example is known by its tokens, its mask and its positions, without padding at its end; at its start the padding
+    has to be the same. A hit gives the states of the first time; they differ from new ones by the rounding of another
+    batch's products at most. Whatever changes the frozen layers (weights, active adapters) empties the cache.
 
     Args:
         model: a transformers model with a decoder, adapted or not.
@@ -57,6 +58,7 @@ class FrozenPrefix:
         self.memory, self.used, self.hits, self.misses = memory, 0, 0, 0
         self._states: dict[bytes, Tensor] = {}
         self._keys: list[bytes] | None = None
+        self._lengths: list[int] = []
         self._found: Tensor | None = None
         self._before: tuple[Any, ...] | None = None
         self._hook: Any = None
@@ -118,9 +120,11 @@ class FrozenPrefix:
         if (now := self._state()) != self._before:
             self.clear()
             self._before = now
-        self._keys = _keys([ids, *masks])
+        self._lengths = _lengths(ids, *masks)
+        self._keys = _keys([ids, *masks], self._lengths)
         if all(k in self._states for k in self._keys):
-            self._found = torch.stack([self._states[k] for k in self._keys])
+            rows = [self._states[k] for k in self._keys]
+            self._found = torch.stack([F.pad(row, (0, 0, 0, ids.shape[1] - len(row))) for row in rows])
         self.hits, self.misses = self.hits + (self._found is not None), self.misses + (self._found is None)
         return args, {**kwargs, "use_cache": False}
 
@@ -144,15 +148,26 @@ class FrozenPrefix:
         return out.requires_grad_(hidden.requires_grad)
 
     def _keep(self, out: Tensor) -> None:
-        for key, row in zip(self._keys or (), out, strict=True):
+        for key, row, length in zip(self._keys or (), out, self._lengths, strict=True):
+            row = row[:length]
             size = row.numel() * row.itemsize
             if key not in self._states and self.used + size <= self.memory:
                 self._states[key] = row.detach().clone()
                 self.used += size
 
 
-def _keys(parts: list[Tensor | None]) -> list[bytes]:
+def _lengths(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[int]:
+    """How many tokens of every row come before the padding at its end."""
+    if mask is None or positions is not None or mask.dim() != 2:
+        return [ids.shape[1]] * len(ids)
+    places = torch.arange(1, ids.shape[1] + 1, device=mask.device)
+    return [int(n) for n in (mask.bool() * places).amax(1)]
+
+
+def _keys(parts: list[Tensor | None], lengths: list[int]) -> list[bytes]:
     """What identifies each row."""
-    rows = [None if x is None else x.detach().cpu().contiguous().numpy() for x in parts]
-    count = 0 if parts[0] is None else len(parts[0])
-    return [b"|".join(b"" if r is None else r[i].tobytes() + str(r.dtype).encode() for r in rows) for i in range(count)]
+    rows = [None if x is None else x.detach().cpu().numpy() for x in parts]
+    return [
+        b"|".join(b"" if r is None else r[i, :n].tobytes() + str(r.dtype).encode() for r in rows)
+        for i, n in enumerate(lengths)
+    ]

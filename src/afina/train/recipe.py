@@ -99,6 +99,12 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
     fast: bool = Field(default=True, description="fast paths with the same results; each says whether it is on")
+    compile: bool = Field(
+        default=True, description="compile decoder layers, as a fast path, where the number of steps pays for it"
+    )
+    cache_frozen: bool = Field(
+        default=False, description="keep what frozen lower layers give out, for methods that train upper ones only"
+    )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
     group_by_length: bool | None = Field(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.routing import routers
+from ..kernels.frozen import FrozenPrefix
 from ..kernels.speed import speed_up
 from ..methods.baselines.full import FullConfig
 from ..plan.precision import choose_dtype
@@ -118,7 +119,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
-    _speed_up(recipe, model, reporter)
+    _speed_up(recipe, model, data, steps, reporter)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     assert recipe.training.learning_rate is not None
@@ -126,11 +127,15 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
 
 
-def _speed_up(recipe: Recipe, model: Any, reporter: Reporter) -> None:
+def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Reporter) -> None:
     """The fast paths."""
     if not (named(recipe.task).fast and recipe.training.fast):
         return
-    for sentence in speed_up(model, keep_logits=wants_logits(model)):
+    t = recipe.training
+    rows = data.train.items[:: max(1, len(data.train) // 100)]
+    tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
+    passes = steps * t.gradient_accumulation if t.compile else 0
+    for sentence in speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens):
         reporter.note(f"fast path: {sentence}")
 
 
@@ -155,7 +160,10 @@ def _measured(
     started = time.monotonic()
     if output.checkpoint is not None:
         read_method_state(trainer.model, output.checkpoint, before=True)
-    done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
+    with FrozenPrefix(trainer.model) if recipe.training.cache_frozen else nullcontext() as kept:
+        done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
+    if kept is not None:
+        reporter.note(f"outputs of {kept.depth} frozen layers kept: {kept.hits} of {kept.hits + kept.misses} batches")
     seconds = time.monotonic() - started
     reporter.reached("trained", parts)
     reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
