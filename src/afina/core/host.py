@@ -43,8 +43,9 @@ class Host(LightModule, ReferenceSpelling):
         self.saved: dict[str, nn.Parameter | None] = {}
         self.called = False
         self.rows: Rows | None = None
-        for module in (self, self._adapters, self.biases):
-            module.training = base_layer.training
+        if not base_layer.training:
+            for module in (self, self._adapters, self.biases):
+                module.training = False
 
     # -- running ----------------------------------------------------------------------------------------------------
 
