@@ -104,6 +104,13 @@ def test_best_is_recommended_where_all_cheaper_ones_are_worse():
     found = advise(row("full", 0.90, 1000), row("lora", 0.80, 20, worse=True))
     assert found.name == "full"
     assert "every method with fewer is significantly worse" in found.sentence
+    assert found.sentence.endswith("Where that is too dear: lora (-10.0 [-3.0, +1.0] points), with 50 times fewer "
+                                   "trained parameters and 1.0 times the memory.")  # fmt: skip
+
+
+def test_no_second_choice_is_named_that_does_not_beat_the_commonest_label():
+    found = advise(row("full", 0.90, 1000), row("ia3", 0.51, 1, worse=True))
+    assert "too dear" not in found.sentence
 
 
 def test_method_without_all_seeds_is_not_recommended():

@@ -132,7 +132,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
     if pick["name"] == best:
         cheaper = [row for row in rows if row["trainable"] < top["trainable"]]
         why = "every method with fewer is significantly worse" if cheaper else "none has fewer"
-        return Recommendation(best, f"Take {best}: the best, {reason}; {why}.")
+        return Recommendation(best, f"Take {best}: the best, {reason}; {why}.{_second(cheaper, top, metric, floor)}")
     lost = told_difference(pick["to_best"], metric)
     factor = top["trainable"] / pick["trainable"]
     times = f"{factor:,.0f} times" if factor >= 2 else f"{factor:.2f} times"
@@ -140,6 +140,19 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
         f"Take {pick['name']}: {reason}, {times} fewer than the best, {best} ({told(top['quality'], metric)}), and no "
         f"significant difference from it ({lost}); it took {pick['wall_s'] / top['wall_s']:.1f} times as long to train."
     ))  # fmt: skip
+
+
+def _second(cheaper: Sequence[Mapping[str, Any]], top: Mapping[str, Any], metric: str, floor: float | None) -> str:
+    """The best of the cheaper methods in a sentence, for those to whom the best one costs too much."""
+    useful = [r for r in cheaper if r["complete"] and (floor is None or r["quality"]["low"] > floor)]
+    if not useful:
+        return ""
+    sign = -1 if metric == "accuracy" else 1
+    row = min(useful, key=lambda r: sign * r["quality"]["mean"])
+    fewer = f"{top['trainable'] / row['trainable']:,.0f} times fewer trained parameters"
+    memory = f" and {row['memory_mb'] / top['memory_mb']:.1f} times the memory" if top["memory_mb"] else ""
+    lost = told_difference(row["to_best"], metric)
+    return f" Where that is too dear: {row['name']} ({lost}), with {fewer}{memory}."
 
 
 def told(value: Mapping[str, float], metric: str) -> str:
