@@ -5,6 +5,7 @@ import json
 import pytest
 
 from afina.errors import DataError
+from afina.train.events import Reporter
 from afina.train.formats import recognise
 from afina.train.inspecting import examine
 from afina.train.recipe import DataSection
@@ -94,3 +95,29 @@ def test_examination_counts_measures_and_finds_problems(tmp_path):
     assert "d.jsonl:5" in found.problems[0]
     assert found.lengths["tokens of an example"][2] == 7
     assert [s.trained for s in found.examples[0]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "a", "output": "b"}, "alpaca form, taken as prompts and completions"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "ShareGPT form, taken as messages"),
+        ({"prompt": "a", "completion": "b"}, "prompt and completion"),
+        ({"tokens": ["a"], "tags": ["O"]}, "tokens and tags"),
+        ({"question": "a", "answer": "b"}, "columns question, answer"),
+    ],
+)
+def test_form_of_a_file_is_said(tmp_path, row, words):
+    from afina.train.data import rows_of
+
+    class Heard(Reporter):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    heard, file = Heard(), tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    rows_of(str(file), heard)
+    assert heard.notes == [f"{file}: 1 rows of {words}"]

@@ -13,7 +13,7 @@ from .assets import locate
 from .columns import check_columns, renamed
 from .encode import Encoded
 from .events import Reporter
-from .formats import recognise
+from .formats import IN_WORDS, recognise
 from .grouping import grouped
 from .hub_rows import PREFIX, read_hub
 from .labels import task_numbers
@@ -96,8 +96,8 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     rows, shape = recognise(renamed(rows, columns))
-    if shape in ("alpaca", "sharegpt"):
-        reporter.note(f"{rows.path}: rows of {shape} form, taken as {'messages' if shape == 'sharegpt' else 'prompts'}")
+    words = IN_WORDS.get(shape) or f"columns {', '.join(rows.values[0])}"
+    reporter.note(f"{rows.path}: {len(rows):,} rows of {words}")
     return rows
 
 

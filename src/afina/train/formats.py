@@ -15,6 +15,14 @@ _SHAREGPT_ROLES = MappingProxyType(
 )  # fmt: skip
 
 
+IN_WORDS = MappingProxyType(
+    {"alpaca": "alpaca form, taken as prompts and completions", "sharegpt": "ShareGPT form, taken as messages",
+     "preference": "a chosen and a rejected text", "chat": "messages", "prompt_completion": "prompt and completion",
+     "labelled": "text and label", "tagged": "tokens and tags"}
+)  # fmt: skip
+"""Shapes as people are told of them; "columns" are named."""
+
+
 def recognise(rows: Rows) -> tuple[Rows, str]:
     """The rows in a shape that the rest of training knows, and what shape they came in.
 
