@@ -79,7 +79,7 @@ def test_number_behind_the_path_draws_rows_by_the_seed_and_says_so(tmp_path):
     assert len(set(drawn(1))) == 10
     assert heard.notes[0] == f"{path}: 10 of 100 rows, drawn with seed 1"
     assert len(rows_of(f"{path}#500", heard)) == 100
-    assert heard.notes[-1] == f"{path}: 500 rows wanted, all 100 taken"
+    assert heard.notes[-2] == f"{path}: 500 rows wanted, all 100 taken"
     with pytest.raises(DataError, match="at least one"):
         rows_of(f"{path}#0", heard)
 
