@@ -27,8 +27,7 @@ def quality(parts: Mapping[str, Any]) -> dict[str, Any]:
     loss.
     """
     task, job = named(parts["recipe"].task), _job(parts)
-    losses = task.item_losses(job, parts["data"].held_out.items)
-    right = task.items_right(job)
+    losses, right = task.items(job)
     metric, items = (LOSS, losses) if right is None else (ACCURACY, right)
     return {"metric": metric, "items": items, "loss": sum(losses) / len(losses)}
 

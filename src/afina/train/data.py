@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from .assets import locate
@@ -160,8 +160,3 @@ def encode(
     arrange = packed if recipe.training.packing else grouped
     train = arrange(recipe, task, train, reporter)
     return Data(split, train, held_out, labels)
-
-
-def collator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """What pads a list of items to a batch of equal length."""
-    return named(recipe.task).collator(tokenizer)

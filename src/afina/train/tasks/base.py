@@ -161,8 +161,14 @@ class Task(ABC):
         shifted = self.task_type == "CAUSAL_LM"
         return item_losses(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
 
+    def items(self, job: Job) -> tuple[list[float], list[float] | None]:
+        """Of all held-out rows, the loss of each, and how right the model is on each, from 0 to 1 (None where rows have
+        a loss only)."""
+        assert job.data.held_out is not None
+        return self.item_losses(job, job.data.held_out.items), self.items_right(job)
+
     def items_right(self, job: Job) -> list[float] | None:
-        """How right the model is on every held-out row, from 0 to 1; None where rows have a loss only."""
+        """How right the model is on every held-out row."""
         return None
 
     @abstractmethod

@@ -6,7 +6,6 @@ where the chosen answer's implicit reward, beta · (log p − log p_reference), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model import PeftModel
 from ...errors import DataError, RecipeError
 from ..encode import Encoded, check_vocabulary
-from ..evaluate import Scores, of_pairs, pair_loss, pair_right
-from ..events import Progress, Span
+from ..events import Span
 from ..judge import preferences
 from ..pairs import pair_of, prompt_text
 from ..prompts import Prompter
@@ -23,17 +21,17 @@ from ..recipe import Recipe
 from ..rows import Rows
 from .answering import Answering
 from .base import BEFORE, Job
+from .of_pairs import OfPairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..data import Data
 
-METRIC = "reward accuracy"
 _SOURCE = ("prompt", "chosen", "rejected")
 
 
-class Preference(Answering):
+class Preference(OfPairs, Answering):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
@@ -42,6 +40,7 @@ class Preference(Answering):
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True
     groups: ClassVar[bool] = False
+    metric: ClassVar[str] = "reward accuracy"
 
     def labels(self, data: Any, parts: Any) -> None:
         """Pairs have no labels."""
@@ -115,39 +114,19 @@ class Preference(Answering):
             model.delete_adapter("ref")
         return out
 
-    def score(self, job: Job) -> Scores:
-        """DPO's loss, and the share of pairs whose chosen answer has the higher reward."""
-        assert job.data.held_out is not None
-        return of_pairs(self._margins(job, job.data.held_out.items), METRIC)
-
-    def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
-        """DPO's loss of every pair."""
-        return [pair_loss(margin) for margin in self._margins(job, items)]
-
-    def items_right(self, job: Job) -> list[float]:
-        """1 where the chosen answer has the higher reward, else 0; a tie counts half."""
-        assert job.data.held_out is not None
-        return [pair_right(margin) for margin in self._margins(job, job.data.held_out.items)]
-
-    def _margins(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
+    def margins(self, job: Job, items: list[dict[str, Any]]) -> list[float]:
         """By how much the chosen answer's reward is the higher one."""
-        beta, trainer = job.recipe.training.beta, job.trainer
+        trainer = job.trainer
         if job.stage == BEFORE:  # the model still is its own reference
             return [0.0] * len(items)
-        margins: list[float] = []
-        size = job.recipe.evaluation.batch_size
-        for start in range(0, len(items), size):
-            part = items[start : start + size]
-            policy = preferences(trainer.model, job.prompter, part)
-            if trainer.ref_model is None:
-                off = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
-                with off:
-                    reference = preferences(trainer.model, job.prompter, part)
-            else:
-                reference = preferences(trainer.ref_model, job.prompter, part)
-            margins += [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
-            job.reporter.progress(Progress(f"comparing ({job.stage})", start + len(part), len(items)))
-        return margins
+        policy = preferences(trainer.model, job.prompter, items)
+        if trainer.ref_model is None:
+            off = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
+            with off:
+                reference = preferences(trainer.model, job.prompter, items)
+        else:
+            reference = preferences(trainer.ref_model, job.prompter, items)
+        return [job.recipe.training.beta * (p - r) for p, r in zip(policy, reference, strict=True)]
 
 
 def as_dataset(part: Encoded | None, columns: tuple[str, ...]) -> Any:

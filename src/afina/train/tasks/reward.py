@@ -5,19 +5,19 @@ Rows have a chosen and a rejected text, with or without a prompt before them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..encode import Encoded, check_vocabulary
-from ..evaluate import Scores, of_pairs, pair_loss, pair_right
-from ..events import Progress, Reporter, Span
+from ..evaluate import of_pairs
+from ..events import Reporter, Span
 from ..judge import text_scores
 from ..pairs import pair_of
 from ..prompts import Prompter, messages_of
 from ..recipe import Recipe
 from ..rows import Rows
-from .base import Job, Predictions, Task
+from .base import Job, Predictions
+from .of_pairs import OfPairs
 from .preference import as_dataset
 from .sequence_classification import pad_with
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SIDES = ("chosen_ids", "rejected_ids")
 
 
-class Reward(Task):
+class Reward(OfPairs):
     """Chosen and rejected texts."""
 
     name: ClassVar[str] = "reward"
@@ -38,6 +38,7 @@ class Reward(Task):
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
     groups: ClassVar[bool] = False
+    metric: ClassVar[str] = "pairwise accuracy"
 
     def load_options(self, labels: list[str] | None) -> dict[str, Any]:
         """A head with one output."""
@@ -94,30 +95,11 @@ class Reward(Task):
                 eval_dataset=as_dataset(self.watched(recipe, data), _SIDES), processing_class=tokenizer,
             )  # fmt: skip
 
-    def score(self, job: Job) -> Scores:
-        """The loss of Bradley and Terry, and the share of pairs whose better text has the higher score."""
-        assert job.data.held_out is not None
-        return of_pairs(self._margins(job, job.data.held_out.items), "pairwise accuracy")
-
-    def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
-        """The loss of Bradley and Terry of every pair."""
-        return [pair_loss(margin) for margin in self._margins(job, items)]
-
-    def items_right(self, job: Job) -> list[float]:
-        """1 where the better text has the higher score, else 0; a tie counts half."""
-        assert job.data.held_out is not None
-        return [pair_right(margin) for margin in self._margins(job, job.data.held_out.items)]
-
-    def _margins(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
-        size = job.recipe.evaluation.batch_size
-        margins: list[float] = []
-        for start in range(0, len(items), size):
-            part = list(items[start : start + size])
-            texts = [item[side] for side in _SIDES for item in part]
-            scores = text_scores(job.trainer.model, job.prompter, texts, batch_size=size)
-            margins += [a - b for a, b in zip(scores[: len(part)], scores[len(part) :], strict=True)]
-            job.reporter.progress(Progress(f"comparing ({job.stage})", len(margins), len(items)))
-        return margins
+    def margins(self, job: Job, items: list[dict[str, Any]]) -> list[float]:
+        """The difference of the two scores."""
+        texts = [item[side] for side in _SIDES for item in items]
+        scores = text_scores(job.trainer.model, job.prompter, texts, batch_size=job.recipe.evaluation.batch_size)
+        return [a - b for a, b in zip(scores[: len(items)], scores[len(items) :], strict=True)]
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The text's score."""
@@ -145,7 +127,7 @@ class Reward(Task):
         chosen, rejected = scores[: len(items)], scores[len(items) :]
         out = [{**row, "score_chosen": round(c, 6), "score_rejected": round(r, 6)}
                for row, c, r in zip(rows.values, chosen, rejected, strict=True)]  # fmt: skip
-        return Predictions(out, of_pairs([c - r for c, r in zip(chosen, rejected, strict=True)], "pairwise accuracy"))
+        return Predictions(out, of_pairs([c - r for c, r in zip(chosen, rejected, strict=True)], self.metric))
 
 
 def _text_ids(prompter: Prompter, rows: Rows, index: int, kind: str) -> list[int]:
