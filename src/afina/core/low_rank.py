@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import MergeError, NotMergeable
+from ..errors import ConfigError, MergeError, NotMergeable
 from .adapter import Adapter, DeltaWeight
 from .config import LayerConfig, methods
 from .host import Host
@@ -157,6 +157,33 @@ def thin_matrices_of(host: Host, name: str) -> Factors | None:
         return None
     A_BRI, B_BOR = (t.detach().to(torch.promote_types(t.dtype, torch.float32)) for t in found)
     return A_BRI, B_BOR
+
+
+@torch.no_grad()
+def nearest_factors(host: Host, name: str, path: str, rank: float) -> tuple[Factors, Kept]:
+    """A layer's update as factors of lower rank: of `rank`, or with that share of its energy (`truncated`).
+
+    Raises:
+        NotMergeable, MergeError: as `update_of`.
+    """
+    # Each group of a convolution gets its part of the rank.
+    each = max(1, rank // host.base.groups) if isinstance(rank, int) else rank
+    known = thin_matrices_of(host, name)
+    if known is not None:
+        return recompressed(known, each)
+    return truncated(blocks(update_of(host, name, path), host.base), each)
+
+
+def check_rank_or_share(rank: float) -> None:
+    """Refuse what is neither a rank nor a share of the energy.
+
+    Raises:
+        ConfigError: no int of at least 1 and no float in (0, 1].
+    """
+    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    if not whole and not (isinstance(rank, float) and 0 < rank <= 1):
+        raise ConfigError("neither a rank nor a share of the energy", where="rank", got=rank,
+                          expected="an int of at least 1, or a float in (0, 1]")  # fmt: skip
 
 
 def blocks(delta: Tensor, base: BaseWeight) -> Tensor:

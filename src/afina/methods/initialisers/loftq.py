@@ -14,7 +14,7 @@ with bitsandbytes on a GPU only, again at each load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.base_files import original_weight, weight_files
 from ...core.host import hosts
 from ...errors import CheckpointError, ConfigError
 from . import gather, normal_float
@@ -123,14 +124,14 @@ def replace_lora_weights_loftq(
         CheckpointError: the file is missing, or lacks a target's weight or has it in another shape.
     """
     base = peft_model.get_base_model()
-    files = _weight_files(model_path or getattr(getattr(base, "config", None), "_name_or_path", None))
+    files = weight_files(model_path or getattr(getattr(base, "config", None), "_name_or_path", None))
     for name, host in hosts(base):
         adapter: Any = host.adapter(adapter_name)
         if adapter is None or not hasattr(adapter, "lora_A"):
             continue
         quantised_OI = host.base.read()[0].detach().float()
         prefix = getattr(base, "base_model_prefix", "")
-        stored = _original(files, name, prefix).to(quantised_OI)
+        stored = original_weight(files, name, prefix).to(quantised_OI)
         weight_OI = host.base.canonical(stored)
         if weight_OI.shape != quantised_OI.shape:
             raise CheckpointError("the unquantised weight has another shape", where=name, got=tuple(weight_OI.shape),
@@ -146,31 +147,3 @@ def replace_lora_weights_loftq(
 def _fill(adapter: Any, A_RI: Tensor, B_OR: Tensor) -> None:
     adapter.lora_A.copy_(A_RI)
     adapter.lora_B.copy_(B_OR)
-
-
-def _weight_files(path: str | Path | None) -> list[Path]:
-    found = [] if path is None else [Path(path)] if Path(path).is_file() else sorted(Path(path).glob("*.safetensors"))
-    if not found:
-        raise CheckpointError("there are no unquantised weights", where="model_path", got=path,
-                              expected="a .safetensors file or a folder that has some")  # fmt: skip
-    return found
-
-
-def _original(files: list[Path], name: str, prefix: str) -> Tensor:
-    """A module's weight from the files; heads store names with the base model's prefix, base models without."""
-    from safetensors import safe_open
-
-    for file in files:
-        with safe_open(str(file), "pt") as content:
-            known = set(content.keys())
-            key = next((k for k in _spellings(name, prefix) if k in known), None)
-            if key is not None:
-                tensor: Tensor = content.get_tensor(key)
-                return tensor
-    raise CheckpointError("the unquantised weights lack a target", where=str(files[0]), expected=f"{name}.weight")
-
-
-def _spellings(name: str, prefix: str) -> Iterator[str]:
-    yield f"{name}.weight"
-    yield f"{prefix}.{name}.weight"
-    yield f"{name.removeprefix(prefix + '.')}.weight"

@@ -4,10 +4,9 @@
     "stable": c = out^¼ / γ^½;   "gd_scale": c = 1/s;   "unit": c = 1;
     "weight_svd": c = √(mean of W's top r singular values / s)
 
-Wang, Yu, Li 2024, arXiv 2407.05000 (section 3; "stable" is their choice). The reference leaves A0
-orthonormal and multiplies B0's columns by the gradient's singular values, so its start shrinks with the loss's scale
-(measured: loss times 10, B0 times 10); here both factors are scaled alike, as in the paper. It loads a file that
-says "lora_ga" without the subtraction (4 % off, measured); afina writes plain LoRA of rank 2r.
+Wang, Yu, Li 2024, arXiv 2407.05000 (section 3; "stable" is their choice). The reference leaves A0 orthonormal and
+multiplies B0's columns by the gradient's singular values, so its start shrinks with the loss's scale; here both factors
+are scaled alike, as in the paper. It loads such files without the subtraction; afina writes plain LoRA of rank 2r.
 """
 
 from __future__ import annotations

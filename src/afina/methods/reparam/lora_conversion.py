@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from ...core.checkpoint import get_peft_model_state_dict, save_adapter
 from ...core.combine import filler, layer_like, put
 from ...core.config import LayerConfig
 from ...core.host import Host, ModulesToSaveWrapper, hosts
-from ...core.low_rank import Kept, Retained, blocks, recompressed, thin_matrices_of, truncated, update_of
+from ...core.low_rank import Kept, Retained, check_rank_or_share, nearest_factors
 from ...core.names import layout
 from ...core.places import places, ranks_at
 from ...core.routing import routers
 from ...core.tuner import check_known, delete
-from ...errors import ConfigError, NotMergeable
+from ...errors import NotMergeable
 from .lora import Lora
 from .lora_config import LoraConfig
 
@@ -100,15 +101,14 @@ def _beside(
     """The conversion as a further adapter of the model, for as long as the context lasts."""
     root, container, _ = layout(model)
     layers, like = _checked(root, container, getattr(model, "peft_config", {}), rank, adapter_name)
-    split = _split if compile_kwargs is None else torch.compile(_split, **compile_kwargs)
+    split = nearest_factors if compile_kwargs is None else torch.compile(nearest_factors, **compile_kwargs)
     fills: dict[str, Callable[[Adapter], None]] = {}
     kept: dict[str, Kept] = {}
     for path, host in _told(layers, progressbar):
         source = host.adapter(adapter_name)
         if isinstance(host, ModulesToSaveWrapper):
             assert source is not None
-            state = source.disk_state(source.state_dict())
-            fills[path] = _copier(state)
+            fills[path] = methodcaller("load_disk_state", source.disk_state(source.state_dict()))
             continue
         Lora.check_kind(path, host.base)
         factors, kept[path] = split(host, adapter_name, path, rank)
@@ -129,11 +129,7 @@ def _beside(
 def _checked(
     root: nn.Module, container: nn.Module, configs: Mapping[str, Any], rank: float, name: str
 ) -> tuple[dict[str, Host], LayerConfig]:
-    whole = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
-    share = isinstance(rank, float) and 0 < rank <= 1
-    if not whole and not share:
-        raise ConfigError("neither a rank nor a share of the energy", where="rank", got=rank,
-                          expected="an int of at least 1, or a float in (0, 1]")  # fmt: skip
+    check_rank_or_share(rank)
     layers = {p: h for p, h in hosts(root) if name in h.names()}
     check_known([name], configs or (name if layers else ()))
     like = layer_like(configs[name], name) if name in configs else LayerConfig()
@@ -142,21 +138,6 @@ def _checked(
     if not any(not isinstance(h, ModulesToSaveWrapper) for h in layers.values()):
         raise NotMergeable("the adapter changes no layer's weights", where=name)
     return layers, like
-
-
-@torch.no_grad()
-def _split(host: Host, name: str, path: str, rank: float) -> tuple[tuple[Tensor, Tensor], Kept]:
-    """A layer's update as factors."""
-    # Each group of a convolution gets its part of the rank.
-    each = max(1, rank // host.base.groups) if isinstance(rank, int) else rank
-    known = thin_matrices_of(host, name)
-    if known is not None:
-        return recompressed(known, each)
-    return truncated(blocks(update_of(host, name, path), host.base), each)
-
-
-def _copier(state: Mapping[str, Tensor]) -> Callable[[Adapter], None]:
-    return lambda adapter: adapter.load_disk_state(state)
 
 
 def _told(layers: Mapping[str, Host], progressbar: bool) -> Any:
