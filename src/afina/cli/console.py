@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from logging import ERROR, getLogger
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -87,6 +88,8 @@ def quiet_libraries(reporter: events.Reporter) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for name in ("torchao", "torch.utils._pytree"):  # kernels for other machines, and remarks on torchao's classes
+        getLogger(name).setLevel(ERROR)
     # TRL asks for it by its former name at every step.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     default = warnings.showwarning
