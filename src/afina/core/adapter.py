@@ -141,7 +141,8 @@ class Adapter(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""
-        return {n: p for n, p in self.named_parameters() if n not in self.frozen()}
+        frozen = self.frozen()
+        return {n: p for n, p in self.named_parameters() if n not in frozen}
 
     def frozen(self) -> frozenset[str]:
         """Names of parameters that never train."""
@@ -228,8 +229,13 @@ class DeltaWeight(Adapter):
 
     kinds = frozenset({"linear", "conv", "embedding", "attention", "experts", "parameter"})
 
-    dropout: nn.Module | None = None
+    dropout: nn.Module | None
     """Drops inputs of ΔW, not of the layer, if set; layers whose input is no vector are served without."""
+
+    def __init__(self, site: Site, config: Any) -> None:
+        super().__init__(site, config)
+        # A value in the class would hide the module that is set here.
+        self.__dict__["dropout"] = None
 
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in the canonical layout of `weight`, the layer's weight as the earlier adapters left it."""

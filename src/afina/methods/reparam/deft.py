@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
+from ...core.view import View
 
 
 @dataclass(kw_only=True)
@@ -48,6 +49,7 @@ class Deft(WeightTransform):
         out, width = site.base.shape
         self.by_qr = config.decomposition_method == "qr"
         self.scaling = 1.0 if config.alpha is None else config.alpha / config.r
+        self.dropout = nn.Dropout(config.deft_dropout) if config.deft_dropout else None
         self.deft_P = site.empty(out, config.r)
         nn.init.kaiming_uniform_(self.deft_P, a=math.sqrt(5))
         if not self.deft_P.is_meta:
@@ -68,7 +70,20 @@ class Deft(WeightTransform):
             return basis, basis
         return self.deft_P, torch.relu(self.deft_P)
 
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _parts(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(W - Π W, what is put in the place of the removed part)."""
         left, right = self._subspace()
-        out = weight - left @ (right.T @ weight)
-        return (out if self.deft_R is None else out + self.scaling * (left @ self.deft_R)), bias
+        added = None if self.deft_R is None else self.scaling * (left @ self.deft_R)
+        return weight - left @ (right.T @ weight), added
+
+    def forward(self, inner: View, x: Any) -> Any:
+        if self.dropout is None or not self.training or not inner.base.additive:
+            return super().forward(inner, x)
+        weight, bias = inner.params()
+        kept, added = self._parts(weight)
+        out = inner.apply(x, kept, bias)
+        return out if added is None else out + inner.apply(self.dropout(x), added, None)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        kept, added = self._parts(weight)
+        return (kept if added is None else kept + added), bias
