@@ -16,7 +16,7 @@ from .rows import Rows, refuse_spent, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, autocasts, reference_view
 from .walk import outside_adapters
-from .weights import base_weight
+from .weights import BaseWeight, base_weight
 
 
 class Host(LightModule, ReferenceSpelling):
@@ -28,24 +28,26 @@ class Host(LightModule, ReferenceSpelling):
 
     base_slot = "base_layer"
     adapter_slot = "adapters"
+    base: BaseWeight
+    biases: nn.ParameterDict | dict[str, nn.Parameter]
+    parameter: str | None
+    active: tuple[str, ...]
+    enabled: bool
+    merged: tuple[str, ...]
+    stack: tuple[Adapter, ...]
+    saved: dict[str, nn.Parameter | None]
+    called: bool
+    rows: Rows | None
 
     def __init__(self, base_layer: nn.Module, parameter: str | None = None) -> None:
         super().__init__()
-        self.add_module(self.base_slot, base_layer)
-        self.add_module(self.adapter_slot, nn.ModuleDict())
-        self.base = base_weight(base_layer, parameter)
-        self.biases = nn.ParameterDict()
-        self.parameter = parameter
-        self.active: tuple[str, ...] = ()
-        self.enabled = True
-        self.merged: tuple[str, ...] = ()
-        self.stack: tuple[Adapter, ...] = ()
-        self.saved: dict[str, nn.Parameter | None] = {}
-        self.called = False
-        self.rows: Rows | None = None
+        self._modules[self.base_slot] = base_layer
+        self._modules[self.adapter_slot] = nn.ModuleDict()
+        self.hold(base=base_weight(base_layer, parameter), biases={}, parameter=parameter, active=(), enabled=True,
+                  merged=(), stack=(), saved={}, called=False, rows=None)  # fmt: skip
         if not base_layer.training:
-            for module in (self, self._adapters, self.biases):
-                module.training = False
+            self.hold(training=False)
+            self._adapters.training = False
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -105,9 +107,17 @@ class Host(LightModule, ReferenceSpelling):
         """Put an adapter under a new name; it is not activated."""
         if name in self._adapters:
             raise NameTakenError("the layer already has an adapter of this name", where=name)
-        adapter.train(self.training)
+        if adapter.training != self.training:
+            adapter.train(self.training)
         self._adapters[name] = adapter
         self.restack()
+
+    def add_bias(self, name: str, bias: nn.Parameter) -> None:
+        """Put a trainable bias under a name; it applies with the adapter of that name."""
+        if not isinstance(self.biases, nn.ParameterDict):  # few layers have one
+            del self.biases
+            self.biases = nn.ParameterDict()
+        self.biases[name] = bias
 
     def replace_adapter(self, name: str, adapter: Adapter) -> None:
         """Put another adapter in the place of the one of that name."""
@@ -225,9 +235,9 @@ class Host(LightModule, ReferenceSpelling):
 
     def require_grad(self, names: tuple[str, ...]) -> None:
         """Let exactly the named adapters train."""
-        for name, adapter in self._adapters.items():
-            assert isinstance(adapter, Adapter)
-            for parameter in adapter.trainable().values():
+        for name in self._adapters._modules:
+            adapter = self.adapter(name)
+            for parameter in () if adapter is None else adapter.trainable().values():
                 parameter.requires_grad_(name in names)
         for name, bias in self.biases.items():
             bias.requires_grad_(name in names)

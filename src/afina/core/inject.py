@@ -90,7 +90,7 @@ def _put(item: _Planned, name: str) -> None:
     if item.adapter is not None:
         item.host.add(name, item.adapter)
     if item.bias is not None:
-        item.host.biases[name] = item.bias
+        item.host.add_bias(name, item.bias)
     standing = item.slot.parent._modules[item.slot.attribute]
     assert standing is not None
     if not any(module is item.host for module in _chain(standing)):

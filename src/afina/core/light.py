@@ -10,6 +10,10 @@ from torch import Tensor, nn
 class LightModule(nn.Module):
     """Plain values are set without the search for parameters and modules that torch makes for each."""
 
+    def hold(self, **values: Any) -> None:
+        """Set attributes that are no tensors, modules or properties."""
+        self.__dict__.update(values)
+
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__
         if name in own and name not in _SLOTS and not isinstance(value, (Tensor, nn.Module)):

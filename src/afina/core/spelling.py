@@ -21,7 +21,7 @@ class ReferenceSpelling(nn.Module):
         enabled: bool
         stack: tuple[Adapter, ...]
 
-        biases: nn.ParameterDict
+        biases: nn.ParameterDict | dict[str, nn.Parameter]
         adapter_slot: str
 
         def adapter(self, name: str) -> Adapter | None: ...

@@ -37,20 +37,24 @@ def slots(model: nn.Module) -> Iterator[Slot]:
     """Every module below `model` by its name in the plain model; adapters are not entered, hosts are transparent."""
     from .host import Host
 
-    def walk(parent: nn.Module, prefix: str, seen: set[int]) -> Iterator[Slot]:
+    found: list[Slot] = []
+    seen = {id(model)}
+
+    def walk(parent: nn.Module, prefix: str) -> None:
         for attribute, module in parent._modules.items():
             if module is None or id(module) in seen:
                 continue
             seen.add(id(module))
             name = f"{prefix}{attribute}"
-            yield Slot(name, parent, attribute, module)
+            found.append(Slot(name, parent, attribute, module))
             plain = module
             while isinstance(plain, Host):
                 plain = plain.base_layer
-            if plain is not module or not isinstance(module, Host):
-                yield from walk(plain, f"{name}.", seen)
+            if plain._modules and (plain is not module or not isinstance(module, Host)):
+                walk(plain, f"{name}.")
 
-    yield from walk(model, "", {id(model)})
+    walk(model, "")
+    return iter(found)
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -77,7 +77,7 @@ class ALora(Lora):
         return (torch.arange(tokens, device=x.device) >= start[:, None])[..., None]
 
     def forward(self, inner: View, x: Any) -> Any:
-        update = self.scaling * inner.base.low_rank(self.lora_dropout(x), *self.factors())
+        update = self.scaling * inner.base.low_rank(self.dropped(x), *self.factors())
         if self.lora_bias is not None:
             update = update + self.scaling * self.lora_bias
         return inner(x) + update * self._active(x)

@@ -95,7 +95,7 @@ class Dora(Lora):
             x = x.to(self.dtype)
         weight, bias = inner.params()
         scale = self._scale(weight)
-        rank_part = self.scaling * inner.base.low_rank(x if self.embedding else self.lora_dropout(x), *self.factors())
+        rank_part = self.scaling * inner.base.low_rank(self.dropped(x), *self.factors())
         out = inner.apply(x, weight, None) + rank_part
         ones = (1 for _ in range(weight.dim() - 2)) if inner.base.kind == "conv" else ()
         out = out * scale.view(-1, *ones)

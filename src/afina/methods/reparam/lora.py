@@ -39,13 +39,16 @@ class Lora(LoraFast, LoraForm):
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
         base = site.base
-        self.r, self.scaling = config.rank_at(site.name), config.scaling_at(site.name)
-        self.initial_scaling = self.scaling
-        self.lora_alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
-        self.lora_dropout = nn.Dropout(config.lora_dropout)
-        self.groups = base.groups
+        alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
+        scaling, start = config.scaling_at(site.name), config.init_lora_weights
+        embedding, experts = base.kind == "embedding", base.kind == "experts"
         # The reference adds the update of attention's output projection twice; that is what its files mean.
-        self.times = 2 if site.inside_target else 1
+        times = 2 if site.inside_target else 1
+        self.hold(r=config.rank_at(site.name), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+                  groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
+                  pair=None, late_start=None, start_name=start,
+                  untrained=frozenset() if embedding else starts.freezes(start))  # fmt: skip
+        self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
         self._check_options(site, config)
         if self.r % self.groups:
             raise ConfigError("must be a multiple of the convolution's groups", where=f"r at {site.name}", got=self.r,
@@ -53,12 +56,6 @@ class Lora(LoraFast, LoraForm):
         shape_a, shape_b = self._shapes(site, config)
         self.lora_A, self.lora_B = site.empty(*shape_a), site.empty(*shape_b)
         self.lora_bias = site.zeros(base.out_features) if config.lora_bias else None
-        self.embedding, self.experts = base.kind == "embedding", base.kind == "experts"
-        self.pair = None
-        self.ensure_tied = config.ensure_weight_tying
-        self.late_start = None
-        self.start_name = config.init_lora_weights
-        self.untrained = frozenset() if self.embedding else starts.freezes(self.start_name)
         self._start(site, config)
         for name in self.untrained:
             self.get_parameter(name).requires_grad_(False)
@@ -131,8 +128,7 @@ class Lora(LoraFast, LoraForm):
     def update(self, base: BaseWeight, x: Any) -> Tensor:
         """What is added to the layer's output."""
         A, B = self.factors()
-        dropped = x if self.embedding else self.lora_dropout(x)
-        out = self.times * self.scaling * base.low_rank(dropped, A, B)
+        out = self.times * self.scaling * base.low_rank(self.dropped(x), A, B)
         if self.lora_bias is not None:
             shape = (-1, *(1 for _ in range(A.dim() - 2)))
             out = out + self.scaling * self.lora_bias.view(shape)

@@ -20,7 +20,10 @@ class LoraFast(LightModule, DeltaWeight):
     times: int
     lora_A: nn.Parameter
     lora_bias: nn.Parameter | None
-    lora_dropout: nn.Dropout
+    r: int
+    groups: int
+    embedding: bool
+    experts: bool
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """(A, B)."""
@@ -44,9 +47,14 @@ class LoraFast(LightModule, DeltaWeight):
             and not autocasts(x)
         )
 
+    @property
+    def lora_dropout(self) -> nn.Module:
+        """The dropout under the reference's name."""
+        return nn.Identity() if self.dropout is None else self.dropout
+
     def dropped(self, x: Any) -> Any:
         """The update's input."""
-        return self.lora_dropout(x) if self.training and self.lora_dropout.p else x
+        return x if self.dropout is None or self.embedding else self.dropout(x)
 
     def fused(self, inner: View, x: Tensor) -> Tensor:
         """The layer's output with the update, without LoRA's own bias."""

@@ -65,7 +65,7 @@ class MonteCLora(Lora):
             return out
         spread_R = self.options.sample_scaler * torch.linalg.vector_norm(self._weights()) * self._variance().sqrt()
         noise = torch.randn_like(self.lora_A) * spread_R[:, None].to(self.lora_A.dtype)
-        return out + self.scaling * inner.base.low_rank(self.lora_dropout(x), noise, self.lora_B)
+        return out + self.scaling * inner.base.low_rank(self.dropped(x), noise, self.lora_B)
 
     def penalty(self) -> Tensor:
         options, rank = self.options, self.r

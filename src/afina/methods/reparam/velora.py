@@ -77,7 +77,7 @@ class Velora(Lora):
     def forward(self, inner: View, x: Any) -> Any:
         if not self.training:
             return super().forward(inner, x)
-        dropped = self.lora_dropout(x)
+        dropped = self.dropped(x)
         A, B = self.factors()
         v = self._direction(dropped.detach()).to(dropped.dtype)
         settings = self.options.num_groups, self.options.scale
