@@ -4,7 +4,7 @@
 
 Random and magnitude masks: Xu et al. 2021 (Child-Tuning), arXiv 2109.05687; Fisher masks: Sung, Nair, Raffel 2021,
 arXiv 2111.09839; Ansell et al. 2022, arXiv 2110.07560. Stored as indices and values. Trainable: density · out · in ·
-kernel a layer (at least one). Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, attention, parameters.
+kernel a layer (at least one). Mergeable. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, attention.
 Gradient and Fisher masks need `preprocess_sparse(model, config, train_step)` first; without targets, all linear layers.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.targets import select_slots
+from ...core.targets import select_slots, settle
 from ...core.weights import base_weight
 from ...errors import ConfigError
 from ..initialisers.gather import plain
@@ -95,6 +95,7 @@ def preprocess_sparse(model: Any, config: SparseConfig, train_step: Callable[[],
     Raises:
         ConfigError: a target got no gradient, or is quantised.
     """
+    config.target_modules = settle(model, config)
     found = {s.name: base_weight(plain(s.module)) for s in select_slots(model, config)}
     quantised = next((n for n, base in found.items() if base.quantised), None)
     if quantised:
