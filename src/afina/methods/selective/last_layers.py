@@ -16,7 +16,9 @@ from torch import nn
 
 from ...core.adapter import Replacement
 from ...core.config import LayerConfig, bounded, register
+from ...core.targets import slots
 from ...errors import ConfigError, TargetError
+from ..initialisers.gather import plain
 
 
 @dataclass(kw_only=True)
@@ -49,13 +51,18 @@ class LastLayersConfig(LayerConfig):
 
 
 def block_stack(model: nn.Module) -> tuple[str, int]:
-    """(path, length) of the model's stack of blocks.
+    """(path, length) of the model's stack of blocks, whichever adapters are on them.
 
     Raises:
         TargetError: there is none.
     """
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) > 1]
-    stacks = [(n, len(m)) for n, m in lists if len({type(b) for b in m}) == 1 and any(True for _ in m[0].children())]
+    lists = [(slot.name, plain(slot.module)) for slot in slots(model)]
+    blocks = [(n, [plain(b) for b in m.children()]) for n, m in lists if isinstance(m, (nn.ModuleList, nn.Sequential))]
+    stacks = [
+        (n, len(found))
+        for n, found in blocks
+        if len(found) > 1 and len({type(b) for b in found}) == 1 and any(True for _ in found[0].children())
+    ]
     if not stacks:
         raise TargetError("the model has no stack of equal layers", where="target_modules",
                           fix="name the modules to train in target_modules")  # fmt: skip
@@ -67,3 +74,5 @@ def block_stack(model: nn.Module) -> tuple[str, int]:
 @register("LAST_LAYERS", LastLayersConfig)
 class LastLayers(Replacement):
     """`copy`: the block itself, trained."""
+
+    kinds = Replacement.kinds - {"attention"}  # its output projection would not be merged
