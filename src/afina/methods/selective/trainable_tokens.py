@@ -69,10 +69,9 @@ class TrainableTokens(Adapter):
         self.trainable_tokens_delta = nn.Parameter(start.clone().to(site.device))
 
     def forward(self, inner: View, x: Any) -> Any:
-        out: Tensor = inner(x)
         if not self.is_embedding:
-            logits = inner.apply(x, self.trainable_tokens_delta, None)
-            return out.to(logits.dtype).index_copy(-1, self.get_buffer("ids"), logits)
+            return with_logits(inner, x, self.trainable_tokens_delta, self.get_buffer("ids"))
+        out: Tensor = inner(x)
         base = inner.base
         assert isinstance(base, EmbeddingWeight)
         if not base.is_plain:
@@ -97,14 +96,22 @@ class TrainableTokens(Adapter):
         return TiedTokens(site, self)
 
 
+def with_logits(inner: View, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """An output head's logits (..., vocabulary), those of the tokens `ids` by `rows` (tokens, dim) and its own bias."""
+    bias: Tensor | None = inner.base.bias
+    if bias is not None and not inner.is_base:
+        bias = inner.params()[1]
+    logits: Tensor = inner.apply(x, rows, None if bias is None else bias[ids].to(rows.dtype))
+    out: Tensor = inner(x)
+    return out.to(logits.dtype).index_copy(-1, ids, logits)
+
+
 class TiedTokens(Tied):
     """The same rows on the output head; stored a second time where the method stands alone, as the reference does."""
 
     def forward(self, inner: View, x: Any) -> Any:
         rows: Any = self.sources[0].trainable_tokens_delta
-        ids = self.sources[0].get_buffer("ids")
-        logits = inner.apply(x, rows, None)
-        return inner(x).to(logits.dtype).index_copy(-1, ids, logits)
+        return with_logits(inner, x, rows, self.sources[0].get_buffer("ids"))
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source = self.sources[0]
