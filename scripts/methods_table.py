@@ -33,6 +33,18 @@ Adapters on `nn.MultiheadAttention` always have passes of their own.
 *Storages*: the ways of storing a linear layer's weight on which tests/battery shows the method
 ([quantised.md](quantised.md)); "all" are {storages}.
 *In peft*: whether peft {version} has a method of this name, so that files are exchanged with it.
+
+What is not listed is refused with an error. An empty cell means, under *paper*, that there is no arXiv id; *merges*: what
+the method does depends on the input, which no weight can hold, or takes place outside of weights; *mixed batch*: the
+method is no adapter; *storages*: it adapts no linear layer itself, and trains beside layers however they are stored.
+[What the battery leaves out](#what-the-battery-leaves-out) has the reasons for single checks.
+"""
+LEFT_OUT = """## What the battery leaves out
+
+Checks of tests/battery that do not apply to a row of its table, on all kinds of layer or on those named.
+
+| reason | checks | rows |
+|---|---|---|
 """
 
 
@@ -64,6 +76,23 @@ def row(a: About, known: set[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def left_out() -> str:
+    """Every gap of the battery's table, by its reason."""
+    found: dict[str, tuple[dict[str, None], dict[str, list[str]]]] = {}
+    for row in ROWS:
+        for (check, kind), why in row.gaps.items():
+            if kind and kind not in row.kinds:
+                continue
+            checks, rows = found.setdefault(why, ({}, {}))
+            checks[check] = None
+            rows.setdefault(row.name, []).extend([kind] if kind and kind not in rows.get(row.name, []) else [])
+    lines = []
+    for why, (checks, rows) in found.items():
+        told = [n + (f" ({' '.join(kinds)})" if kinds else "") for n, kinds in rows.items()]
+        lines.append(f"| {cell(why)} | {', '.join(checks)} | {', '.join(told)} |")
+    return LEFT_OUT + "\n".join(lines) + "\n"
+
+
 def document() -> str:
     """The whole page."""
     known = {str(t.value) for t in peft.PeftType}
@@ -79,6 +108,7 @@ def document() -> str:
         parts.append("\n".join(row(a, known) for a in mine) + "\n")
         formulas = [f"- `{a.name}`: `` {a.formula} ``" for a in mine if a.formula]
         parts.append("\n".join(["Formulas:\n", *formulas]) + "\n")
+    parts.append(left_out())
     missing = sorted(known - {a.name for a in found})
     if missing:
         parts.append(f"## Not there yet\n\nIn peft {peft.__version__} and not here: {', '.join(missing)}.\n")

@@ -113,7 +113,10 @@ def assert_same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def base_of(host: Host) -> Tensor:
-    """The weight that a host's layer has now."""
+    """The weight that a host's layer has now; of a module that is no layer, all its parameters in a row."""
+    module = host.base.module
+    if host.base.kind == "module" and not isinstance(getattr(module, "weight", None), Tensor):
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
     return host.base.weight.detach().clone()
 
 

@@ -299,6 +299,7 @@ _PRODUCTS = (
         oracle_kinds=_REFERENCE_MATRICES,
         gaps=_SQUARE,
     ),
+    _method("hra-embedding", "HRAConfig", lambda n: 4 * n.out, EMBEDDINGS, r=4, open=True, oracle_kinds=()),
     _method(
         "oft",
         "OFTConfig",
@@ -380,30 +381,55 @@ _SELECTIVE = (
         "bitfit",
         "BitFitConfig",
         lambda n: n.bias,
-        ("linear", "transposed_linear", "dilated_conv1d", "conv2d", "padded_conv2d", "conv3d", "grouped_conv2d"),
+        (
+            "linear",
+            "transposed_linear",
+            "dilated_conv1d",
+            "conv2d",
+            "padded_conv2d",
+            "conv3d",
+            "grouped_conv2d",
+            "attention",
+            "attention_batch_first",
+            "encoder_layer",
+        ),
         gaps={("stacked_counts", ""): _LAST_WINS, ("merge_carries", ""): "only the bias changes"},
     ),
-    _ours(
+    _method(
         "ln_tuning",
         "LNTuningConfig",
         lambda n: _weights(n) + n.bias,
-        (*MATRICES, *EMBEDDINGS),
+        (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
+        oracle_kinds=(*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
+        open=True,
         gaps={("stacked_counts", ""): _LAST_WINS},
     ),
     _ours(
         "last_layers",
         "LastLayersConfig",
         lambda n: _weights(n) + n.bias,
-        (*MATRICES, *CONVOLUTIONS),
+        (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
         gaps={("stacked_counts", ""): _LAST_WINS},
     ),
-    _ours(
+    _method(
         "trainable_tokens",
         "TrainableTokensConfig",
         lambda n: 2 * n.out,
         EMBEDDINGS,
+        oracle_kinds=("embedding",),
         token_indices=[5, 11],
+        open=True,
         gaps={("stacked_counts", ""): _LAST_WINS},
+    ),
+    _method(
+        "trainable_tokens-at-head",
+        "TrainableTokensConfig",
+        lambda n: 2 * n.width,
+        MATRICES,
+        oracle_kinds=("linear_without_bias",),
+        token_indices=[3, 8],
+        open=True,
+        gaps={("stacked_counts", ""): _LAST_WINS, ("oracle", "linear"): "the reference loses the head's bias"},
     ),
     _ours("sparse", "SparseConfig", lambda n: max(1, round(0.05 * _weights(n))), _MATRIX_LIKE, density=0.05),
     _ours(
@@ -417,8 +443,12 @@ _SELECTIVE = (
 )
 _ADDITIVE = (
     _ours("bottleneck", "BottleneckConfig", lambda n: 2 * n.out * max(1, n.out // 4) + n.out + max(1, n.out // 4),
-          _VECTORS, merges=False, reduction_factor=4),
-    _ours("reft", "ReftConfig", lambda n: 4 * n.out + 2, _VECTORS, merges=False, r=2),
+          (*_VECTORS, "module"), merges=False, reduction_factor=4),
+    _ours("reft", "ReftConfig", lambda n: 4 * n.out + 2, (*_VECTORS, "module"), merges=False, r=2),
+    _ours("reft-noreft", "ReftConfig", lambda n: 4 * n.out + 2, ("linear", "module"), merges=False, r=2,
+          variant="noreft"),
+    _ours("reft-direft", "ReftConfig", lambda n: 4 * n.out + 2, ("linear", "module"), merges=False, r=2,
+          variant="direft"),
 )  # fmt: skip
 
 _TWICE_THE_RANK = {("oracle", ""): "the reference trains the start too: tests/methods/test_starts.py compares outputs"}

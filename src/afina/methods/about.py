@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..core.adapter import Adapter
 from ..core.config import Method, methods
 from . import FAMILIES
 
+_PARAMETERS = ("experts", "parameter")  # which `target_parameters` of a config alone can name
 _ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
 
 
@@ -64,8 +65,9 @@ def _about(name: str, method: Method) -> About:
     head, _, body = text.partition("\n\n")
     formula = body.split("\n\n")[0] if body.startswith("    ") else ""
     implementation = method.implementation
+    takes_parameters = any(f.name == "target_parameters" for f in fields(method.config))
     if issubclass(implementation, Adapter):
-        layers = tuple(sorted(implementation.kinds))
+        layers = tuple(sorted(k for k in implementation.kinds if k not in _PARAMETERS or takes_parameters))
         mergeable = implementation.merged is not Adapter.merged
     else:
         layers, mergeable = (str(getattr(implementation, "goes_into", "whole model")),), False

@@ -3,7 +3,7 @@
     LN'(x) = γ' ∘ normalise(x) + β'
 
 Zhao et al. 2023, arXiv 2312.11420. Without targets, the architecture's normalisations. Trainable: γ and β of each.
-Mergeable. Layers: any module; a copy of it is trained.
+Mergeable. Layers: any module but attention of torch's own; a copy of it is trained.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class LNTuning(Replacement):
     """`copy`: the module itself, trained."""
 
     prefix = "ln_tuning_"
+    kinds = Replacement.kinds - {"attention"}  # its output projection would not be merged
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n.replace("copy.", "ln_tuning_layers.", 1): t for n, t in own.items()}
