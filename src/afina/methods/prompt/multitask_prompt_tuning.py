@@ -3,7 +3,8 @@
     P_t = P ∘ (cols_t rows_t),   cols_t of (tokens, ranks), rows_t of (ranks, dim)
 
 Wang et al. 2023, arXiv 2303.02861. The model's forward takes `task_ids` (batch,). A start from another file's averaged
-or single task takes that file's path from the caller, never from a config that was loaded.
+or single task gives every task that file's shared prompt and that factor (of averaged cols and rows, as in the
+reference); the file's path is the caller's, never from a config that was loaded.
 Trainable: tokens · dim + tasks · ranks (tokens + dim). Not mergeable. Models: any that take `inputs_embeds`.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.config import bounded, register
 from ...core.prompt import PromptSite, TablePromptEncoder
@@ -81,26 +82,32 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
     def __init__(self, site: PromptSite, config: MultitaskPromptTuningConfig) -> None:
         super().__init__(site, config)
         start = config.prompt_tuning_init.value
-        if start in _FROM_FILE and not config.inference_mode:
-            self.embedding = nn.Parameter(self._from_file(config, start).to(dtype=site.dtype, device=site.device))
-        elif start == "TEXT":
-            self.embedding = starting_table(site, config)
-        else:
-            self.embedding = site.normal(site.tokens, site.dim)
+        self.embedding = starting_table(site, config) if start == "TEXT" else site.normal(site.tokens, site.dim)
         self.prefix_task_cols = site.normal(config.num_tasks, site.tokens, config.num_ranks, std=0.02)
         self.prefix_task_rows = site.normal(config.num_tasks, config.num_ranks, site.dim, std=0.02)
+        if start in _FROM_FILE and not config.inference_mode:
+            self._start_from_file(config, start)
 
-    @staticmethod
-    def _from_file(config: MultitaskPromptTuningConfig, start: str) -> Tensor:
-        """The prompt of a trained source: its tasks' mean, one task's, or the shared part."""
+    def _start_from_file(self, config: MultitaskPromptTuningConfig, start: str) -> None:
+        """Take over a trained source: its shared prompt and, for every task, its tasks' mean factors or one task's."""
         path = Path(str(config.prompt_tuning_init_state_dict_path))
         read_header(path)
-        source = read_tensors(path)
-        shared = source["prompt_embeddings"]
-        if start == "ONLY_SOURCE_SHARED":
-            return shared
-        per_task = shared * (source["prefix_task_cols"] @ source["prefix_task_rows"])
-        return per_task.mean(0) if start == "AVERAGE_SOURCE_TASKS" else per_task[config.prompt_tuning_init_task or 0]
+        source, task = read_tensors(path), config.prompt_tuning_init_task or 0
+        found = {"embedding": source["prompt_embeddings"]}
+        for name in () if start == "ONLY_SOURCE_SHARED" else ("prefix_task_cols", "prefix_task_rows"):
+            factors = source[name]
+            if task >= len(factors):
+                raise ConfigError("the source has fewer tasks", where="prompt_tuning_init_task", got=task,
+                                  expected=f"< {len(factors)}")  # fmt: skip
+            one = factors.mean(0) if start == "AVERAGE_SOURCE_TASKS" else factors[task]
+            found[name] = one.expand(config.num_tasks, -1, -1)
+        for name, tensor in found.items():
+            target: Tensor = getattr(self, name)
+            if tensor.shape != target.shape:
+                raise ConfigError("the source has another shape", where=f"{path}: {name}", got=tuple(tensor.shape),
+                                  expected=tuple(target.shape))  # fmt: skip
+            with torch.no_grad():
+                target.copy_(tensor)
 
     def forward(self, batch: int, **inputs: Any) -> Tensor:
         ids = inputs.get("task_ids")
