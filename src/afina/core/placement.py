@@ -27,8 +27,10 @@ class Placement:
         self.count = config.num_virtual_tokens
         self.is_encoder_decoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
         self.parameters = inspect.signature(model.forward).parameters
-        head = getattr(model, "score", None)
-        self.pools_last = config.task_type == TaskType.SEQ_CLS and isinstance(head, nn.Module)
+        # The heads of decoders are called so; their rows may be padded on either side.
+        decodes = isinstance(getattr(model, "score", None), nn.Module)
+        self.pools_last = config.task_type == TaskType.SEQ_CLS and decodes
+        self.counts_positions = config.task_type == TaskType.CAUSAL_LM or decodes
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's forward with the virtual tokens in place."""
@@ -102,8 +104,8 @@ class Placement:
             )  # fmt: skip
 
     def _positions(self, call: dict[str, Any], mask: Tensor | None, full: Tensor, skip: int) -> None:
-        causal = self.config.task_type == TaskType.CAUSAL_LM or self.pools_last
-        if causal and mask is not None and "position_ids" in self.parameters and call.get("position_ids") is None:
+        counted = self.counts_positions and mask is not None and "position_ids" in self.parameters
+        if counted and call.get("position_ids") is None:
             call["position_ids"] = (full.long().cumsum(1) - 1).clamp_min(0)[:, skip:]
         elif call.get("position_ids") is not None and skip == 0:
             shifted = call["position_ids"] + self.count
