@@ -78,7 +78,8 @@ def lora_count(
     def count(kind: Kind) -> int:
         each = [*ranks, *(rank for _ in kind.layers)]
         return sum(
-            r * layer.experts * (layer.width * layer.kernel + layer.out // layer.groups) + layer.out * (dora + bias)
+            r * layer.experts * (layer.width * layer.kernel + layer.out // layer.groups)
+            + layer.out * (layer.experts * dora + bias)
             for r, layer in zip(each, kind.layers, strict=False)
         )
 
@@ -142,6 +143,7 @@ def _lora(
 
 _GROUPED_DORA = {
     ("stack", "grouped_conv2d"): "the second one needs the merged weight of the first, which has no grouped form",
+    **{("oracle", kind): "the reference cannot adapt this kind of layer" for kind in (*ATTENTIONS, *PARAMETERS)},
 }
 
 _MATRIX_LIKE = (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS)
@@ -527,10 +529,9 @@ ROWS: tuple[Row, ...] = (
     _lora("dora-olora", MATRICES, lora_count(dora=True), init_lora_weights="olora", use_dora=True, open=True,
           gaps=_TWICE_THE_RANK),
     _lora("lora-trained-head", count=plus(lora_count(), head_size), modules_to_save=["head"]),
-    _lora("dora", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS), lora_count(dora=True), use_dora=True,
-          gaps=_GROUPED_DORA),
-    _lora("dora-rslora-dropout", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS), lora_count(dora=True), use_dora=True,
-          use_rslora=True, lora_dropout=0.2, gaps=_GROUPED_DORA),
+    _lora("dora", count=lora_count(dora=True), use_dora=True, gaps=_GROUPED_DORA),
+    _lora("dora-rslora-dropout", (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS, *ATTENTIONS), lora_count(dora=True),
+          use_dora=True, use_rslora=True, lora_dropout=0.2, gaps=_GROUPED_DORA),
     _lora("dora-random-start", (*MATRICES, *EMBEDDINGS), lora_count(dora=True), use_dora=True, init_lora_weights=False,
           starts_at_base=False, open=True),
     *_LOW_RANK,

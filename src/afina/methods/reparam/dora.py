@@ -3,8 +3,8 @@
     W' = m ∘ (W + s · B A) / ||W + s · B A||_row,   m starts as ||W||_row
 
 Liu et al. 2024, arXiv 2402.09353 (the norm is a constant for the gradient, section 4.3). Dropout acts on the input of
-the low-rank part only. Trainable: LoRA's + out a layer (embedding: + dim). Mergeable. Layers: all of LoRA's but
-attention, parameters; grouped convolutions are not mergeable.
+the low-rank part only. Trainable: LoRA's + out a layer and expert (embedding: + dim). Mergeable. Layers: all of LoRA's;
+grouped convolutions are not mergeable. The reference has it for neither attention nor parameters.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .lora_config import LoraConfig
 
 @Lora.variant(lambda config: config.use_dora)
 class Dora(Lora):
-    """`magnitude`: (out,), for convolutions (1, out, *ones)."""
-
-    kinds = frozenset({"linear", "conv", "embedding"})
+    """`magnitude`: (out,), of experts (experts · out,), for convolutions (1, out, *ones)."""
 
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
+        self.hold(times=1)
+        outputs = site.base.out_features * (site.base.shape[0] if self.experts else 1)
         shape = (1, -1, *(1 for _ in site.base.shape[2:])) if site.base.kind == "conv" else (-1,)
         if site.device.type == "meta":
-            self.lora_magnitude_vector = site.empty(*(site.base.out_features if n == -1 else n for n in shape))
+            self.lora_magnitude_vector = site.empty(*(outputs if n == -1 else n for n in shape))
             return
         with torch.no_grad():
             weight = site.base.read()[0].to(self.lora_A.dtype)
@@ -49,9 +49,9 @@ class Dora(Lora):
         A, B = self.factors()
         return self.scaling * (B.reshape(-1, self.r) @ A.flatten(1)).view(weight.shape)
 
-    @staticmethod
-    def _norm(weight: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    def _norm(self, weight: Tensor) -> Tensor:
+        rows = weight.flatten(0, 1) if self.experts else weight.flatten(1)
+        norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
         return norm
 
     def _scale(self, weight: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ class Dora(Lora):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         changed = weight + self.delta(weight)
-        return changed * self._scale(weight).view(-1, *(1 for _ in weight.shape[1:])), bias
+        outputs = 2 if self.experts else 1
+        return changed * self._scale(weight).view(*weight.shape[:outputs], *(1 for _ in weight.shape[outputs:])), bias
 
     @property
     def fuses(self) -> bool:
@@ -89,6 +90,8 @@ class Dora(Lora):
         return out if base.bias is None else out + base.bias
 
     def forward(self, inner: View, x: Any) -> Any:
+        if not inner.base.additive:
+            return inner.apply(x, *self.merged(*inner.params()))
         if self.reads_as_is(inner.base, x):
             if self.dropped(x) is x and inner.is_base and is_plain_linear(inner.base.module):
                 return self._fused(inner, x)
