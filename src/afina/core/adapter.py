@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, NotMergeable, TargetError
 from .quantised import dense_copy
-from .weights import BaseWeight, base_weight
+from .weights import BaseWeight, base_weight, in_own_dtype
 
 if TYPE_CHECKING:
     from .view import View
@@ -285,7 +285,7 @@ class Replacement(Adapter):
                         module._parameters[name] = nn.Parameter(parameter.to("meta"))
 
     def forward(self, inner: View, x: Any) -> Any:
-        return self.copy(x, *inner.args, **inner.kwargs)
+        return in_own_dtype(self.copy, self.dtype, x, *inner.args, **inner.kwargs)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()

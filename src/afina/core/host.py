@@ -14,9 +14,9 @@ from .adapter import Adapter, Replacement
 from .light import LightModule
 from .rows import Rows, refuse_spent, run_rows
 from .spelling import ReferenceSpelling
-from .view import View, autocasts, reference_view
+from .view import View, reference_view
 from .walk import outside_adapters
-from .weights import BaseWeight, base_weight
+from .weights import BaseWeight, autocasts, base_weight
 
 
 class Host(LightModule, ReferenceSpelling):

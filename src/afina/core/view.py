@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .weights import BaseWeight
+from .weights import BaseWeight, autocasts
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -97,11 +97,6 @@ class View:
         if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
             return x
         return x if autocasts(x) else x.to(dtype)
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast chooses dtypes where the tensor is; it knows no tensors without data ("meta")."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -249,3 +249,26 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
     kinds = {nn.Linear: LinearWeight, nn.modules.conv._ConvNd: ConvWeight, nn.Embedding: EmbeddingWeight,
              nn.MultiheadAttention: AttentionWeight, nn.Module: OwnWeight}  # fmt: skip
     return next(weight(module) for kind, weight in kinds.items() if isinstance(module, kind))
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast chooses dtypes where the tensor is; it knows no tensors without data ("meta")."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def in_own_dtype(module: nn.Module, dtype: torch.dtype, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a module whose parameters have another dtype than the model around it.
+
+    Floating tensors, also in tuples, go in in `dtype` and come out in that of `x`; all else stays as it is.
+    """
+    outside = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else dtype
+    if outside == dtype or autocasts(x):
+        return module(x, *args, **kwargs)
+
+    def to(value: Any, wanted: torch.dtype) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(wanted) if value.is_floating_point() else value
+        return tuple(to(v, wanted) for v in value) if type(value) is tuple else value
+
+    moved = {name: to(value, dtype) for name, value in kwargs.items()}
+    return to(module(to(x, dtype), *(to(a, dtype) for a in args), **moved), outside)

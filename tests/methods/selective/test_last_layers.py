@@ -70,3 +70,16 @@ def test_ranges_without_a_layer_are_refused() -> None:
         afina.LastLayersConfig(layer_range=[1])
     with pytest.raises(TargetError, match="no stack"):
         afina.get_peft_model(torch.nn.Linear(2, 2), afina.LastLayersConfig())
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_float32_blocks_train_inside_a_bfloat16_model(kind: str) -> None:
+    model = afina.get_peft_model(getattr(tiny, kind)().bfloat16(), afina.LastLayersConfig(layers=1)).train()
+    more = {"decoder_input_ids": IDS} if kind == "t5" else {}
+    out = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), **more).logits
+    out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in trained)
+    assert sum(p.grad is not None and bool(p.grad.any()) for p in trained) > 5

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight
 from ...core.light import LightModule
-from ...core.view import View, autocasts
-from ...core.weights import BaseWeight
+from ...core.view import View
+from ...core.weights import BaseWeight, autocasts
 from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
 
 
