@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import products
+
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32."""
 CACHED = 2**19
@@ -78,15 +80,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dh_ND = torch.empty_like(h_ND) if wants_h else None
         dw_VD = torch.zeros_like(weight) if wants_w else None
-        logits = F.linear(hidden, weight, bias) if keep else None
+        logits = products.linear(hidden, weight, bias) if keep else None
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
         step = max(1, how.memory // (4 * weight.shape[0]))
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
-            z_NV = F.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
+            z_NV = products.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
             total = total + _losses(z_NV, y_N1[part], how, wants_h or wants_w)
             if dh_ND is not None:
-                torch.mm(z_NV, weight, out=dh_ND[part])
+                dh_ND[part] = products.mm(z_NV, weight)
             if dw_VD is not None:
                 dw_VD.addmm_(z_NV.mT, h_ND[part])
         divisor = len(rows) if how.divisor is None else how.divisor
@@ -101,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, dh_ND, dw_VD, weight, hidden = ctx.saved_tensors
         dh = dw = None
         if dh_ND is not None:
-            dh = dh_ND.new_zeros(ctx.shape) if g_NV is None else g_NV @ weight
+            dh = dh_ND.new_zeros(ctx.shape) if g_NV is None else products.mm(g_NV, weight)
             if g is not None:
                 dh.index_add_(0, rows, dh_ND * (g / ctx.divisor).to(dh_ND.dtype))
         if dw_VD is not None:

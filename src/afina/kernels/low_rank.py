@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from . import products
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
@@ -45,14 +46,10 @@ def merged_is_cheaper(tokens: int, weight: Tensor) -> bool:
     return weight.dtype.itemsize >= 4 and tokens * (out + width) > 2 * out * width
 
 
-def is_plain_linear(module: nn.Module, forward: Any = nn.Linear.forward) -> bool:
-    """Whether calling the module is nothing but a product with its frozen, ordinary weight (and its bias).
-
-    Args:
-        forward: what the class's forward has to be.
-    """
-    weight = module._parameters.get("weight")
-    known = type(module).forward is forward or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling the module is nothing but a product with its frozen, ordinary weight (and its bias)."""
+    weight, kind = module._parameters.get("weight"), getattr(type(module), "plain_class", type(module))
+    known = kind.forward is nn.Linear.forward or (kind.__name__ == "Conv1D" and hasattr(module, "nf"))
     return (
         known
         and type(weight) is nn.Parameter
@@ -80,10 +77,10 @@ class _LoraLinear(torch.autograd.Function):
         ctx.merged = a.dtype == weight.dtype and merged_is_cheaper(x_NI.shape[0], weight)
         if ctx.merged:
             t_NR = None
-            y_NO = F.linear(x_NI, torch.addmm(weight, b_OR, a_RI, alpha=s), bias)
+            y_NO = products.linear(x_NI, torch.addmm(weight, b_OR, a_RI, alpha=s), bias)
         else:
-            t_NR = x_NI @ a_RI.mT
-            y_NO = F.linear(x_NI, weight, bias).addmm_(t_NR, b_OR.mT, alpha=s)
+            t_NR = products.linear(x_NI, a_RI)
+            y_NO = products.linear(x_NI, weight, bias).addmm_(t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, weight, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
         ctx.scale, ctx.dtypes, ctx.shape = s, (a.dtype, b.dtype), x.shape
         return y_NO.view(*x.shape[:-1], y_NO.shape[1])
@@ -93,16 +90,16 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, weight, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
         g_NO = g.flatten(0, -2)
-        u_NR = (g_NO @ b_OR).mul_(ctx.scale)
+        u_NR = products.mm(g_NO, b_OR).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:
             if ctx.merged:
-                dx = g_NO @ torch.addmm(weight, b_OR, a_RI, alpha=ctx.scale)
+                dx = products.mm(g_NO, torch.addmm(weight, b_OR, a_RI, alpha=ctx.scale))
             else:
-                dx = (g_NO @ weight).addmm_(u_NR, a_RI)
+                dx = products.mm(g_NO, weight).addmm_(u_NR, a_RI)
             dx = dx.view(ctx.shape)
         if t_NR is None:
-            t_NR = x_NI @ a_RI.mT
+            t_NR = products.linear(x_NI, a_RI)
         return dx, None, None, *_factor_gradients(ctx, g_NO, u_NR, x_NI, t_NR, scale), None
 
 
@@ -111,7 +108,7 @@ class _AddLowRank(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
         x_NI = x.flatten(0, -2)
         a_RI, (b_OR, s) = a.to(x.dtype), _scaled(b, scale, x.dtype)
-        t_NR = x_NI @ a_RI.mT
+        t_NR = products.linear(x_NI, a_RI)
         y_NO = y.flatten(0, -2).to(x.dtype)
         out = torch.addmm(y_NO, t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
@@ -123,7 +120,7 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x_NI, a_RI, b_OR, t_NR, scale = ctx.saved_tensors
         g_NO = g.flatten(0, -2)
-        u_NR = (g_NO @ b_OR).mul_(ctx.scale)
+        u_NR = products.mm(g_NO, b_OR).mul_(ctx.scale)
         dx = (u_NR @ a_RI).view(ctx.shape) if ctx.needs_input_grad[1] else None
         dy = g.to(ctx.y_dtype) if ctx.needs_input_grad[0] else None
         return dy, dx, *_factor_gradients(ctx, g_NO, u_NR, x_NI, t_NR, scale), None
@@ -134,8 +131,8 @@ def _factor_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dA, dB) in the factors' own dtypes, where they are wanted."""
     at = 3 if len(ctx.needs_input_grad) == 6 else 2
-    da = (u_NR.mT @ x_NI).to(ctx.dtypes[0]) if ctx.needs_input_grad[at] else None
+    da = products.mm(u_NR.mT, x_NI).to(ctx.dtypes[0]) if ctx.needs_input_grad[at] else None
     db = None
     if ctx.needs_input_grad[at + 1]:
-        db = (g_NO.mT @ t_NR).to(ctx.dtypes[1]).mul_(ctx.scale if scale is None else scale)
+        db = products.mm(t_NR.mT, g_NO).to(ctx.dtypes[1]).mT.contiguous().mul_(ctx.scale if scale is None else scale)
     return da, db

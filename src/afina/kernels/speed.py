@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.weights import autocasts
 from ..errors import AfinaError
-from . import attention
+from . import attention, products
 from .compiled import compile_layers
 from .loss import linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
@@ -30,13 +31,30 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
     """
     get_base: Any = getattr(model, "get_base_model", None)
     base: Any = model if get_base is None else get_base()
-    said = [_attention(base)]
+    said = [_attention(base), _products(base)]
     head: Any = getattr(base, "get_output_embeddings", lambda: None)()
     if hasattr(base, "get_decoder") and head is not None:
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
     return [*said, compile_layers(base, steps, tokens)]
+
+
+def _products(base: nn.Module) -> str:
+    layers = [m for m in base.modules() if type(m) is nn.Linear and type(m.weight.data) is Tensor
+              and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]  # fmt: skip
+    if not layers or not products.ONEDNN:
+        return "products: torch's own"
+    for layer in layers:
+        swap_forward(layer, _linear)
+    return f"products: {len(layers)} float32 layers by oneDNN, which is the faster library on this processor"
+
+
+def _linear(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
+    if x.dim() < 2 or not products.chooses_onednn(x.flatten(0, -2), self.weight) or autocasts(x):
+        out: Tensor = kind.forward(self, x)
+        return out
+    return products.differentiable_linear(x, self.weight, self.bias)
 
 
 def _attention(base: Any) -> str:
@@ -86,8 +104,7 @@ def _softcap(base: Any) -> float | None:
 def is_head_plain(base: Any) -> bool:
     """Whether the vocabulary projection is a plain frozen product."""
     head = base.get_output_embeddings()
-    kind = getattr(type(head), "plain_class", type(head))
-    return kind is nn.Linear and is_plain_linear(head, forward=type(head).forward)
+    return isinstance(head, nn.Linear) and is_plain_linear(head)
 
 
 def _forward_with_logits(kind: type[nn.Module], self: Any, *args: Any, **kwargs: Any) -> Any:
