@@ -50,11 +50,26 @@ def chooses_onednn(x: Tensor, weight: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x weightᵀ + bias`, without autograd. x: (N, I). weight: (O, I), any strides."""
-    if chooses_onednn(x, weight):
-        run: Any = torch.ops.mkldnn._linear_pointwise
-        out: Tensor = run(x, weight, bias, "none", [], "")
-        return out
-    return F.linear(x, weight, bias)
+    if not chooses_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    # The compiler has rules of its own for torch's operation, which expect weights in oneDNN's own layout.
+    return _opaque(x, weight, bias) if torch.compiler.is_compiling() else _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    run: Any = torch.ops.mkldnn._linear_pointwise
+    out: Tensor = run(x, weight, bias, "none", [], "")
+    return out
+
+
+@torch.library.custom_op("afina::linear", mutates_args=(), device_types="cpu")
+def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _onednn(x, weight, bias)
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
