@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import afina
-from afina.core.host import Host, ReadHost, hosts
+from afina.core.host import Host, hosts
+from afina.core.read_host import ReadHost
 from afina.errors import AfinaWarning, ConfigError, MergeError, NotAWeight
 
 from .tiny import bits, config, inputs, mlp, nudge, same_bits, trained

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from .adapter import Adapter, Replacement
 from .light import LightModule
-from .rows import Rows, refuse_spent, run_rows
+from .rows import Rows, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
 from .walk import outside_adapters
@@ -38,13 +38,15 @@ class Host(LightModule, ReferenceSpelling):
     saved: dict[str, nn.Parameter | None]
     called: bool
     rows: Rows | None
+    beside: Any
+    """What fast paths know of the layers that read the same input."""
 
     def __init__(self, base_layer: nn.Module, parameter: str | None = None) -> None:
         super().__init__()
         self._modules[self.base_slot] = base_layer
         self._modules[self.adapter_slot] = nn.ModuleDict()
         self.hold(base=base_weight(base_layer, parameter), biases={}, parameter=parameter, active=(), enabled=True,
-                  merged=(), stack=(), saved={}, called=False, rows=None)  # fmt: skip
+                  merged=(), stack=(), saved={}, called=False, rows=None, beside=None)  # fmt: skip
         if not base_layer.training:
             self.hold(training=False)
             self._adapters.training = False
@@ -251,33 +253,6 @@ class Host(LightModule, ReferenceSpelling):
                 raise
         spelled = reference_view(modules[self.adapter_slot], name)
         return getattr(modules[self.base_slot], name) if spelled is None else spelled
-
-
-class ReadHost(Host):
-    """A host whose parent computes with its `weight` and `bias` instead of calling it (attention's out_proj)."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight: with all active adapters."""
-        return self._effective()[0]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The effective bias."""
-        return self._effective()[1]
-
-    def _effective(self) -> tuple[Tensor, Tensor | None]:
-        self.called = True
-        stack, own_bias = self.stack, self.own_bias()
-        if self.rows is not None and self.enabled:
-            refuse_spent(self.rows)
-            # Rows that share a pass have no adapter here, or all the same.
-            stack = self._named(self.rows.groups)
-            own_bias = next((self.biases[n] for n in self.rows.groups if n in self.biases), None)
-        if not stack and own_bias is None:
-            return self.base.weight, self.base.bias
-        weight, bias = View(self, stack, None, bias=own_bias).params()
-        return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
 
 
 class ModulesToSaveWrapper(Host):

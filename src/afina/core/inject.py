@@ -15,8 +15,9 @@ from torch import nn
 from ..errors import AfinaWarning, NameTakenError, TargetError, nearest
 from .adapter import Adapter, Replacement, Site
 from .config import LayerConfig, method
-from .host import Host, ModulesToSaveWrapper, ReadHost
+from .host import Host, ModulesToSaveWrapper
 from .patterns import name_in
+from .read_host import ReadHost
 from .targets import Slot, output_head, select_slots, slots
 from .tuner import adapter_names
 from .walk import hold_shared, outside_adapters

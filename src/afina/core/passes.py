@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .config import TaskType, method
-from .host import ReadHost
 from .mixed import can_mix
+from .read_host import ReadHost
 from .routing import routers
 from .rows import BASE, SPENT, Rows, hosts, tell
 

@@ -55,11 +55,18 @@ def _rows(x: Tensor, i: int, j: int, heads: int) -> Tensor:
     return x[:, :, i:j].reshape(b * heads, -1, d)
 
 
-def _shares(q: Tensor, k_: Tensor, allowed: Tensor | None, scale: float, block: tuple[int, int, int]) -> Tensor:
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale · a b; the factor goes into the product."""
+    return torch.baddbmm(a.new_empty(a.shape[0], a.shape[1], b.shape[2]), a, b, beta=0, alpha=scale)
+
+
+def _shares(
+    q: Tensor, k_: Tensor, allowed: Tensor | None, scale: float, block: tuple[int, int, int], out: Tensor | None = None
+) -> Tensor:
     """(B K, G S, W), of one block of queries. k_: (B K, T, D)."""
     i, j, end = block
     b, h = q.shape[:2]
-    scores = torch.bmm(_rows(q, i, j, k_.shape[0] // b), k_[:, :end].mT).mul_(scale)
+    scores = _scaled(_rows(q, i, j, k_.shape[0] // b), k_[:, :end].mT, scale)
     whole, lowest = scores.view(b, h, j - i, end), torch.finfo(q.dtype).min
     if allowed is not None:
         part = allowed[..., :end] if allowed.shape[2] == 1 else allowed[:, :, i:j, :end]
@@ -69,8 +76,11 @@ def _shares(q: Tensor, k_: Tensor, allowed: Tensor | None, scale: float, block: 
             whole.add_(part).clamp_min_(lowest)
     if is_causal(allowed):
         later = torch.ones(j - i, j - i, dtype=torch.bool, device=q.device).triu_(1)
-        whole[..., i:].masked_fill_(later, lowest)
-    return torch.softmax(scores, -1)
+        if allowed is None:  # cheaper, and the same where every query sees something
+            whole[..., i:].add_(q.new_zeros(j - i, j - i).masked_fill_(later, lowest))
+        else:
+            whole[..., i:].masked_fill_(later, lowest)
+    return torch.softmax(scores, -1, out=None if out is None else out.view(scores.shape))
 
 
 def _kept(q: Tensor, allowed: Tensor | None) -> int:
@@ -89,11 +99,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: flo
     at = 0
     for block in _blocks(t, allowed):
         i, j, end = block
-        shares = _shares(q, k_, allowed, scale, block)
+        place = kept[at : at + b * h * (j - i) * end] if len(kept) else None
+        shares = _shares(q, k_, allowed, scale, block, place)
         out[:, i:j] = torch.bmm(shares, v_[:, :end]).view(b, h, j - i, d).transpose(1, 2)
-        if len(kept):
-            kept[at : at + shares.numel()] = shares.view(-1)
-            at += shares.numel()
+        at += shares.numel()
     return out, kept
 
 
@@ -114,9 +123,9 @@ def _backward(
         else:
             shares = _shares(q, k_, allowed, scale, block)
         dv[:, :end].baddbmm_(shares.mT, g_)
-        ds = torch._softmax_backward_data(torch.bmm(g_, v_[:, :end].mT), shares, -1, shares.dtype).mul_(scale)
-        dq[:, :, i:j] = torch.bmm(ds, k_[:, :end]).view(b, h, j - i, d)
-        dk[:, :end].baddbmm_(ds.mT, q_)
+        ds = torch._softmax_backward_data(torch.bmm(g_, v_[:, :end].mT), shares, -1, shares.dtype)
+        dq[:, :, i:j] = _scaled(ds, k_[:, :end], scale).view(b, h, j - i, d)
+        dk[:, :end].baddbmm_(ds.mT, q_, alpha=scale)
     return dq, dk.view(k.shape), dv.view(v.shape)
 
 

@@ -131,10 +131,9 @@ def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
         slope = 1 - z_NV.square() if backward else None
         z_NV = z_NV * softcap
     wide = torch.promote_types(torch.float32, z_NV.dtype)
-    top, at = z_NV.max(-1, keepdim=True)
     p_NV = torch.softmax(z_NV, -1, dtype=wide)
     # The largest share is at least 1 / V, so its logarithm is exact enough to stand for the normaliser.
-    normaliser = top.to(wide) - p_NV.gather(1, at).log()
+    normaliser = z_NV.amax(-1, keepdim=True).to(wide) - p_NV.amax(-1, keepdim=True).log()
     loss = normaliser - (1 - smoothing) * z_NV.gather(1, y_N1).to(wide)
     if smoothing:
         loss = loss - smoothing * z_NV.mean(-1, keepdim=True, dtype=wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..core.weights import autocasts
 from ..errors import AfinaError
 from . import attention, products
 from .compiled import compile_layers
+from .joint import join
 from .loss import linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
 from .swap import swap_forward
@@ -37,7 +39,18 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
-    return [*said, compile_layers(base, steps, tokens)]
+    return [*said, _siblings(base), compile_layers(base, steps, tokens)]
+
+
+def _siblings(base: Any) -> str:
+    first = next(iter(base.parameters()), None)
+    if first is None or first.dtype.itemsize != 2:
+        return "layers that read the same input: one by one, because the base is not in 16 bits"
+    try:
+        count = join(base, lambda: _small_run(base))
+    except _NO_TOKENS:
+        return "layers that read the same input: one by one, because the model takes more than tokens"
+    return f"layers that read the same input: {count} sets share the updates' products"
 
 
 def _products(base: nn.Module) -> str:
@@ -148,18 +161,32 @@ def fused_loss(base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[st
     return result.to_tuple() if as_tuple else result
 
 
-@torch.no_grad()
+_NO_TOKENS = (AfinaError, TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError)
+"""What a model raises that does not run on tokens alone."""
+
+
 def _try(base: Any, keep_logits: bool) -> float | None:
     """The relative difference of both losses on a few tokens; None where the fast one does not run."""
-    weight = base.get_output_embeddings().weight
+
+    def losses(ids: Tensor) -> tuple[Tensor, Tensor]:
+        plain: Tensor = base(input_ids=ids, labels=ids).loss
+        fast: Tensor = fused_loss(base, (), ids, {"input_ids": ids}, keep_logits).loss
+        return plain.float(), fast.float()
+
+    try:
+        plain, fast = _small_run(base, losses)
+    except _NO_TOKENS:
+        return None
+    return float((fast - plain).abs() / plain.abs().clamp_min(1e-6))
+
+
+@torch.no_grad()
+def _small_run(base: Any, run: Callable[[Tensor], Any] | None = None) -> Any:
+    """Run the model, or what is given, on eight tokens in evaluation mode."""
+    weight, was = base.get_input_embeddings().weight, base.training
     ids = torch.arange(1, 9, device=weight.device).remainder(weight.shape[0])[None]
-    was = base.training
     base.eval()
     try:
-        plain = base(input_ids=ids, labels=ids).loss
-        fast = fused_loss(base, (), ids, {"input_ids": ids}, keep_logits).loss
-    except (AfinaError, TypeError, ValueError, AttributeError, RuntimeError):
-        return None
+        return base(input_ids=ids) if run is None else run(ids)
     finally:
         base.train(was)
-    return float((fast.float() - plain.float()).abs() / plain.float().abs().clamp_min(1e-6))

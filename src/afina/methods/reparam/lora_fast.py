@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...core.adapter import DeltaWeight
+from ...core.host import Host
 from ...core.light import LightModule
 from ...core.view import View
 from ...core.weights import BaseWeight, autocasts
+from ...kernels.joint import Layer
 from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
 
 
@@ -20,6 +23,7 @@ class LoraFast(LightModule, DeltaWeight):
     times: int
     lora_A: nn.Parameter
     lora_bias: nn.Parameter | None
+    pair: tuple[str, str] | None
     r: int
     groups: int
     embedding: bool
@@ -58,9 +62,34 @@ class LoraFast(LightModule, DeltaWeight):
 
     def fused(self, inner: View, x: Tensor) -> Tensor:
         """The layer's output with the update, without LoRA's own bias."""
+        beside = inner.host.beside
+        if beside is not None and x.dtype.itemsize == 2 and torch.is_grad_enabled():
+            made: Tensor | None = beside.output(inner.host, x, _alone)
+            if made is not None:
+                return made
         A, B = self.factors()
         scale, dropped = self.times * self.scaling, self.dropped(x)
         if dropped is x and inner.is_base and is_plain_linear(inner.base.module):
             weight = inner.base.canonical(inner.base.weight)
             return lora_linear(x, weight, inner.base.bias, A, B, scale)
         return add_low_rank(inner(x), dropped, A, B, scale)
+
+
+def _alone(host: Host, x: Tensor) -> Layer | None:
+    """What a host is to its siblings: a frozen layer with one plain update, or nothing that they know."""
+    adapter = host.stack[0] if len(host.stack) == 1 else None
+    plain = (
+        isinstance(adapter, LoraFast)
+        and adapter.pair is None
+        and host.rows is None
+        and host.own_bias() is None
+        and adapter.reads_as_is(host.base, x)
+        and not (adapter.training and adapter.dropout is not None)
+        and is_plain_linear(host.base.module)
+    )
+    if not plain:
+        return None
+    assert isinstance(adapter, LoraFast)
+    A, B = adapter.factors()
+    weight = host.base.canonical(host.base.weight)
+    return Layer(weight, host.base.bias, A, B, adapter.times * adapter.scaling)

@@ -1,0 +1,173 @@
+"""Layers that read the same input: the formula's outputs and gradients, whoever is asked first, and only where they
+are what they seem."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+import afina
+from afina.kernels import joint
+from afina.kernels.joint import Layer, lora_linears
+from afina.kernels.speed import speed_up
+
+IDS = torch.arange(3, 27).view(2, 12)
+SETS = 2 * 2  # q, k, v and gate, up in two layers
+
+
+def rand(*shape: int, seed: int, grad: bool = False) -> Tensor:
+    out = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return out.requires_grad_(grad)
+
+
+def layers() -> list[Layer]:
+    """Of different widths and ranks, with and without bias."""
+    return [
+        Layer(rand(out, 7, seed=i), rand(out, seed=9) if i else None, rand(r, 7, seed=10 + i, grad=True),
+              rand(out, r, seed=20 + i, grad=True), 0.5 + i)
+        for i, (out, r) in enumerate([(5, 2), (3, 4), (6, 1)])
+    ]  # fmt: skip
+
+
+def test_outputs_and_gradients_are_the_formulas() -> None:
+    x, given = rand(2, 4, 7, seed=30, grad=True), layers()
+    for made, layer in zip(lora_linears(x, given), given, strict=True):
+        plain = F.linear(x, layer.weight, layer.bias) + layer.scale * F.linear(F.linear(x, layer.a), layer.b)
+        torch.testing.assert_close(made, plain)
+
+    def run(x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        pairs = zip(given, flat[::2], flat[1::2], strict=True)
+        return lora_linears(x, [layer._replace(a=a, b=b) for layer, a, b in pairs])
+
+    assert torch.autograd.gradcheck(run, (x, *(t for layer in given for t in (layer.a, layer.b))))
+
+
+def llama(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                        num_attention_heads=4, num_key_value_heads=2)).to(dtype)  # fmt: skip
+    fields = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False, "target_modules": "all-linear", **options}
+    return afina.get_peft_model(base, afina.LoraConfig(**fields)).train()
+
+
+def step(model: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS, **inputs).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each joint operation had."""
+    seen, own = [], joint.lora_linears
+    monkeypatch.setattr(joint, "lora_linears", lambda x, layers: seen.append(len(layers)) or own(x, layers))
+    return seen
+
+
+def test_model_finds_its_sets_and_makes_the_same_step(calls: list[int]) -> None:
+    exact, plain, fast = llama(torch.float32), llama(), llama()
+    assert f"{SETS} sets share" in speed_up(fast)[-2]
+    (loss, grads), (a, plain_grads), (b, fast_grads) = step(exact), step(plain), step(fast)
+    assert calls == [3, 2, 3, 2]
+    assert abs(b - loss) <= abs(a - loss) + 1e-2
+    assert plain_grads.keys() == fast_grads.keys()
+    for name, true in grads.items():
+        near, nearest = (fast_grads[name] - true).norm(), (plain_grads[name] - true).norm()
+        assert near <= 1.5 * nearest + 1e-2 * true.norm(), name
+
+
+def test_checkpointed_and_repeated_steps_are_the_same_to_the_bit(calls: list[int]) -> None:
+    model = llama()
+    speed_up(model)
+    first = step(model)
+    torch.testing.assert_close(step(model), first, rtol=0, atol=0)
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.get_base_model().enable_input_require_grads()
+    torch.testing.assert_close(step(model), first, rtol=0, atol=0)
+    assert set(calls) == {2, 3}
+
+
+@pytest.mark.parametrize("change", ["switched off", "two adapters", "dropout", "rows"])
+def test_anything_but_one_plain_update_is_made_one_by_one(calls: list[int], change: str) -> None:
+    model, inputs = llama(lora_dropout=0.5 if change == "dropout" else 0.0), {}
+    speed_up(model)
+    if change in ("two adapters", "rows"):
+        model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
+    if change == "two adapters":
+        model.set_adapter(["default", "b"])
+    if change == "rows":
+        inputs = {"adapter_names": ["b", "default"]}
+    if change == "switched off":
+        for name, module in model.named_modules():
+            if name.endswith(("v_proj", "gate_proj")):
+                module.enable_adapters(False)
+    step(model, **inputs)
+    assert calls == []
+
+
+def test_evaluation_is_made_one_by_one(calls: list[int]) -> None:
+    model = llama()
+    speed_up(model)
+    with torch.no_grad():
+        model.eval()(input_ids=IDS)
+    assert calls == []
+
+
+def test_changed_weights_are_never_answered_with_former_outputs() -> None:
+    model = llama()
+    speed_up(model)
+    attention = model.get_base_model().model.layers[0].self_attn
+    x = torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    attention.q_proj(x)
+    before = attention.k_proj(x)
+    attention.q_proj(x)
+    with torch.no_grad():
+        attention.k_proj.adapter("default").lora_B.mul_(3)
+    after = attention.k_proj(x)
+    assert not torch.equal(before, after)
+    with torch.no_grad():
+        torch.testing.assert_close(after, attention.k_proj(x))
+
+
+def test_cross_attention_shares_only_what_reads_the_same() -> None:
+    torch.manual_seed(0)
+    base = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4,
+                                               decoder_start_token_id=0)).bfloat16()  # fmt: skip
+    model = afina.get_peft_model(base, afina.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "k", "v", "o"]))
+    found = joint.join(base, lambda: base(input_ids=IDS, decoder_input_ids=IDS))
+    assert found == 3
+    names = {id(h): n for n, h in base.named_modules()}
+    sets = {tuple(names[id(m)] for m in h.beside.members) for _, h in joint.hosts(base) if h.beside is not None}
+    cross = "decoder.block.0.layer.1.EncDecAttention"
+    assert (f"{cross}.k", f"{cross}.v") in sets
+    assert len(sets) == 3
+    assert model.base_model.model.decoder.block[0].layer[0].SelfAttention.o.beside is None
+
+
+def test_copies_are_siblings_among_themselves() -> None:
+    model = llama()
+    speed_up(model)
+    twin = copy.deepcopy(model)
+    own = [h for _, h in joint.hosts(twin)]
+    assert all(any(m is h for h in own) for h in own if h.beside is not None for m in h.beside.members)
+    torch.testing.assert_close(step(twin), step(model), rtol=0, atol=0)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    model = llama()
+    speed_up(model)
+    layer = model.get_base_model().model.layers[0].mlp
+    found = []
+    for run in (layer, torch.compile(layer, fullgraph=True)):
+        x = torch.ones(2, 5, 32, dtype=torch.bfloat16, requires_grad=True)
+        out = run(x)
+        out.float().square().sum().backward()
+        found.append([out, x.grad])
+    torch.testing.assert_close(*found, rtol=3e-2, atol=3e-2)  # a few roundings in bfloat16
