@@ -2,9 +2,9 @@
 
 In bfloat16 the backward pass of torch's fused attention takes several times its forward pass on a CPU. Products of a
 block of queries with the keys that it may see are faster: half of the scores of causal attention are never computed,
-and a block stays in the processor's cache from its scores to its output. Up to `KEPT` tokens the shares are kept for
-the backward pass, beyond that they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT` tokens
-and other devices keep torch's own.
+and a block stays in the processor's cache from its scores to its output. In 16 bits and up to `KEPT` tokens the shares
+are kept for the backward pass, else they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT`
+tokens and other devices keep torch's own.
 
 Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size, S tokens of a block, W keys it sees.
 """
@@ -88,7 +88,7 @@ def _kept(q: Tensor, allowed: Tensor | None) -> int:
     b, h, t, _ = q.shape
     full = t // BLOCK
     seen = BLOCK * BLOCK * full * (full + 1) // 2 + (t - BLOCK * full) * t if is_causal(allowed) else t * t
-    return b * h * seen if t <= KEPT else 0
+    return b * h * seen if t <= KEPT and q.dtype.itemsize == 2 else 0
 
 
 @torch.library.custom_op("afina::attention", mutates_args=(), device_types="cpu")

@@ -12,6 +12,7 @@ from ..core.weights import autocasts
 from ..errors import AfinaError
 from . import attention, products
 from .compiled import compile_layers
+from .gated import keep_less
 from .joint import join
 from .loss import linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
@@ -39,6 +40,8 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
+    if parts := keep_less(base):
+        said.append(f"feed-forward: {parts} float32 parts keep half as much for the backward pass")
     return [*said, _siblings(base), compile_layers(base, steps, tokens)]
 
 

@@ -1,0 +1,109 @@
+"""The gated feed-forward part of decoder layers, keeping less for the backward pass.
+
+    y = down(silu(gate(x)) * up(x))
+
+Of the four wide tensors that autograd keeps (both projections, silu(gate), the product), two can be made again from the
+other two by passes over memory that cost little beside the products: only gate(x) and up(x) are kept. In 16 bits these
+passes are a larger part of a step and the tensors half as large, so it is left as it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .swap import swap_forward
+
+
+class _Kept:
+    """gate and up of one pass; `share` is silu(gate) between the two uses of a backward pass."""
+
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self.gate, self.up = gate.detach(), up.detach()
+        self.share: Tensor | None = None
+
+    def product(self) -> Tensor:
+        self.share = F.silu(self.gate)
+        return self.share * self.up
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.kept = kept
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        share, ctx.kept.share = ctx.kept.share, None
+        share = F.silu(gate) if share is None else share
+        return torch.ops.aten.silu_backward(g * up, gate), share.mul_(g), None
+
+
+def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
+    """`down(silu(gate) * up)`; what `down` keeps of its input is made again in the backward pass."""
+    kept = _Kept(gate, up)
+    run: Any = _Gated.apply
+    product: Tensor = run(gate, up, kept)
+    # Not the tensor itself: the backward pass holds on to both functions.
+    own = product.data_ptr(), product.numel(), product.dtype
+
+    def pack(tensor: Tensor) -> Any:
+        same = (tensor.data_ptr(), tensor.numel(), tensor.dtype) == own and tensor.is_contiguous()
+        return tensor.shape if same else tensor
+
+    def unpack(held: Any) -> Tensor:
+        return held if isinstance(held, Tensor) else kept.product().view(held)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return down(product)
+
+
+def keep_less(base: nn.Module) -> int:
+    """Let float32 feed-forward parts of this form keep less; returns how many there are."""
+    found = [m for m in base.modules() if _has_the_form(m)]
+    for module in found:
+        swap_forward(module, _forward)
+    return len(found)
+
+
+def _has_the_form(module: nn.Module) -> bool:
+    children = module._modules
+    if hasattr(type(module), "plain_class") or children.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return False
+    own: Any = module
+    weight = getattr(own.gate_proj, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or weight.device.type == "meta":
+        return False
+    was = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            # A few fixed numbers tell this form from others: scales, clamps, another activation.
+            x = torch.linspace(-2, 2, 2 * weight.shape[1], device=weight.device).view(1, 2, -1)
+            return torch.equal(own(x), own.down_proj(F.silu(own.gate_proj(x)) * own.up_proj(x)))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        module.train(was)
+
+
+def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _others_keep():
+        out: Tensor = kind.forward(self, x)
+        return out
+    return gated(self.gate_proj(x), self.up_proj(x), self.down_proj)
+
+
+def _others_keep() -> bool:
+    """Whether somebody else decides what is kept (gradient checkpointing, offloading), as far as torch tells."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(True) is not None
