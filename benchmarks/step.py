@@ -100,7 +100,7 @@ def step(model: Any, row: Row) -> Any:
         inner.gradient_checkpointing_enable({"use_reentrant": False})
         inner.enable_input_require_grads()
     parameters = [p for p in model.train().parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # the default of transformers' Trainer
 
     def run() -> float:
         loss = model(input_ids=ids, labels=labels).loss

@@ -40,46 +40,86 @@ def lora_linears(x: Tensor, layers: list[Layer]) -> tuple[Tensor, ...]:
     return out
 
 
+def _outputs(
+    x_NI: Tensor, weights: list[Tensor], biases: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], scales: list[float]
+) -> list[Tensor]:
+    """The outputs, and x_NI a_SIᵀ last. biases: empty where there is none."""
+    t_NS = x_NI @ a_SI.mT
+    parts = torch.split(t_NS, [t.shape[1] for t in b_OR], 1)
+    out = [
+        F.linear(x_NI, w, bias if bias.numel() else None).addmm_(t_NR, b.mT, alpha=s)
+        for w, bias, b, t_NR, s in zip(weights, biases, b_OR, parts, scales, strict=True)
+    ]
+    return [*out, t_NS]
+
+
+def _gradients(
+    g_NO: list[Tensor], x_NI: Tensor, weights: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], t_NS: Tensor,
+    scales: list[float], wants_x: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of a_SI, of every b (transposed), and of x_NI, which is empty if it is not wanted."""
+    u_NS = torch.cat([(g @ b).mul_(s) for g, b, s in zip(g_NO, b_OR, scales, strict=True)], 1)
+    dx = x_NI.new_empty(0)
+    if wants_x:
+        dx = u_NS @ a_SI
+        for g, weight in zip(g_NO, weights, strict=True):
+            dx.addmm_(g, weight)
+    parts = torch.split(t_NS, [t.shape[1] for t in b_OR], 1)
+    db_RO = [(t_NR.mT @ g).mul_(s) for t_NR, g, s in zip(parts, g_NO, scales, strict=True)]
+    return [u_NS.mT @ x_NI, *db_RO, dx]
+
+
+# The compiler would turn sums in place into copies and sums; it is given both as operations that it does not look into.
+_opaque_outputs = torch.library.custom_op("afina::lora_linears", _outputs, mutates_args=())
+_opaque_gradients = torch.library.custom_op("afina::lora_linears_backward", _gradients, mutates_args=())
+
+
+@_opaque_outputs.register_fake
+def _(
+    x_NI: Tensor, weights: list[Tensor], biases: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], scales: list[float]
+) -> list[Tensor]:
+    return [x_NI.new_empty(x_NI.shape[0], t.shape[0]) for t in (*weights, a_SI)]
+
+
+@_opaque_gradients.register_fake
+def _(
+    g_NO: list[Tensor], x_NI: Tensor, weights: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], t_NS: Tensor,
+    scales: list[float], wants_x: bool,
+) -> list[Tensor]:  # fmt: skip
+    shapes = [a_SI.shape, *(t.mT.shape for t in b_OR), x_NI.shape if wants_x else (0,)]
+    return [x_NI.new_empty(shape) for shape in shapes]
+
+
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *flat: Tensor | None) -> tuple[Tensor, ...]:
-        weights, biases, a, b = (flat[i::4] for i in range(4))
-        x_NI = x.flatten(0, -2)
+        count, (a, b) = len(scales), (flat[2::4], flat[3::4])
+        weights = [t for t in flat[::4] if t is not None]
+        biases = [x.new_empty(0) if t is None else t for t in flat[1::4]]
         a_SI = torch.cat([t for t in a if t is not None]).to(x.dtype)
         b_OR = [t.to(x.dtype) for t in b if t is not None]
-        ctx.ranks = [t.shape[1] for t in b_OR]
-        t_NS = x_NI @ a_SI.mT
-        out = []
-        for weight, bias, b_, t_NR, scale in zip(
-            weights, biases, b_OR, torch.split(t_NS, ctx.ranks, 1), scales, strict=True
-        ):
-            assert weight is not None
-            y_NO = F.linear(x_NI, weight, bias).addmm_(t_NR, b_.mT, alpha=scale)
-            out.append(y_NO.view(*x.shape[:-1], weight.shape[0]))
+        run = _opaque_outputs if torch.compiler.is_compiling() else _outputs
+        *out, t_NS = run(x.flatten(0, -2), weights, biases, a_SI, b_OR, list(scales))
         ctx.save_for_backward(x, a_SI, t_NS, *weights, *b_OR)
-        ctx.scales, ctx.dtypes = scales, [None if t is None else t.dtype for t in (*a, *b)]
-        return tuple(out)
+        ctx.scales, ctx.dtypes = list(scales), [None if t is None else t.dtype for t in (*a, *b)]
+        return tuple(out[i].view(*x.shape[:-1], -1) for i in range(count))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *g: Tensor) -> Any:
         x, a_SI, t_NS, *rest = ctx.saved_tensors
-        count = len(ctx.scales)
+        count, wants_x = len(ctx.scales), ctx.needs_input_grad[0]
         weights, b_OR = rest[:count], rest[count:]
-        g_NO = [t.flatten(0, -2) for t in g]
-        u_NS = torch.cat([(t @ b_).mul_(s) for t, b_, s in zip(g_NO, b_OR, ctx.scales, strict=True)], 1)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = u_NS @ a_SI
-            for t, weight in zip(g_NO, weights, strict=True):
-                dx.addmm_(t, weight)
-            dx = dx.view(x.shape)
-        da = torch.split(u_NS.mT @ x.flatten(0, -2), ctx.ranks)
+        run = _opaque_gradients if torch.compiler.is_compiling() else _gradients
+        da_SI, *db_RO, dx = run(
+            [t.flatten(0, -2) for t in g], x.flatten(0, -2), weights, a_SI, b_OR, t_NS, ctx.scales, wants_x
+        )
+        da = torch.split(da_SI, [t.shape[1] for t in b_OR])
         grads: list[Any] = []
-        for i, (t, t_NR) in enumerate(zip(g_NO, torch.split(t_NS, ctx.ranks, 1), strict=True)):
-            db = (t_NR.mT @ t).to(ctx.dtypes[count + i]).mT.contiguous().mul_(ctx.scales[i])
+        for i in range(count):
+            db = db_RO[i].to(ctx.dtypes[count + i]).mT.contiguous()
             grads += [None, None, da[i].to(ctx.dtypes[i]), db]
-        return dx, None, *grads
+        return dx.view(x.shape) if wants_x else None, None, *grads
 
 
 class Siblings:

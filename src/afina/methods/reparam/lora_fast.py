@@ -12,7 +12,7 @@ from ...core.host import Host
 from ...core.light import LightModule
 from ...core.view import View
 from ...core.weights import BaseWeight, autocasts
-from ...kernels.joint import Layer
+from ...kernels.joint import Layer, lora_linears
 from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
 
 
@@ -60,6 +60,11 @@ class LoraFast(LightModule, DeltaWeight):
         """The update's input."""
         return x if self.dropout is None or self.embedding else self.dropout(x)
 
+    @property
+    def scale(self) -> float | Tensor:
+        """The update's factor; a tensor where adapters are swapped under compiled code."""
+        return self.times * self.scaling
+
     def fused(self, inner: View, x: Tensor) -> Tensor:
         """The layer's output with the update, without LoRA's own bias."""
         beside = inner.host.beside
@@ -68,9 +73,11 @@ class LoraFast(LightModule, DeltaWeight):
             if made is not None:
                 return made
         A, B = self.factors()
-        scale, dropped = self.times * self.scaling, self.dropped(x)
+        scale, dropped = self.scale, self.dropped(x)
         if dropped is x and inner.is_base and is_plain_linear(inner.base.module):
             weight = inner.base.canonical(inner.base.weight)
+            if torch.compiler.is_compiling() and x.dtype.itemsize == 2 and not isinstance(scale, Tensor):
+                return lora_linears(x, [Layer(weight, inner.base.bias, A, B, scale)])[0]  # sums in place stay so
             return lora_linear(x, weight, inner.base.bias, A, B, scale)
         return add_low_rank(inner(x), dropped, A, B, scale)
 
@@ -90,6 +97,8 @@ def _alone(host: Host, x: Tensor) -> Layer | None:
     if not plain:
         return None
     assert isinstance(adapter, LoraFast)
+    scale = adapter.scale
+    if isinstance(scale, Tensor):
+        return None
     A, B = adapter.factors()
-    weight = host.base.canonical(host.base.weight)
-    return Layer(weight, host.base.bias, A, B, adapter.times * adapter.scaling)
+    return Layer(host.base.canonical(host.base.weight), host.base.bias, A, B, scale)
