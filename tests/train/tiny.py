@@ -28,14 +28,14 @@ def tokenizer(chat: bool = True, pad: str = "<pad>"):
     return out
 
 
-def write_model(folder: Path, chat: bool = True) -> Path:
+def write_model(folder: Path, chat: bool = True, **options) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=2, eos_token_id=1, pad_token_id=0,
-        tie_word_embeddings=True, initializer_range=0.2,
+        tie_word_embeddings=True, initializer_range=0.2, **options,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer(chat).save_pretrained(folder)
