@@ -158,6 +158,13 @@ def test_copies_are_siblings_among_themselves() -> None:
     own = [h for _, h in joint.hosts(twin)]
     assert all(any(m is h for h in own) for h in own if h.beside is not None for m in h.beside.members)
     torch.testing.assert_close(step(twin), step(model), rtol=0, atol=0)
+    model.get_base_model().model.layers[0].self_attn.q_proj(torch.ones(1, 2, 32, dtype=torch.bfloat16))
+    torch.testing.assert_close(step(copy.deepcopy(model)), step(twin), rtol=0, atol=0)  # k and v were not asked for
+
+
+def test_models_without_such_layers_are_told() -> None:
+    assert "none are known" in speed_up(llama(target_modules=["o_proj"]))[-2]
+    assert "not in 16 bits" in speed_up(llama(torch.float32))[-2]
 
 
 def test_compiles_without_a_graph_break() -> None:

@@ -134,6 +134,10 @@ class Siblings:
         self.source: Tensor | None = None
         self.made: dict[int, tuple[Tensor, Any]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are made without outputs in flight."""
+        return {"members": self.members, "source": None, "made": {}}
+
     def output(self, host: Host, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
         """The host's output for x; None where one of them is no such layer now.
 
@@ -173,6 +177,8 @@ def join(base: nn.Module, try_out: Callable[[], Any]) -> int:
     """
     seen: dict[Host, Tensor] = {}
     linear = [(path, host) for path, host in hosts(base) if host.base.kind == "linear" and not host.base.quantised]
+    if len(linear) < 2:
+        return 0
 
     def look(host: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(host, Host) and args:
