@@ -11,6 +11,10 @@ Shapes: N positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import AfinaWarning
 from . import products
 
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32."""
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
+
+Kernel = Callable[[Tensor, Tensor, float, bool], Tensor]
+"""`triton_loss.losses`."""
 
 
 def linear_cross_entropy(
@@ -115,8 +123,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
     """The sum of the losses; if `backward`, its gradient takes the place of the logits in `z_NV`.
 
-    In blocks of rows that stay in the processor's cache from the softmax to the gradient.
+    In blocks of rows that stay in the processor's cache from the softmax to the gradient; on a GPU by one kernel where
+    that serves.
     """
+    kernel = _kernel(z_NV) if how.softcap is None else None
+    if kernel is not None:
+        return kernel(z_NV, y_N1, how.smoothing, backward)
     total = torch.zeros((), dtype=torch.promote_types(torch.float32, z_NV.dtype), device=z_NV.device)
     step = max(1, (CACHED if z_NV.device.type == "cpu" else z_NV.numel()) // z_NV.shape[1])
     for i in range(0, len(z_NV), step):
@@ -145,6 +157,104 @@ def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
             p_NV.mul_(slope)
         place.copy_(p_NV)
     return loss.sum()
+
+
+def _kernel(z_NV: Tensor) -> Kernel | None:
+    """The Triton kernel, where it serves.
+
+    It and torch's operations agree to rounding, not to the bit, and which of them is used hangs on a timing, which
+    another process, also one that resumes a run, may see otherwise. Who needs the same bits again asks torch for
+    deterministic algorithms; then nothing is timed and torch's operations are used.
+    """
+    if not is_on_gpu(z_NV) or z_NV.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        return None
+    if torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled() or not z_NV.is_contiguous():
+        return None
+    return _tried_kernel(z_NV.device, z_NV.dtype, z_NV.shape[1])
+
+
+def is_on_gpu(x: Tensor) -> bool:
+    """Whether the kernel could run on this tensor's device."""
+    return x.device.type == "cuda"
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; whether it runs is found out by trying."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.lru_cache(maxsize=64)
+def _tried_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Kernel | None:
+    if not has_triton():
+        return None
+    try:
+        kernel, faults = _load()
+    except (ImportError, OSError, RuntimeError) as error:
+        fault: str | None = f"Triton cannot be imported ({_first_line(error)})"
+    else:
+        try:
+            fault = _fault(kernel, device, dtype, width)
+        except faults as error:
+            fault = f"the kernel does not run here ({_first_line(error)})"
+        if fault is None:
+            return kernel
+    warnings.warn(f"the loss on {device} in {dtype} is computed by torch: {fault}", AfinaWarning, stacklevel=2)
+    return None
+
+
+def _load() -> tuple[Kernel, tuple[type[Exception], ...]]:
+    from .triton_loss import FAULTS, losses
+
+    return losses, FAULTS
+
+
+def _first_line(error: Exception) -> str:
+    # Triton's compiler puts the source before what is wrong with it.
+    told = getattr(error, "error_message", None) or error
+    return f"{type(error).__name__}: {told}".splitlines()[0][:150]
+
+
+def _fault(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """Why torch is to be preferred; None where the kernel gives the same and is faster on logits of a chunk's size.
+
+    The same: losses to 1e-5 of their sum; gradients to 1e-5 and one rounding of `dtype`, relative, and 3e-6, absolute.
+    """
+    for smoothing, backward in ((0.0, False), (0.1, True)):
+        z_NV, y_N1 = _sample(5, width, device, dtype)
+        true_NV, how = z_NV.clone(), _How(-100, smoothing)
+        true, got = _block(true_NV, y_N1, how, backward), kernel(z_NV, y_N1, smoothing, backward)
+        if not torch.allclose(got, true, rtol=1e-5):
+            return f"the kernel's loss is wrong: {float(got):.7g} instead of {float(true):.7g}"
+        if not torch.allclose(z_NV.float(), true_NV.float(), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=3e-6):
+            return f"the kernel's gradient is wrong by {float((z_NV.float() - true_NV.float()).abs().max()):.3g}"
+    z_NV, y_N1 = _sample(max(1, MEMORY // (4 * width)), width, device, dtype)
+    slow, fast = _milliseconds(
+        lambda: _block(z_NV, y_N1, _How(-100), True), lambda: kernel(z_NV, y_N1, 0.0, True), device
+    )
+    return None if fast < slow else f"the kernel is no faster: {fast:.3g} ms for torch's {slow:.3g} ms"
+
+
+def _sample(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    # A generator of its own, so that the numbers of the run that follows stay the same.
+    random = torch.Generator(device).manual_seed(0)
+    z_NV = torch.randn(rows, width, generator=random, device=device).mul_(4).to(dtype)
+    return z_NV, torch.randint(width, (rows, 1), generator=random, device=device)
+
+
+def _milliseconds(first: Callable[[], Any], second: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """The least time of either on the GPU, of five in turn after one that is not counted."""
+    gpu: Any = torch.cuda
+    times: tuple[list[float], list[float]] = ([], [])
+    with gpu.device(device):
+        for _ in range(6):
+            for run, taken in zip((first, second), times, strict=True):
+                begin, end = (gpu.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                run()
+                end.record()
+                end.synchronize()
+                taken.append(begin.elapsed_time(end))
+    return min(times[0][1:]), min(times[1][1:])
 
 
 def supervised_loss(

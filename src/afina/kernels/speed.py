@@ -14,7 +14,7 @@ from . import attention, products
 from .compiled import compile_layers
 from .gated import keep_less
 from .joint import join
-from .loss import linear_cross_entropy, logits_and_loss, supervised_loss
+from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
 from .swap import swap_forward
 
@@ -92,6 +92,8 @@ def _loss(base: Any, keep_logits: bool) -> list[str]:
     if hasattr(type(base), "plain_class"):
         return ["loss: on already"]
     said = ["loss: on supervised positions only"]
+    if is_on_gpu(base.get_output_embeddings().weight) and not has_triton():
+        said.append("loss kernel: off, because Triton is not installed")
     why = _why_not_fused(base, keep_logits)
     if why:
         base.loss_function = supervised_loss
