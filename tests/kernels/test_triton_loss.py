@@ -24,7 +24,6 @@ CASES = [
     *((dtype, width, smoothing) for dtype in ("float32", "bfloat16", "float16") for width in (1, 7, 128, 300, 1025)
       for smoothing in (0.0, 0.1)), ("float32", 9001, 0.1), ("bfloat16", 9001, 0.0),
 ]  # fmt: skip
-KINDS = ["masked", "large", "outside"]
 
 # Blocks of 128 logits, so that short rows have many of them; the two widest cases keep the kernel's own block.
 INTERPRETED = """
@@ -198,9 +197,9 @@ def test_right_and_faster_kernel_is_used(options, gpu):
 def test_kernel_that_fails_or_differs_is_told_once_and_not_used(spoilt, told, gpu):
     kernel = gpu(Fake(spoilt))
     first = run()
-    assert len(first) == 1
-    assert told in first[0]
     tried = kernel.calls
+    assert [told in t for t in first] == [True]
+    assert tried > 0
     assert run() == []
     assert kernel.calls == tried
 
@@ -209,9 +208,8 @@ def test_kernel_that_fails_or_differs_is_told_once_and_not_used(spoilt, told, gp
 def test_kernel_that_is_no_faster_is_told_once_and_not_used(fast, gpu):
     kernel = gpu(Fake(), slow=2.0, fast=fast)
     told = run()
-    assert len(told) == 1
-    assert f"no faster: {fast:.3g} ms for torch's 2 ms" in told[0]
     tried = kernel.calls
+    assert [f"no faster: {fast:.3g} ms for torch's 2 ms" in t for t in told] == [True]
     assert run() == []
     assert kernel.calls == tried
 
