@@ -102,8 +102,7 @@ def test_kernel_gives_torchs_loss_and_gradient(case, interpreted):
     z, y, smoothing = inputs()[case]
     _, _, loss, g = interpreted[case]
     true, true_g = reference(z, y, smoothing)
-    assert loss.dtype == torch.float32
-    assert g.dtype == z.dtype
+    assert (loss.dtype, g.dtype) == (torch.float32, z.dtype)
     assert torch.allclose(loss.double(), true, rtol=1e-6, atol=1e-6)
     # 16 bits: one step, because the interpreter cuts bfloat16 off where a GPU rounds.
     step = 0.0 if z.dtype == torch.float32 else torch.finfo(z.dtype).eps
@@ -186,8 +185,7 @@ def test_right_and_faster_kernel_is_used(options, gpu):
     kernel = gpu(Fake())
     assert run(**options) == []
     tried = kernel.calls
-    assert run(**options) == []
-    assert kernel.calls == tried + 1
+    assert (run(**options), kernel.calls) == ([], tried + 1)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +194,7 @@ def test_right_and_faster_kernel_is_used(options, gpu):
 )
 def test_kernel_that_fails_or_differs_is_told_once_and_not_used(spoilt, told, gpu):
     kernel = gpu(Fake(spoilt))
-    first = run()
-    tried = kernel.calls
+    first, tried = run(), kernel.calls
     assert [told in t for t in first] == [True]
     assert tried > 0
     assert run() == []
@@ -207,8 +204,7 @@ def test_kernel_that_fails_or_differs_is_told_once_and_not_used(spoilt, told, gp
 @pytest.mark.parametrize("fast", [2.0, 3.0])
 def test_kernel_that_is_no_faster_is_told_once_and_not_used(fast, gpu):
     kernel = gpu(Fake(), slow=2.0, fast=fast)
-    told = run()
-    tried = kernel.calls
+    told, tried = run(), kernel.calls
     assert [f"no faster: {fast:.3g} ms for torch's 2 ms" in t for t in told] == [True]
     assert run() == []
     assert kernel.calls == tried
