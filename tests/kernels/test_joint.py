@@ -134,6 +134,9 @@ def test_changed_weights_are_never_answered_with_former_outputs() -> None:
     assert not torch.equal(before, after)
     with torch.no_grad():
         torch.testing.assert_close(after, attention.k_proj(x))
+    attention.q_proj(x)
+    x.mul_(2)
+    torch.testing.assert_close(attention.k_proj(x), 2 * after)
 
 
 def test_cross_attention_shares_only_what_reads_the_same() -> None:

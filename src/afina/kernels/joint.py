@@ -150,23 +150,24 @@ class Siblings:
             if not self.made:
                 self.source = None
             mine = layer_of(host, x)
-            if mine is not None and _state(mine) == state:
+            if mine is not None and _state(mine, x) == state:
                 return out
         layers = [layer for layer in (layer_of(member, x) for member in self.members) if layer is not None]
         self.source, self.made = None, {}
         if len(layers) < len(self.members):
             return None
-        made = dict(enumerate(zip(lora_linears(x, layers), map(_state, layers), strict=True)))
+        states = [_state(layer, x) for layer in layers]
+        made = dict(enumerate(zip(lora_linears(x, layers), states, strict=True)))
         out, _ = made.pop(me)
         self.source, self.made = x, made
         return out
 
 
-def _state(layer: Layer) -> Any:
-    """What changes when a layer's update does."""
+def _state(layer: Layer, x: Tensor) -> Any:
+    """What changes when a layer's update or its input does."""
     if torch.compiler.is_compiling():
         return None
-    return *(t._version for t in (layer.a, layer.b)), id(layer.a), id(layer.b), layer.scale
+    return *(t._version for t in (layer.a, layer.b, x)), id(layer.a), id(layer.b), layer.scale
 
 
 def join(base: nn.Module, try_out: Callable[[], Any]) -> int:

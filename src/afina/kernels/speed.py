@@ -53,6 +53,8 @@ def _siblings(base: Any) -> str:
         count = join(base, lambda: _small_run(base))
     except _NO_TOKENS:
         return "layers that read the same input: one by one, because the model takes more than tokens"
+    if not count:
+        return "layers that read the same input: none are known"
     return f"layers that read the same input: {count} sets share the updates' products"
 
 
