@@ -36,7 +36,8 @@ Adapters on `nn.MultiheadAttention` always have passes of their own.
 
 What is not listed is refused with an error. An empty cell means, under *paper*, that there is no arXiv id; *merges*:
 what the method does depends on the input, which no weight can hold, or takes place outside of weights; *mixed batch*:
-the method is no adapter; *storages*: it adapts no linear layer itself, and trains beside layers however they are stored.
+the method is no adapter; *storages*: it adapts no linear layer itself, and trains beside layers however they
+are stored.
 [What the battery leaves out](#what-the-battery-leaves-out) has the reasons for single checks.
 """
 LEFT_OUT = """## What the battery leaves out
