@@ -237,6 +237,15 @@ class DeltaWeight(Adapter):
         # A value in the class would hide the module that is set here.
         self.__dict__["dropout"] = None
 
+    def drop(self, rate: float) -> None:
+        """Drop inputs of ΔW at this rate."""
+        if rate:
+            self.dropout = nn.Dropout(rate)
+
+    def dropped(self, x: Any) -> Any:
+        """The input of ΔW; indices of an embedding cannot be dropped."""
+        return x if self.dropout is None or not x.is_floating_point() else self.dropout(x)
+
     def delta(self, weight: Tensor) -> Tensor:
         """ΔW in the canonical layout of `weight`, the layer's weight as the earlier adapters left it."""
         raise NotImplementedError
@@ -245,8 +254,7 @@ class DeltaWeight(Adapter):
         at_once = self.dropout is None and not inner.base.quantised  # quantised layers run by their own forward
         if at_once or not inner.base.additive or inner.base.kind == "embedding":
             return super().forward(inner, x)
-        dropped = x if self.dropout is None else self.dropout(x)
-        return inner(x) + inner.apply(dropped, self.delta(inner.params()[0]), None)
+        return inner(x) + inner.apply(self.dropped(x), self.delta(inner.params()[0]), None)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`weight + ΔW`."""

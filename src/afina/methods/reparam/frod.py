@@ -125,7 +125,7 @@ class Frod(DeltaWeight):
         self.frod_lambda_s_values = site.zeros(places.shape[1])
         if not config.init_weights:
             nn.init.normal_(self.frod_lambda_s_values, std=0.1)
-        self.dropout = nn.Dropout(config.frod_dropout) if config.frod_dropout else None
+        self.drop(config.frod_dropout)
 
     def _change(self) -> tuple[Tensor, Tensor, Tensor]:
         """U, S + diag(l' - l) and V: ΔW = U (S + diag(l' - l)) Vᵀ."""
@@ -141,7 +141,7 @@ class Frod(DeltaWeight):
 
     def forward(self, inner: View, x: Any) -> Any:
         U, middle, V = self._change()
-        dropped = x if self.dropout is None else self.dropout(x)
+        dropped = self.dropped(x)
         return inner(x) + F.linear(F.linear(dropped @ V, middle), U)
 
     @classmethod

@@ -72,7 +72,7 @@ class Gralora(DeltaWeight):
         if not config.init_weights:
             for late in (self.gralora_B, *([self.gralora_B_general] if self.hybrid else [])):
                 nn.init.kaiming_uniform_(late, a=math.sqrt(5))
-        self.dropout = nn.Dropout(config.gralora_dropout) if config.gralora_dropout else None
+        self.drop(config.gralora_dropout)
 
     def delta(self, weight: Tensor) -> Tensor:
         k = self.k

@@ -50,7 +50,7 @@ class Hira(DeltaWeight):
         nn.init.kaiming_uniform_(self.hira_A, a=math.sqrt(5))
         if not config.init_weights:
             nn.init.normal_(self.hira_B, std=1 / self.r)
-        self.dropout = nn.Dropout(config.hira_dropout) if config.hira_dropout else None
+        self.drop(config.hira_dropout)
         self.embedding = site.base.kind == "embedding"
 
     def delta(self, weight: Tensor) -> Tensor:

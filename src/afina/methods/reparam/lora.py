@@ -14,7 +14,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.adapter import Adapter, Site
 from ...core.config import register
@@ -48,7 +48,7 @@ class Lora(LoraFast, LoraForm):
                   groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
                   pair=None, late_start=None, start_name=start,
                   untrained=frozenset() if embedding else starts.freezes(start))  # fmt: skip
-        self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
+        self.drop(config.lora_dropout)
         self._check_options(site, config)
         if self.r % self.groups:
             raise ConfigError("must be a multiple of the convolution's groups", where=f"r at {site.name}", got=self.r,

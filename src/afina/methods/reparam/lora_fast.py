@@ -56,10 +56,6 @@ class LoraFast(LightModule, DeltaWeight):
         """The dropout under the reference's name."""
         return nn.Identity() if self.dropout is None else self.dropout
 
-    def dropped(self, x: Any) -> Any:
-        """The update's input."""
-        return x if self.dropout is None or self.embedding else self.dropout(x)
-
     @property
     def scale(self) -> float | Tensor:
         """The update's factor; a tensor where adapters are swapped under compiled code."""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.adapter import DeltaWeight, Site
 from ...core.low_rank import Factors, ThinUpdate
@@ -41,10 +41,6 @@ class LowRankDelta(DeltaWeight, ThinUpdate):
         A, B = self.factors()
         return A[None], B[None]
 
-    def drop(self, rate: float) -> None:
-        """Drop inputs of ΔW at this rate."""
-        self.dropout = nn.Dropout(rate) if rate else None
-
     def delta(self, weight: Tensor) -> Tensor:
         A, B = self.factors()
         return (B @ A).view(weight.shape)
@@ -53,7 +49,7 @@ class LowRankDelta(DeltaWeight, ThinUpdate):
         if not self.factored:
             return super().forward(inner, x)
         A, B = self.factors()
-        dropped = x if self.dropout is None or self.embedding else self.dropout(x)
+        dropped = self.dropped(x)
         if self.kernel:
             A, B = A.reshape(len(A), self.channels, *self.kernel), B.reshape(*B.shape, *(1 for _ in self.kernel))
         return inner(x) + inner.base.low_rank(dropped, A, B)

@@ -87,7 +87,7 @@ class Pvera(LowRankDelta):
         if not self.training and not self.sample_at_inference:
             return super().forward(inner, x)
         A, B = self._both()
-        mean, log_variance = F.linear(x if self.dropout is None else self.dropout(x), A).chunk(2, dim=-1)
+        mean, log_variance = F.linear(self.dropped(x), A).chunk(2, dim=-1)
         return inner(x) + F.linear(mean + torch.randn_like(mean) * torch.exp(log_variance / 2), B)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

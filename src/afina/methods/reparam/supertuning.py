@@ -64,7 +64,7 @@ class Supertuning(DeltaWeight):
             self.scaling = (config.lora_alpha or 2 * config.r) / config.r
             self.supertuning_lora_A, self.supertuning_lora_B = site.empty(config.r, width), site.zeros(out, config.r)
             nn.init.kaiming_uniform_(self.supertuning_lora_A, a=math.sqrt(5))
-        self.dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else None
+        self.drop(config.lora_dropout)
 
     def delta(self, weight: Tensor) -> Tensor:
         places = self.get_buffer("supertuning_indices").long()
