@@ -49,7 +49,7 @@ def step(model, **inputs):
 @pytest.mark.parametrize("keep_logits", [True, False])
 @pytest.mark.parametrize("make", [llama, gemma])
 @pytest.mark.parametrize("inputs", [{}, {"attention_mask": MASK}, {"num_items_in_batch": torch.tensor(11)}], ids=str)
-def test_a_fast_step_is_the_plain_step(make, keep_logits, inputs):
+def test_a_fast_step_is_the_plain_step(make, keep_logits, inputs, either):
     plain, fast = adapted(make()), adapted(make())
     said = speed_up(fast, keep_logits=keep_logits)
     assert any("supervised positions only" in s for s in said)
@@ -68,13 +68,14 @@ def test_evaluation_and_generation_have_their_logits():
     assert torch.equal(fast.generate(input_ids=IDS, max_new_tokens=5), plain.generate(input_ids=IDS, max_new_tokens=5))
 
 
-def test_bfloat16_steps_differ_by_rounding_only(monkeypatch):
+def test_bfloat16_steps_differ_by_rounding_only(monkeypatch, either):
     calls = []
     own = attention.short_attention
     monkeypatch.setattr(attention, "short_attention", lambda *a: calls.append(1) or own(*a))
     exact, plain, fast = adapted(llama()), adapted(llama(torch.bfloat16)), adapted(llama(torch.bfloat16))
     said = speed_up(fast, keep_logits=False)
     assert "batched products" in said[0]
+    assert ("native kernels: on" in said) == either
     for inputs in ({}, {"attention_mask": MASK}):
         _, true = step(exact, **inputs)
         (a, slow), (b, quick) = step(plain, **inputs), step(fast, **inputs)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from afina.cache import cache_dir
 from afina.errors import DataError, RecipeError
 from afina.train import assets
-from afina.train.assets import cache_dir, locate, make_once, sha256
+from afina.train.assets import locate, sha256
 from afina.train.events import Reporter
 
 
@@ -112,25 +113,3 @@ def test_missing_file_of_a_package_is_told(monkeypatch):
     fake_pip(monkeypatch, "p-1.0-py3-none-any.whl", wheel(a="x"))
     with pytest.raises(RecipeError, match="p has no 'b'"):
         locate("package:p/b", Reporter())
-
-
-def test_make_once_leaves_nothing_behind_when_it_fails(tmp_path):
-    def fail(work):
-        (work / "half").write_text("x")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make_once(tmp_path / "c" / "t", fail)
-    assert [p.name for p in (tmp_path / "c").iterdir()] == ["t.lock"]
-
-
-def test_made_files_have_the_rights_of_the_umask(tmp_path):
-    def make(work):
-        (work / "a").write_text("x")
-        (work / "a").chmod(0o600)
-
-    target = make_once(tmp_path / "t", make)
-    (tmp_path / "plain").write_text("x")
-    (tmp_path / "folder").mkdir()
-    assert (target / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    assert target.stat().st_mode == (tmp_path / "folder").stat().st_mode

@@ -128,7 +128,7 @@ def _compare(expected: list[Any], got: list[Any]) -> Check:
 
 
 def _publish(work: Path, out: Path) -> None:
-    from ..train.assets import open_up
+    from ..cache import open_up
 
     open_up(work)
     if out.is_dir():

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .native import attention as native
+
 KEPT = 512
 BLOCK = 64
 NAME = "afina"
@@ -93,6 +95,8 @@ def _kept(q: Tensor, allowed: Tensor | None) -> int:
 
 @torch.library.custom_op("afina::attention", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    if native.fits(q, allowed):
+        return native.forward(q, k, v, allowed, scale)
     (b, h, t, d), heads = q.shape, k.shape[1]
     k_, v_ = k.reshape(b * heads, t, d), v.reshape(b * heads, t, d)
     out, kept = q.new_empty(b, t, h, d), q.new_empty(_kept(q, allowed))
@@ -108,8 +112,10 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: flo
 
 @torch.library.custom_op("afina::attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, kept: Tensor, scale: float
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, out: Tensor | None, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if out is not None:
+        return native.backward(g, q, k, v, allowed, out, kept, scale)
     (b, h, t, d), heads = q.shape, k.shape[1]
     k_, v_, g = k.reshape(b * heads, t, d), v.reshape(b * heads, t, d), g.transpose(1, 2)
     dq, dk, dv = q.new_empty(q.shape), k.new_zeros(b * heads, t, d), v.new_zeros(b * heads, t, d)
@@ -132,19 +138,23 @@ def _backward(
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     b, h, t, d = q.shape
+    if native.fits(q, allowed):
+        return q.new_empty(b, t, h, d), q.new_empty(b, h, t, 2, dtype=torch.float32)
     return q.new_empty(b, t, h, d), q.new_empty(_kept(q, allowed))
 
 
 @_backward.register_fake
 def _(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, kept: Tensor, scale: float
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, out: Tensor | None, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if out is not None:
+        return native.laid_out(q), native.laid_out(k), native.laid_out(v)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, allowed, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, allowed, output[1])
+    ctx.save_for_backward(q, k, v, allowed, output[0] if native.fits(q, allowed) else None, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 

@@ -3,8 +3,9 @@
     y = down(silu(gate(x)) * up(x))
 
 Of the four wide tensors that autograd keeps (both projections, silu(gate), the product), two can be made again from the
-other two by passes over memory that cost little beside the products: only gate(x) and up(x) are kept. In 16 bits these
-passes are a larger part of a step and the tensors half as large, so it is left as it is there.
+other two by passes over memory that cost little beside the products: only gate(x) and up(x) are kept. Where there is
+a kernel (`native.rows`), each direction is one pass. In 16 bits without one it is left as it is, because the passes are
+a larger part of a step there and the tensors half as large.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .native import rows as native
 from .swap import swap_forward
 
 
@@ -28,6 +30,8 @@ class _Kept:
         self.share: Tensor | None = None
 
     def product(self) -> Tensor:
+        if native.fits(self.gate, self.up):
+            return native.gated(self.gate, self.up)
         self.share = F.silu(self.gate)
         return self.share * self.up
 
@@ -37,22 +41,28 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.kept = kept
-        return F.silu(gate).mul_(up)
+        return native.gated(gate, up) if native.fits(gate, up) else F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         gate, up = ctx.saved_tensors
+        if native.fits(g, gate, up):
+            return *native.gated_backward(g, gate, up), None
         share, ctx.kept.share = ctx.kept.share, None
         share = F.silu(gate) if share is None else share
         return torch.ops.aten.silu_backward(g * up, gate), share.mul_(g), None
 
 
-def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
-    """`down(silu(gate) * up)`; what `down` keeps of its input is made again in the backward pass."""
+def _product(gate: Tensor, up: Tensor) -> tuple[Tensor, _Kept]:
     kept = _Kept(gate, up)
     run: Any = _Gated.apply
-    product: Tensor = run(gate, up, kept)
+    return run(gate, up, kept), kept
+
+
+def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
+    """`down(silu(gate) * up)`; what `down` keeps of its input is made again in the backward pass."""
+    product, kept = _product(gate, up)
     # Not the tensor itself: the backward pass holds on to both functions.
     own = product.data_ptr(), product.numel(), product.dtype
 
@@ -67,28 +77,30 @@ def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
         return down(product)
 
 
-def keep_less(base: nn.Module) -> int:
-    """Let float32 feed-forward parts of this form keep less; returns how many there are."""
-    found = [m for m in base.modules() if _has_the_form(m)]
+def keep_less(base: nn.Module, dtype: torch.dtype) -> int:
+    """Let feed-forward parts of this form keep less; returns how many there are. dtype: what the base computes in."""
+    if dtype != torch.float32 and not native.fits(torch.empty(0, dtype=dtype)):
+        return 0
+    found = [m for m in base.modules() if _has_the_form(m, dtype)]
     for module in found:
         swap_forward(module, _forward)
     return len(found)
 
 
-def _has_the_form(module: nn.Module) -> bool:
+def _has_the_form(module: nn.Module, dtype: torch.dtype) -> bool:
     children = module._modules
     if hasattr(type(module), "plain_class") or children.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
         return False
     own: Any = module
-    weight = getattr(own.gate_proj, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dtype != torch.float32 or weight.device.type == "meta":
+    weight, width = getattr(own.gate_proj, "weight", None), getattr(own.gate_proj, "in_features", 0)
+    if not isinstance(weight, Tensor) or not width or weight.device.type == "meta":
         return False
     was = module.training
     module.eval()
     try:
         with torch.no_grad():
             # A few fixed numbers tell this form from others: scales, clamps, another activation.
-            x = torch.linspace(-2, 2, 2 * weight.shape[1], device=weight.device).view(1, 2, -1)
+            x = torch.linspace(-2, 2, 2 * width, device=weight.device, dtype=dtype).view(1, 2, -1)
             return torch.equal(own(x), own.down_proj(F.silu(own.gate_proj(x)) * own.up_proj(x)))
     except (RuntimeError, TypeError, ValueError):
         return False
@@ -97,10 +109,17 @@ def _has_the_form(module: nn.Module) -> bool:
 
 
 def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _others_keep():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         out: Tensor = kind.forward(self, x)
         return out
-    return gated(self.gate_proj(x), self.up_proj(x), self.down_proj)
+    gate, up, others_keep = self.gate_proj(x), self.up_proj(x), _others_keep()
+    if native.fits(gate, up):
+        out = self.down_proj(_product(gate, up)[0]) if others_keep else gated(gate, up, self.down_proj)
+    elif others_keep or gate.dtype != torch.float32:
+        out = self.down_proj(self.act_fn(gate) * up)
+    else:
+        out = gated(gate, up, self.down_proj)
+    return out
 
 
 def _others_keep() -> bool:

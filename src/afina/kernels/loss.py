@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import AfinaWarning
 from . import products
+from .native import rows as native
 
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32."""
@@ -123,10 +124,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
     """The sum of the losses; if `backward`, its gradient takes the place of the logits in `z_NV`.
 
-    In blocks of rows that stay in the processor's cache from the softmax to the gradient; on a GPU by one kernel where
-    that serves.
+    In blocks of rows that stay in the processor's cache from the softmax to the gradient, or by one kernel where there
+    is one.
     """
     kernel = _kernel(z_NV) if how.softcap is None else None
+    if kernel is None and how.softcap is None and native.fits(z_NV):
+        kernel = native.losses
     if kernel is not None:
         return kernel(z_NV, y_N1, how.smoothing, backward)
     total = torch.zeros((), dtype=torch.promote_types(torch.float32, z_NV.dtype), device=z_NV.device)

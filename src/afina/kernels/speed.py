@@ -16,6 +16,8 @@ from .gated import keep_less
 from .joint import join
 from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, supervised_loss
 from .low_rank import is_plain_linear
+from .native import library, why_not
+from .norm import fuse_norms
 from .swap import swap_forward
 
 
@@ -40,14 +42,28 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
-    if parts := keep_less(base):
-        said.append(f"feed-forward: {parts} float32 parts keep half as much for the backward pass")
-    return [*said, _siblings(base), compile_layers(base, steps, tokens)]
+    if parts := keep_less(base, _dtype(base)):
+        said.append(f"feed-forward: {parts} parts keep half as much for the backward pass")
+    if layers := fuse_norms(base):
+        said.append(f"norms: {layers} layers in one pass over memory each way")
+    return [*said, *_native(base), _siblings(base), compile_layers(base, steps, tokens)]
+
+
+def _native(base: Any) -> list[str]:
+    first = next(iter(base.parameters()), None)
+    if first is None or first.device.type != "cpu":
+        return []
+    return ["native kernels: on" if library() else f"native kernels: off, because {why_not()}"]
+
+
+def _dtype(base: nn.Module) -> torch.dtype:
+    """What the base computes in, by its first parameter, which is an embedding's."""
+    first = next(iter(base.parameters()), None)
+    return torch.float32 if first is None else first.dtype
 
 
 def _siblings(base: Any) -> str:
-    first = next(iter(base.parameters()), None)
-    if first is None or first.dtype.itemsize != 2:
+    if _dtype(base).itemsize != 2:
         return "layers that read the same input: one by one, because the base is not in 16 bits"
     try:
         count = join(base, lambda: _small_run(base))

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ..cache import open_up
 from ..core.config import LayerConfig, PeftConfig, method
 from ..core.model import PeftModel
 from ..core.prompt import PromptEncoder
 from ..errors import RecipeError
 from ..methods.baselines.full import Full, FullConfig
-from .assets import open_up
 from .recipe import Recipe
 
 

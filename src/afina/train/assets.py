@@ -15,31 +15,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
+from ..cache import cache_dir, make_once
 from ..errors import DataError, RecipeError
 from .events import Reporter
 
 _PACKAGE = re.compile(r"(package|sdist):([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!]+))?/(.+)")
 _EMBEDDED = re.compile(r"embedded:([a-z0-9-]+)/([A-Za-z0-9._-]+)")
 _SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path or embedded:NAME/FILE"
-
-
-def cache_dir() -> Path:
-    """`$AFINA_CACHE`, or `~/.cache/afina`."""
-    given = os.environ.get("AFINA_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "afina"
 
 
 def sha256(path: Path) -> str:
@@ -77,49 +68,6 @@ def locate(reference: str, reporter: Reporter) -> Path:
     if not path.exists():
         raise RecipeError("no such file or folder", got=reference, expected=_SYNTAX)
     return path
-
-
-def make_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Let `make` fill a fresh folder and put it at `target` in one rename, unless `target` is there already.
-
-    A lock keeps two processes from making the same thing; were it to fail (some network file systems), the loser's
-    work is dropped and nothing is torn.
-    """
-    with _lock(target):
-        if target.is_dir():
-            return target
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            make(work)
-            open_up(work)
-            try:
-                work.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return target
-
-
-@contextmanager
-def _lock(target: Path) -> Iterator[None]:
-    from filelock import FileLock
-
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError("cannot write to the cache", where=target.parent, got=error, fix="set AFINA_CACHE") from error
-    with FileLock(f"{target}.lock"):
-        yield
-
-
-def open_up(folder: Path) -> None:
-    """Give files the rights that the umask grants; temporary folders and safetensors files start as private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _safe(reference: str, inside: str) -> PurePosixPath:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ..cache import cache_dir, make_once
 from ..errors import RecipeError, did_you_mean
-from .assets import cache_dir, locate, make_once, sha256
+from .assets import locate, sha256
 from .events import Reporter
 from .rows import Row
 

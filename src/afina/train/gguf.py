@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..cache import cache_dir, make_once
 from ..errors import CheckpointError
-from .assets import cache_dir, make_once, sha256
+from .assets import sha256
 from .events import Reporter
 
 
