@@ -1,7 +1,7 @@
 // softmax(scale q k^T) v and its gradients, block by block, so that no scores leave the processor's cache: FlashAttention,
 // Dao 2023, arXiv 2307.08691. Kept for the backward pass: the output, and of every row its maximum and 1 / its sum.
 #include <algorithm>
-#include <new>
+#include <vector>
 #include "tile.h"
 
 using namespace afina;
@@ -28,8 +28,30 @@ struct Task {
   float* partial;  // (2, parts, b, kv, t, d) if parts > 1
 
   int64_t width() const { return round_up(t, 64); }
-  int64_t end(int64_t j) const { return causal ? j : t; }
+  int64_t blocks() const { return (t + ROWS - 1) / ROWS; }
 };
+
+struct Range {
+  int64_t first, end;
+};
+
+// The keys between which lie all that a block of queries sees; all that are not later where it sees none. What lies
+// outside is not computed: other examples of a packed row, what has left a sliding window, padding on the left.
+Range seen_keys(const Task& a, int64_t b, int64_t i) {
+  const int64_t rows = std::min(ROWS, a.t - i), end = a.causal ? i + rows : a.t;
+  if (!a.allowed) return {0, end};
+  Range found{end, 0};
+  for (int64_t r = 0; r < (a.allowed_query ? rows : 1); r++) {
+    const uint8_t* row = a.allowed + b * a.allowed_batch + (i + r) * a.allowed_query;
+    int64_t low = 0, high = end;
+    while (low < found.first && !row[low]) low++;
+    while (high > found.end && !row[high - 1]) high--;
+    found = {std::min(found.first, low), std::max(found.end, high)};
+  }
+  if (found.first >= found.end) return {0, end};
+  // Where no later key counts, every query keeps one: its own.
+  return {(a.causal ? std::min(found.first, i) : found.first) / LANES * LANES, a.causal ? end : found.end};
+}
 
 // One block of queries of one head, and a chunk of keys.
 struct Block {
@@ -84,25 +106,25 @@ struct Forward {
         all = _mm512_add_ps(all, p);
         store_half(shares + r * KEYS + c, p);
       }
-      const float factor = in.from ? std::exp2(was - now) : 0.f;
+      const float factor = was == -INFINITY ? 0.f : std::exp2(was - now);
       most[r] = now;
       total[r] = total[r] * factor + _mm512_reduce_add_ps(all);
-      if (in.from && factor != 1.f)
+      if (factor != 1.f && was != -INFINITY)
         for (int64_t c = 0; c < d; c += LANES)
           _mm512_storeu_ps(sum + r * d + c, _mm512_mul_ps(_mm512_loadu_ps(sum + r * d + c), _mm512_set1_ps(factor)));
     }
   }
 
-  void block(const Task& a, int64_t b, int64_t h, int64_t i) {
-    const int64_t rows = std::min(ROWS, a.t - i), end = a.end(i + rows);
+  void block(const Task& a, int64_t b, int64_t h, int64_t i, Range range) {
+    const int64_t rows = std::min(ROWS, a.t - i);
     std::fill(most, most + rows, -INFINITY);
     std::fill(total, total + rows, 0.f);
-    for (int64_t from = 0; from < end; from += KEYS) {
-      const Block in{a, b, i, rows, from, std::min(KEYS, end - from)};
+    for (int64_t from = range.first; from < range.end; from += KEYS) {
+      const Block in{a, b, i, rows, from, std::min(KEYS, range.end - from)};
       product_of_queries(in, h);
       softmax(in, a.d);
       afina::product(rows, a.d, (in.count + 1) / 2, (const uint32_t*)shares, KEYS / 2, 1, values + from / 2 * a.d, a.d,
-                     sum, a.d, from > 0);
+                     sum, a.d, from > range.first);
     }
     for (int64_t r = 0; r < rows; r++) {
       const float share = 1.f / total[r];
@@ -172,8 +194,8 @@ struct Backward {
       }
   }
 
-  void block(const Task& a, int64_t b, int64_t h, int64_t i) {
-    const int64_t rows = std::min(ROWS, a.t - i), end = a.end(i + rows);
+  void block(const Task& a, int64_t b, int64_t h, int64_t i, Range range) {
+    const int64_t rows = std::min(ROWS, a.t - i);
     pack_rows(a.q.row(b, h, i), a.q.token, rows, a.d, queries);
     pack_rows(a.g.row(b, h, i), a.g.token, rows, a.d, grads);
     for (int64_t r = 0; r < rows; r++) {
@@ -182,12 +204,13 @@ struct Backward {
         all = _mm512_fmadd_ps(load_half(a.g.row(b, h, i + r) + c), load_half(a.out.row(b, h, i + r) + c), all);
       dots[r] = _mm512_reduce_add_ps(all);
     }
-    for (int64_t from = 0; from < end; from += KEYS) chunk({a, b, i, rows, from, std::min(KEYS, end - from)}, h);
+    for (int64_t from = range.first; from < range.end; from += KEYS)
+      chunk({a, b, i, rows, from, std::min(KEYS, range.end - from)}, h, from > range.first);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t c = 0; c < a.d; c += LANES) store_half(a.dq.row(b, h, i + r) + c, _mm512_loadu_ps(dq + r * a.d + c));
   }
 
-  void chunk(const Block& in, int64_t h) {
+  void chunk(const Block& in, int64_t h, bool later) {
     const Task& a = in.at;
     const int64_t width = round_up(in.count, LANES), pairs = (in.rows + 1) / 2, d = a.d;
     afina::product(in.rows, width, d / 2, (const uint32_t*)a.q.row(in.batch, h, in.i), a.q.token / 2, 1,
@@ -198,7 +221,7 @@ struct Backward {
     afina::product(in.count, d, pairs, shares, 1, KEYS, grads, d, dv + in.from * d, d, true);
     afina::product(in.count, d, pairs, dscores, 1, KEYS, queries, d, dk + in.from * d, d, true);
     afina::product(in.rows, d, (in.count + 1) / 2, (const uint32_t*)dscore_rows, KEYS / 2, 1,
-                   key_rows + in.from / 2 * d, d, dq, d, in.from > 0);
+                   key_rows + in.from / 2 * d, d, dq, d, later);
   }
 
   void finish(const Task& a, int64_t b, int64_t kv, int64_t part) {
@@ -238,6 +261,9 @@ template <class Pass, class Finish>
 bool run(const Task& a, Finish finish) {
   bool good = true;
   const int64_t each = a.h / a.kv / a.parts;
+  std::vector<Range> ranges(a.b * a.blocks());
+#pragma omp parallel for num_threads(a.threads)
+  for (int64_t n = 0; n < a.b * a.blocks(); n++) ranges[n] = seen_keys(a, n / a.blocks(), n % a.blocks() * ROWS);
 #pragma omp parallel num_threads(a.threads) reduction(&& : good)
   {
     Scratch scratch(Pass::bytes(a));
@@ -249,7 +275,7 @@ bool run(const Task& a, Finish finish) {
         const int64_t b = n / (a.kv * a.parts), kv = n / a.parts % a.kv, part = n % a.parts;
         pass.head_of_keys(a, b, kv);
         for (int64_t h = (kv * a.parts + part) * each; h < (kv * a.parts + part + 1) * each; h++)
-          for (int64_t i = 0; i < a.t; i += ROWS) pass.block(a, b, h, i);
+          for (int64_t i = 0; i < a.blocks(); i++) pass.block(a, b, h, i * ROWS, ranges[b * a.blocks() + i]);
         finish(pass, b, kv, part);
       }
     }
