@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed-results.md"
 MEMORY_ROWS = ("lora-float32", "lora-bfloat16", "lora-float32-long", "lora-bfloat16-long")
 
 
-PARTS = ("handling", "sft", "prefix")
+PARTS = ("handling", "sft", "prefix", "batches")
 
 
 def measure(row: str, rounds: int) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Row:
 _LORA = {"r": 16, "lora_alpha": 32, "target_modules": LINEARS}
 ROWS = {
     "lora-float32": Row("float32", compiled=True),
-    "lora-bfloat16": Row("bfloat16", compiled=True),
+    "lora-bfloat16": Row("bfloat16"),
     "lora-float32-long": Row("float32", batch=1, tokens=2048),
     "lora-bfloat16-long": Row("bfloat16", batch=1, tokens=2048),
     "lora-bfloat16-short": Row("bfloat16", batch=16, tokens=64),

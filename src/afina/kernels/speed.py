@@ -18,6 +18,7 @@ from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, 
 from .low_rank import is_plain_linear
 from .native import library, why_not
 from .norm import fuse_norms
+from .rotary import fuse_rotary
 from .swap import swap_forward
 
 
@@ -42,11 +43,17 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
-    if parts := keep_less(base, _dtype(base)):
+    dtype = _dtype(base)
+    if parts := keep_less(base, dtype):
         said.append(f"feed-forward: {parts} parts keep half as much for the backward pass")
-    if layers := fuse_norms(base):
-        said.append(f"norms: {layers} layers in one pass over memory each way")
-    return [*said, *_native(base), _siblings(base), compile_layers(base, steps, tokens)]
+    if norms := fuse_norms(base):
+        said.append(f"norms: {norms} layers in one pass over memory each way")
+    if turned := fuse_rotary(base, dtype):
+        said.append(f"rotary positions: {turned} layers in one pass over memory each way")
+    said += [*_native(base), _siblings(base)]
+    if steps and parts and norms and turned and dtype == torch.bfloat16 and library() is not None:
+        return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
+    return [*said, compile_layers(base, steps, tokens)]
 
 
 def _native(base: Any) -> list[str]:

@@ -32,7 +32,7 @@ class Packed(Encoded):
 
     def __init__(self, encoded: Encoded, bins: Sequence[Sequence[int]]) -> None:
         self.parts = [[encoded.source[i] for i in members] for members in bins]
-        items = [_joined([encoded.items[i] for i in members]) for members in bins]
+        items = [joined([encoded.items[i] for i in members]) for members in bins]
         super().__init__(items, [p[0] for p in self.parts], encoded.truncated, encoded.masked, encoded.rows)
 
     def where(self, index: int) -> str:
@@ -42,7 +42,7 @@ class Packed(Encoded):
         return " + ".join(self.rows.where(row) for row in self.parts[index])
 
 
-def _joined(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     ids = [token for item in items for token in item["input_ids"]]
     # The first token of a row is predicted by nothing: here its neighbour would.
     labels = [label for item in items for label in (IGNORED, *item["labels"][1:])]

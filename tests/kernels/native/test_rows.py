@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from afina.kernels.loss import _block, _How
 from afina.kernels.native import rows
@@ -93,6 +94,30 @@ def test_extreme_gates_are_the_limits():
     torch.testing.assert_close(rows.gated(gate, ones), F.silu(gate), equal_nan=True)
     slope = torch.ops.aten.silu_backward(ones, gate)
     torch.testing.assert_close(rows.gated_backward(ones, gate, ones)[0], slope, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "each"), [(64, True), (10, False), (2, True)])
+def test_turned_heads_and_their_gradients(size, each, dtype):
+    q, k = draw(2, 7, 3, size, dtype=dtype).transpose(1, 2), draw(2, 1, 7, size, dtype=dtype, seed=1)
+    cos, sin = (draw(2 if each else 1, 7, size, dtype=dtype, seed=i) for i in (2, 3))
+    leaves = [q.double().requires_grad_(), k.double().requires_grad_()]
+    exact = apply_rotary_pos_emb(*leaves, cos.double(), sin.double())
+    found = rows.turn(q, k, cos, sin)
+    assert rows.can_turn(q, k, cos, sin)
+    torch.testing.assert_close(found, apply_rotary_pos_emb(q, k, cos, sin), atol=0, rtol=0)
+    slopes = torch.autograd.grad([x.sum() for x in exact] + [exact[0].square().sum()], leaves)
+    back = rows.turn((1 + 2 * exact[0]).to(dtype), torch.ones_like(k), cos, sin, back=True)
+    assert all(error(a, b) < 2 * LIMITS[dtype] for a, b in zip(back, slopes, strict=True))
+
+
+def test_other_heads_are_left_to_torch():
+    q, k, angles = torch.zeros(2, 3, 7, 8), torch.zeros(2, 1, 7, 8), torch.zeros(1, 7, 8)
+    assert rows.can_turn(q, k, angles, angles)
+    assert not rows.can_turn(q, k, angles[..., :4], angles[..., :4])
+    assert not rows.can_turn(q.bfloat16(), k, angles, angles)
+    assert not rows.can_turn(q, k, angles.expand(3, 7, 8).contiguous(), angles.expand(3, 7, 8).contiguous())
+    assert not rows.can_turn(q[..., :7], k[..., :7], angles[..., :7].contiguous(), angles[..., :7].contiguous())
 
 
 def test_other_tensors_are_left_to_torch():

@@ -24,7 +24,7 @@ import torch
 from ...cache import cache_dir, make_once
 from ...errors import AfinaError
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-ffp-contract=off")
 SWITCH = "AFINA_NATIVE"
 """Set to 0, this environment variable keeps to torch's own operations."""
 

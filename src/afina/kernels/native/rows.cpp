@@ -1,5 +1,5 @@
-// Passes over rows between the products: cross-entropy with its gradient, RMSNorm and gated activations, each once over
-// memory, in float32 within a row. Numbers are bfloat16 or float32.
+// Passes over rows between the products: cross-entropy with its gradient, RMSNorm, gated activations and rotary
+// positions, each once over memory, in float32 within a row. Numbers are bfloat16 or float32.
 #include "tile.h"
 
 using namespace afina;
@@ -134,6 +134,52 @@ void gated_backward(const T* g, const T* gate, const T* up, T* dgate, T* dup, in
     }
 }
 
+struct Turned {  // (batch, heads, tokens, size); steps in elements, 1 within a row
+  const void* from;
+  void* to;
+  int64_t heads, from_batch, from_head, from_token, to_batch, to_head, to_token;
+};
+
+// Two halves of a row turned by angles: (a cos - b sin, b cos + a sin), rounded as one operation after the other would.
+template <class T>
+void turn(const T* x, const T* cos, const T* sin, T* y, int64_t half) {
+  for (int64_t c = 0; c < half; c += LANES) {
+    const __mmask16 m = first(half - c);
+    const __m512 a = get(x + c, m), b = get(x + half + c, m);
+    put(y + c, m, _mm512_sub_ps(rounded(x, _mm512_mul_ps(a, get(cos + c, m))),
+                                rounded(x, _mm512_mul_ps(b, get(sin + c, m)))));
+    put(y + half + c, m, _mm512_add_ps(rounded(x, _mm512_mul_ps(b, get(cos + half + c, m))),
+                                       rounded(x, _mm512_mul_ps(a, get(sin + half + c, m)))));
+  }
+}
+
+// Its gradient: turned back.
+template <class T>
+void turn_back(const T* g, const T* cos, const T* sin, T* dx, int64_t half) {
+  for (int64_t c = 0; c < half; c += LANES) {
+    const __mmask16 m = first(half - c);
+    const __m512 a = get(g + c, m), b = get(g + half + c, m);
+    put(dx + c, m, _mm512_fmadd_ps(a, get(cos + c, m), _mm512_mul_ps(b, get(sin + half + c, m))));
+    put(dx + half + c, m, _mm512_fmsub_ps(b, get(cos + half + c, m), _mm512_mul_ps(a, get(sin + c, m))));
+  }
+}
+
+// Both tensors of an attention layer; angle_batch: the step of cos and sin (batch, tokens, size) from row to row.
+template <class T>
+void turn_heads(const Turned* tensors, const T* cos, const T* sin, int64_t angle_batch, int64_t batch, int64_t tokens,
+                int64_t size, int64_t back, int64_t threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t n = 0; n < batch * tokens; n++) {
+    const int64_t b = n / tokens, t = n % tokens, at = b * angle_batch + t * size;
+    for (const Turned* x = tensors; x < tensors + 2; x++)
+      for (int64_t h = 0; h < x->heads; h++) {
+        const T* from = (const T*)x->from + b * x->from_batch + h * x->from_head + t * x->from_token;
+        T* to = (T*)x->to + b * x->to_batch + h * x->to_head + t * x->to_token;
+        (back ? turn_back<T> : turn<T>)(from, cos + at, sin + at, to, size / 2);
+      }
+  }
+}
+
 }  // namespace
 
 #define AFINA_ROWS(NAME, T)                                                                                         \
@@ -155,6 +201,10 @@ void gated_backward(const T* g, const T* gate, const T* up, T* dgate, T* dup, in
   extern "C" void afina_gated_backward_##NAME(const T* g, const T* gate, const T* up, T* dgate, T* dup, int64_t n,  \
                                               int64_t threads) {                                                    \
     gated_backward(g, gate, up, dgate, dup, n, threads);                                                            \
+  }                                                                                                                 \
+  extern "C" void afina_turn_##NAME(const Turned* tensors, const T* cos, const T* sin, int64_t angle_batch,         \
+                                    int64_t batch, int64_t tokens, int64_t size, int64_t back, int64_t threads) {   \
+    turn_heads(tensors, cos, sin, angle_batch, batch, tokens, size, back, threads);                                 \
   }
 
 AFINA_ROWS(bfloat16, half_t)
