@@ -125,3 +125,4 @@ def test_other_tensors_are_left_to_torch():
     assert rows.fits(x)
     assert not any(rows.fits(t) for t in (x.half(), x.double(), x.mT, x.to("meta")))
     assert not rows.fits(x, x.bfloat16())
+    assert not rows.fits(x.as_subclass(type("Shard", (Tensor,), {})))

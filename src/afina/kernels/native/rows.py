@@ -9,7 +9,7 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import library
 
@@ -17,13 +17,18 @@ _NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether these kernels are there and made for such tensors: on the processor, of one dtype, contiguous."""
+    """Whether these kernels are there and made for such tensors: on the processor, of one dtype, contiguous, and no
+    subclass, which may have no memory of its own."""
     first = tensors[0].dtype
     return (
         first in _NAMES
-        and all(t.dtype == first and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+        and all(t.dtype == first and _is_plain(t) and t.is_contiguous() for t in tensors)
         and library() is not None
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
 
 def _run(name: str, dtype: torch.dtype, *values: Any) -> None:
@@ -90,7 +95,7 @@ def can_turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
         q.dim() == k.dim() == 4
         and cos.dim() == 3
         and fits(cos, sin)
-        and all(x.dtype == cos.dtype and x.device.type == "cpu" for x in (q, k))
+        and all(x.dtype == cos.dtype and _is_plain(x) for x in (q, k))
         and q.shape[::2] == k.shape[::2]
         and q.shape[-1] == k.shape[-1] == cos.shape[-1]
         and q.shape[-1] % 2 == 0
