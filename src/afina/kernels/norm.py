@@ -3,7 +3,7 @@
     y = w · x / sqrt(mean(x²) + ε)
 
 Layers are known by what they compute, not by their names: one vector of weights, an ε, and this formula's numbers on a
-trial. Their weights must be frozen; trained ones keep the model's own code.
+trial.
 
 Source: Zhang and Sennrich 2019, arXiv 1910.07467.
 """
@@ -22,7 +22,7 @@ from .swap import swap_forward
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`weight · x / rms(x)`, for what `native.rows` is made for; the gradient goes to x. x: (..., D). weight: (D,)."""
+    """`weight · x / rms(x)`, for what `native.rows` is made for. x: (..., D). weight: (D,)."""
     run: Any = _RMSNorm.apply
     out: Tensor = run(x, weight, eps)
     return out
@@ -38,7 +38,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
-        return native.rms_norm_backward(g.contiguous(), *ctx.saved_tensors), None, None
+        x, weight, kept = ctx.saved_tensors
+        dx, dw = native.rms_norm_backward(g.contiguous(), x, weight, kept, ctx.needs_input_grad[1])
+        return dx, dw, None
 
 
 def fuse_norms(base: nn.Module) -> int:
@@ -73,8 +75,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 
 
 def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    weight = self.weight
-    if torch.compiler.is_compiling() or weight.requires_grad or autocasts(x) or not native.fits(x, weight):
+    if torch.compiler.is_compiling() or autocasts(x) or not native.fits(x, self.weight):
         out: Tensor = kind.forward(self, x)
         return out
-    return rms_norm(x, weight, _eps(self))
+    return rms_norm(x, self.weight, _eps(self))

@@ -85,26 +85,37 @@ void norm(const T* x, const T* weight, T* y, float* kept, int64_t n, int64_t d, 
   }
 }
 
-// dx = s (w g - x s^2 mean(w g x)), s = 1 / rms(x)
+constexpr int64_t BLOCK = 64;
+
+// dx = s (w g - x s^2 mean(w g x)), s = 1 / rms(x). dw, if it is not null: sums of g times what was multiplied by the
+// weight over blocks of 64 rows, (ceil(n / 64), d), from zeros.
 template <class T>
-void norm_backward(const T* g, const T* x, const T* weight, const float* kept, T* dx, int64_t n, int64_t d,
+void norm_backward(const T* g, const T* x, const T* weight, const float* kept, T* dx, float* dw, int64_t n, int64_t d,
                    int64_t threads) {
 #pragma omp parallel for num_threads(threads)
-  for (int64_t i = 0; i < n; i++) {
-    __m512 all = _mm512_setzero_ps();
-    for (int64_t c = 0; c < d; c += LANES) {
-      const __mmask16 m = first(d - c);
-      const __m512 wg = _mm512_mul_ps(get(g + i * d + c, m), get(weight + c, m));
-      all = _mm512_fmadd_ps(wg, get(x + i * d + c, m), all);
+  for (int64_t block = 0; block < n; block += BLOCK)
+    for (int64_t i = block; i < n && i < block + BLOCK; i++) {
+      __m512 all = _mm512_setzero_ps();
+      for (int64_t c = 0; c < d; c += LANES) {
+        const __mmask16 m = first(d - c);
+        const __m512 wg = _mm512_mul_ps(get(g + i * d + c, m), get(weight + c, m));
+        all = _mm512_fmadd_ps(wg, get(x + i * d + c, m), all);
+      }
+      const float s = kept[i];
+      const __m512 factor = _mm512_set1_ps(s), dot = _mm512_set1_ps(_mm512_reduce_add_ps(all) / d * s * s);
+      for (int64_t c = 0; c < d; c += LANES) {
+        const __mmask16 m = first(d - c);
+        const __m512 wg = _mm512_mul_ps(get(g + i * d + c, m), get(weight + c, m));
+        put(dx + i * d + c, m, _mm512_mul_ps(factor, _mm512_fnmadd_ps(get(x + i * d + c, m), dot, wg)));
+      }
+      if (dw)
+        for (int64_t c = 0; c < d; c += LANES) {
+          const __mmask16 m = first(d - c);
+          float* sum = dw + block / BLOCK * d + c;
+          const __m512 even = rounded(x, _mm512_mul_ps(get(x + i * d + c, m), factor));
+          put(sum, m, _mm512_fmadd_ps(get(g + i * d + c, m), even, get((const float*)sum, m)));
+        }
     }
-    const float s = kept[i];
-    const __m512 factor = _mm512_set1_ps(s), dot = _mm512_set1_ps(_mm512_reduce_add_ps(all) / d * s * s);
-    for (int64_t c = 0; c < d; c += LANES) {
-      const __mmask16 m = first(d - c);
-      const __m512 wg = _mm512_mul_ps(get(g + i * d + c, m), get(weight + c, m));
-      put(dx + i * d + c, m, _mm512_mul_ps(factor, _mm512_fnmadd_ps(get(x + i * d + c, m), dot, wg)));
-    }
-  }
 }
 
 constexpr int64_t PIECE = 4096;
@@ -192,8 +203,8 @@ void turn_heads(const Turned* tensors, const T* cos, const T* sin, int64_t angle
     norm(x, w, y, kept, n, d, eps, threads);                                                                        \
   }                                                                                                                 \
   extern "C" void afina_norm_backward_##NAME(const T* g, const T* x, const T* w, const float* kept, T* dx,          \
-                                             int64_t n, int64_t d, int64_t threads) {                               \
-    norm_backward(g, x, w, kept, dx, n, d, threads);                                                                \
+                                             float* dw, int64_t n, int64_t d, int64_t threads) {                    \
+    norm_backward(g, x, w, kept, dx, dw, n, d, threads);                                                            \
   }                                                                                                                 \
   extern "C" void afina_gated_##NAME(const T* gate, const T* up, T* y, int64_t n, int64_t threads) {                \
     gated(gate, up, y, n, threads);                                                                                 \

@@ -40,6 +40,8 @@ def _run(name: str, dtype: torch.dtype, *values: Any) -> None:
 def _argument(x: Any) -> Any:
     if isinstance(x, Tensor):
         return ctypes.c_void_p(x.data_ptr())
+    if x is None:
+        return ctypes.c_void_p()
     kinds: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_float}
     return kinds[type(x)](x) if type(x) in kinds else x
 
@@ -60,11 +62,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return out, kept
 
 
-def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """The gradient of x."""
-    dx = torch.empty_like(x)
-    _run("norm_backward", x.dtype, g, x, weight, kept, dx, len(kept), x.shape[-1])
-    return dx
+def rms_norm_backward(
+    g: Tensor, x: Tensor, weight: Tensor, kept: Tensor, wants_weight: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x and, if it is wanted, of the weight."""
+    dx, width = torch.empty_like(x), x.shape[-1]
+    # Sums of 64 rows each, in float32: the same for any number of threads.
+    sums = x.new_zeros(-(-len(kept) // 64), width, dtype=torch.float32) if wants_weight else None
+    _run("norm_backward", x.dtype, g, x, weight, kept, dx, sums, len(kept), width)
+    return dx, None if sums is None else sums.sum(0).to(weight.dtype)
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
