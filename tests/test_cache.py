@@ -15,6 +15,12 @@ def test_make_once_leaves_nothing_behind_when_it_fails(tmp_path):
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["t.lock"]
 
 
+def test_what_is_there_needs_no_rights_to_write(tmp_path, monkeypatch):
+    target = make_once(tmp_path / "t", lambda work: (work / "a").write_text("x"))
+    monkeypatch.setattr("afina.cache._lock", None)
+    assert make_once(tmp_path / "t", lambda work: None) == target
+
+
 def test_made_files_have_the_rights_of_the_umask(tmp_path):
     def make(work):
         (work / "a").write_text("x")

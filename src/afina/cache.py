@@ -24,6 +24,8 @@ def make_once(target: Path, make: Callable[[Path], None]) -> Path:
     A lock keeps two processes from making the same thing; were it to fail (some network file systems), the loser's
     work is dropped and nothing is torn.
     """
+    if target.is_dir():  # also where nothing can be written
+        return target
     with _lock(target):
         if target.is_dir():
             return target

@@ -72,6 +72,21 @@ class Plain(Doubled):
         return super().forward(x) / 2
 
 
+class Gated(Plain):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * gate)
+
+
+def test_what_the_kernel_does_not_know_is_the_layers_own():
+    layer, x, gate = Gated(), torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    own = layer(x, gate)
+    assert fuse_norms(layer) == 1
+    assert torch.equal(layer(x, gate), own)
+    assert torch.equal(layer(x, gate=gate), own)
+    with pytest.raises(RuntimeError, match="size"):
+        layer(torch.randn(2, 3, 16))
+
+
 def test_only_the_formula_counts():
     torch.manual_seed(0)
     gemma = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, num_key_value_heads=2))  # 1 + weight

@@ -5,7 +5,18 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)  # fmt: skip
 
 from afina import LoraConfig, get_peft_model
 from afina.errors import AfinaWarning
@@ -198,8 +209,8 @@ def test_attention_is_the_formula(mask, heads, block, kept, monkeypatch):
     if mask == "added":
         given = torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
     if mask == "keys":
-        given = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]], dtype=torch.bool)[:, None, None]
-        allowed = given & torch.ones(5, 5, dtype=torch.bool).tril()
+        given = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 1, 1]], dtype=torch.uint8)[:, None, None]
+        allowed = given.bool() & torch.ones(5, 5, dtype=torch.bool).tril()
     expected = nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=allowed, is_causal=mask is None, scale=0.3, enable_gqa=heads != 4
     ).transpose(1, 2)
@@ -211,7 +222,7 @@ def test_attention_is_known_to_the_compiler():
     q, k, v = (
         torch.randn(2, h, 70, 8).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for h in (4, 2, 2)
     )
-    for mask in (None, torch.ones(2, 1, 1, 70, dtype=torch.bool), torch.ones(2, 1, 70, 70, dtype=torch.bool)):
+    for mask in (None, torch.ones(2, 1, 1, 70, dtype=torch.uint8), torch.ones(2, 1, 70, 70, dtype=torch.bool)):
         torch.library.opcheck(attention._forward, (q, k, v, mask, 0.3))
 
 
@@ -222,3 +233,62 @@ def test_padding_reaches_attention_as_keys(monkeypatch):
     speed_up(fast)
     step(fast, attention_mask=MASK)
     assert [tuple(m.shape) for m in seen] == [(3, 1, 1, 12)] * 2
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "padded"])
+def test_autocast_of_a_float32_model_runs(mask, either):
+    exact, fast = adapted(llama()), adapted(llama())
+    speed_up(fast, keep_logits=False)
+    _, true = step(exact, attention_mask=mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, grads = step(fast, attention_mask=mask)
+    assert max(float((grads[n] - true[n]).norm() / true[n].norm()) for n in true) < 0.05
+
+
+def test_what_attention_is_given_beside_the_mask_counts():
+    sizes = {
+        "vocab_size": 64,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 1,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+    }
+    found = []
+    for fast in (False, True):
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)).train()
+        if fast:
+            speed_up(model)
+        loss = model(input_ids=IDS, labels=IDS.flip(1)).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["keys", "whole"])
+def test_a_users_own_mask_means_what_it_says(kind, either):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    plain = BertModel(BertConfig(**sizes, num_attention_heads=4)).eval()
+    fast = copy.deepcopy(plain)
+    speed_up(fast)
+    mask = MASK.bool()[:, None, None] if kind == "keys" else torch.ones(3, 1, 12, 12, dtype=torch.bool).tril()
+    a, b = (m(input_ids=IDS, attention_mask=mask).last_hidden_state for m in (plain, fast))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_scaled_logits_are_seen():
+    torch.manual_seed(0)
+    model = CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.0625)).requires_grad_(False)
+    assert any("loss or logits would differ by" in s for s in speed_up(model, keep_logits=False))
+
+
+def test_a_fast_model_can_be_pickled(tmp_path):
+    fast = llama().requires_grad_(False)
+    speed_up(fast)
+    torch.save(fast, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(IDS).logits, fast(IDS).logits)
+    assert type(again) is type(fast)

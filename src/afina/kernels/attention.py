@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.weights import autocasts
 from .native import attention as native
 
 KEPT = 512
@@ -29,8 +30,9 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, sca
 
     Args:
         q: (B, H, T, D). k, v: (B, K, T, D), each serving H / K query heads.
-        allowed: true (or zero, if it is to be added) where a query sees a key: (B, 1, T, T); or (B, 1, 1, T) for the
-            keys that may be seen causally; None for plain causal attention. A query that sees nothing gets a mean.
+        allowed: true (or zero, if it is to be added) where a query sees a key: (B, 1, T, T); or, in uint8, (B, 1, 1, T)
+            for the keys that may be seen causally; None for plain causal attention. A query that sees nothing gets a
+            mean.
 
     Returns:
         (B, T, H, D)
@@ -48,7 +50,7 @@ def _blocks(t: int, allowed: Tensor | None) -> Iterator[tuple[int, int, int]]:
 
 def is_causal(allowed: Tensor | None) -> bool:
     """Whether queries see no later key, whatever else the mask says."""
-    return allowed is None or allowed.shape[2] == 1
+    return allowed is None or allowed.dtype == torch.uint8
 
 
 def _rows(x: Tensor, i: int, j: int, heads: int) -> Tensor:
@@ -71,8 +73,8 @@ def _shares(
     scores = _scaled(_rows(q, i, j, k_.shape[0] // b), k_[:, :end].mT, scale)
     whole, lowest = scores.view(b, h, j - i, end), torch.finfo(q.dtype).min
     if allowed is not None:
-        part = allowed[..., :end] if allowed.shape[2] == 1 else allowed[:, :, i:j, :end]
-        if allowed.dtype == torch.bool:
+        part = allowed[..., :end].bool() if is_causal(allowed) else allowed[:, :, i:j, :end]
+        if part.dtype == torch.bool:
             whole.masked_fill_(~part, lowest)
         else:
             whole.add_(part).clamp_min_(lowest)
@@ -95,7 +97,7 @@ def _kept(q: Tensor, allowed: Tensor | None) -> int:
 
 @torch.library.custom_op("afina::attention", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    if native.fits(q, allowed):
+    if native.fits(q, k, v, allowed):
         return native.forward(q, k, v, allowed, scale)
     (b, h, t, d), heads = q.shape, k.shape[1]
     k_, v_ = k.reshape(b * heads, t, d), v.reshape(b * heads, t, d)
@@ -138,7 +140,7 @@ def _backward(
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     b, h, t, d = q.shape
-    if native.fits(q, allowed):
+    if native.fits(q, k, v, allowed):
         return q.new_empty(b, t, h, d), q.new_empty(b, h, t, 2, dtype=torch.float32)
     return q.new_empty(b, t, h, d), q.new_empty(_kept(q, allowed))
 
@@ -154,7 +156,7 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, allowed, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, allowed, output[0] if native.fits(q, allowed) else None, output[1])
+    ctx.save_for_backward(q, k, v, allowed, output[0] if native.fits(q, k, v, allowed) else None, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
@@ -167,6 +169,10 @@ def _differentiate(ctx: Any, g: Tensor | None, _: Any) -> Any:
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
+_CHANGES = ("position_bias", "softcap", "s_aux", "cache")
+"""What transformers may hand over beside the mask that changes the result; torch's attention takes it or refuses it."""
+
+
 def attention_forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
@@ -174,28 +180,42 @@ def attention_forward(
     """What transformers calls; it falls to torch's attention wherever the short form is not made for the case."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    length = query.shape[2]
+    if wanted := autocasts(query):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    fits = (
-        query.device.type == "cpu"
-        and (query.dtype.itemsize == 2 or length <= KEPT)
-        and query.requires_grad
-        and 1 < length == key.shape[2]
-        and key.shape[-1] == value.shape[-1]
-        and not dropout
-        and (attention_mask is not None or causal)
-    )
     mask = attention_mask if attention_mask is None else attention_mask[..., : key.shape[2]]
-    if not fits:
-        if mask is not None and mask.shape[2] == 1 < length:
-            mask = mask & torch.ones(length, key.shape[2], dtype=torch.bool, device=mask.device).tril()
+    plain = not dropout and all(kwargs.get(name) is None for name in _CHANGES) and (mask is not None or causal)
+    if not plain or not _fits(query, key, value, mask):
+        if mask is not None and is_causal(mask):
+            mask = mask.bool() & torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=mask.device).tril()
         out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return short_attention(query, key, value, mask, scale), None
+    if not wanted:
+        return short_attention(query, key, value, mask, scale), None
+    with torch.autocast(query.device.type, enabled=False):
+        return short_attention(query, key, value, mask, scale), None
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether `short_attention` is made for these tensors, and expected to be the faster one."""
+    length = query.shape[2]
+    return (
+        query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype
+        and (query.dtype.itemsize == 2 or length <= KEPT)
+        and query.requires_grad
+        and 1 < length == key.shape[2]
+        and key.shape == value.shape
+        and (
+            mask is None
+            or (not mask.requires_grad and mask.dim() == 4 and (is_causal(mask) or mask.shape[2] == length))
+        )
+    )
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -214,7 +234,8 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
         and whole.shape[2] == length == whole.shape[3] == padding.shape[-1]
         and not kwargs.get("q_offset") and not kwargs.get("kv_offset")
     )  # fmt: skip
-    return padding[:, None, None, :] if simple and padding is not None else whole
+    # In a dtype that no mask of anybody else's has, because nothing else says that later keys do not count.
+    return padding[:, None, None, :].to(torch.uint8) if simple and padding is not None else whole
 
 
 def register() -> None:

@@ -108,12 +108,12 @@ def _has_the_form(module: nn.Module, dtype: torch.dtype) -> bool:
         module.train(was)
 
 
-def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        out: Tensor = kind.forward(self, x)
+def _forward(kind: type[nn.Module], self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if args or kwargs or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        out: Tensor = kind.forward(self, x, *args, **kwargs)
         return out
     gate, up, others_keep = self.gate_proj(x), self.up_proj(x), _others_keep()
-    if native.fits(gate, up):
+    if native.fits(gate, up) and gate.shape == up.shape:
         out = self.down_proj(_product(gate, up)[0]) if others_keep else gated(gate, up, self.down_proj)
     elif others_keep or gate.dtype != torch.float32:
         out = self.down_proj(self.act_fn(gate) * up)

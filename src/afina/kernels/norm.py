@@ -74,8 +74,10 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return torch.allclose(own.float(), ours.float(), rtol=2 * torch.finfo(x.dtype).eps, atol=1e-6)
 
 
-def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or autocasts(x) or not native.fits(x, self.weight):
-        out: Tensor = kind.forward(self, x)
+def _forward(kind: type[nn.Module], self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # Some take a gate beside the input.
+    more = args or any(v is not None for v in kwargs.values())
+    if more or autocasts(x) or not native.fits(x, self.weight) or x.shape[-1] != self.weight.shape[0]:
+        out: Tensor = kind.forward(self, x, *args, **kwargs)
         return out
     return rms_norm(x, self.weight, _eps(self))

@@ -61,8 +61,7 @@ def _takes_kernel(kind: Any) -> bool:
 
 
 def _forward(kind: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    ours = None if torch.compiler.is_compiling() else _with_kernel(kind)
-    return (ours or kind.forward)(self, *args, **kwargs)
+    return (kind.forward if torch.compiler.is_compiling() else _with_kernel(kind))(self, *args, **kwargs)
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,8 +28,21 @@ def _subclass(kind: Any, forward: Callable[..., Any]) -> Any:
         return wrapped(self, *args, **kwargs)
 
     method.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]
-    names = {"forward": method, "__module__": kind.__module__, "__doc__": kind.__doc__, "plain_class": kind}
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        _, _, *state = kind.__reduce_ex__(self, protocol)
+        return _remade, (kind, forward), *state
+
+    names = {"forward": method, "__module__": kind.__module__, "__doc__": kind.__doc__, "plain_class": kind,
+             "__reduce_ex__": reduce}  # fmt: skip
     return type(kind.__name__, (kind,), names)
+
+
+def _remade(kind: Any, forward: Callable[..., Any]) -> nn.Module:
+    """What a copy or a pickled module begins as, before its state comes."""
+    again = _subclass(kind, forward)
+    made: nn.Module = again.__new__(again)
+    return made
 
 
 def _call(kind: type[nn.Module], forward: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:

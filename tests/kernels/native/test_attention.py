@@ -22,8 +22,8 @@ def numbers(b: int, h: int, kv: int, t: int, d: int) -> tuple[Tensor, ...]:
 def mask(kind: str | None, b: int, t: int) -> Tensor | None:
     random = torch.Generator().manual_seed(1)
     if kind == "keys":
-        allowed = torch.ones(b, 1, 1, t, dtype=torch.bool)
-        allowed[0, ..., : t // 3] = False
+        allowed = torch.ones(b, 1, 1, t, dtype=torch.uint8)
+        allowed[0, ..., : t // 3] = 0
         return allowed
     at = torch.arange(t)
     causal = at[:, None] >= at
@@ -42,7 +42,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor, g: Tensor, allowed: Tensor | None, 
     t, groups = q.shape[2], q.shape[1] // k.shape[1]
     seen = torch.ones(t, t, dtype=torch.bool).tril()[None, None].expand(len(q), 1, t, t)
     if allowed is not None:
-        seen = seen & allowed if allowed.shape[2] == 1 else allowed
+        seen = seen & allowed.bool() if allowed.shape[2] == 1 else allowed
     scores = (scale * q @ k.repeat_interleave(groups, 1).mT).masked_fill(~seen, torch.finfo(torch.float64).min)
     out = (scores.softmax(-1) @ v.repeat_interleave(groups, 1)).transpose(1, 2) * sees(seen)
     return [out, *torch.autograd.grad((out * g.double()).sum(), (q, k, v))]
@@ -66,9 +66,9 @@ def test_output_and_gradients_are_nearer_the_formulas_than_torchs(sizes, kind, m
     q, k, v, g = numbers(*sizes)
     allowed, scale = mask(kind, b, t), d**-0.5
     if allowed is not None:  # what sees nothing sends nothing back
-        g = g * sees(allowed & torch.ones(t, t, dtype=torch.bool).tril() if kind == "keys" else allowed)
+        g = g * sees(allowed.bool() & torch.ones(t, t, dtype=torch.bool).tril() if kind == "keys" else allowed)
     exact = formula(q, k, v, g, allowed, scale)
-    assert native.fits(q, allowed)
+    assert native.fits(q, k, v, allowed)
     found = []
     for _ in range(2):
         leaves = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -105,13 +105,15 @@ def test_layouts_do_not_matter():
     wide = torch.zeros(2, 40, 4, 17, dtype=q.dtype)[..., :16].copy_(g)  # odd rows
     q_, k_, v_ = q.contiguous(), k.mT.contiguous().mT, torch.stack([v, v], -1)[..., 0]
     out_, stats_ = native.forward(q_, k_, v_, None, 0.25)
-    parts = [out_, *native.backward(wide, q_, k_, v_, None, out_, stats_, 0.25)]
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    odd = torch.zeros(2, 40, 4 * 16 + 1, dtype=q.dtype)[..., :-1].unflatten(-1, (4, 16)).copy_(g)  # odd tokens
+    for g_ in (wide, odd):
+        parts = [out_, *native.backward(g_, q_, k_, v_, None, out_, stats_, 0.25)]
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_query_that_sees_nothing_gets_the_mean_of_keys_not_later():
     q, k, v, _ = numbers(1, 1, 1, 6, 16)
-    allowed = torch.zeros(1, 1, 1, 6, dtype=torch.bool)
+    allowed = torch.zeros(1, 1, 1, 6, dtype=torch.uint8)
     out, _ = native.forward(q, k, v, allowed, 1.0)
     means = v[0, 0].float().cumsum(0) / torch.arange(1, 7)[:, None]
     torch.testing.assert_close(out[0, :, 0].float(), means, atol=0.02, rtol=0.01)
@@ -125,14 +127,21 @@ def test_numbers_that_are_not_finite_show():
     assert not out[0, :20].isnan().any()
 
 
-@pytest.mark.parametrize("change", ["float32", "size", "added mask", "a mask for each head"])
+@pytest.mark.parametrize("change", [
+    "float32", "values in float32", "size", "fewer keys", "added mask", "a mask for each head", "a narrow mask",
+    "keys in bool",
+])  # fmt: skip
 def test_other_cases_are_left_to_torch(change):
-    q, allowed = numbers(1, 2, 1, 4, 24 if change == "size" else 16)[0], None
-    if change == "float32":
-        q = q.float()
-    elif change == "added mask":
+    q, k, v, _ = numbers(1, 2, 1, 4, 24 if change == "size" else 16)
+    shapes = {"a mask for each head": (1, 2, 4, 4), "a narrow mask": (1, 1, 4, 3), "keys in bool": (1, 1, 1, 4)}
+    allowed = torch.ones(shapes[change], dtype=torch.bool) if change in shapes else None
+    if change == "added mask":
         allowed = torch.zeros(1, 1, 4, 4)
-    elif change == "a mask for each head":
-        allowed = torch.ones(1, 2, 4, 4, dtype=torch.bool)
-    assert native.fits(numbers(1, 2, 1, 4, 16)[0], None)
-    assert not native.fits(q, allowed)
+    elif change == "float32":
+        q, k, v = q.float(), k.float(), v.float()
+    elif change == "values in float32":
+        v = v.float()
+    elif change == "fewer keys":
+        k, v = k[:, :, :3], v[:, :, :3]
+    assert native.fits(*numbers(1, 2, 1, 4, 16)[:3], None)
+    assert not native.fits(q, k, v, allowed)

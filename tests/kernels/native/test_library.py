@@ -44,6 +44,13 @@ def test_another_compiler_makes_another_library(find, tmp_path, monkeypatch):
     assert len(list((tmp_path / "native").glob("*/kernels.so"))) == 2
 
 
+def test_what_cannot_be_loaded_is_not_kept(find, tmp_path, monkeypatch):
+    body = '[ "$1" = --version ] && echo 1 && exit 0\nfor last; do :; done; echo no library > "$last"'
+    monkeypatch.setenv("CXX", compiler(tmp_path, body))
+    assert "invalid ELF header" in find()[1] or "too short" in find()[1]
+    assert not list(tmp_path.glob("native/*/kernels.so"))
+
+
 @pytest.mark.parametrize(
     "case", ["switched off", "no compiler", "no instructions", "fault", "no such file", "no cache"]
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from afina.kernels.loss import _block, _How
@@ -55,6 +56,11 @@ def test_logits_that_exclude_words_are_fine():
     expected = F.cross_entropy(z, torch.tensor([1, 2]), reduction="sum")
     torch.testing.assert_close(rows.losses(z, torch.tensor([[1], [2]]), 0.0, True), expected)
     assert not z[:, 20:].any()
+
+
+def test_labels_are_integers_of_any_size():
+    z, y = draw(4, 50, dtype=torch.float32), torch.tensor([[1], [2], [3], [49]])
+    assert torch.equal(rows.losses(z, y.int(), 0.0, False), rows.losses(z, y, 0.0, False))
 
 
 @pytest.mark.parametrize("label", [-1, 50])
@@ -128,4 +134,6 @@ def test_other_tensors_are_left_to_torch():
     assert rows.fits(x)
     assert not any(rows.fits(t) for t in (x.half(), x.double(), x.mT, x.to("meta")))
     assert not rows.fits(x, x.bfloat16())
+    with FlopCounterMode(display=False):  # follows torch's operations
+        assert not rows.fits(x)
     assert not rows.fits(x.as_subclass(type("Shard", (Tensor,), {})))

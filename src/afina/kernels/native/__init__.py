@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,34 +49,40 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     has: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     if not has():
         return None, "the processor has no bfloat16 products of AVX-512"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = (
+        shlex.split(os.environ.get("CXX", "")) or [c for c in (shutil.which("g++"), shutil.which("c++")) if c][:1]
+    )
+    if not compiler:
         return None, "there is no C++ compiler (g++)"
     try:
         return ctypes.CDLL(str(_built(compiler))), ""
     except subprocess.CalledProcessError as error:
         first = next((x for x in error.stderr.splitlines() if "error" in x), error.stderr[:100])
-        return None, f"{compiler} could not compile them ({first.strip()[:100]})"
+        return None, f"{compiler[0]} could not compile them ({first.strip()[:100]})"
     except (OSError, AfinaError) as error:
         return None, " ".join(str(error).split())[:200]
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: list[str]) -> Path:
     """The compiled library of these sources, this compiler and this processor."""
     here = Path(__file__).parent
     sources = sorted(here.glob("*.cpp"))
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    version = _output([*compiler, "--version"])
     known = hashlib.sha256()
-    for part in (*(p.read_bytes() for p in (*sources, *sorted(here.glob("*.h")))), repr(FLAGS).encode(),
+    for part in (*(p.read_bytes() for p in (*sources, *sorted(here.glob("*.h")))), repr((compiler, FLAGS)).encode(),
                  version.encode(), _processor().encode()):  # fmt: skip
         known.update(hashlib.sha256(part).digest())
     name = "kernels.so"
 
     def make(work: Path) -> None:
-        command = [compiler, *FLAGS, *map(str, sources), "-o", str(work / name)]
-        subprocess.run(command, capture_output=True, text=True, check=True)
+        _output([*compiler, *FLAGS, *map(str, sources), "-o", str(work / name)])
+        ctypes.CDLL(str(work / name))  # what cannot be loaded is not kept
 
     return make_once(cache_dir() / "native" / known.hexdigest()[:20], make) / name
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
 
 
 def _processor() -> str:

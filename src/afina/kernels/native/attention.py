@@ -32,16 +32,24 @@ class _Task(ctypes.Structure):
     )
 
 
-def fits(q: Tensor, allowed: Tensor | None) -> bool:
-    """Whether this kernel is there and made for the case. q: (B, H, T, D); `allowed` as in `forward`."""
+def fits(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> bool:
+    """Whether this kernel is there and made for the case; the arguments are those of `forward`."""
+    b, h, t, d = q.shape
     return (
-        q.dtype == torch.bfloat16
-        and q.device.type == "cpu"
-        and q.shape[-1] % 16 == 0
-        and q.shape[-1] <= 256
-        and (allowed is None or (allowed.dtype == torch.bool and allowed.shape[1] == 1))
+        all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in (q, k, v))
+        and k.shape == v.shape == (b, k.shape[1], t, d)
+        and h % k.shape[1] == 0
+        and d % 16 == 0
+        and d <= 256
+        and (allowed is None or _is_known(allowed, b, t))
         and library() is not None
     )
+
+
+def _is_known(allowed: Tensor, b: int, t: int) -> bool:
+    (rows, heads, queries, keys), causal = allowed.shape, allowed.dtype == torch.uint8
+    whole = rows in (1, b) and heads == 1 and keys == t and queries == (1 if causal else t)
+    return whole and (causal or allowed.dtype == torch.bool) and allowed.device.type == "cpu"
 
 
 def _ready(x: Tensor) -> Tensor:
@@ -59,10 +67,10 @@ def _task(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float,
     parts = next(p for p in range(1, h // kv + 1) if h // kv % p == 0 and (b * kv * p >= 4 * threads or p == h // kv))
     task = _Task(b=b, h=h, kv=kv, t=t, d=d, parts=parts, scale=scale, threads=threads, stats=stats.data_ptr(),
                  q=_heads(q), k=_heads(k), v=_heads(v), out=_heads(out.transpose(1, 2)))  # fmt: skip
-    task.causal = allowed is None or allowed.shape[2] == 1
+    task.causal = allowed is None or allowed.dtype == torch.uint8
     if allowed is not None:
         task.allowed, task.allowed_batch = allowed.data_ptr(), allowed.stride(0) if allowed.shape[0] > 1 else 0
-        task.allowed_query = allowed.stride(2) if allowed.shape[2] > 1 else 0
+        task.allowed_query = 0 if task.causal else allowed.stride(2)
     return task
 
 
@@ -76,8 +84,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: floa
 
     Args:
         q: (B, H, T, D). k, v: (B, K, T, D).
-        allowed: true where a query sees a key: (B or 1, 1, T, T); or (B or 1, 1, 1, T) for the keys that may be seen
-            causally; None for plain causal attention. A query that sees nothing gets a mean.
+        allowed: true where a query sees a key: (B or 1, 1, T, T); or, in uint8, (B or 1, 1, 1, T) for the keys that may
+            be seen causally; None for plain causal attention. A query that sees nothing gets a mean.
 
     Returns:
         (B, T, H, D), and (B, H, T, 2) in float32
@@ -95,10 +103,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, laid out as (B, T, heads, D). g: (B, T, H, D), the output's."""
     allowed = allowed if allowed is None or allowed.stride(-1) == 1 else allowed.contiguous()
-    q, k, v, g = _ready(q), _ready(k), _ready(v), _ready(g)
+    q, k, v, g = _ready(q), _ready(k), _ready(v), _ready(g.transpose(1, 2))
     dq, dk, dv = (laid_out(x) for x in (q, k, v))
     task = _task(q, k, v, allowed, scale, out, stats)
-    task.g, task.dq, task.dk, task.dv = _heads(g.transpose(1, 2)), _heads(dq), _heads(dk), _heads(dv)
+    task.g, task.dq, task.dk, task.dv = _heads(g), _heads(dq), _heads(dk), _heads(dv)
     if task.parts > 1:
         partial = stats.new_empty(2, task.parts, k.numel())
         task.partial = partial.data_ptr()

@@ -22,9 +22,16 @@ def fits(*tensors: Tensor) -> bool:
     first = tensors[0].dtype
     return (
         first in _NAMES
+        and not _is_watched()
         and all(t.dtype == first and _is_plain(t) and t.is_contiguous() for t in tensors)
         and library() is not None
     )
+
+
+def _is_watched() -> bool:
+    """Whether somebody follows torch's operations, of which these are none."""
+    jit: Any = torch.jit
+    return torch.compiler.is_compiling() or jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -48,10 +55,12 @@ def _argument(x: Any) -> Any:
 
 def losses(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tensor:
     """The sum of the cross-entropies of logits; if `backward`, its gradient takes their place in `z_NV`."""
+    assert y_N1.numel() == len(z_NV)
+    y_N1 = y_N1.long().contiguous()
     if len(y_N1) and not bool(((y_N1 >= 0) & (y_N1 < z_NV.shape[1])).all()):
         raise IndexError(f"a label is not in the vocabulary of {z_NV.shape[1]}: {y_N1.min()} to {y_N1.max()}")
     each = torch.empty(len(z_NV), dtype=torch.float64)
-    _run("cross_entropy", z_NV.dtype, z_NV, *z_NV.shape, y_N1.contiguous(), smoothing, int(backward), each)
+    _run("cross_entropy", z_NV.dtype, z_NV, *z_NV.shape, y_N1, smoothing, int(backward), each)
     return each.sum().float()
 
 
