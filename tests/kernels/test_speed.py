@@ -23,6 +23,7 @@ from afina.errors import AfinaWarning
 from afina.kernels import attention, compiled
 from afina.kernels.attention import short_attention
 from afina.kernels.speed import speed_up
+from afina.methods.selective.last_layers import LastLayersConfig
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
@@ -292,3 +293,15 @@ def test_a_fast_model_can_be_pickled(tmp_path):
     again = torch.load(tmp_path / "model.pt", weights_only=False)
     assert torch.equal(again(IDS).logits, fast(IDS).logits)
     assert type(again) is type(fast)
+
+
+def test_trained_copies_of_layers_see_no_later_token(either):
+    found = []
+    for fast in (False, True):
+        torch.manual_seed(1)
+        model = get_peft_model(llama(), LastLayersConfig(task_type="CAUSAL_LM", layers=1))
+        if fast:
+            speed_up(model)
+        found.append(step(model, attention_mask=MASK)[1])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-4, atol=1e-6) for n in found[0])
