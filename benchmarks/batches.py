@@ -17,9 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from .step import LINEARS
+from .step import ROWS, base
 from .timing import interleaved
 
 Item = dict[str, list[int]]
@@ -77,13 +76,10 @@ def main() -> None:
     import afina
     from afina.kernels.speed import speed_up
 
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=6,
-                                        num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-                                        )).bfloat16()  # fmt: skip
-    lora = {"r": 16, "lora_alpha": 32, "target_modules": LINEARS, "task_type": "CAUSAL_LM"}
-    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**lora))
-    ours = afina.get_peft_model(base, afina.LoraConfig(**lora))
+    plain = base(ROWS["lora-bfloat16"], layers=6)
+    lora = {**ROWS["lora-bfloat16"].options, "task_type": "CAUSAL_LM"}
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(**lora))
+    ours = afina.get_peft_model(plain, afina.LoraConfig(**lora))
     speed_up(ours, keep_logits=False)
     items = rows()
     alike = sorted(items, key=lambda x: len(x["input_ids"]))

@@ -54,11 +54,11 @@ ROWS = {
 }
 
 
-def base(row: Row) -> Any:
+def base(row: Row, layers: int = 30) -> Any:
     from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
     sizes = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
         num_key_value_heads=3, tie_word_embeddings=True, rope_theta=1e5, max_position_embeddings=8192,
     )  # fmt: skip
     torch.manual_seed(0)

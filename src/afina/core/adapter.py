@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, NotMergeable, TargetError
-from .quantised import dense_copy
-from .weights import BaseWeight, base_weight, in_own_dtype
+from .weights import BaseWeight
 
 if TYPE_CHECKING:
     from .view import View
@@ -271,35 +270,3 @@ class Activation(Adapter):
     """A method that changes what goes into or comes out of a module: give `forward`."""
 
     kinds = frozenset({"linear", "conv", "embedding", "module"})
-
-
-class Replacement(Adapter):
-    """A trainable copy of the module, run in its place."""
-
-    with_attention_output = False
-    kinds = frozenset({"linear", "conv", "embedding", "attention", "module"})
-
-    def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
-        super().__init__(site, config)
-        self.copy = dense_copy(site.base.module if module is None else module).requires_grad_(True)
-        self.is_weight = site.base.kind != "module"
-        if site.dtype.is_floating_point:
-            self.copy.to(site.dtype)
-        if site.device.type == "meta":
-            # Parameters only: buffers that no file holds have to keep their values.
-            for module in self.copy.modules():
-                for name, parameter in module._parameters.items():
-                    if parameter is not None:
-                        module._parameters[name] = nn.Parameter(parameter.to("meta"))
-
-    def forward(self, inner: View, x: Any) -> Any:
-        return in_own_dtype(self.copy, self.dtype, x, *inner.args, **inner.kwargs)
-
-    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return base_weight(self.copy).read()
-
-    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n.removeprefix("copy."): t for n, t in own.items()}
-
-    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
-        self.assign({f"copy.{n}": t for n, t in tensors.items()})

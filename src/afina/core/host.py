@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AfinaWarning, MergeError, NameTakenError, NumericError
-from .adapter import Adapter, Replacement
+from .adapter import Adapter
 from .light import LightModule
+from .replacement import Replacement
 from .rows import Rows, run_rows
 from .spelling import ReferenceSpelling
 from .view import View, reference_view

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from ..errors import AfinaWarning, NameTakenError, TargetError, nearest
-from .adapter import Adapter, Replacement, Site
+from .adapter import Adapter, Site
 from .config import LayerConfig, method
 from .host import Host, ModulesToSaveWrapper
 from .patterns import name_in
 from .read_host import ReadHost
+from .replacement import Replacement
 from .targets import Slot, output_head, select_slots, slots
 from .tuner import adapter_names
 from .walk import hold_shared, outside_adapters

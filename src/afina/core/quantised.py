@@ -108,12 +108,14 @@ def quantised_weight(module: nn.Module) -> QuantisedWeight | None:
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
-    """A deep copy that can train: quantised layers in it are dense."""
+    """A deep copy that can train: quantised layers in it are dense. Configs stay the model's, so that what it is told
+    later (another attention, say) reaches its copied layers too."""
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
     if not any(quantised_weight(m) for m in module.modules()):
-        return copy.deepcopy(module)
+        configs = (m.__dict__.get("config") for m in module.modules())
+        return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
     out = copy.copy(module)
     for slot in ("_parameters", "_buffers"):
         setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})

@@ -12,6 +12,7 @@ Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size, S
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -195,9 +196,7 @@ def attention_forward(
         )
         return out
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if not wanted:
-        return short_attention(query, key, value, mask, scale), None
-    with torch.autocast(query.device.type, enabled=False):
+    with torch.autocast(query.device.type, enabled=False) if wanted else nullcontext():
         return short_attention(query, key, value, mask, scale), None
 
 

@@ -128,8 +128,6 @@ def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
     is one.
     """
     kernel = _kernel(z_NV) if how.softcap is None else None
-    if kernel is None and how.softcap is None and native.fits(z_NV):
-        kernel = native.losses
     if kernel is not None:
         return kernel(z_NV, y_N1, how.smoothing, backward)
     total = torch.zeros((), dtype=torch.promote_types(torch.float32, z_NV.dtype), device=z_NV.device)
@@ -163,13 +161,15 @@ def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
 
 
 def _kernel(z_NV: Tensor) -> Kernel | None:
-    """The Triton kernel, where it serves.
+    """The kernel in C++ on a processor, Triton's on a GPU, where they serve.
 
-    It and torch's operations agree to rounding, not to the bit, and which of them is used hangs on a timing, which
-    another process, also one that resumes a run, may see otherwise. Who needs the same bits again asks torch for
+    Triton's and torch's operations agree to rounding, not to the bit, and which of them is used hangs on a timing,
+    which another process, also one that resumes a run, may see otherwise. Who needs the same bits again asks torch for
     deterministic algorithms; then nothing is timed and torch's operations are used.
     """
-    if not is_on_gpu(z_NV) or z_NV.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+    if not is_on_gpu(z_NV):
+        return native.losses if native.fits(z_NV) else None
+    if z_NV.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return None
     if torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled() or not z_NV.is_contiguous():
         return None

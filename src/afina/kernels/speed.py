@@ -107,10 +107,6 @@ def _attention(base: Any) -> str:
         return f"attention: left as it is ({now})"
     attention.register()
     base.set_attn_implementation(attention.NAME)
-    for module in base.modules():  # trained copies of layers hold copies of the config, and get the same masks
-        config: Any = getattr(module, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = attention.NAME
     return "attention: by batched products of blocks"
 
 

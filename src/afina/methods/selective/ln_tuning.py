@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...core.adapter import Replacement
 from ...core.config import LayerConfig, register
+from ...core.replacement import Replacement
 from ...core.targets import normalisations
 
 
