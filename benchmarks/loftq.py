@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.methods.initialisers.loftq import replace_lora_weights_loftq
 
 BATCH, LENGTH, HELD_OUT = 8, 64, 64

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from tests.battery.kinds import KINDS  # noqa: E402
 from tests.battery.storages import LINEAR_ROWS, STORAGES  # noqa: E402
 from tests.battery.table import ROWS  # noqa: E402
-from tests.core.test_passes import OTHERS, PROMPTS  # noqa: E402
+from tests.core.model.test_passes import OTHERS, PROMPTS  # noqa: E402
 
 TARGET = ROOT / "docs" / "methods.md"
 HEAD = """# Methods

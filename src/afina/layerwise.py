@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from .core.host import Host
-from .core.model import PeftModel
+from .core.hosts.host import Host
+from .core.model.peft_model import PeftModel
 from .errors import ConfigError
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from .core.host import hosts
+from .core.hosts.host import hosts
 from .errors import ConfigError
 from .layerwise import layerwise_parameter_groups
 from .methods.reparam.lora import Lora

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import afina
-from afina.core.host import Host, hosts
+from afina.core.hosts.host import Host, hosts
 
 from .kinds import KINDS, Kind
 from .table import CASES, Row

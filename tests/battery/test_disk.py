@@ -13,7 +13,7 @@ from torch import nn
 
 import afina
 from afina.core.config import PeftConfig
-from afina.core.tuner import shared_modules
+from afina.core.hosts.tuner import shared_modules
 
 from .harness import (
     REFERENCE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.errors import AfinaError, NotMergeable
 
 from .harness import adapted, assert_same_bits, base_weights, bits, call, cases, config, distance, nudge, run, stacked

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from afina.core.rows import BASE
+from afina.core.hosts.batch_rows import BASE
 from afina.errors import ConfigError
 
 from .harness import adapted, cases, config, distance, nudge

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import afina
-from afina.core.host import hosts
-from afina.core.quantised import quantised_weight
+from afina.core.hosts.host import hosts
+from afina.core.layers.quantised import quantised_weight
 from afina.errors import AfinaWarning, MergeError, NotMergeable
 
 from .harness import REFERENCE, adapted, call, cast, distance, nudge, quietly, run

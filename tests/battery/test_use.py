@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 
 from .harness import adapted, base_weights, call, cases, cast, config, distance, nudge, run
 from .kinds import Kind

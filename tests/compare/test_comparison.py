@@ -15,7 +15,7 @@ from afina.compare import runs
 from afina.compare.comparison import Request, check, compare
 from afina.compare.tune import Search
 from afina.errors import RecipeError
-from afina.train.events import Reporter
+from afina.train.report.events import Reporter
 
 from ..train import tiny
 
@@ -161,8 +161,9 @@ def test_comparison_without_held_out_rows_is_refused(tmp_path, model_folder):
 
 
 def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path, model_folder):
+    from afina.train.recipe.sections.settings import load_recipe
+
     from afina.compare.prepare import prepare
-    from afina.train.settings import load_recipe
 
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, data__eval=None, data__eval_split=0.25)))
     shared = prepare(recipe, tmp_path / "data", Reporter())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from afina.train.recipe.sections.settings import load_recipe
 
 from afina.compare.items import general_text
-from afina.train.events import Reporter
-from afina.train.settings import load_recipe
+from afina.train.report.events import Reporter
 
 from ..train import tiny
 
@@ -14,7 +14,7 @@ from ..train import tiny
 def scored(path):
     """What the comparison's scores are after training, and what `afina train` reports of the same model."""
     from afina.compare.items import general_loss, quality
-    from afina.train.run import run
+    from afina.train.loop.run import run
 
     class Scores(Reporter):
         def __init__(self):

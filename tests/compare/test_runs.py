@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from afina.train.recipe.sections.settings import load_recipe
 
 from afina.compare.prepare import prepare
 from afina.compare.runs import Runner
 from afina.errors import CheckpointError
-from afina.train.events import Reporter
-from afina.train.settings import load_recipe
+from afina.train.report.events import Reporter
 
 from ..train import tiny
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.core.config import methods
-from afina.core.prompt import PromptLearningConfig
+from afina.core.prompts.encoder import PromptLearningConfig
 
 warnings.simplefilter("ignore")
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import afina
-from afina.core.checkpoint import WEIGHTS_NAME
+from afina.core.disk.checkpoint import WEIGHTS_NAME
 
 FIRST = "base_model.model.layers.0.up.lora_A.weight"
 """A key of every adapter on disk."""

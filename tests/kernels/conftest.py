@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from afina.kernels import native
+from afina.kernels.cpu import native
 
 
 def switch_off(patch: pytest.MonkeyPatch) -> None:
-    for module in ("native.attention", "native.rows", "speed"):
+    for module in ("cpu.native.attention", "cpu.native.rowwise", "speed"):
         patch.setattr(f"afina.kernels.{module}.library", lambda: None)
 
 

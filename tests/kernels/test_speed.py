@@ -20,8 +20,9 @@ from transformers import (
 
 from afina import LoraConfig, get_peft_model
 from afina.errors import AfinaWarning
-from afina.kernels import attention, compiled
-from afina.kernels.attention import short_attention
+from afina.kernels import compiled
+from afina.kernels.cpu import attention
+from afina.kernels.cpu.attention import short_attention
 from afina.kernels.speed import speed_up
 from afina.methods.selective.last_layers import LastLayersConfig
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 import afina
-from afina.core.adapter import Adapter
 from afina.core.config import method, methods
+from afina.core.hosts.adapter import Adapter
 from afina.methods.about import about_methods
 
 from ..battery.table import ROWS

@@ -13,8 +13,8 @@ from ..errors import RecipeError
 from .guard import guarded
 
 if TYPE_CHECKING:
-    from ..train.events import Reporter
-    from ..train.model import Trained
+    from ..train.base.loading import Trained
+    from ..train.report.events import Reporter
     from .session import Session
 
 
@@ -48,7 +48,7 @@ def chat(
     quiet_libraries(reporter)
     if adapter or adapters:
         return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
-    from ..train.model import load_trained
+    from ..train.base.loading import load_trained
     from ..train.tasks import named
 
     trained = load_trained(Path(model), reporter, quantize)
@@ -69,14 +69,14 @@ def _several(
 
     named = named_paths(adapter)
     if folder is not None:
-        from ..core.many import adapter_folders
+        from ..core.combine.folder import adapter_folders
 
         found = adapter_folders(folder)
         twice = next((n for n in found if n in named), None)
         if twice is not None:
             raise RecipeError("two adapters of one name", where="--adapters", got=twice)
         named |= found
-    from ..train.several import load_several
+    from ..train.use.several import load_several
 
     return Session(load_several(model, named, reporter, quantize), max_new_tokens, raw)
 
@@ -122,7 +122,7 @@ class _Talk:
     def _speak(self, text: str, name: str) -> None:
         from contextlib import nullcontext
 
-        from ..train.generate import stream
+        from ..train.answers.generate import stream
 
         prompter, model = self.trained.prompter, self.trained.model
         history = [] if self.single else self.histories[name]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..errors import AfinaWarning
 from ..plan.usage import told_bytes
-from ..train import events
+from ..train.report import events
 
 _PLAIN_LINES = {"training": 10}
 """How often a stage is told without a terminal; others twice."""

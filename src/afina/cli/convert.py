@@ -11,7 +11,7 @@ from ..errors import CheckpointError, ConfigError
 from .guard import guarded
 
 if TYPE_CHECKING:
-    from ..core.low_rank import Retained
+    from ..core.combine.low_rank_form import Retained
 
 
 @guarded
@@ -34,7 +34,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     from .. import save_as_lora
-    from ..train.model import load_trained
+    from ..train.base.loading import load_trained
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()

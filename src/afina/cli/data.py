@@ -26,10 +26,10 @@ def data(
     from rich.table import Table
     from rich.text import Text
 
-    from ..train.data import rows_of
-    from ..train.inspecting import examine
-    from ..train.model import base_location, load_tokenizer
-    from ..train.recipe import DataSection, ModelSection
+    from ..train.base.loading import base_location, load_tokenizer
+    from ..train.data.split import rows_of
+    from ..train.recipe.sections import DataSection, ModelSection
+    from ..train.use.examine import examine
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()

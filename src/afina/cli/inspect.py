@@ -39,8 +39,8 @@ def inspect(
 def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
     from ..compare.look_adapter import check_fit, look
     from ..compare.report import size
-    from ..train.model import base_location
-    from ..train.recipe import ModelSection
+    from ..train.base.loading import base_location
+    from ..train.recipe.sections import ModelSection
 
     found = look(folder)
     typer.echo(f"adapter   {folder}")
@@ -67,9 +67,9 @@ def _short(value: object) -> str:
 
 def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
     from ..compare.look_model import counts, look, on_meta
-    from ..train.events import Progress
-    from ..train.model import base_location
-    from ..train.recipe import ModelSection
+    from ..train.base.loading import base_location
+    from ..train.recipe.sections import ModelSection
+    from ..train.report.events import Progress
 
     wanted = _known(methods)
     location = base_location(ModelSection(path=source), reporter)

@@ -11,7 +11,7 @@ import typer
 from ..errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
-    from ..train.several import Several
+    from ..train.use.several import Several
 
 _ALL_AT_MOST = 8
 """Adapters that all answer from the beginning; with more, the first does."""
@@ -58,7 +58,7 @@ class Session:
 
     def command(self, line: str) -> None:
         """Switch, or say what is possible; a word that is not known changes nothing."""
-        from ..train.several import BASE
+        from ..train.use.several import BASE
 
         word, _, name = line.strip().partition(" ")
         name = name.strip()

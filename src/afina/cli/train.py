@@ -12,8 +12,8 @@ from ..errors import RecipeError
 from .guard import guarded
 
 if TYPE_CHECKING:
-    from ..train.recipe import Recipe
-    from ..train.run import Result
+    from ..train.loop.run import Result
+    from ..train.recipe.sections import Recipe
 
 _FLAGS = ("dry-run", "overwrite", "resume", "print-recipe")
 
@@ -36,15 +36,15 @@ def train(
     ] = None,
 ) -> None:
     """Train an adapter as a recipe says, and prove that it helps. Without a recipe, list the embedded ones."""
-    from ..train.settings import embedded_recipes, load_recipe
-    from ..train.yamlfile import dump
+    from ..train.recipe.settings import embedded_recipes, load_recipe
+    from ..train.recipe.yamlfile import dump
 
     source, overrides = split_arguments(args or [])
     for key, value in overrides:
         if value == "true" and (close := get_close_matches(key, _FLAGS, cutoff=0.8)):
             raise RecipeError(f"unknown option --{key}", fix=f"did you mean --{close[0]}?")
     if print_recipe is not None:
-        from ..train.ready import ready_recipe
+        from ..train.recipe.ready import ready_recipe
 
         if source is not None:
             raise RecipeError("--print-recipe makes a recipe and takes none", got=source)
@@ -62,7 +62,7 @@ def train(
         typer.echo(dump(recipe))
         _plan(recipe)
         return
-    from ..train.run import run
+    from ..train.loop.run import run
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()
@@ -72,7 +72,7 @@ def train(
 
 def _plan(recipe: Recipe) -> None:
     """What the run would be and take, as comments below the recipe, so that both together are a recipe still."""
-    from ..train.planning import planned
+    from ..train.loop.planning import planned
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import RecipeError, did_you_mean
-from ..train.recipe import Recipe
-from ..train.settings import load_recipe, method_config
+from ..train.recipe.sections import Recipe
+from ..train.recipe.settings import load_recipe, method_config
 
 DEFAULT_METHODS = "full,last_layers,bitfit,lora,dora,ia3,bottleneck,prompt_tuning,prefix_tuning"
 _OUTSIDE_BRACKETS = r"(?![^\[\]]*\])"

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import RecipeError
-from ..train.events import Reporter
-from ..train.recipe import Recipe
-from ..train.settings import load_recipe, method_config
+from ..train.recipe.sections import Recipe
+from ..train.recipe.settings import load_recipe, method_config
+from ..train.report.events import Reporter
 from .candidates import Candidate, candidates, recipe_for
 from .items import ACCURACY
 from .prepare import Shared, prepare

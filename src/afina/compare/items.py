@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from ..train.events import Reporter
+from ..train.report.events import Reporter
 from ..train.tasks import named
 from ..train.tasks.base import AFTER, Job
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.adapter_file import AdapterFile
-from ..core.checkpoint import open_adapter
 from ..core.config import PeftConfig, TaskType
-from ..train.output import REPORT
+from ..core.disk.adapter_file import AdapterFile
+from ..core.disk.checkpoint import open_adapter
+from ..train.report.output import REPORT
 from .look_model import on_meta
 
 _PLAIN = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
@@ -91,7 +91,7 @@ def check_fit(folder: Path, base: str) -> int:
     Raises:
         CheckpointError, TargetError, ConfigError: it does not fit; the first tensor or fact that differs is named.
     """
-    from ..core.model import PeftModel
+    from ..core.model.peft_model import PeftModel
 
     file = open_adapter(folder)
     settings: dict[str, Any] = {}

@@ -102,8 +102,8 @@ def counts(
 
 
 def _count(name: str, family: str, model: Any) -> Count:
-    from ..core.mapping import get_peft_model
-    from ..core.prompt import PromptEncoder
+    from ..core.model.mapping import get_peft_model
+    from ..core.prompts.encoder import PromptEncoder
 
     method = methods()[name]
     if family == "baseline":

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, RecipeError
-from ..train.adapt import planned_steps
-from ..train.assets import sha256
-from ..train.data import read_split, resolve_labels
-from ..train.events import Reporter
-from ..train.labels import majority_share
-from ..train.model import base_location
-from ..train.recipe import Recipe
+from ..train.base.assets import sha256
+from ..train.base.loading import base_location
+from ..train.data.labels import majority_share
+from ..train.data.split import read_split, resolve_labels
+from ..train.loop.adapt import planned_steps
+from ..train.recipe.sections import Recipe
+from ..train.report.events import Reporter
 from ..version import __version__
 
 _TUNE_SHARE, _TUNE_MOST = 0.2, 400

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..train.assets import sha256
-from ..train.events import Progress, Reporter
-from ..train.recipe import Recipe
-from ..train.results import write_json
+from ..train.base.assets import sha256
+from ..train.recipe.sections import Recipe
+from ..train.report.events import Progress, Reporter
+from ..train.report.results import write_json
 from .prepare import Shared
 from .worker import JOB, MODEL, REFUSED, RESULT
 

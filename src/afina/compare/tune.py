@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..train.recipe import Recipe
+from ..train.recipe.sections import Recipe
 from .runs import Outcome, Runner
 
 _BELOW, _ABOVE = 10.0, 50.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AfinaError
-from ..train.events import Progress, Reporter, Stage
-from ..train.recipe import Recipe
+from ..train.recipe.sections import Recipe
+from ..train.report.events import Progress, Reporter, Stage
 
 JOB, RESULT, MODEL = "job.json", "result.json", "model"
 REFUSED = 2
@@ -44,7 +44,7 @@ class Recorder(Reporter):
 
     def reached(self, stage: Stage, parts: Mapping[str, Any]) -> None:
         """Take the measures of a stage."""
-        from .memory import Peak
+        from .peak import Peak
 
         if stage == "base":
             self.peak = Peak(parts["model"])
@@ -57,7 +57,7 @@ class Recorder(Reporter):
     def _ready(self, parts: Mapping[str, Any]) -> None:
         from transformers.trainer_utils import SaveStrategy
 
-        from ..train.adapt import switched_off
+        from ..train.loop.adapt import switched_off
         from .items import general_loss
 
         trainer = parts["trainer"]
@@ -110,7 +110,7 @@ def measured(folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, 
     Raises:
         AfinaError: the recipe cannot be run.
     """
-    from ..train.run import run
+    from ..train.loop.run import run
 
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     recorder = Recorder(job["trial"], tell)
@@ -147,7 +147,7 @@ def _end_with(parent: int) -> None:
 
 def main() -> int:
     """The process's whole life; the exit code is 0, or 2 for a job that is refused."""
-    from ..train.results import write_json
+    from ..train.report.results import write_json
 
     folder = Path(sys.argv[1])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core import tuner
 from ..core.config import PeftConfig
-from ..core.host import hosts
+from ..core.hosts import tuner
+from ..core.hosts.host import hosts
 
 
 def set_adapter(

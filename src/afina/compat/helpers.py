@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.config import PeftConfig
-from ..core.host import hosts
+from ..core.hosts.host import hosts
 from ..errors import AfinaError, ConfigError
 
 ALL_LINEAR = "all-linear"

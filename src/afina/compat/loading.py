@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core import mapping
-from ..core.adapter import Adapter
-from ..core.checkpoint import load_adapter, open_adapter
 from ..core.config import PeftConfig
-from ..core.names import own_key, pieces, shared_piece
-from ..core.plan import LoadPlan
-from ..core.tensorfile import check_finite
+from ..core.disk.checkpoint import load_adapter, open_adapter
+from ..core.disk.load_plan import LoadPlan
+from ..core.disk.names import own_key, pieces, shared_piece
+from ..core.files.tensorfile import check_finite
+from ..core.hosts.adapter import Adapter
+from ..core.model import mapping
 
 _TRANSFORMERS_LOADER = "_load_pretrained_model"
 _LOADING = "loading_into"

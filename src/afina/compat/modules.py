@@ -9,15 +9,15 @@ from typing import Any
 
 _FUNCTIONAL = "afina.compat.functional:"
 _STATE = {
-    "get_peft_model_state_dict": "afina.core.checkpoint:get_peft_model_state_dict",
-    "set_peft_model_state_dict": "afina.core.checkpoint:set_peft_model_state_dict",
-    "load_peft_weights": "afina.core.checkpoint:load_peft_weights",
+    "get_peft_model_state_dict": "afina.core.disk.checkpoint:get_peft_model_state_dict",
+    "set_peft_model_state_dict": "afina.core.disk.checkpoint:set_peft_model_state_dict",
+    "load_peft_weights": "afina.core.disk.checkpoint:load_peft_weights",
 }
 _FUNCTIONS = {n: _FUNCTIONAL + n for n in ("set_adapter", "delete_adapter", "set_requires_grad", "cast_adapter_dtype")}
 _TUNERS_UTILS = {
-    "BaseTunerLayer": "afina.core.host:Host",
-    "AuxiliaryTrainingWrapper": "afina.core.host:Host",
-    "BaseTuner": "afina.core.tuner:Tuner",
+    "BaseTunerLayer": "afina.core.hosts.host:Host",
+    "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
+    "BaseTuner": "afina.core.hosts.tuner:Tuner",
     **_FUNCTIONS,
 }
 _HELPER = "afina.compat.helpers:"
@@ -28,22 +28,22 @@ _BOTH = {
     "PeftError": "afina.errors:AfinaError",
     "PeftWarning": "afina.errors:AfinaWarning",
 }
-_LAYER = {"BaseTunerLayer": "afina.core.host:Host"}
+_LAYER = {"BaseTunerLayer": "afina.core.hosts.host:Host"}
 _OTHER = {
     **_BOTH,
     **{n: _HELPER + n for n in ("infer_device", "transpose")},
     "INCLUDE_LINEAR_LAYERS_SHORTHAND": _HELPER + "ALL_LINEAR",
-    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.architectures:DEFAULT_TARGETS",
-    "EMBEDDING_LAYER_NAMES": "afina.core.architectures:EMBEDDING_NAMES",
-    "SEQ_CLS_HEAD_NAMES": "afina.core.architectures:HEAD_NAMES",
-    "ModulesToSaveWrapper": "afina.core.host:ModulesToSaveWrapper",
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.inject.injection.architectures:DEFAULT_TARGETS",
+    "EMBEDDING_LAYER_NAMES": "afina.core.inject.injection.architectures:EMBEDDING_NAMES",
+    "SEQ_CLS_HEAD_NAMES": "afina.core.inject.injection.architectures:HEAD_NAMES",
+    "ModulesToSaveWrapper": "afina.core.hosts.host:ModulesToSaveWrapper",
     # Its keys are asked of every layer that it stands for.
-    "AuxiliaryTrainingWrapper": "afina.core.host:Host",
+    "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
     "_get_submodules": _FUNCTIONAL + "get_submodules",
     "fsdp_auto_wrap_policy": _FUNCTIONAL + "fsdp_auto_wrap_policy",
     "CONFIG_NAME": "afina.core.config:CONFIG_NAME",
-    "SAFETENSORS_WEIGHTS_NAME": "afina.core.checkpoint:WEIGHTS_NAME",
-    "WEIGHTS_NAME": "afina.core.checkpoint:PICKLE_NAME",
+    "SAFETENSORS_WEIGHTS_NAME": "afina.core.disk.checkpoint:WEIGHTS_NAME",
+    "WEIGHTS_NAME": "afina.core.disk.checkpoint:PICKLE_NAME",
     "PeftType": "afina:PeftType",
     "TaskType": "afina:TaskType",
 }
@@ -53,7 +53,7 @@ _HELPERS = {
                                                 "update_generate_signature", "update_signature")},
 }  # fmt: skip
 _HOTSWAP = {
-    n: f"afina.core.hotswap:{n}"
+    n: f"afina.core.model.peft_model.hotswap:{n}"
     for n in ("check_hotswap_configs_compatible", "hotswap_adapter", "hotswap_adapter_from_state_dict",
               "prepare_model_for_compiled_hotswap")
 }  # fmt: skip
@@ -61,7 +61,7 @@ _INJECT = {"inject_adapter_in_model": "afina.compat.loading:inject_adapter_in_mo
 _MORE = {
     **_BOTH,
     "get_peft_config": _FUNCTIONAL + "get_peft_config",
-    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.mapping:MODEL_CLASSES",
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model.mapping:MODEL_CLASSES",
 }
 
 FOLDERS = (
@@ -75,11 +75,11 @@ FOLDERS = (
 
 TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
-        "peft": {"PeftMixedModel": "afina.core.model:PeftModel", **_MORE, **_STATE, **_INJECT},
+        "peft": {"PeftMixedModel": "afina.core.model.peft_model:PeftModel", **_MORE, **_STATE, **_INJECT},
         "peft.auto": {},
         "peft.config": {},
         "peft.peft_model": {},
-        "peft.mixed_model": {"PeftMixedModel": "afina.core.model:PeftModel"},
+        "peft.mixed_model": {"PeftMixedModel": "afina.core.model.peft_model:PeftModel"},
         "peft.mapping": {**_INJECT, "get_peft_config": _FUNCTIONAL + "get_peft_config"},
         "peft.mapping_func": {},
         "peft.helpers": _HELPERS,
@@ -99,7 +99,7 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft.tuners.lora.conversion": {},
         "peft.tuners.lora.bnb": {},
         "peft.tuners.lokr.layer": {**_LAYER, "factorization": "afina.methods.reparam.lokr:split"},
-        "peft.tuners.mixed": {"MixedModel": "afina.core.tuner:Tuner"},
+        "peft.tuners.mixed": {"MixedModel": "afina.core.hosts.tuner:Tuner"},
         "peft.optimizers": {},
         "peft.functional": {**_FUNCTIONS, **_STATE},
     }

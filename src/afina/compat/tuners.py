@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import nn
 
-from ..core.adapter import Adapter
 from ..core.config import PeftConfig, methods
-from ..core.host import Host, ModulesToSaveWrapper
-from ..core.model import PeftModel
-from ..core.prompt import PromptEncoder
-from ..core.tuner import Tuner
+from ..core.hosts.adapter import Adapter
+from ..core.hosts.host import Host, ModulesToSaveWrapper
+from ..core.hosts.tuner import Tuner
+from ..core.model.peft_model import PeftModel
+from ..core.prompts.encoder import PromptEncoder
 
 _Test = Callable[[Host], bool]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError, did_you_mean
-from .jsonfile import read_json_object, write_json
+from .files.jsonfile import read_json_object, write_json
 from .registry import Method, PeftType, methods, register
 from .validate import validate_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .routing import Place
+    from .hosts.routing import Place
 
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
@@ -155,7 +155,7 @@ class PeftConfig:
         cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
     ) -> Self:
         """Read the config of a folder or hub repository; keyword arguments of the class override the file's values."""
-        from .hub import locate
+        from .files.hub import locate
 
         path = locate(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **kwargs)
         values = read_json_object(path)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..core.checkpoint import get_peft_model_state_dict
 from ..core.config import CONFIG_NAME
-from ..core.jsonfile import publish
-from ..core.names import own_key
-from ..core.targets import select
-from ..core.tensorfile import to_bytes
+from ..core.disk.checkpoint import get_peft_model_state_dict
+from ..core.disk.names import own_key
+from ..core.files.jsonfile import publish
+from ..core.files.tensorfile import to_bytes
+from ..core.inject.targets import select
 from ..errors import ConfigError
 from ..methods.additive.bottleneck_config import BottleneckConfig
 from ..methods.additive.bottleneck_files import WEIGHTS_NAME
@@ -25,7 +25,7 @@ from ..methods.additive.bottleneck_hub import hub_config, hub_name
 from ..methods.additive.bottleneck_places import Place, find_places
 
 if TYPE_CHECKING:
-    from ..core.model import PeftModel
+    from ..core.model.peft_model import PeftModel
 
 VERSION = "adapters.1.3.0"
 """The release of AdapterHub's library whose layout is written."""

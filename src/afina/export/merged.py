@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MergeError
-from ..train.model import Trained
+from ..train.base.loading import Trained
 
 # Text of several kinds; what matters is that the two models see the same.
 _PROBES = (

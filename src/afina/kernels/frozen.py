@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.host import hosts
+from ..core.hosts.host import hosts
 from ..errors import AfinaError
 
 _KNOWN = ("input_ids", "attention_mask", "position_ids")

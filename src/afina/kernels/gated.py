@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .native import rows as native
+from .cpu.native import rowwise as native
 from .swap import swap_forward
 
 

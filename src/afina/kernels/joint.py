@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..core.host import Host, hosts
+from ..core.hosts.host import Host, hosts
 
 
 class Layer(NamedTuple):

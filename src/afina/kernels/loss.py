@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import AfinaWarning
-from . import products
-from .native import rows as native
+from .cpu import products
+from .cpu.native import rowwise as native
 
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32."""
@@ -206,7 +206,7 @@ def _tried_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Kerne
 
 
 def _load() -> tuple[Kernel, tuple[type[Exception], ...]]:
-    from .triton_loss import FAULTS, losses
+    from .cuda.loss import FAULTS, losses
 
     return losses, FAULTS
 

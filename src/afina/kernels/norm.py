@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..core.weights import autocasts
-from .native import rows as native
+from ..core.layers.weights import autocasts
+from .cpu.native import rowwise as native
 from .swap import swap_forward
 
 

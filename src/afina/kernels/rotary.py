@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .native import rows as native
+from .cpu.native import rowwise as native
 from .swap import swap_forward
 
 _CALLED = "apply_rotary_pos_emb"

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.weights import autocasts
+from ..core.layers.weights import autocasts
 from ..errors import AfinaError
-from . import attention, products
 from .compiled import compile_layers
+from .cpu import attention, products
+from .cpu.native import library, why_not
 from .gated import keep_less
 from .joint import join
+from .lora_linear import is_plain_linear
 from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, supervised_loss
-from .low_rank import is_plain_linear
-from .native import library, why_not
 from .norm import fuse_norms
 from .rotary import fuse_rotary
 from .swap import swap_forward

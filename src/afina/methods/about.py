@@ -6,8 +6,8 @@ import re
 import sys
 from dataclasses import dataclass, fields
 
-from ..core.adapter import Adapter
 from ..core.config import Method, methods
+from ..core.hosts.adapter import Adapter
 from . import FAMILIES
 
 _PARAMETERS = ("experts", "parameter")  # which `target_parameters` of a config alone can name

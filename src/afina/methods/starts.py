@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.adapter import Site
+from ..core.hosts.adapter import Site
 from ..errors import CheckpointError, ConfigError, did_you_mean
 
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")

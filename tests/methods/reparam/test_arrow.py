@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.errors import CheckpointError, ConfigError, NotMergeable, TargetError
 from afina.methods.reparam.arrow import direction
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from afina.core.combine.weighted.low_rank_form import update_of
 
 import afina
-from afina.core.host import hosts
-from afina.core.low_rank import update_of
+from afina.core.hosts.host import hosts
 from afina.errors import AfinaError, CheckpointError, ConfigError, NotMergeable
 
 from ...battery import harness

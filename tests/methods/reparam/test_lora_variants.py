@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.errors import ConfigError
 from afina.methods.reparam.velora import pieces
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.errors import AfinaError, AfinaWarning, CheckpointError, ConfigError, NameTakenError, TargetError
 from afina.methods.reparam.lora import Lora
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import afina
-from afina.core.host import hosts
+from afina.core.hosts.host import hosts
 from afina.errors import AfinaWarning, ConfigError
 
 from .experts import IDS, base, logits, mixed

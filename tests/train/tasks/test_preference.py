@@ -3,17 +3,17 @@ from __future__ import annotations
 import math
 
 import pytest
+from afina.train.recipe.sections.settings import load_recipe
 
 from afina.errors import AfinaError
-from afina.train.settings import load_recipe
 
 from .. import tiny
-from ..test_run import Heard
+from ..loop.test_run import Heard
 
 
 def with_parts(recipe, look):
     """What `look(parts)` finds once training is done."""
-    from afina.train.run import run
+    from afina.train.loop.run import run
 
     found = {}
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from afina.train.data.split.rows import Rows
+from afina.train.recipe.sections.settings import load_recipe
 
-from afina.train.events import Reporter
-from afina.train.rows import Rows
-from afina.train.settings import load_recipe
+from afina.train.report.events import Reporter
 
 from .. import tiny
 from .test_preference import with_parts
@@ -20,8 +20,8 @@ def trl_loss(parts):
 def scored(folder, values):
     from pathlib import Path
 
-    from afina.train.model import load_trained
-    from afina.train.predict import predict
+    from afina.train.base.loading import load_trained
+    from afina.train.use.predictions import predict
 
     rows = Rows(Path("d.jsonl"), values, list(range(1, len(values) + 1)))
     return predict(load_trained(folder, Reporter()), rows, Reporter(), batch_size=2).rows

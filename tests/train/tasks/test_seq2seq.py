@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from afina.train.tasks.seq2seq import Seq2Seq
 
-from ..test_encode import prompter, rows
+from ..data.test_encode import prompter, rows
 
 
 def test_prompt_is_the_encoders_and_the_answer_the_decoders_with_its_end():

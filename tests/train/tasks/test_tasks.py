@@ -8,17 +8,17 @@ from typing import get_args
 
 import pytest
 import torch
+from afina.train.recipe.sections.sections import Task as TaskName
+from afina.train.recipe.sections.settings import load_recipe, method_config
 from safetensors.torch import load_file
 
 from afina.core.config import TaskType
 from afina.errors import RecipeError
-from afina.train.events import Reporter
-from afina.train.recipe import Task as TaskName
-from afina.train.settings import load_recipe, method_config
+from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS, named, of_task_type
 
 from .. import tiny
-from ..test_run import Heard
+from ..loop.test_run import Heard
 
 # What tiny models reach in 60 steps; each starts at chance or below.
 REACHED = {
@@ -50,10 +50,11 @@ def test_unknown_task_names_the_nearest():
 
 def train_and_use(recipe):
     """Train, then load what was written and predict the held-out rows."""
-    from afina.train.data import rows_of
-    from afina.train.model import load_trained
-    from afina.train.predict import predict
-    from afina.train.run import run
+    from afina.train.data.split.split import rows_of
+
+    from afina.train.base.loading import load_trained
+    from afina.train.loop.run import run
+    from afina.train.use.predictions import predict
 
     heard = Heard()
     result = run(recipe, heard)
@@ -111,7 +112,7 @@ def test_loaded_adapter_scores_as_the_trained_one_did(task, trained):
 
 def resumed(recipe):
     """The adapter of a run, and of the same run cut off in the middle and resumed."""
-    from afina.train.run import run
+    from afina.train.loop.run import run
 
     folder = run(recipe, Reporter()).folder
     whole, report = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "report.json").read_text())

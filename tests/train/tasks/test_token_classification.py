@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from afina.train.data.split.encode import IGNORED
+from afina.train.data.split.labels import found_tags
+from afina.train.recipe.sections.sections import DataSection
 
 from afina.errors import DataError
-from afina.train.encode import IGNORED
-from afina.train.labels import found_tags
-from afina.train.recipe import DataSection
 from afina.train.tasks.token_classification import TokenClassification, sub_tokens
 
-from ..test_encode import prompter, rows
+from ..data.test_encode import prompter, rows
 
 ROW = {"tokens": ["abc", "d", "ef"], "tags": ["B-X", "O", "I-X"]}
 LABELS = ["B-X", "I-X", "O"]

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
 from ...errors import ConfigError, TargetError
 from ..selective.last_layers import block_stack
 

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Activation, Site
 from ...core.config import register
-from ...core.targets import layer_number, select
-from ...core.view import View
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
+from ...core.inject.targets import layer_number, select
 from .bottleneck_config import BottleneckConfig
 from .bottleneck_files import open_hub
 from .bottleneck_places import ResidualStream, find_places, output_size, take

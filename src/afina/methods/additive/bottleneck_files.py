@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter_file import AdapterFile
-from ...core.tensorfile import Header, check_finite, read_header
+from ...core.disk.adapter_file import AdapterFile
+from ...core.files.tensorfile import Header, check_finite, read_header
 from ...errors import AfinaWarning, CheckpointError
 from .bottleneck_config import BottleneckConfig
 from .bottleneck_hub import LEAVES, hub_path, is_hub_config, read_config

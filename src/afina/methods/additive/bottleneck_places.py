@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch import dtype as torch_dtype
 
-from ...core.adapter import Activation, Site
-from ...core.architectures import SUBLAYERS
-from ...core.targets import layer_number, slots, sublayers
-from ...core.view import View
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
+from ...core.inject.architectures import SUBLAYERS
+from ...core.inject.targets import layer_number, slots, sublayers
 from ...errors import TargetError
 
 if TYPE_CHECKING:

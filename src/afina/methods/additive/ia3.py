@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...core.adapter import Activation, Site
-from ...core.combination import Vectors
+from ...core.combine.offer import Vectors
 from ...core.config import LayerConfig, register
-from ...core.patterns import name_in
-from ...core.view import View
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
+from ...core.inject.patterns import name_in
 from ...errors import ConfigError
 
 _DEFAULTS: Mapping[str, tuple[list[str], list[str]]] = MappingProxyType(

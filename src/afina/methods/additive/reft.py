@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
 from ..selective.last_layers import block_stack
 from .bottleneck_places import output_size
 

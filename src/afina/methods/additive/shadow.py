@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError
 from ..selective.last_layers import block_stack
 from .shadow_network import ShadowNetwork

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.config import TaskType
-from ...core.routing import Router
+from ...core.hosts.routing import Router
 from ...errors import ConfigError, TargetError
 
 _WIDTH = ("hidden_size", "n_embd", "d_model")

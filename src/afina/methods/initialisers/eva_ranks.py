@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...core import targets
+from ...core.inject import targets
 from ...errors import ConfigError
 from . import gather
 from .start import settings

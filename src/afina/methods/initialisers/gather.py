@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...core import targets
-from ...core.host import Host
-from ...core.weights import BaseWeight, base_weight
+from ...core.hosts.host import Host
+from ...core.inject import targets
+from ...core.layers.weights import BaseWeight, base_weight
 from ...errors import ConfigError, TargetError
 
 

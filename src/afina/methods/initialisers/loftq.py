@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.base_files import original_weight, weight_files
-from ...core.host import hosts
+from ...core.hosts.host import hosts
+from ...core.layers.base_files import original_weight, weight_files
 from ...errors import CheckpointError, ConfigError
 from . import gather, normal_float
 from .pissa import pissa

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.config import bounded, register
-from ...core.prompt import PromptEncoder, PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 from ...errors import ConfigError
 
 PUBLIC = ("CartridgeEncoder", "initialize_kv_prefix_from_text", "initialize_kv_prefix_from_past_key_values")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...core.config import TaskType, bounded, register
-from ...core.prompt import PromptEncoder, PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 from ...errors import ConfigError
 
 PUBLIC = ("CPTEmbedding",)

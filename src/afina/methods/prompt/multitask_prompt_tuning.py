@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...core.config import bounded, register
-from ...core.prompt import PromptSite, TablePromptEncoder
-from ...core.tensorfile import read_header, read_tensors
+from ...core.files.tensorfile import read_header, read_tensors
+from ...core.prompts.encoder import PromptSite, TablePromptEncoder
 from ...errors import ConfigError
 from .prompt_tuning import PromptTuningConfig, PromptTuningInit, starting_table
 

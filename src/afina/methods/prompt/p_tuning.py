@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ...core.config import bounded, register
-from ...core.prompt import PromptEncoder as Encoder
-from ...core.prompt import PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptEncoder as Encoder
+from ...core.prompts.encoder import PromptLearningConfig, PromptSite
 from ...errors import ConfigError
 
 PUBLIC = ("PromptEncoderReparameterizationType", "PromptEncoder")

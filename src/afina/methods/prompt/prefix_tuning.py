@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ...core.config import register
-from ...core.prompt import PromptEncoder, PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 
 PUBLIC = ("PrefixEncoder",)
 

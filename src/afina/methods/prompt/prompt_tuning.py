@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ...core.config import register
-from ...core.prompt import PromptLearningConfig, PromptSite, TablePromptEncoder
+from ...core.prompts.encoder import PromptLearningConfig, PromptSite, TablePromptEncoder
 from ...errors import ConfigError
 
 PUBLIC = ("PromptTuningInit", "PromptEmbedding")

@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Site
+from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError
 from .low_rank import LowRankDelta
 from .subspace_budget import SubspaceBudget

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.adapter import Site
-from ...core.host import Host
-from ...core.view import View
+from ...core.hosts.adapter import Site
+from ...core.hosts.host import Host
+from ...core.hosts.view import View
 from ...errors import ConfigError, NotMergeable
 from .lora import Lora
 from .lora_config import LoraConfig

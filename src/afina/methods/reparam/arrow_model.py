@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ...core.host import hosts
-from ...core.model import PeftModel
+from ...core.hosts.host import hosts
+from ...core.model.peft_model import PeftModel
 from ...errors import ConfigError, TargetError
 from .lora_config import LoraConfig
 from .lora_options import ArrowConfig

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import Site, WeightTransform
 from ...errors import ConfigError
 from .oft import cayley
 

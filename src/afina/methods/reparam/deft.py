@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
+from ...core.hosts.adapter import Site, WeightTransform
+from ...core.hosts.view import View
 
 
 @dataclass(kw_only=True)

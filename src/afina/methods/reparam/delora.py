@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.patterns import value_for
+from ...core.hosts.adapter import Site
+from ...core.inject.patterns import value_for
 from .low_rank import LowRankDelta
 
 

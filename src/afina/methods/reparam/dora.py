@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
-from ...core.view import View
-from ...kernels.low_rank import is_plain_linear, lora_linear
+from ...core.hosts.adapter import Site
+from ...core.hosts.view import View
+from ...kernels.lora_linear import is_plain_linear, lora_linear
 from .lora import Lora
 from .lora_config import LoraConfig
 

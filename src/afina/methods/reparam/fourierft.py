@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.patterns import value_for
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.inject.patterns import value_for
 from ...errors import ConfigError
 
 

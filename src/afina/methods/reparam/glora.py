@@ -18,8 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import Site, WeightTransform
 from ...errors import ConfigError
 
 _FORMS = (

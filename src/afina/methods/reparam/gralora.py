@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import DeltaWeight, Site
 from ...errors import ConfigError
 
 

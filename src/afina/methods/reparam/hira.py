@@ -15,9 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.patterns import value_for
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.inject.patterns import value_for
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import Site, WeightTransform
 from .oft import as_rows, from_rows
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.adapter import Site
-from ...core.view import View
+from ...core.hosts.adapter import Site
+from ...core.hosts.view import View
 from ..initialisers.start import check_rank
 from .lora import Lora
 from .lora_config import LoraConfig

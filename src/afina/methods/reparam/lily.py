@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import register
+from ...core.hosts.adapter import Site
 from .lycoris import Lycoris, LycorisConfig
 
 

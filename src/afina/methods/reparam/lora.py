@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.adapter import Adapter, Site
 from ...core.config import register
-from ...core.patterns import value_for
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Adapter, Site
+from ...core.hosts.view import View
+from ...core.inject.patterns import value_for
+from ...core.layers.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 from .lora_config import LoraConfig

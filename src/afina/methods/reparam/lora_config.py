@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ...core.config import LayerConfig, bounded
-from ...core.patterns import value_for
+from ...core.inject.patterns import value_for
 from ...errors import ConfigError
 from .. import starts
 from ..initialisers.corda import CordaConfig

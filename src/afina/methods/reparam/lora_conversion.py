@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Adapter
-from ...core.checkpoint import get_peft_model_state_dict, save_adapter
-from ...core.combine import filler, layer_like, put
+from ...core.combine.low_rank_form import Kept, Retained, check_rank_or_share, nearest_factors
+from ...core.combine.weighted import filler, layer_like, put
 from ...core.config import LayerConfig
-from ...core.host import Host, ModulesToSaveWrapper, hosts
-from ...core.low_rank import Kept, Retained, check_rank_or_share, nearest_factors
-from ...core.names import layout
-from ...core.places import places, ranks_at
-from ...core.routing import routers
-from ...core.tuner import check_known, delete
+from ...core.disk.checkpoint import get_peft_model_state_dict, save_adapter
+from ...core.disk.names import layout
+from ...core.hosts.adapter import Adapter
+from ...core.hosts.host import Host, ModulesToSaveWrapper, hosts
+from ...core.hosts.routing import routers
+from ...core.hosts.tuner import check_known, delete
+from ...core.inject.places import places, ranks_at
 from ...errors import NotMergeable
 from .lora import Lora
 from .lora_config import LoraConfig

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight
-from ...core.host import Host
-from ...core.light import LightModule
-from ...core.view import View
-from ...core.weights import BaseWeight, autocasts
+from ...core.hosts.adapter import DeltaWeight
+from ...core.hosts.host import Host
+from ...core.hosts.light import LightModule
+from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight, autocasts
 from ...kernels.joint import Layer, lora_linears
-from ...kernels.low_rank import add_low_rank, is_plain_linear, lora_linear
+from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 
 
 class LoraFast(LightModule, DeltaWeight):

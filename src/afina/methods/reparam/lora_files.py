@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight, Site
-from ...core.tied import Tied
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.hosts.tied import Tied
 from .. import starts
 from .lora_config import LoraConfig
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.combine.low_rank_form import Factors, LowRankForm
 from ...core.config import LayerConfig
-from ...core.low_rank import Factors, LowRankForm
 from .lora_config import LoraConfig
 from .lora_files import LoraFiles
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.adapter import DeltaWeight, Site
-from ...core.low_rank import Factors, ThinUpdate
-from ...core.view import View
+from ...core.combine.low_rank_form import Factors, ThinUpdate
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.hosts.view import View
 
 
 class LowRankDelta(DeltaWeight, ThinUpdate):

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded
-from ...core.patterns import value_for
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.inject.patterns import value_for
 
 
 @dataclass(kw_only=True)

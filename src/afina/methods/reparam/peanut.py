@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import DeltaWeight, Site
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
+from ...core.hosts.adapter import Site
 from ...errors import ConfigError
 from .low_rank import LowRankDelta
 from .oft import cayley, skew

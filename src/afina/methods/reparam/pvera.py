@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Site
+from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight
 from ...errors import AfinaWarning, NotMergeable
 from .low_rank import LowRankDelta
 from .vera import Projections

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...core.adapter import Site
+from ...core.hosts.adapter import Site
 from ...errors import ConfigError
 from .lora import Lora
 from .lora_config import LoraConfig

@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Site
+from ...core.layers.weights import BaseWeight
 from .low_rank import LowRankDelta
 
 _NAMES = ("randlora_A", "randlora_B")

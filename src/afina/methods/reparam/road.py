@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.adapter import Site, WeightTransform
 from ...core.config import LayerConfig, bounded, register
-from ...core.view import View
+from ...core.hosts.adapter import Site, WeightTransform
+from ...core.hosts.view import View
 from ...errors import ConfigError
 
 _PER_OUTPUT = (("road_1", 0.5), ("road_2", 1.0), ("road_4", 2.0))

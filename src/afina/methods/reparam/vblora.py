@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Site
+from ...core.layers.weights import BaseWeight
 from ...errors import CheckpointError, ConfigError
 from .adalora import EVERY_PROJECTION
 from .low_rank import LowRankDelta

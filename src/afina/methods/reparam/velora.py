@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.adapter import Site
-from ...core.view import View
+from ...core.hosts.adapter import Site
+from ...core.hosts.view import View
 from .lora import Lora
 from .lora_config import LoraConfig
 

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.patterns import value_for
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Site
+from ...core.inject.patterns import value_for
+from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError
 from .fourierft import SparseDelta
 from .wavelets import FAMILIES, low_pass

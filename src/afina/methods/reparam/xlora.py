@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...core.adapter import Activation, Site
 from ...core.config import LayerConfig, bounded, extension, register
-from ...core.host import Host
-from ...core.routing import Place
-from ...core.targets import slots
-from ...core.view import View
-from ...core.weights import BaseWeight
+from ...core.hosts.adapter import Activation, Site
+from ...core.hosts.host import Host
+from ...core.hosts.routing import Place
+from ...core.hosts.view import View
+from ...core.inject.targets import slots
+from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError, TargetError
 from .lora import Lora
 from .xlora_router import XLoraRouter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...core.routing import Router
+from ...core.hosts.routing import Router
 from ...errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.weights import BaseWeight
+from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError
 from .xlora_controls import XLoraControls
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ...core.adapter import Adapter, Site
 from ...core.config import LayerConfig, register
-from ...core.view import View
+from ...core.hosts.adapter import Adapter, Site
+from ...core.hosts.view import View
 
 _LLAMAS = ("llama", "llama4", "mistral", "mixtral", "phi", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")
 _VALUE = {

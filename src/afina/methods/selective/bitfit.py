@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ...core.adapter import Adapter, Site
 from ...core.config import LayerConfig, register
-from ...core.targets import biased
+from ...core.hosts.adapter import Adapter, Site
+from ...core.inject.targets import biased
 from ...errors import TargetError
 
 

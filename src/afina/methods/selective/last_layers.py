@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ...core.config import LayerConfig, bounded, register
-from ...core.replacement import Replacement
-from ...core.targets import slots
+from ...core.hosts.replacement import Replacement
+from ...core.inject.targets import slots
 from ...errors import ConfigError, TargetError
 from ..initialisers.gather import plain
 

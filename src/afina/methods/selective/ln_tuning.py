@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...core.config import LayerConfig, register
-from ...core.replacement import Replacement
-from ...core.targets import normalisations
+from ...core.hosts.replacement import Replacement
+from ...core.inject.targets import normalisations
 
 
 @dataclass(kw_only=True)

@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...core.adapter import DeltaWeight, Site
 from ...core.config import LayerConfig, bounded, register
-from ...core.targets import select_slots, settle
-from ...core.weights import base_weight
+from ...core.hosts.adapter import DeltaWeight, Site
+from ...core.inject.targets import select_slots, settle
+from ...core.layers.weights import base_weight
 from ...errors import ConfigError
 from ..initialisers.gather import plain
 

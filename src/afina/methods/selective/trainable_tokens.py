@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.adapter import Adapter, Site
 from ...core.config import LayerConfig, register
-from ...core.tied import Tied
-from ...core.view import View
-from ...core.weights import EmbeddingWeight
+from ...core.hosts.adapter import Adapter, Site
+from ...core.hosts.tied import Tied
+from ...core.hosts.view import View
+from ...core.layers.weights import EmbeddingWeight
 from ...errors import ConfigError
 
 

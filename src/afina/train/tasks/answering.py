@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..evaluate import Scores, share_right
-from ..events import Progress, Reporter
-from ..generate import answers, longest_label
-from ..labels import checked_labels, is_right, label_of, task_numbers
-from ..prompts import Prompter
-from ..recipe import DataSection
-from ..rows import Rows
+from ..answers.evaluate import Scores, share_right
+from ..answers.generate import answers, longest_label
+from ..data.labels import checked_labels, is_right, label_of, task_numbers
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..recipe.sections import DataSection
+from ..report.events import Progress, Reporter
 from .base import Job, Predictions, Task
 
 if TYPE_CHECKING:
-    from ..model import Trained
+    from ..base.loading import Trained
 
 FREE_ANSWER_TOKENS = 256
 

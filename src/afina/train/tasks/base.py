@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..encode import Encoded, token_ids
-from ..evaluate import Scores
-from ..events import Reporter, Span
-from ..generate import left_padded
-from ..judge import item_losses
-from ..prompts import Prompter
-from ..recipe import DataSection, Recipe
-from ..rows import Row, Rows
+from ..answers.evaluate import Scores
+from ..answers.generate import left_padded
+from ..answers.judge import item_losses
+from ..data.encode import Encoded, token_ids
+from ..data.prompts import Prompter
+from ..data.rows import Row, Rows
+from ..recipe.sections import DataSection, Recipe
+from ..report.events import Reporter, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import Data
-    from ..model import Trained
+    from ..base.loading import Trained
+    from ..data.split import Data
 
 
 _PROBE_TOKENS = 128
@@ -135,7 +135,7 @@ class Task(ABC):
         Raises:
             RecipeError: transformers refuses one.
         """
-        from ..trainer import training_arguments
+        from ..loop.trainer import training_arguments
 
         return training_arguments(recipe, work, learning_rate, prediction_loss_only=self.loss_only)
 

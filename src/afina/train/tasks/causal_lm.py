@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..encode import Encoded, encode_answers, rendered_answers
-from ..events import Span
-from ..prompts import Prompter
-from ..recipe import Recipe
-from ..rows import Rows
+from ..data.encode import Encoded, encode_answers, rendered_answers
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..recipe.sections import Recipe
+from ..report.events import Span
 from .answering import Answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import Data
+    from ..data.split import Data
 
 
 class CausalLM(Answering):
@@ -40,7 +40,7 @@ class CausalLM(Answering):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Pads labels with -100, by length and not by pad token."""
-        from ..packing import PackedCollator
+        from ..data.packing import PackedCollator
 
         return PackedCollator(tokenizer)
 
@@ -48,7 +48,7 @@ class CausalLM(Answering):
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
         """Packed rows must be kept apart by the model as it trains."""
-        from ..packing import check_apart
+        from ..data.packing import check_apart
 
         out = super().trainer(recipe, model, tokenizer, data, arguments)
         if recipe.training.packing:

@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..evaluate import Scores, of_pairs, pair_loss, pair_right
-from ..events import Progress
+from ..answers.evaluate import Scores, of_pairs, pair_loss, pair_right
+from ..report.events import Progress
 from .base import Job, Task
 
 

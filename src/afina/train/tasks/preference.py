@@ -10,15 +10,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...core.model import PeftModel
+from ...core.model.peft_model import PeftModel
 from ...errors import DataError, RecipeError
-from ..encode import Encoded, check_vocabulary
-from ..events import Span
-from ..judge import preferences
-from ..pairs import pair_of, prompt_text
-from ..prompts import Prompter
-from ..recipe import Recipe
-from ..rows import Rows
+from ..answers.judge import preferences
+from ..data.encode import Encoded, check_vocabulary
+from ..data.pairs import pair_of, prompt_text
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..recipe.sections import Recipe
+from ..report.events import Span
 from .answering import Answering
 from .base import BEFORE, Job
 from .of_pairs import OfPairs
@@ -26,7 +26,7 @@ from .of_pairs import OfPairs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import Data
+    from ..data.split import Data
 
 _SOURCE = ("prompt", "chosen", "rejected")
 
@@ -87,7 +87,7 @@ class Preference(OfPairs, Answering):
         """TRL's settings."""
         from trl import DPOConfig
 
-        from ..trainer import training_arguments
+        from ..loop.trainer import training_arguments
 
         return training_arguments(
             recipe, work, learning_rate, kind=DPOConfig, beta=recipe.training.beta, max_length=recipe.data.max_length
@@ -99,7 +99,7 @@ class Preference(OfPairs, Answering):
         """TRL's own, which tokenises by itself."""
         from trl import DPOTrainer
 
-        from ..trainer import refused
+        from ..loop.trainer import refused
 
         parts = {"train_dataset": as_dataset(data.train, _SOURCE),
                  "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip

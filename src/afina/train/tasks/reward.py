@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..encode import Encoded, check_vocabulary
-from ..evaluate import of_pairs
-from ..events import Reporter, Span
-from ..judge import text_scores
-from ..pairs import pair_of
-from ..prompts import Prompter, messages_of
-from ..recipe import Recipe
-from ..rows import Rows
+from ..answers.evaluate import of_pairs
+from ..answers.judge import text_scores
+from ..data.encode import Encoded, check_vocabulary
+from ..data.pairs import pair_of
+from ..data.prompts import Prompter, messages_of
+from ..data.rows import Rows
+from ..recipe.sections import Recipe
+from ..report.events import Reporter, Span
 from .base import Job, Predictions
 from .of_pairs import OfPairs
 from .preference import as_dataset
@@ -24,8 +24,8 @@ from .sequence_classification import pad_with
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import Data
-    from ..model import Trained
+    from ..base.loading import Trained
+    from ..data.split import Data
 
 _SIDES = ("chosen_ids", "rejected_ids")
 
@@ -77,7 +77,7 @@ class Reward(OfPairs):
         """TRL's settings; rows are cut here, not dropped there."""
         from trl import RewardConfig
 
-        from ..trainer import training_arguments
+        from ..loop.trainer import training_arguments
 
         return training_arguments(recipe, work, learning_rate, kind=RewardConfig, max_length=None)
 
@@ -87,7 +87,7 @@ class Reward(OfPairs):
         """TRL's own."""
         from trl import RewardTrainer
 
-        from ..trainer import refused
+        from ..loop.trainer import refused
 
         with refused("TRL's RewardTrainer"):
             return RewardTrainer(

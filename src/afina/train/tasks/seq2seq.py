@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..encode import Encoded, check_vocabulary
-from ..events import Span
-from ..prompts import Prompter
-from ..rows import Rows
+from ..data.encode import Encoded, check_vocabulary
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..report.events import Span
 from .answering import Answering
 
 if TYPE_CHECKING:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..encode import Encoded, encode_classes
-from ..evaluate import Scores, share_right
-from ..events import Reporter, Span
-from ..generate import class_probabilities
-from ..labels import checked_labels, found_labels, label_of, task_numbers
-from ..prompts import Prompter
-from ..recipe import DataSection, Recipe
-from ..rows import Rows
+from ..answers.evaluate import Scores, share_right
+from ..answers.generate import class_probabilities
+from ..data.encode import Encoded, encode_classes
+from ..data.labels import checked_labels, found_labels, label_of, task_numbers
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..recipe.sections import DataSection, Recipe
+from ..report.events import Reporter, Span
 from .answering import label_scores
 from .base import Job, Predictions, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data import Data
-    from ..model import Trained
+    from ..base.loading import Trained
+    from ..data.split import Data
 
 
 def head_options(labels: list[str] | None) -> dict[str, Any]:

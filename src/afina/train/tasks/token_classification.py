@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError
-from ..encode import IGNORED, Encoded, check_vocabulary
-from ..entities import entity_f1, is_bio
-from ..evaluate import Scores
-from ..events import Progress, Reporter, Span
-from ..judge import token_classes
-from ..labels import found_tags, majority_share, tags_of, words_of
-from ..prompts import Prompter
-from ..recipe import DataSection
-from ..rows import Rows
+from ..answers.evaluate import Scores
+from ..answers.judge import token_classes
+from ..data.encode import IGNORED, Encoded, check_vocabulary
+from ..data.entities import entity_f1, is_bio
+from ..data.labels import found_tags, majority_share, tags_of, words_of
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..recipe.sections import DataSection
+from ..report.events import Progress, Reporter, Span
 from .base import Job, Predictions, Task
 from .sequence_classification import head_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..model import Trained
+    from ..base.loading import Trained
 
 TAGS = "tags"
 

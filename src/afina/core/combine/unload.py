@@ -1,0 +1,73 @@
+"""Taking hosts away: with what was merged into the layers, or with the original bits; tied embeddings stay honest."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import AfinaWarning
+from ..hosts.host import Host
+from ..hosts.routing import routers
+from ..inject.targets import slots
+
+
+def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True) -> None:
+    """Take hosts away: each place gets its base layer, with what was merged into it.
+
+    Args:
+        only_empty: only hosts without any adapter.
+        keep_saved: active trained copies (`modules_to_save`) replace their originals.
+    """
+    for router in routers(model).values() if not only_empty else ():
+        router.stop()
+    for slot in list(slots(model)):
+        module: Any = slot.module
+        kept: list[Host] = []
+        while isinstance(module, Host):
+            if only_empty and module.names():
+                kept.append(module)
+                module = module.base_layer
+            else:
+                module = module.result(keep_saved)
+        if not only_empty or (not kept and slot.module is not module):
+            slot.put(module)
+
+
+def retie(model: nn.Module, tied: bool) -> None:
+    """After merging: embeddings that were one (`tied`) and are still equal become one again; otherwise the broken tie
+    is recorded in the model's config."""
+    for first, last in _pairs(model, tied):
+        if first is not last and first.shape == last.shape and torch.equal(first, last):
+            model.get_output_embeddings().weight = first  # type: ignore[operator]
+    if any(a.data_ptr() != b.data_ptr() for a, b in _pairs(model, tied)):
+        config = getattr(model, "config", None)
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False  # type: ignore[union-attr]
+            warnings.warn("merging changed one of two tied embeddings: they are separate now "
+                          "(tie_word_embeddings=False)", AfinaWarning, stacklevel=4)  # fmt: skip
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether input and output embeddings are one parameter."""
+    pair = _embeddings(model)
+    return pair is not None and pair[0] is pair[1]
+
+
+def _pairs(model: nn.Module, tied: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    pair = _embeddings(model)
+    return [pair] if tied and pair is not None and pair[0].device.type != "meta" else []
+
+
+def _embeddings(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+    get_in, get_out = getattr(model, "get_input_embeddings", None), getattr(model, "get_output_embeddings", None)
+    if not callable(get_in) or not callable(get_out):
+        return None
+    try:
+        first, last = get_in(), get_out()
+    except NotImplementedError:
+        return None
+    weights = [getattr(m, "weight", None) for m in (first, last)]
+    return (weights[0], weights[1]) if all(isinstance(w, torch.Tensor) for w in weights) else None  # type: ignore[return-value]

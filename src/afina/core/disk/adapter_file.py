@@ -1,0 +1,64 @@
+"""An adapter on disk that was opened and not yet loaded, in the library's own layout or in one that a method knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ...errors import CheckpointError
+from ..config import PeftConfig, methods
+from ..files.jsonfile import read_json_object
+from ..files.tensorfile import Header, read_tensors
+from .names import own_key
+
+_V = TypeVar("_V")
+
+
+@dataclass
+class AdapterFile:
+    """An adapter on disk, its header read and checked, its tensors not yet."""
+
+    path: Path
+    config: PeftConfig
+    header: Header
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read all tensors into memory; keys without the wrappers' prefixes."""
+        return self._own_keys(read_tensors(self.path, self.notes.get("tensors_sha256")))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Key (without wrappers' prefixes) -> shape, from the header."""
+        return self._own_keys(self.header.shapes)
+
+    def whole_numbers(self) -> set[str]:
+        """Keys whose tensors are no floating-point numbers."""
+        return {k for k, d in self._own_keys(self.header.dtypes).items() if not d.startswith(("F", "BF"))}
+
+    def fitted(self, model: nn.Module) -> AdapterFile:
+        """The same file for this model; layouts whose names depend on the architecture translate them here."""
+        return self
+
+    def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
+        out: dict[str, _V] = {}
+        for name, value in values.items():
+            key = own_key(name)
+            if key in out:
+                raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
+                                      where=self.path, got=name)  # fmt: skip
+            out[key] = value
+        return out
+
+
+def foreign_file(config_path: Path, beside: Callable[[str], Path], allow_pickle: bool) -> AdapterFile | None:
+    """The adapter as a method opens it that knows another library's layout (`open_foreign` of its class), or None."""
+    values = read_json_object(config_path)
+    if "peft_type" in values:
+        return None
+    readers = [getattr(known.implementation, "open_foreign", None) for known in methods().values()]
+    found = (reader(values, config_path, beside, allow_pickle) for reader in readers if reader is not None)
+    return next((file for file in found if file is not None), None)

@@ -1,0 +1,263 @@
+"""The only door in and the only door out: an adapter's two files on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ...errors import AfinaWarning, CheckpointError, ConfigError
+from ..config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, method
+from ..files.hub import locate
+from ..files.jsonfile import parse_json, publish, read_json_object
+from ..files.tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
+from . import embeddings, fingerprint
+from .adapter_file import AdapterFile, foreign_file
+from .load_plan import LoadPlan
+from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+_NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
+
+
+class LoadResult(NamedTuple):
+    """Keys that a lenient load could not place, as `nn.Module.load_state_dict` reports them."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+def get_peft_model_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapter_name: str = "default",
+    unwrap_compiled: bool = False,
+    save_embedding_layers: bool | str = "auto",
+) -> dict[str, Tensor]:
+    """An adapter's tensors under their names on disk.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters (whose keys then have no `base_model.model.` prefix).
+        state_dict: gathered state of the whole `model` (FSDP, DeepSpeed) to take the values from.
+        save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
+
+    Raises:
+        CheckpointError: no adapter of this name.
+    """
+    if unwrap_compiled:
+        model = getattr(model, "_orig_mod", model)
+    root, container, inside = layout(model)
+    disk = disk_prefix(model, adapter_name)
+    relative: dict[str, Tensor] | None = None
+    if state_dict is not None:
+        relative = {own_key(k).removeprefix(inside): t for k, t in state_dict.items()}
+    out: dict[str, Tensor] = {}
+    for piece in pieces(root, adapter_name):
+        out |= {f"{disk}{k}": t for k, t in piece_state(piece, relative).items()}
+    shared = shared_piece(container, adapter_name)
+    if shared is not None:
+        state = (
+            None if state_dict is None else {own_key(k).removeprefix("base_model."): t for k, t in state_dict.items()}
+        )
+        out |= {f"base_model.{k}" if inside else k: t for k, t in piece_state(shared, state).items()}
+    prompt = prompt_piece(container, adapter_name)
+    if prompt is not None:
+        out |= piece_state(prompt, None)
+    if not out:
+        raise CheckpointError("the model has no adapter of this name", where=adapter_name)
+    if embeddings.wanted(root, save_embedding_layers):
+        out |= {f"{disk}{k}": t for k, t in embeddings.state(root).items() if f"{disk}{k}" not in out}
+    return out
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    config: PeftConfig,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+    save_embedding_layers: bool | str = "auto",
+) -> None:
+    """Write both files; a crash at any moment leaves the old pair or the new, or a pair that `open_adapter` can mend.
+
+    Raises:
+        CheckpointError: empty tensors (shards), or the folder is a file.
+        NumericError: a tensor is not finite; nothing was written.
+    """
+    root, _, _ = layout(model)
+    tensors = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=save_embedding_layers)
+    implementation = method(config).implementation
+    own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
+    rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
+    disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
+    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root, name)}
+    if config_digest(own) != config_digest(disk):
+        notes["config"] = own
+    text = json.dumps(disk, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    publish(folder, {WEIGHTS_NAME: to_bytes(tensors, notes), CONFIG_NAME: text.encode()})
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """sha256 of the values that decide what the tensors mean."""
+    kept = {k: v for k, v in values.items() if k not in _NO_MATHS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+def open_adapter(
+    source: str | Path,
+    subfolder: str | None = None,
+    *,
+    config: PeftConfig | None = None,
+    allow_pickle: bool = False,
+    **hub: Any,
+) -> AdapterFile:
+    """Find an adapter's files and check them as far as that needs no model.
+
+    Args:
+        allow_pickle: read other libraries' pickles, with `weights_only`.
+
+    Raises:
+        CheckpointError: missing, damaged or pickled weights, or weights and config that do not belong together.
+        ConfigError: the config is damaged or holds wrong values.
+    """
+    config_path = locate(source, CONFIG_NAME, subfolder=subfolder, **hub)
+    foreign = foreign_file(config_path, lambda name: locate(source, name, subfolder=subfolder, **hub), allow_pickle)
+    if foreign is not None:
+        return foreign
+    try:
+        path = locate(source, WEIGHTS_NAME, subfolder=subfolder, **hub)
+    except CheckpointError:
+        if (config_path.parent / PICKLE_NAME).exists():
+            raise CheckpointError(
+                "only a pickle is here, and loading a pickle can run code", where=config_path.parent / PICKLE_NAME,
+                fix=f"convert it to {WEIGHTS_NAME} where nothing can be harmed",
+            ) from None  # fmt: skip
+        raise
+    header = read_header(path)
+    notes = _notes(header, path)
+    values = _matching_config(config_path, notes)
+    if config is None:
+        own = notes.get("config")
+        # What does not change the meaning of the tensors may be edited in the file.
+        edited = {k: values[k] for k in _NO_MATHS if k in values}
+        config = PeftConfig.from_dict({**own, **edited} if isinstance(own, dict) else values, where=config_path)
+    return AdapterFile(path, config, header, notes)
+
+
+def _notes(header: Header, path: Path) -> dict[str, Any]:
+    raw = header.metadata.get("afina")
+    notes = parse_json(raw, f"{path} (metadata)") if raw is not None else {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _matching_config(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that belongs to the weights; finishes a save that was cut off between its two renames."""
+    values = read_json_object(path)
+    wanted = notes.get("config_sha256")
+    if wanted is None or config_digest(values) == wanted:
+        return values
+    for left in sorted(path.parent.glob(f".{CONFIG_NAME}.*")):
+        with contextlib.suppress(ConfigError, CheckpointError):
+            if config_digest(read_json_object(left)) == wanted:
+                os.replace(left, path)
+                warnings.warn(f"{path}: finished a save that was interrupted", AfinaWarning, stacklevel=4)
+                return read_json_object(path)
+    raise CheckpointError(
+        "weights and config do not belong together (edited by hand, or a save was interrupted)", where=path,
+        fix="restore the config that was saved with these weights, or save again",
+    )  # fmt: skip
+
+
+def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
+    """Weights go only into an adapter of the same configuration.
+
+    Raises:
+        CheckpointError: names the fields that differ.
+    """
+    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
+    different = [k for k in have if k not in _NO_MATHS and have[k] != read.get(k)]
+    if different:
+        raise CheckpointError(
+            "the file is of another configuration than the adapter that it is to fill", where=file.path,
+            got=", ".join(f"{k}={read.get(k)}" for k in different),
+            expected=", ".join(f"{k}={have[k]}" for k in different),
+            fix="load it under a new adapter name",
+        )  # fmt: skip
+
+
+def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False) -> None:
+    """Fill an injected adapter from its file; everything is checked before anything is changed.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen tensors, tensors of the frozen base, or another base.
+        NumericError: a tensor is not finite.
+    """
+    root, _, _ = layout(model)
+    file = file.fitted(root)
+    plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
+    plan.refuse_problems(file.path)
+    if "base" in file.notes and not allow_other_base:
+        fingerprint.compare(file.notes["base"], root, name, file.path)
+    plan.apply(file.tensors())
+
+
+def set_peft_model_state_dict(
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+) -> LoadResult:
+    """Fill an adapter from tensors under their names on disk, as the reference does: lenient towards missing and
+    unexpected keys, which are returned and warned of. Tensors of the frozen base are never written.
+
+    Raises:
+        CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
+        NumericError: a tensor is not finite.
+    """
+    tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
+    check_finite(tensors, "state dict")
+    whole = {k for k, t in tensors.items() if not t.is_floating_point()}
+    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
+    if plan.misshapen and not ignore_mismatched_sizes:
+        plan.missing, plan.unexpected = [], []
+        plan.refuse_problems("state dict")
+    if plan.missing or plan.unexpected:
+        warnings.warn(f"adapter {adapter_name!r}: missing {plan.missing[:5]}, unexpected {plan.unexpected[:5]} "
+                      f"({len(plan.missing)} and {len(plan.unexpected)} keys)", AfinaWarning, stacklevel=2)  # fmt: skip
+    plan.apply(tensors)
+    return LoadResult(plan.missing, plan.unexpected)
+
+
+def layer_config(config: PeftConfig) -> LayerConfig:
+    """The config as one that adapts layers.
+
+    Raises:
+        ConfigError: it is for virtual tokens.
+    """
+    if not isinstance(config, LayerConfig):
+        raise ConfigError("this method cannot be injected into layers", where="peft_type", got=config.peft_type)
+    return config
+
+
+def load_peft_weights(model_id: str | Path, device: str | None = None, **hub: Any) -> dict[str, Tensor]:
+    """The tensors of an adapter's file under their names on disk."""
+    path = locate(model_id, WEIGHTS_NAME, **hub)
+    header = read_header(path)
+    tensors = read_tensors(path, _notes(header, path).get("tensors_sha256"))
+    return {n: t.to(device) for n, t in tensors.items()} if device else tensors

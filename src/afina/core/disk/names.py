@@ -1,0 +1,105 @@
+"""Names on disk: which tensor of a model's state is which key of an adapter file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..hosts.adapter import Adapter
+from ..hosts.host import Host, hosts
+from ..hosts.walk import shared_holder
+from ..prompts.encoder import PromptEncoder
+
+PREFIX = "base_model.model."
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+@dataclass
+class Piece:
+    """An adapter's tensors at one place.
+
+    Attributes:
+        path: the place's key prefix on disk, e.g. `model.layers.0.self_attn.q_proj.`.
+        runtime: the prefix of its tensors in the model's `state_dict()`.
+        owner: what holds them: an adapter, or the host for a bias, or a module shared by all layers.
+    """
+
+    path: str
+    runtime: str
+    owner: nn.Module
+    bias_of: str | None = None
+    shared: bool = False
+
+
+def pieces(model: nn.Module, name: str) -> Iterator[Piece]:
+    """Every place of a model that holds tensors of the adapter `name`; paths are relative to `model`."""
+    for path, host in hosts(model):
+        dotted = f"{path}." if path else ""
+        adapter = host.adapter(name)
+        if adapter is not None:
+            yield Piece(dotted, f"{dotted}{host.adapter_slot}.{name}.", adapter)
+        if name in host.biases:
+            leaf = host.base.bias_name
+            disk = f"{dotted}base_layer.{leaf}" if adapter is not None else f"{dotted}{leaf}"
+            yield Piece(disk, f"{dotted}biases.{name}", host, bias_of=name)
+
+
+def shared_piece(container: nn.Module, name: str) -> Piece | None:
+    """The parameters that all layers of the adapter share, if any; not those whose adapters store them (`on_disk`)."""
+    held = shared_holder(container)
+    if held is not None and name in held[1] and getattr(held[1][name], "on_disk", True):
+        return Piece("", f"{held[0]}.{name}.", held[1][name], shared=True)
+    return None
+
+
+def prompt_piece(container: nn.Module, name: str) -> Piece | None:
+    """The virtual tokens of the adapter, if it has any."""
+    encoders = container._modules.get("prompt_encoder")
+    if isinstance(encoders, nn.ModuleDict) and name in encoders:
+        return Piece("", f"prompt_encoder.{name}.", encoders[name], shared=True)
+    return None
+
+
+def disk_prefix(model: nn.Module, name: str) -> str:
+    """What keys begin with: that of the model class; nothing for a model that was injected without being wrapped."""
+    _, container, inside = layout(model)
+    if not inside:
+        return ""
+    return "base_model." if prompt_piece(container, name) is not None else PREFIX
+
+
+def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Key on disk -> tensor, read from the live model or from a gathered `state` (keys relative to the model)."""
+    if piece.bias_of is not None:
+        assert isinstance(piece.owner, Host)
+        live: Tensor = piece.owner.biases[piece.bias_of]
+        return {piece.path: live if state is None else state[piece.runtime]}
+    if isinstance(piece.owner, PromptEncoder):
+        # The table is computed, so it comes from the live encoder, whose parameters are never sharded.
+        return piece.owner.disk_state()
+    own = dict(piece.owner.state_dict())
+    if state is not None:
+        own = {n: state[f"{piece.runtime}{n}"] for n in own}
+    if isinstance(piece.owner, Adapter):
+        own = piece.owner.disk_state(own)
+    return {f"{piece.path}{n}": t for n, t in own.items()}
+
+
+def own_key(key: str) -> str:
+    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class."""
+    for wrapper in _WRAPPERS:
+        key = key.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    key = key.removeprefix("module.") if key.startswith("module.base_model.") else key
+    return key.removeprefix(PREFIX) if key.startswith(PREFIX) else key.removeprefix("base_model.")
+
+
+def layout(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:
+    """(the user's model, what holds shared parameters, the prefix of the user's model in `model.state_dict()`)."""
+    from ..hosts.tuner import Tuner
+
+    tuner = model if isinstance(model, Tuner) else getattr(model, "base_model", None)
+    if isinstance(tuner, Tuner):
+        return tuner.model, tuner, PREFIX if tuner is not model else "model."
+    return model, model, ""

@@ -1,0 +1,162 @@
+"""JSON files read with limits and clear errors; any files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...errors import CheckpointError, ConfigError
+
+MAX_BYTES = 10_000_000
+MAX_DEPTH = 64
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: not there, or not a regular file.
+        ConfigError: too large, too deep, not UTF-8, not JSON, duplicate keys, NaN, or not an object.
+    """
+    if not path.is_file():
+        raise CheckpointError("no such file", where=path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError("the file is too large", where=path, got=path.stat().st_size, expected=f"<= {MAX_BYTES}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}", where=path) from None
+    value = parse_json(text, path)
+    if not isinstance(value, dict):
+        raise ConfigError("not a JSON object", where=path, got=type(value).__name__, expected="{...}")
+    return value
+
+
+def parse_json(text: str, where: object) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN or infinity, at most 64 levels."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            keys = [k for k, _ in pairs]
+            raise ConfigError("the key appears twice", where=where, got=next(k for k in keys if keys.count(k) > 1))
+        return out
+
+    def refuse(constant: str) -> NoReturn:
+        raise ConfigError("not a number", where=where, got=constant)
+
+    if _depth(text) > MAX_DEPTH:
+        raise ConfigError("nested too deeply", where=where, expected=f"<= {MAX_DEPTH} levels")
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        around = text[max(0, error.pos - 10) : error.pos + 10].replace("\n", " ")
+        raise ConfigError(
+            f"not valid JSON: {error.msg}", where=f"{where}, line {error.lineno} column {error.colno}", got=repr(around)
+        ) from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        # Numbers of thousands of digits are refused by Python itself.
+        raise ConfigError(f"not valid JSON: {str(error).partition(';')[0]}", where=where) from None
+    _refuse_infinite(value, where)
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename; the mode follows the umask."""
+    os.replace(stage_bytes(path, data), path)
+    sync_folder(path.parent)
+
+
+def stage_bytes(path: Path, data: bytes) -> Path:
+    """Write `data` to a synced temporary file beside `path` and return its path."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+    except OSError:
+        os.unlink(name)
+        raise
+    return Path(name)
+
+
+def publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all are on disk before the first takes its name.
+
+    Raises:
+        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        if (folder / name).is_symlink():
+            raise CheckpointError("refusing to write through a link", where=folder / name)
+    staged: dict[str, Path] = {}
+    try:
+        for name, data in files.items():
+            staged[name] = stage_bytes(folder / name, data)
+        for name in files:
+            os.replace(staged.pop(name), folder / name)
+        sync_folder(folder)
+    finally:
+        for left in staged.values():
+            left.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable (where the system can)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    quoted = escaped = False
+    for c in text:
+        if quoted:
+            quoted, escaped = not (c == '"' and not escaped), c == "\\" and not escaped
+        elif c == '"':
+            quoted = True
+        elif c in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif c in "]}":
+            depth -= 1
+    return deepest
+
+
+def _refuse_infinite(value: Any, where: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError("not a finite number", where=where, got=value)
+    if isinstance(value, dict):
+        for v in value.values():
+            _refuse_infinite(v, where)
+    elif isinstance(value, list):
+        for v in value:
+            _refuse_infinite(v, where)

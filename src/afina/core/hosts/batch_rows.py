@@ -1,0 +1,233 @@
+"""Adapters per row of a batch: each group of rows goes through its own adapter, the base layer once through all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError, MergeError, NameTakenError, did_you_mean
+from .routing import routers
+from .view import View
+
+if TYPE_CHECKING:
+    from .host import Host
+
+BASE = "__base__"
+"""The name that means: no adapter on this row."""
+
+
+class Rows:
+    """Which adapter each row of a batch goes through.
+
+    Attributes:
+        names: an adapter's name for every row.
+        groups: adapter -> the numbers of its rows.
+        spent: the batch went through in several passes, whose layers cannot be run again.
+    """
+
+    def __init__(self, names: tuple[str, ...], spent: bool = False) -> None:
+        self.names, self.spent = names, spent
+        self.groups = {n: [i for i, m in enumerate(names) if m == n] for n in dict.fromkeys(names)}
+
+    def pick(self, name: str, value: Any) -> Any:
+        """What belongs to an adapter's rows, of a value with one entry a row (a tensor or a list)."""
+        if isinstance(value, (list, tuple)) and len(value) == len(self.names):
+            return [value[i] for i in self.groups[name]]
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == len(self.names):
+            return value[torch.tensor(self.groups[name], device=value.device)]
+        return value
+
+
+SPENT = Rows((), spent=True)
+"""What layers are told after several passes, until the next call."""
+
+
+def make_rows(names: Any, known: Mapping[str, Any]) -> Rows:
+    """Check the names that a caller gave.
+
+    Raises:
+        NameTakenError: no adapter of that name is loaded.
+        ConfigError: not a list of names.
+    """
+    if isinstance(names, str) or not names or not all(isinstance(n, str) for n in names):
+        raise ConfigError("one adapter name for every row of the batch is needed", where="adapter_names", got=names)
+    for name in names:
+        if name != BASE and name not in known:
+            raise NameTakenError("no adapter of this name is loaded", where="adapter_names", got=name,
+                                 expected=", ".join([*known, BASE]), fix=did_you_mean(name, known))  # fmt: skip
+    return Rows(tuple(names))
+
+
+def take_rows(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows | None:
+    """Take `adapter_names` out of a call of a `PeftModel`.
+
+    Raises:
+        ConfigError: names and rows do not fit.
+        NameTakenError: no adapter of that name is loaded.
+        MergeError: an adapter is merged.
+    """
+    names = kwargs.pop("adapter_names", None)
+    if names is None:
+        return None
+    rows = make_rows(names, model.peft_config)
+    check_batch(rows, args, kwargs)
+    merged = next((n for _, h in hosts(model) for n in h.merged), None)
+    if merged is not None:
+        raise MergeError("rows cannot choose while an adapter is merged", where="adapter_names", got=merged,
+                         fix="call unmerge_adapter() first")  # fmt: skip
+    return rows
+
+
+def tell(model: Any, rows: Rows | None) -> None:
+    """Tell the layers of a `PeftModel` which adapter each row goes through; they stay told until the next call."""
+    tuner = model.base_model
+    if rows is None and tuner.rows is None:
+        return
+    tuner.rows = rows
+    for _, host in hosts(model):
+        host.rows = rows
+    for name, router in routers(tuner).items():
+        active = name in (model.active_adapters if rows is None else rows.groups)
+        if rows is not SPENT and active != router.active:
+            router.switch(model.get_base_model(), active=active)
+
+
+def hosts(model: nn.Module) -> list[tuple[str, Host]]:
+    """Every layer that adapters sit on."""
+    from .host import hosts as every
+
+    return list(every(model))
+
+
+def check_batch(rows: Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse names that are not as many as the batch's rows."""
+    given = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "inputs", "pixel_values", "input_features")]
+    first = next((t for t in [*args[:1], *given] if isinstance(t, Tensor)), None)
+    if first is not None and first.shape[0] != len(rows.names):
+        raise ConfigError("as many names as rows are needed", where="adapter_names", got=len(rows.names),
+                          expected=first.shape[0])  # fmt: skip
+
+
+def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A layer's output where every row goes through its own adapter."""
+    refuse_spent(rows)
+    names = {n: i for n, i in rows.groups.items() if host.adapter(n) is not None or n in host.biases}
+    if not names:
+        return host.base.run(x, *args, **kwargs)
+    times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
+
+    def all_rows() -> Any:
+        return host.base.run(x, *args, **kwargs)
+
+    whole = _Once(all_rows)
+    if len(rows.groups) == 1:
+        if host.base.kind == "attention":
+            _check_attention(host, rows, x)
+        return _one(host, rows.names[0], x, args, kwargs, whole)
+    outs, order = [], []
+    for name, numbers in rows.groups.items():
+        index = torch.tensor([i * times + k for i in numbers for k in range(times)], device=x.device)
+        order.append(index)
+        if name not in names:
+            outs.append(_select(whole(), index, x.shape[0]))
+            continue
+        more, named = _select(args, index, x.shape[0]), _select(kwargs, index, x.shape[0])
+
+        def of_group(index: Tensor = index) -> Any:
+            return _select(whole(), index, x.shape[0])
+
+        outs.append(_one(host, name, x.index_select(0, index), more, named, of_group))
+    return _together(outs, torch.cat(order).argsort())
+
+
+class _Once:
+    """The base layer's output for the whole batch, computed when an adapter first asks for it."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run, self.value = run, None
+
+    def __call__(self) -> Any:
+        if self.value is None:
+            self.value = self.run()
+        return self.value
+
+
+def _one(host: Host, name: str, x: Any, args: Any, kwargs: Any, whole: Callable[[], Any]) -> Any:
+    adapter = host.adapter(name)
+    stack = () if adapter is None else (adapter,)
+    bias = next((b for n, b in host.biases.items() if n == name), None)
+    assert host.rows is not None
+    inside = _wrapped(host)
+    whole_or_none = None if bias is not None or inside else whole
+    view = View(host, stack, x, args, kwargs, whole=whole_or_none, bias=bias, rows=len(host.rows.groups[name]))
+    for inner in inside:
+        inner.rows = Rows((name,))
+    out = view(x)
+    for inner in inside:
+        inner.rows = host.rows
+    return host.finish(out, x)
+
+
+def _wrapped(host: Host) -> list[Host]:
+    """Hosts of other parameters of the same module, which this one's operation runs through."""
+    found: list[Host] = []
+    inner = host.base_layer
+    while isinstance(inner, type(host)):
+        found.append(inner)
+        inner = inner.base_layer
+    return found
+
+
+def refuse_spent(rows: Rows) -> None:
+    """Refuse to run a layer again after several passes: which of them it belongs to is not known."""
+    if rows.spent:
+        raise ConfigError("a layer runs again after a batch that took several passes", where="adapter_names",
+                          fix="switch gradient checkpointing off, or run one batch per adapter")  # fmt: skip
+
+
+def _check_attention(host: Host, rows: Rows, x: Any) -> None:
+    """Attention's input may have its rows in the second dimension, but the model's inputs have them in the first."""
+    dim = 0 if getattr(host.get_base_layer(), "batch_first", False) else 1
+    if not isinstance(x, Tensor) or x.dim() < 3 or x.shape[dim] % len(rows.names):
+        raise ConfigError("this layer's input does not have the batch's rows", where=type(host.base_layer).__name__,
+                          got=tuple(getattr(x, "shape", ())), expected=f"{len(rows.names)} rows",
+                          fix="run one batch per adapter with set_adapter")  # fmt: skip
+
+
+def _times(rows: Rows, x: Any) -> tuple[int, Any]:
+    """How many rows of this layer's input belong to one row of the batch (beams, or tokens laid out flat)."""
+    count = len(rows.names)
+    if x.shape[0] == 1 and count > 1:
+        x = x.expand(count, *x.shape[1:])
+    if x.shape[0] % count:
+        raise ConfigError("the layer's input does not divide into the batch's rows", where="adapter_names",
+                          got=tuple(x.shape), expected=f"a multiple of {count} rows",
+                          fix="run one batch per adapter with set_adapter")  # fmt: skip
+    return x.shape[0] // count, x
+
+
+def _select(value: Any, index: Tensor, count: int) -> Any:
+    """The rows `index` of whatever has one entry a row; all else as it is."""
+    if isinstance(value, Tensor):
+        whole = value.dim() > 0 and value.shape[0] == count
+        return value.index_select(0, index.to(value.device)) if whole else value
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(_select(v, index, count) for v in value)
+    if isinstance(value, dict):
+        return {k: _select(v, index, count) for k, v in value.items()}
+    return value
+
+
+def _together(parts: list[Any], back: Tensor) -> Any:
+    """One output from those of the groups, rows in the batch's order."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        if not first.dim() or sum(p.shape[0] for p in parts) != len(back):
+            return first
+        return torch.cat(parts).index_select(0, back)
+    if isinstance(first, (tuple, list)):
+        return type(first)(_together(list(p), back) for p in zip(*parts, strict=True))
+    return first

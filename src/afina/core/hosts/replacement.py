@@ -1,0 +1,47 @@
+"""Adapters that run a trainable copy of a module in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..layers.quantised import dense_copy
+from ..layers.weights import base_weight, in_own_dtype
+from .adapter import Adapter, Site
+
+if TYPE_CHECKING:
+    from .view import View
+
+
+class Replacement(Adapter):
+    """A trainable copy of the module, run in its place."""
+
+    with_attention_output = False
+    kinds = frozenset({"linear", "conv", "embedding", "attention", "module"})
+
+    def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
+        super().__init__(site, config)
+        self.copy = dense_copy(site.base.module if module is None else module).requires_grad_(True)
+        self.is_weight = site.base.kind != "module"
+        if site.dtype.is_floating_point:
+            self.copy.to(site.dtype)
+        if site.device.type == "meta":
+            # Parameters only: buffers that no file holds have to keep their values.
+            for module in self.copy.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None:
+                        module._parameters[name] = nn.Parameter(parameter.to("meta"))
+
+    def forward(self, inner: View, x: Any) -> Any:
+        return in_own_dtype(self.copy, self.dtype, x, *inner.args, **inner.kwargs)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return base_weight(self.copy).read()
+
+    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n.removeprefix("copy."): t for n, t in own.items()}
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        self.assign({f"copy.{n}": t for n, t in tensors.items()})

@@ -1,0 +1,95 @@
+"""A host under the names that scripts written for the reference use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ...errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
+
+class ReferenceSpelling(nn.Module):
+    """What the reference's layers offer beside their forward."""
+
+    if TYPE_CHECKING:
+        active: tuple[str, ...]
+        merged: tuple[str, ...]
+        enabled: bool
+        stack: tuple[Adapter, ...]
+
+        biases: nn.ParameterDict | dict[str, nn.Parameter]
+        adapter_slot: str
+
+        def adapter(self, name: str) -> Adapter | None: ...
+        def set_active(self, names: tuple[str, ...]) -> None: ...
+        def require_grad(self, names: tuple[str, ...]) -> None: ...
+        def remove(self, name: str) -> None: ...
+
+    @property
+    def active_adapters(self) -> list[str]:
+        return list(self.active)
+
+    @property
+    def active_adapter(self) -> list[str]:
+        return list(self.active)
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        return list(self.merged)
+
+    @property
+    def disable_adapters(self) -> bool:
+        return not self.enabled
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters on this layer and make exactly them trainable."""
+        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+        self.set_active(names)
+        self.require_grad(() if inference_mode else names)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self.remove(adapter_name)
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Key in the adapter's file -> key in the model's `state_dict()`, both relative to this layer.
+
+        Raises:
+            CheckpointError: the file holds something that is computed from the parameters.
+        """
+        own, found = {}, self.adapter(adapter_name)
+        if found is not None and found.loaded_whole:
+            return {}
+        if found is not None:
+            own = found.state_dict(keep_vars=True)
+        names = {id(tensor): f"{self.adapter_slot}.{adapter_name}.{n}" for n, tensor in own.items()}
+        disk = {} if found is None else found.disk_state(own)
+        if any(id(tensor) not in names for tensor in disk.values()):
+            raise CheckpointError("this method's file cannot be loaded by renaming tensors", where=adapter_name,
+                                  fix="load it with PeftModel.from_pretrained(model, path)")  # fmt: skip
+        if adapter_name in self.biases:
+            disk["base_layer.bias" if own else "bias"] = self.biases[adapter_name]
+            names[id(self.biases[adapter_name])] = f"biases.{adapter_name}"
+        return {key: names[id(tensor)] for key, tensor in disk.items()}
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the factor of an adapter's own scaling."""
+        found: Any = self.adapter(adapter)
+        if hasattr(found, "initial_scaling"):
+            found.scaling = scale * found.initial_scaling
+
+    def _scaled(self) -> list[Any]:
+        return [a for a in self.stack if hasattr(a, "initial_scaling")]
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the active adapters' scaling."""
+        for adapter in self._scaled():
+            adapter.scaling = adapter.scaling * scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the active adapters' scaling, or reset it."""
+        for adapter in self._scaled():
+            adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale

@@ -1,0 +1,116 @@
+"""A layer as the next adapter sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.weights import BaseWeight, autocasts
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
+    from .host import Host
+
+
+class View:
+    """A layer as the next adapter sees it: the base with the earlier adapters applied.
+
+    Attributes:
+        base: the layer as an operator (kind, sizes, factored product).
+        args, kwargs: what the layer was called with besides its input.
+        whole: gives the base layer's output for its own input, where that is computed elsewhere.
+        own_bias: the trainable bias that stands in for the layer's.
+        rows: how many rows of a batch the input is of, where each row goes through its own adapter.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        stack: tuple[Adapter, ...],
+        source: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        cast: Any = None,
+        whole: Callable[[], Any] | None = None,
+        bias: nn.Parameter | None = None,
+        rows: int | None = None,
+    ) -> None:
+        self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
+        self.source, self.cast, self.whole = source, cast, whole
+        self.own_bias, self.rows = bias, rows
+
+    @property
+    def base(self) -> BaseWeight:
+        return self.host.base
+
+    @property
+    def is_base(self) -> bool:
+        """Whether running it is just calling the base layer."""
+        return not self.stack and self.own_bias is None and self.whole is None
+
+    def __call__(self, x: Any) -> Any:
+        """Run it."""
+        if self.stack:
+            adapter = self.stack[-1]
+            given = x if adapter.reads_as_is(self.base, x) else self._cast(x, adapter.dtype)
+            cast = given if x is self.source or x is self.cast else None
+            inner = self.stack[:-1]
+            view = View(
+                self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias, self.rows
+            )
+            return adapter(view, given)
+        if self.whole is not None and (x is self.source or x is self.cast):
+            return self.whole()
+        if isinstance(x, Tensor) and isinstance(self.source, Tensor) and x.dtype != self.source.dtype:
+            # The adapters' copy of the layer's own input need not be cast back.
+            x = self.source if x is self.cast else x.to(self.source.dtype)
+        bias = self.own_bias
+        if bias is None:
+            return self.base.run(x, *self.args, **self.kwargs)
+        weight, dtype = self.base.read()[0], self.base.dtype
+        return self.base.apply(x, weight.to(dtype), bias.to(dtype), *self.args, **self.kwargs)
+
+    def params(self) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias) so far, canonical, in the adapters' dtype.
+
+        Raises:
+            NotAWeight: the layer is no linear operator.
+        """
+        weight, bias = self.base.read()
+        own = self.own_bias
+        bias = bias if own is None else own
+        dtype = self.host.compute_dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        for adapter in self.stack:
+            weight, bias = adapter.merged(weight, bias)
+        return weight, bias
+
+    def apply(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
+        """The layer's own operation with other weights."""
+        return self.base.apply(x, weight, bias, *self.args, **self.kwargs)
+
+    def _cast(self, x: Any, dtype: torch.dtype) -> Any:
+        if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
+            return x
+        return x if autocasts(x) else x.to(dtype)
+
+
+def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """What the reference calls `layer.NAME`: adapter name -> a value, a parameter, or what has it as `.weight`."""
+    out: dict[str, Any] = {}
+    for key, adapter in adapters.items():
+        for attribute, disk in adapter.disk_names.items():
+            head, _, tail = disk.partition(".")
+            if head == name and adapter.prefix and name.startswith(adapter.prefix):
+                value = getattr(adapter, attribute)
+                if tail:  # several tensors of one module: lora_B.weight and lora_B.bias
+                    setattr(out.setdefault(key, SimpleNamespace()), tail, value)
+                else:
+                    out[key] = value
+        if name in adapter.reference_attributes:
+            out[key] = getattr(adapter, name)
+    return out or None

@@ -1,0 +1,300 @@
+"""Put an adapter on every layer that a config targets; all or nothing. Works on any `nn.Module`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import AfinaWarning, NameTakenError, TargetError, nearest
+from ..config import LayerConfig, method
+from ..hosts.adapter import Adapter, Site
+from ..hosts.host import Host, ModulesToSaveWrapper
+from ..hosts.read_host import ReadHost
+from ..hosts.replacement import Replacement
+from ..hosts.tuner import adapter_names
+from ..hosts.walk import hold_shared, outside_adapters
+from ..layers.weights import BaseWeight
+from .patterns import name_in
+from .targets import Slot, output_head, select_slots, slots
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
+
+
+def check_name(name: str) -> None:
+    """Refuse adapter names that could not be a folder or a module.
+
+    Raises:
+        NameTakenError: with the allowed form.
+    """
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or _RESERVED.fullmatch(name)
+        or hasattr(nn.ModuleDict, name)
+        or hasattr(nn.ParameterDict, name)
+    ):
+        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
+                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
+
+
+@dataclass
+class _Planned:
+    """One adapter that was built but not yet put."""
+
+    slot: Slot
+    host: Host
+    adapter: Adapter | None
+    bias: nn.Parameter | None = None
+
+
+def inject(
+    model: nn.Module,
+    config: LayerConfig,
+    name: str,
+    *,
+    low_cpu_mem_usage: bool = False,
+    autocast_adapter_dtype: bool = True,
+    container: nn.Module | None = None,
+) -> list[str]:
+    """Put a new adapter on every layer that the config targets; all or nothing.
+
+    Args:
+        container: the module that holds parameters shared by all layers; the model itself if None.
+
+    Returns:
+        The names of the adapted modules.
+
+    Raises:
+        TargetError: nothing matches, or a matching layer cannot be adapted.
+        NameTakenError: the name is taken or unusable.
+    """
+    check_name(name)
+    if name in adapter_names(container or model):
+        raise NameTakenError("the model already has an adapter of this name", where="adapter_name", got=name)
+    builder = _Builder(model, config, name, low_cpu_mem_usage, autocast_adapter_dtype, container or model)
+    planned = builder.plan()
+    if not adapter_names(container or model):
+        model.requires_grad_(False)
+    for item in planned:
+        _put(item, name)
+    return [item.slot.name for item in planned if item.adapter is not None]
+
+
+def _put(item: _Planned, name: str) -> None:
+    if item.adapter is not None:
+        item.host.add(name, item.adapter)
+    if item.bias is not None:
+        item.host.add_bias(name, item.bias)
+    standing = item.slot.parent._modules[item.slot.attribute]
+    assert standing is not None
+    if not any(module is item.host for module in _chain(standing)):
+        item.slot.put(item.host)
+    if isinstance(item.slot.parent, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
+        # torch's fused encoder layer reads weights past the hosts; it steps aside where a hook is attached.
+        item.host.register_forward_pre_hook(_no_op)
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    """A module and, while they are hosts, what they wrap."""
+    out = [module]
+    while isinstance(out[-1], Host):
+        out.append(out[-1].base_layer)
+    return out
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    return _chain(module)[-1]
+
+
+def _no_op(module: nn.Module, args: Any) -> None:
+    return None
+
+
+class _Builder:
+    """Builds all adapters of one config before any is put, so that an error leaves the model as it was."""
+
+    def __init__(
+        self, model: nn.Module, config: LayerConfig, name: str, low_memory: bool, autocast: bool, container: nn.Module
+    ) -> None:
+        self.model, self.config, self.name, self.container = model, config, name, container
+        self.low_memory, self.autocast = low_memory, autocast
+        implementation = method(config).implementation
+        self.layered = issubclass(implementation, Adapter)
+        self.adapter_class: type[Adapter] = implementation.for_config(config) if self.layered else Adapter
+        self.fresh: dict[tuple[int, str], Host] = {}
+        self.inside: frozenset[str] = frozenset()
+
+    def plan(self) -> list[_Planned]:
+        self.adapter_class.check_model(self.model, self.config)
+        planned = self._saved_modules()
+        elsewhere = planned or getattr(self.config, "target_parameters", None) or not self.layered
+        none = elsewhere and self.config.target_modules == []
+        targets = [] if none else select_slots(self.model, self.config)
+        self._warn_of_second_places(targets)
+        places = [(s, self._host(s)) for s in self._with_attention_outputs(targets)]
+        places += self._parameters()
+        saved = {p.slot.name for p in planned}
+        clash = next((s.name for s, h in places if s.name in saved or isinstance(h, ModulesToSaveWrapper)), None)
+        if clash:
+            raise TargetError("the module is both a target and in modules_to_save", where=clash)
+        for slot, host in places:
+            self.adapter_class.check_kind(slot.name, host.base)
+        shared = self._shared({s.name: h.base for s, h in places})
+        for slot, host in places:
+            planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
+        if shared is not None:
+            hold_shared(self.container, self.name, shared)
+        self._tied(planned)
+        self._biases(planned)
+        for companion in self.config.companions():
+            planned += self._companion(companion, planned)
+        return planned
+
+    def _companion(self, config: LayerConfig, planned: list[_Planned]) -> list[_Planned]:
+        """Another method's adapters under the same name, on other modules."""
+        builder = _Builder(self.model, config, self.name, self.low_memory, self.autocast, self.container)
+        more = builder.plan()
+        taken = {id(p.host.base_layer) for p in planned if p.adapter is not None}
+        clash = next((p.slot.name for p in more if id(p.host.base_layer) in taken), None)
+        if clash:
+            raise TargetError("two parts of one config adapt the same module", where=clash)
+        return more
+
+    def _tied(self, planned: list[_Planned]) -> None:
+        """Adapt an output head along with the input embedding whose weight it shares, if the method does so."""
+        head = output_head(self.model)
+        if head is None or any(_bare(p.slot.module) is _bare(head) for p in planned):
+            return
+        shared = getattr(_bare(head), "weight", None)
+        source = next((p for p in planned if p.adapter is not None and p.host.base.kind == "embedding"
+                       and p.host.base.weight is shared), None)  # fmt: skip
+        slot = next((s for s in slots(self.model) if _bare(s.module) is _bare(head)), None)
+        if source is None or source.adapter is None or slot is None:
+            return
+        host = self._host(slot)
+        tied = source.adapter.tied(self._site(slot.name, host.base))
+        if tied is not None:
+            planned.append(_Planned(slot, host, tied))
+
+    def _warn_of_second_places(self, targets: list[Slot]) -> None:
+        """A module that stands at two places is adapted at the first, as in the reference."""
+        places = Counter(id(child) for _, parent in outside_adapters(self.model) for child in parent._modules.values())
+        if twice := [s.name for s in targets if places[id(s.module)] > 1]:
+            warnings.warn(f"{', '.join(twice[:3])}: the module also stands elsewhere in the model, where it is not "
+                          "adapted", AfinaWarning, stacklevel=5)  # fmt: skip
+
+    def _dtype(self, base: BaseWeight) -> torch.dtype:
+        dtype = base.dtype
+        if not dtype.is_floating_point or dtype.itemsize == 1:
+            return torch.float32
+        return torch.float32 if self.autocast and dtype.itemsize == 2 else dtype
+
+    def _site(self, name: str, base: BaseWeight, shared: nn.Module | None = None) -> Site:
+        device = torch.device("meta") if self.low_memory else base.device
+        statistics = (getattr(self.config, "statistics", None) or {}).get(name)
+        return Site(base, name, self._dtype(base), device, shared, statistics)
+
+    def _adapter(self, name: str, host: Host, shared: nn.Module | None) -> Adapter:
+        site = self._site(name, host.base, shared)
+        site.inside_target = name in self.inside
+        return self.adapter_class(site, self.config)
+
+    def _shared(self, layers: Mapping[str, BaseWeight]) -> nn.Module | None:
+        dtype = self._dtype(next(iter(layers.values()))) if layers else torch.float32
+        return self.adapter_class.build_shared(self.config, layers, dtype)
+
+    def _host(self, slot: Slot) -> Host:
+        """The host that stands there, or a new one (the same one for one place)."""
+        module = slot.module
+        while isinstance(module, Host) and module.parameter is not None:
+            module = module.base_layer
+        if isinstance(module, Host):
+            return module
+        key = id(slot.parent), slot.attribute
+        if key not in self.fresh:
+            reads = isinstance(slot.parent, nn.MultiheadAttention)
+            self.fresh[key] = ReadHost(module) if reads else Host(module)
+        return self.fresh[key]
+
+    def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
+        """Attention's output projection goes with its input projection."""
+        if not self.adapter_class.with_attention_output:
+            return targets
+        chosen = {s.name for s in targets}
+        extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
+        self.inside = frozenset(extra)
+        missing = self.inside - chosen
+        return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
+
+    def _parameters(self) -> list[tuple[Slot, Host]]:
+        """Hosts for `target_parameters`: one around the other where a module has several."""
+        wanted: list[str] = getattr(self.config, "target_parameters", None) or []
+        if not wanted:
+            return []
+        places: list[tuple[Slot, Host]] = []
+        for slot in slots(self.model):
+            bare = _bare(slot.module)
+            for parameter, _ in bare.named_parameters(recurse=False):
+                if name_in(f"{slot.name}.{parameter}", wanted, "target_parameters"):
+                    host = self._parameter_host(slot, parameter, places)
+                    places.append((slot, host))
+        if not places:
+            every = [n for n, p in self.model.named_parameters() if p.dim() in (2, 3)]
+            close = list(dict.fromkeys(c for w in wanted for c in nearest(w, every, 5)))[:5]
+            raise TargetError("the targets match no parameter of the model", where="target_parameters", got=wanted,
+                              fix=f"nearest names: {', '.join(close or every[:5])}")  # fmt: skip
+        return places
+
+    def _parameter_host(self, slot: Slot, parameter: str, places: list[tuple[Slot, Host]]) -> Host:
+        module: Any = slot.module
+        while isinstance(module, Host):
+            if module.parameter is not None and module.parameter.rpartition(".")[2] == parameter:
+                return module
+            module = module.base_layer
+        around: nn.Module = next((h for s, h in reversed(places) if s.name == slot.name), slot.module)
+        depth, inner = 0, around
+        while isinstance(inner, Host):
+            depth, inner = depth + 1, inner.base_layer
+        return Host(around, parameter="base_layer." * depth + parameter)
+
+    def _saved_modules(self) -> list[_Planned]:
+        """Trainable copies of whole modules."""
+        wanted = self.config.modules_to_save or []
+        planned: list[_Planned] = []
+        for slot in slots(self.model):
+            if wanted and name_in(slot.name, wanted, "modules_to_save"):
+                wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
+                if wrapper is None and isinstance(slot.module, Host):
+                    raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
+                host = wrapper or ModulesToSaveWrapper(slot.module)
+                planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
+        if wanted and not planned and not getattr(self.config, "heads_added", False):
+            names = [s.name for s in slots(self.model)]
+            close = list(dict.fromkeys(c for w in wanted for c in nearest(w, names, 5)))[:5]
+            raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,
+                              fix=f"nearest names: {', '.join(close or names[:5])}")  # fmt: skip
+        return planned
+
+    def _biases(self, planned: list[_Planned]) -> None:
+        """Trainable copies of biases: of all modules ("all"), or of the adapted ones ("<method>_only")."""
+        if (which := getattr(self.config, "bias", "none")) in ("none", False, True):
+            return
+        by_place = {(id(p.slot.parent), p.slot.attribute): p for p in planned}
+        for slot in slots(self.model) if which == "all" else []:
+            key = (id(slot.parent), slot.attribute)
+            bare = _bare(slot.module)
+            # Only what is called `bias` counts, as in the reference: attention's `in_proj_bias` stays frozen.
+            if key not in by_place and bare._parameters.get("bias") is not None:
+                planned.append(_Planned(slot, self._host(slot), None))
+        for item in planned:
+            bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
+            if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):
+                item.bias = nn.Parameter(bias.detach().to(self._dtype(item.host.base), copy=True))

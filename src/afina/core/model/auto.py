@@ -1,0 +1,124 @@
+"""Base model and adapter from one folder or hub id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...errors import ConfigError
+from ..config import PeftConfig
+from .mapping import MODEL_CLASSES
+from .peft_model import PeftModel
+
+
+class AutoPeftModel:
+    """Loads the base that an adapter's config names, then the adapter.
+
+    The base's class follows from the task, or from `auto_mapping`, where it must be a class of transformers.
+    """
+
+    task: ClassVar[str | None] = None
+    loader: ClassVar[str] = "AutoModel"
+
+    def __init__(self) -> None:
+        raise OSError(f"use {type(self).__name__}.from_pretrained(...)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> PeftModel:
+        """The base with its adapter. Unknown keyword arguments go to the base's `from_pretrained`.
+
+        Raises:
+            ConfigError: the adapter is for another task, or its base is not named or not of transformers.
+            CheckpointError: as `PeftModel.from_pretrained`.
+        """
+        source = str(pretrained_model_name_or_path)
+        found = config or PeftConfig.from_pretrained(source, revision=revision, subfolder=kwargs.get("subfolder"))
+        task = getattr(found.task_type, "value", None)
+        if cls.task is not None and task not in (None, cls.task):
+            raise ConfigError("the adapter is for another task", where=source, got=task, expected=cls.task)
+        if not found.base_model_name_or_path:
+            raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
+                              fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
+        loader = cls._loader(found, task)
+        base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
+        tokens = Path(source) / "tokenizer_config.json"
+        if tokens.is_file():
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
+                base.resize_token_embeddings(len(tokenizer))
+        target = MODEL_CLASSES.get(str(cls.task or task), PeftModel)
+        return target.from_pretrained(base, source, adapter_name, is_trainable, config, revision=revision,
+                                      subfolder=kwargs.get("subfolder"))  # fmt: skip
+
+    @classmethod
+    def _loader(cls, config: PeftConfig, task: str | None) -> Any:
+        """The class of transformers that loads the base."""
+        import transformers
+
+        if cls.task is not None or cls is not AutoPeftModel:
+            return getattr(transformers, cls.loader)
+        by_task = {c.task: c.loader for c in AutoPeftModel.__subclasses__()}
+        if task in by_task:
+            return getattr(transformers, by_task[task])
+        mapping = config.auto_mapping or {}
+        library = str(mapping.get("parent_library", ""))
+        name = str(mapping.get("base_model_class", ""))
+        ours = library.partition(".")[0] == "transformers" and name.isidentifier()
+        found = getattr(transformers, name, None) if ours else None
+        if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+            # A file must not decide what is imported.
+            raise ConfigError("the base's class is not one of transformers", where="auto_mapping",
+                              got=f"{library}.{name}",
+                              fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
+        return found
+
+
+def _base_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in kwargs.items() if k != "subfolder"}
+
+
+class AutoPeftModelForCausalLM(AutoPeftModel):
+    """For causal language models."""
+
+    task, loader = "CAUSAL_LM", "AutoModelForCausalLM"
+
+
+class AutoPeftModelForSeq2SeqLM(AutoPeftModel):
+    """For encoder-decoder language models."""
+
+    task, loader = "SEQ_2_SEQ_LM", "AutoModelForSeq2SeqLM"
+
+
+class AutoPeftModelForSequenceClassification(AutoPeftModel):
+    """For sequence classifiers."""
+
+    task, loader = "SEQ_CLS", "AutoModelForSequenceClassification"
+
+
+class AutoPeftModelForTokenClassification(AutoPeftModel):
+    """For token classifiers."""
+
+    task, loader = "TOKEN_CLS", "AutoModelForTokenClassification"
+
+
+class AutoPeftModelForQuestionAnswering(AutoPeftModel):
+    """For extractive question answering."""
+
+    task, loader = "QUESTION_ANS", "AutoModelForQuestionAnswering"
+
+
+class AutoPeftModelForFeatureExtraction(AutoPeftModel):
+    """For encoders."""
+
+    task, loader = "FEATURE_EXTRACTION", "AutoModel"

@@ -1,0 +1,140 @@
+"""A class for every task, and the two functions that adapt a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import TargetError
+from ..config import PeftConfig, TaskType
+from ..disk.checkpoint import layer_config
+from ..disk.names import own_key
+from ..hosts import tuner
+from ..inject.architectures import HEAD_NAMES
+from ..inject.injection import inject
+from ..inject.patterns import WholeNames
+from ..inject.targets import settle, slots
+from .peft_model import PeftModel
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with adapters."""
+
+    task_type = TaskType.CAUSAL_LM
+
+
+class PeftModelForSeq2SeqLM(PeftModel):
+    """An encoder-decoder language model with adapters."""
+
+    task_type = TaskType.SEQ_2_SEQ_LM
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A sequence classifier with adapters; its head trains along."""
+
+    task_type = TaskType.SEQ_CLS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForTokenClassification(PeftModel):
+    """A token classifier with adapters; its head trains along."""
+
+    task_type = TaskType.TOKEN_CLS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """An extractive question-answering model with adapters; its head trains along."""
+
+    task_type = TaskType.QUESTION_ANS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """An encoder with adapters."""
+
+    task_type = TaskType.FEATURE_EXTRACTION
+
+
+MODEL_CLASSES: Mapping[str, type[PeftModel]] = {
+    c.task_type.value: c
+    for c in (PeftModelForCausalLM, PeftModelForSeq2SeqLM, PeftModelForSequenceClassification,
+              PeftModelForTokenClassification, PeftModelForQuestionAnswering, PeftModelForFeatureExtraction)
+    if c.task_type is not None
+}  # fmt: skip
+
+
+def class_for(config: PeftConfig, asked: type[Any] = PeftModel) -> type[PeftModel]:
+    """The model class of a config's task, unless a particular one was asked for."""
+    return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if asked is PeftModel else asked
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+) -> PeftModel:
+    """Adapt a model: freeze it, put an adapter on every layer that the config targets, and return it wrapped.
+
+    Args:
+        model: any `torch.nn.Module`; changed in place.
+        mixed: accepted for the reference's sake; adapters of several methods always may be mixed.
+        revision: the base model's revision, recorded in the config.
+
+    Raises:
+        TargetError, ConfigError, NameTakenError: nothing was changed.
+    """
+    config = copy.copy(peft_config)
+    if revision is not None:
+        config.revision = revision
+    return class_for(config)(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+
+
+def inject_adapter_in_model(
+    peft_config: PeftConfig,
+    model: nn.Module,
+    adapter_name: str = "default",
+    low_cpu_mem_usage: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """Put an adapter into a model in place, without wrapping it, activate it, and return the model.
+
+    Args:
+        state_dict: an adapter's tensors (names on disk); exactly the modules that they name are adapted.
+
+    The config is recorded in `model.peft_config`, where libraries that load adapters by themselves look for it.
+    """
+    config = copy.copy(layer_config(peft_config))
+    exact = config
+    if state_dict is not None:
+        exact = copy.copy(config)
+        exact.target_modules = _named_by(state_dict, model)
+        exact.layers_to_transform = exact.exclude_modules = None
+    else:
+        config.target_modules = settle(model, config)
+    inject(model, exact, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
+    configs = model.__dict__.setdefault("peft_config", {})
+    configs[adapter_name] = config
+    tuner.activate(model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
+    return model
+
+
+def _named_by(state_dict: Mapping[str, Tensor], model: nn.Module) -> WholeNames:
+    """The modules whose tensors these are: of each key, the longest prefix that names a module."""
+    names = {s.name for s in slots(model)}
+    found: dict[str, None] = {}
+    for key in state_dict:
+        parts = own_key(key).split(".")
+        prefixes = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
+        found.update({n: None for n in [next((p for p in prefixes if p in names), None)] if n is not None})
+    if not found:
+        raise TargetError("no tensor belongs to a module of the model", where="state_dict",
+                          got=", ".join(list(state_dict)[:3]))  # fmt: skip
+    return WholeNames(found)

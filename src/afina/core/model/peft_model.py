@@ -1,0 +1,239 @@
+"""The face: a model with adapters, under the reference's names and meanings."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ...errors import AfinaWarning, ConfigError
+from ..combine.unload import strip
+from ..config import LayerConfig, PeftConfig, TaskType
+from ..disk import card
+from ..disk.checkpoint import layer_config
+from ..hosts import tuner
+from ..hosts.host import hosts
+from ..inject import injection as inject
+from ..inject import targets
+from ..layers.quantised import count_parameters
+from ..prompts.encoder import PromptLearningConfig
+from .running import Running
+
+
+class PeftModel(Running):
+    """A base model and its adapters.
+
+    Args:
+        model: any `torch.nn.Module`; it is changed in place (hosts take the place of the adapted layers).
+        peft_config: what to adapt and how.
+        adapter_name: the first adapter's name.
+        autocast_adapter_dtype: keep adapters in float32 on a 16-bit base.
+        low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+
+    Raises:
+        TargetError, ConfigError, NameTakenError: nothing was changed.
+    """
+
+    task_type: TaskType | None = None
+    head_names: tuple[str, ...] = ()
+    """Heads that are trained along, because a fresh one knows nothing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if any(True for _ in hosts(model)):
+            raise ConfigError("the model already has adapters", where=type(model).__name__,
+                              fix="use add_adapter on the PeftModel, or merge_and_unload first")  # fmt: skip
+        self.base_model = tuner.Tuner(model)
+        self._never_called_checked = False
+        self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
+        tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
+        self._names: tuple[str, ...] = (adapter_name,)
+
+    def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
+        self._add_heads(config)
+        if isinstance(config, PromptLearningConfig):
+            inject.check_name(name)
+            inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
+            self.base_model.add_prompt(name, config, autocast)
+            return self._record(name, config)
+        config = layer_config(config)
+        with self._with_experts(config, autocast):
+            config.target_modules = targets.settle(self.get_base_model(), config)
+            inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
+                         autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
+        self._record(name, config)
+
+    def _record(self, name: str, config: PeftConfig) -> None:
+        if config.base_model_name_or_path is None:
+            config.base_model_name_or_path = card.origin(self.get_base_model())
+        if config.task_type is None:
+            base = type(self.get_base_model())
+            config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        self.base_model.peft_config[name] = config
+
+    def _add_heads(self, config: PeftConfig) -> None:
+        if not self.head_names or not isinstance(config, (LayerConfig, PromptLearningConfig)):
+            return
+        named = {n for n, _ in self.get_base_model().named_children()}
+        known = config.modules_to_save or []
+        config.modules_to_save = [*known, *(n for n in self.head_names if n in named and n not in known)] or None
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Add a fresh adapter; it is not activated. Any method may join any other."""
+        self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
+        tuner.activate(self.base_model, self._names, trainable=self._trainable())
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        tuner.check_known(names, self.peft_config)
+        merged = {n for _, h in hosts(self) for n in h.merged}
+        if merged:
+            warnings.warn(f"unmerging {', '.join(sorted(merged))} before switching", AfinaWarning, stacklevel=2)
+            self.unmerge_adapter()
+        self._names = names
+        tuner.activate(self.base_model, names, trainable=() if inference_mode else None)
+
+    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters without activating them."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        tuner.check_known(names, self.peft_config)
+        tuner.set_requires_grad(self, names, requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
+        tuner.check_known([adapter_name], self.peft_config)
+        tuner.delete(self.base_model, adapter_name)
+        del self.base_model.peft_config[adapter_name]
+        left = tuple(n for n in self._names if n != adapter_name)
+        if not left and self.peft_config:
+            left = (next(iter(self.peft_config)),)
+            warnings.warn(f"adapter {left[0]!r} is active now", AfinaWarning, stacklevel=2)
+        self._names = left
+        tuner.activate(self.base_model, left)
+
+    @contextlib.contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The base model's own bits, for the duration of the context; merged adapters stay merged afterwards."""
+        tuner.enable(self.base_model, False)
+        try:
+            yield
+        finally:
+            tuner.enable(self.base_model, True)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = True, requantise: bool = False
+    ) -> None:
+        """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
+
+        Args:
+            requantise: merge into quantised weights too, and warn of how much of the update that lost.
+
+        Raises:
+            NotMergeable, NumericError, MergeError: nothing was changed.
+        """
+        names = tuple(adapter_names or self._names)
+        tuner.check_known(names, self.peft_config)
+        if adapter_names and names != self._names[: len(names)]:
+            warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
+                          "changes", AfinaWarning, stacklevel=2)  # fmt: skip
+        tuner.merge(self.base_model, names, requantise)
+
+    def unmerge_adapter(self) -> None:
+        """Give every base weight its original bits back."""
+        tuner.unmerge(self.base_model)
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = True,
+        adapter_names: list[str] | None = None,
+        requantise: bool = False,
+    ) -> nn.Module:
+        """The base model with adapters (the active ones) merged for good; `requantise` as for `merge_adapter`.
+
+        Raises:
+            NotMergeable, NumericError, MergeError: nothing was changed.
+        """
+        names = tuple(adapter_names or self._names)
+        tuner.check_known(names, self.peft_config)
+        tuner.fuse(self.base_model, names, requantise)
+        return self.get_base_model()
+
+    def unload(self) -> nn.Module:
+        """The base model with its original bits and without adapters."""
+        tuner.unmerge(self.base_model)
+        strip(self.base_model, keep_saved=False)
+        return self.get_base_model()
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
+        """Adapter name -> its config."""
+        return self.base_model.peft_config
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The active adapters, in the order in which they apply."""
+        return list(self._names)
+
+    @property
+    def active_adapter(self) -> str:
+        """The (first) active adapter."""
+        return self._names[0] if self._names else ""
+
+    @active_adapter.setter
+    def active_adapter(self, name: str) -> None:
+        self.set_adapter(name)
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The (first) active adapter's config."""
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def peft_type(self) -> Any:
+        """The active adapter's method."""
+        return self.active_peft_config.peft_type
+
+    def _trainable(self) -> tuple[str, ...]:
+        return tuple(n for n in self._names if not self.peft_config[n].inference_mode)
+
+    def get_base_model(self) -> nn.Module:
+        """The user's model, with hosts in it."""
+        return self.base_model.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) numbers of parameters; of quantised weights, the number that they stand for."""
+        return count_parameters(self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how much trains."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model" or "base_model" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.base_model, name)

@@ -1,0 +1,105 @@
+"""Calling a model with adapters: forward, generate, and what goes on around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import ConfigError
+from ..config import TaskType, method
+from ..hosts import tuner
+from ..hosts.adapter import Adapter
+from ..hosts.batch_rows import Rows, take_rows, tell
+from ..hosts.host import hosts
+from . import passes
+from .saving import Files
+
+
+class Running(Files):
+    """`forward` and `generate`."""
+
+    if TYPE_CHECKING:
+        task_type: TaskType | None
+        _never_called_checked: bool
+
+        @property
+        def active_adapters(self) -> list[str]: ...
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward with the active adapters, or, with `adapter_names` (a name or "__base__" for every
+        row of the batch), with each row's own; how many passes that takes, `passes.plan` says."""
+        rows = take_rows(self, args, kwargs)
+        several = [] if rows is None else passes.plan(self, rows, kwargs)
+        if rows is not None and len(several) > 1:
+            return passes.forward(self, self._forward, rows, several, args, kwargs)
+        return self._forward(rows, args, kwargs)
+
+    def _forward(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tell(self, rows)
+        self._hand_over_inputs(args, kwargs, rows)
+        out = self.base_model(*args, **kwargs)
+        if self.training:
+            out = self._with_penalty(out, rows)
+        if self.training and not self._never_called_checked and not torch.compiler.is_compiling():
+            self._check_called()
+        return out
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's `generate` with the active adapters, or each row's own (`adapter_names`)."""
+        rows = take_rows(self, args, kwargs)
+        several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
+        if rows is not None and len(several) > 1:
+            return passes.generate(self, self._generate, rows, several, args, kwargs)
+        return self._generate(rows, args, kwargs)
+
+    def _generate(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tell(self, rows)
+        self._hand_over_inputs(args, kwargs, rows)
+        placement = self.base_model.placement()
+        if placement is not None:
+            return placement.generate(args, kwargs)
+        kwargs |= tuner.generation_options(self.base_model, kwargs)
+        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+
+    def _implementations(self, names: Iterable[str] | None = None) -> list[Any]:
+        configs = [self.peft_config[n] for n in (self._names if names is None else names)]
+        found = [(method(c).implementation, c) for c in configs]
+        return [i.for_config(c) if issubclass(i, Adapter) else i for i, c in found]
+
+    def _running(self, rows: Rows | None) -> tuple[str, ...]:
+        """The adapters that a call goes through."""
+        return self._names if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
+
+    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> None:
+        """Give methods the arguments that they consume."""
+        names = self._running(rows)
+        classes = zip(names, self._implementations(names), strict=True)
+        consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
+        tuner.hand_over_inputs(self, consuming, args, kwargs, rows)
+        if not self.base_model.enabled:
+            for key in {k for i in self._implementations() for k in i.inputs}:
+                kwargs.pop(key, None)
+
+    def _with_penalty(self, out: Any, rows: Rows | None) -> Any:
+        """Add what methods ask for to the loss."""
+        names = self._running(rows)
+        if not any(i.has_penalty for i in self._implementations(names)) or getattr(out, "loss", None) is None:
+            return out
+        found = [h.stack if rows is None else filter(None, map(h.adapter, names)) for _, h in hosts(self)]
+        terms = [a.penalty() for stack in found for a in stack if a.has_penalty]
+        out.loss = out.loss + sum(t for t in terms if t is not None)
+        return out
+
+    def _check_called(self) -> None:
+        """After the first training forward: an adapter on a layer that is never called would learn nothing."""
+        self._never_called_checked = True
+        idle = [
+            n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
+        ]
+        if idle:
+            raise ConfigError(
+                f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
+                where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt their parent",
+            )  # fmt: skip

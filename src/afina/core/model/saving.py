@@ -1,0 +1,256 @@
+"""Saving and loading: the part of `PeftModel` that touches disks and the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...errors import CheckpointError, ConfigError, NameTakenError
+from ..config import LayerConfig, PeftConfig
+from ..disk import embeddings
+from ..disk.card import write_card
+from ..disk.checkpoint import (
+    LoadResult,
+    get_peft_model_state_dict,
+    load_adapter,
+    open_adapter,
+    refuse_other_config,
+    save_adapter,
+)
+from ..disk.names import own_key
+from ..hosts import tuner
+from ..hosts.routing import Place
+
+if TYPE_CHECKING:
+    from .peft_model import PeftModel
+
+_OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "allow_pickle")
+
+
+@contextlib.contextmanager
+def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            undo()
+
+
+def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
+    """Where the adapters lie that the config of a file needs: where the caller says, or in subfolders beside it.
+
+    What the file says is not followed: nothing is opened because a file names it.
+    """
+    given = options.get("adapters") or {}
+    hub = {k: v for k, v in options.items() if k in _OPEN_OPTIONS}
+    inside = options.get("subfolder")
+
+    def place(name: str) -> Place:
+        if name in given:
+            return Place(str(given[name]))
+        return Place(source, name if inside is None else f"{inside}/{name}", hub)
+
+    if isinstance(config, LayerConfig):
+        config.find_experts(place)
+
+
+class Files(nn.Module):
+    """`save_pretrained`, `from_pretrained`, `load_adapter`, the model card and the hub."""
+
+    if TYPE_CHECKING:
+        base_model: tuner.Tuner
+        peft_config: dict[str, PeftConfig]
+        active_adapter: str
+        _names: tuple[str, ...]
+
+        def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
+        def _trainable(self) -> tuple[str, ...]: ...
+        def get_base_model(self) -> nn.Module: ...
+        def get_nb_trainable_parameters(self) -> tuple[int, int]: ...
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: bool | str = "auto",
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write adapters: "default" into the folder itself, others into subfolders of their names.
+
+        Raises:
+            CheckpointError, NumericError: what was on disk before is still there.
+        """
+        if not safe_serialization:
+            raise ConfigError("adapters are only written as safetensors: loading a pickle can run code",
+                              where="safe_serialization", got=False)  # fmt: skip
+        names = selected_adapters or list(self.peft_config)
+        tuner.check_known(names, self.peft_config)
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        for name in names:
+            save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
+                         state_dict=state_dict, save_embedding_layers=save_embedding_layers)  # fmt: skip
+        if not (folder / "README.md").exists():
+            self.create_or_update_model_card(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
+        allow_other_base: bool = False,
+        **kwargs: Any,
+    ) -> PeftModel:
+        """A model with an adapter from a folder or the hub.
+
+        Args:
+            is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
+            allow_other_base: load even if the weights below are not those that it was trained on.
+            **kwargs: of the hub; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the model or its config.
+        """
+        if key_mapping:
+            raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
+        hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
+        file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
+        if config is None:
+            _find_experts(file.config, str(model_id), kwargs)
+        file.config.inference_mode = not is_trainable
+        embeddings.fit(model, file.shapes())
+        from .mapping import class_for
+
+        built = class_for(file.config, cls)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
+        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
+
+        def undo() -> None:
+            out.unload()
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        with _undone_on_error(undo):
+            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
+        if not is_trainable:
+            out.eval()
+        return out
+
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        torch_device: str | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        allow_other_base: bool = False,
+        **kwargs: Any,
+    ) -> LoadResult:
+        """Load another adapter, or other weights into one that is already here; it is not activated.
+
+        Raises:
+            CheckpointError, ConfigError: the model is as before.
+        """
+        hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
+        file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
+        _find_experts(file.config, str(model_id), kwargs)
+        before = set(self.peft_config)
+        fresh = adapter_name not in before
+        if fresh:
+            file.config.inference_mode = not is_trainable
+            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
+        else:
+            refuse_other_config(self.peft_config[adapter_name], file)
+        trainable = self._trainable()
+
+        with _undone_on_error(lambda: self._delete_all_but(before)):
+            load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
+        if fresh:
+            tuner.activate(self.base_model, self._names, trainable=trainable)
+        return LoadResult([], [])
+
+    def _delete_all_but(self, names: set[str]) -> None:
+        # The last one first: it may route to those that were loaded before it.
+        for name in [n for n in reversed(self.peft_config) if n not in names]:
+            tuner.delete(self.base_model, name)
+            del self.base_model.peft_config[name]
+
+    @contextlib.contextmanager
+    def _with_experts(self, config: LayerConfig, autocast: bool) -> Iterator[None]:
+        """Load the adapters that a config needs beside it; an error inside the context takes them away again."""
+        experts = config.experts()
+        if not experts:
+            yield
+            return
+        before, trained = set(self.peft_config), [p for p in self.parameters() if p.requires_grad]
+
+        def undo() -> None:
+            self._delete_all_but(before)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+        with _undone_on_error(undo):
+            for name, place in experts.items():
+                self._load_expert(name, place, autocast)
+            yield
+
+    def _load_expert(self, name: str, place: Place, autocast: bool) -> None:
+        here = name in self.peft_config
+        if here and not place.source:
+            return
+        try:
+            file = open_adapter(place.source, place.subfolder, **place.hub)
+            if here:
+                refuse_other_config(self.peft_config[name], file)
+                return self._refuse_other_weights(name, file.tensors(), file.path)
+            file.config.inference_mode = True
+            self._inject(name, file.config, autocast, low_memory=True)
+            load_adapter(self, name, file)
+        except CheckpointError as error:
+            error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"
+            raise
+
+    def _refuse_other_weights(self, name: str, there: Mapping[str, Tensor], path: Path) -> None:
+        own = get_peft_model_state_dict(self, adapter_name=name, save_embedding_layers=False)
+        here = {own_key(k): t for k, t in own.items()}
+        if here.keys() != there.keys() or any(not here[k].cpu().equal(t.to(here[k].dtype)) for k, t in there.items()):
+            raise NameTakenError("the model has another adapter of this name", where=name, got=path)
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""
+        config = self.peft_config[self.active_adapter] if self._names else next(iter(self.peft_config.values()))
+        write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
+
+    def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
+        """Upload what `save_pretrained` writes; needs `huggingface_hub` and a token."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            return api.upload_folder(repo_id=url.repo_id, folder_path=folder,
+                                     commit_message=kwargs.get("commit_message", "Upload adapter"))  # fmt: skip

@@ -1,0 +1,200 @@
+"""The contract of methods that add virtual tokens: an encoder that gives embeddings, or keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ..config import LayerConfig, PeftConfig, TaskType, bounded
+
+
+@dataclass(kw_only=True)
+class PromptLearningConfig(PeftConfig):
+    """What every method with virtual tokens has; sizes that are None are taken from the model."""
+
+    num_virtual_tokens: int = bounded(20, ge=1, le=100_000)
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+    modules_to_save: list[str] | None = None
+
+    is_prompt_learning: ClassVar[bool] = True
+    default_learning_rate: ClassVar[float] = 1e-2
+
+    def as_layers(self) -> LayerConfig:
+        """The part that concerns trained copies of modules, for the injection of those alone."""
+        saved = LayerConfig(target_modules=[], modules_to_save=self.modules_to_save)
+        saved.peft_type = self.peft_type
+        return saved
+
+
+@dataclass
+class PromptSite:
+    """What an encoder is built for.
+
+    Attributes:
+        tokens: number of virtual tokens (of all submodules together).
+        dim: width of a token's embedding; of one key (and value) with all heads, for caches.
+        layers, heads: of the attention whose cache is prefixed.
+        vocabulary: the frozen word embeddings, (vocabulary, dim).
+        model: the base model, for encoders that start from what it computes.
+    """
+
+    tokens: int
+    dim: int
+    layers: int
+    heads: int
+    vocabulary: nn.Module | None
+    dtype: torch.dtype
+    device: torch.device
+    model: nn.Module | None = field(default=None, repr=False)
+
+    def zeros(self, *shape: int) -> nn.Parameter:
+        """A trainable parameter of zeros."""
+        return nn.Parameter(torch.zeros(shape, dtype=self.dtype, device=self.device))
+
+    def normal(self, *shape: int, std: float = 1.0) -> nn.Parameter:
+        """A trainable parameter from N(0, std^2)."""
+        return nn.Parameter(torch.randn(shape, dtype=self.dtype, device=self.device) * std)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The frozen embeddings of token ids: (len(ids), dim)."""
+        if self.vocabulary is None:
+            raise ConfigError("the model has no word embeddings to start from", where="prompt")
+        with torch.no_grad():
+            out: Tensor = self.vocabulary(ids.to(next(self.vocabulary.parameters()).device))
+        return out.detach().to(self.dtype)
+
+
+class PromptEncoder(nn.Module):
+    """Virtual tokens of one adapter.
+
+    A subclass writes `encode`. What it gives is the table that the reference stores as `prompt_embeddings`; where the
+    table is computed by a network, the network is stored too, so that training can go on. A file without the network
+    (the reference drops it) loads as a fixed table.
+
+    Attributes:
+        goes_into: "embeddings": before the input embeddings; "cache": before every layer's keys and values.
+        inputs: keyword arguments of the model's forward that the encoder consumes (`task_ids`).
+    """
+
+    goes_into: ClassVar[str] = "embeddings"
+    inputs: ClassVar[frozenset[str]] = frozenset()
+    disk_names: ClassVar[Mapping[str, str]] = {}
+    prefix: ClassVar[str] = "prompt_encoder"
+    has_penalty: ClassVar[bool] = False
+
+    def __init__(self, site: PromptSite, config: Any) -> None:
+        super().__init__()
+        self.tokens = site.tokens
+        self.table: nn.Parameter | None = None
+
+    def encode(self) -> Tensor:
+        """The virtual tokens: (tokens, dim), or (tokens, 2 * layers * dim) for caches."""
+        raise NotImplementedError
+
+    def forward(self, batch: int, **inputs: Any) -> Tensor:
+        """The virtual tokens of a batch: (batch, tokens, width)."""
+        table = self.encode() if self.table is None else self.table
+        return table.unsqueeze(0).expand(batch, -1, -1)
+
+    def labels(self) -> Tensor | None:
+        """Labels of the virtual tokens (tokens,), -100 where there is none; None if no token has one."""
+        return None
+
+    def label_weights(self) -> Tensor | None:
+        """How much the loss at each virtual token's label counts (tokens,), a row's own labels counting 1; None: 1."""
+        return None
+
+    @property
+    def is_table(self) -> bool:
+        """Whether nothing but the table is trained."""
+        return self.table is not None
+
+    def disk_state(self) -> dict[str, Tensor]:
+        """What is saved: the table, and the network that computes it under its own names."""
+        with torch.no_grad():
+            table = self.encode() if self.table is None else self.table
+        own = {} if self.table is not None else dict(self.state_dict())
+        return {
+            "prompt_embeddings": table,
+            **{self.disk_names.get(n, f"prompt_encoder.{n}"): t for n, t in own.items()},
+        }
+
+    def disk_shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """What a file must hold; the network may be missing as a whole."""
+        full = {n: tuple(t.shape) for n, t in self.disk_state().items()}
+        network = [n for n in full if n.startswith("prompt_encoder.")]
+        return full if any(n in found for n in network) else {n: s for n, s in full.items() if n not in network}
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a file's tensors."""
+        own = {n: self.disk_names.get(n, f"prompt_encoder.{n}") for n in self.state_dict() if n != "table"}
+        if all(disk in tensors for disk in own.values()):
+            self.table = None
+            self.load_state_dict({n: tensors[disk] for n, disk in own.items()})
+            return
+        first = next(self.parameters())
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.table = nn.Parameter(tensors["prompt_embeddings"].to(first).clone(), requires_grad=False)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes; none where only the table is known."""
+        return {} if self.table is not None else dict(self.named_parameters())
+
+
+class TablePromptEncoder(PromptEncoder):
+    """Virtual tokens that are trained as they are: `embedding` of (tokens, width), stored as `prompt_embeddings`."""
+
+    disk_names: ClassVar[Mapping[str, str]] = {"embedding": "prompt_embeddings"}
+    embedding: nn.Parameter
+
+    def encode(self) -> Tensor:
+        return self.embedding
+
+
+def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> None:
+    """Fill in the sizes that the config leaves to the model.
+
+    Raises:
+        ConfigError: a size is neither given nor found in the model's config.
+    """
+    found: Any = getattr(model, "config", None)
+    text = found.get_text_config() if hasattr(found, "get_text_config") else found
+    sizes = {
+        "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+        "token_dim": ("hidden_size", "n_embd", "d_model"),
+        "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
+    }
+    filled = []
+    for key, names in sizes.items():
+        if getattr(config, key) is None:
+            value = next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
+            if value is None:
+                raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
+            setattr(config, key, value)
+            filled.append(key)
+    if goes_into == "cache" and "token_dim" in filled:
+        _key_width(config, text)
+    if config.num_transformer_submodules is None:
+        config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
+    if getattr(config, "encoder_hidden_size", 0) is None:
+        config.encoder_hidden_size = config.token_dim  # type: ignore[attr-defined]
+
+
+def _key_width(config: PromptLearningConfig, text: Any) -> None:
+    """Keys may have fewer heads than queries, and heads of a width of their own."""
+    assert config.token_dim is not None
+    assert config.num_attention_heads is not None
+    width = (
+        getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or config.token_dim // config.num_attention_heads
+    )
+    heads = getattr(text, "num_key_value_heads", None) or config.num_attention_heads
+    config.num_attention_heads, config.token_dim = heads, width * heads

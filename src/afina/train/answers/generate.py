@@ -1,0 +1,138 @@
+"""Answers of a language model and classes of a classifier, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..data.encode import token_ids
+from ..data.prompts import Prompter
+
+
+def answers(
+    model: Any,
+    prompter: Prompter,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    encoder: bool = False,
+    tasks: Sequence[int] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Greedy answers to rendered prompts, in their order, without special tokens and outer blanks.
+
+    Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
+    like length. Where an `encoder` reads them they are cut at their end and padded on the right. `tasks` are the
+    prompts' task numbers, for methods that need them.
+    """
+    import torch
+
+    limit = prompter.data.max_length
+    if encoder:
+        encoded = list(prompter.tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"])
+    else:
+        encoded = [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+    out = [""] * len(encoded)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            pad = right_padded if encoder else left_padded
+            inputs = pad([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
+            if tasks is not None:
+                inputs["task_ids"] = torch.tensor([tasks[i] for i in batch], device=model.device)
+            tokens = model.generate(**inputs, **greedy(prompter, max_new_tokens))
+            new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
+            for i, row in zip(batch, new, strict=True):
+                out[i] = str(prompter.tokenizer.decode(row, skip_special_tokens=True)).strip()
+            progress(start + len(batch))
+    model.train(was_training)
+    return out
+
+
+def greedy(prompter: Prompter, max_new_tokens: int) -> dict[str, Any]:
+    """Settings of `generate` for reproducible answers."""
+    return {
+        "max_new_tokens": max_new_tokens,
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+        "pad_token_id": prompter.tokenizer.pad_token_id,
+        "eos_token_id": prompter.tokenizer.eos_token_id,
+    }
+
+
+def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
+    """`input_ids` and `attention_mask`, both [rows, longest], padded on the left."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def right_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
+    """`input_ids` and `attention_mask`, both [rows, longest], padded on the right."""
+    import torch
+
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def class_probabilities(
+    model: Any, prompter: Prompter, texts: Sequence[str], *, batch_size: int, tasks: Sequence[int] | None = None
+) -> Any:
+    """Probabilities of a classifier's labels, [texts, labels]."""
+    import torch
+
+    model.eval()
+    out = []
+    with torch.no_grad():
+        for start in range(0, len(texts), batch_size):
+            inputs = prompter.tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=True,
+                truncation=True,
+                max_length=prompter.data.max_length,
+                return_tensors="pt",
+            ).to(model.device)
+            if tasks is not None:
+                inputs["task_ids"] = torch.tensor(tasks[start : start + batch_size], device=model.device)
+            out.append(model(**inputs).logits.float().softmax(-1).cpu())
+    return torch.cat(out)
+
+
+def longest_label(prompter: Prompter, labels: Sequence[str]) -> int:
+    """Tokens that suffice to tell every label from anything longer: those of the longest, with room for a capital,
+    a full stop and the end."""
+    return max(len(token_ids(prompter, label, first=False)) for label in labels) + 3
+
+
+def stream(model: Any, prompter: Prompter, prompt: str, *, max_new_tokens: int, on_text: Callable[[str], None]) -> str:
+    """The greedy answer to one rendered prompt; `on_text` gets its pieces as they come.
+
+    Returns:
+        The whole answer.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    pieces: list[str] = []
+
+    class Pieces(TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            pieces.append(text)
+            on_text(text)
+
+    inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
+    streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with torch.no_grad():
+        model.generate(**inputs, **greedy(prompter, max_new_tokens), streamer=streamer)
+    return "".join(pieces)

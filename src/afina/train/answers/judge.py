@@ -1,0 +1,100 @@
+"""What a model says of texts, in batches: tags of words, scores, how likely answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..data.prompts import Prompter
+from .generate import right_padded
+
+
+@contextmanager
+def judging(model: Any) -> Iterator[None]:
+    """No dropout, no gradients; the model's mode is restored."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def token_classes(
+    model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:  # fmt: skip
+    """The likeliest class of every token of rows of token ids."""
+    out: list[list[int]] = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            part = list(rows[start : start + batch_size])
+            inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
+            longest = inputs["input_ids"].shape[1]
+            found = model(**inputs).logits[:, -longest:].argmax(-1)  # virtual tokens may stand before
+            out += [classes[: len(row)].tolist() for row, classes in zip(part, found, strict=True)]
+            progress(len(out))
+    return out
+
+
+def item_losses(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, shifted: bool,
+    batch_size: int,
+) -> list[float]:  # fmt: skip
+    """The loss of every item; of sequences the mean over their trained tokens.
+
+    Args:
+        shifted: whether a position's output is about the next token.
+    """
+    out: list[float] = []
+    encoder = bool(getattr(model.config, "is_encoder_decoder", False))
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
+            out += _losses(model(**batch).logits.float(), labels, shifted)
+    return out
+
+
+def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
+    """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T] with -100 where untrained."""
+    from torch.nn.functional import cross_entropy
+
+    if labels.ndim == 1:
+        return list(cross_entropy(logits, labels, reduction="none").tolist())
+    logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the input's own
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return list((each.sum(-1) / (labels != -100).sum(-1).clamp(min=1)).tolist())
+
+
+def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
+    """The one output of a reward model for every row of token ids."""
+    out: list[float] = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
+            out += model(**inputs).logits.float().squeeze(-1).tolist()
+    return out
+
+
+def preferences(model: Any, prompter: Prompter, items: Sequence[dict[str, list[int]]]) -> list[float]:
+    """By how much the chosen answer's log-probability exceeds the rejected one's, for one batch of encoded pairs."""
+    import torch
+
+    whole = [item["prompt_ids"] + item[f"{side}_ids"] for side in ("chosen", "rejected") for item in items]
+    begins = torch.tensor([len(item["prompt_ids"]) for item in items] * 2, device=model.device)
+    inputs = right_padded(whole, prompter.tokenizer.pad_token_id, model.device)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with judging(model):
+        logits = model(**inputs).logits[:, -ids.shape[1] :].float()
+    of_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    position = torch.arange(1, ids.shape[1], device=ids.device)
+    answer = mask[:, 1:].bool() & (position >= begins[:, None])
+    chosen, rejected = (of_token * answer).sum(-1).chunk(2)
+    return [float(margin) for margin in chosen - rejected]

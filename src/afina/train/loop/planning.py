@@ -1,0 +1,171 @@
+"""What a run will be and take, said before it runs: rows, steps, parameters, memory, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ...plan.usage import free_bytes, told_bytes
+from ..base.loading import base_location, config_of, load_tokenizer, vocab_size
+from ..data.split import Data, encode
+from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+from ..tasks import named
+from .adapt import adapted, counts, plan, planned_steps
+from .run import prepared, wants_logits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ...plan.memory import StepMemory
+
+_BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
+"""Bits that a weight takes with its scales."""
+_EXCESS = 1.4
+"""A process takes up to this many times what its tensors do (measured: 1.27 to 1.42 on CPU)."""
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the estimate of memory is made from."""
+
+    recipe: Recipe
+    location: str
+    tokenizer: Any
+    data: Data
+    steps: int
+
+
+def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
+    """Lines that say what will happen. Weights are not loaded.
+
+    Raises:
+        AfinaError: what would stop the run at its beginning.
+    """
+    recipe, split, labels = prepared(recipe, reporter)
+    location = base_location(recipe.model, reporter)
+    tokenizer = load_tokenizer(location, recipe.model, reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
+    steps = planned_steps(recipe, len(data.train))
+    setting = _Setting(recipe, location, tokenizer, data, steps)
+    held_out = len(data.held_out) if data.held_out is not None else 0
+    lines = [plan(recipe, method_config(recipe, total_steps=steps), steps),
+             f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
+    return [*lines, *_sizes(setting)]
+
+
+def _sizes(setting: _Setting) -> list[str]:
+    recipe = setting.recipe
+    batch = _longest_batch(setting)
+    if batch is None:
+        return ["memory: not estimated for this task, whose trainer makes its batches itself"]
+    try:
+        found, (trainable, total) = _estimate(setting, batch)
+    except (RuntimeError, NotImplementedError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        return [f"memory: cannot be estimated for {recipe.method.type} ({got})"]
+    rows, tokens = next(iter(batch.values())).shape[:2]
+    saved = _stored(recipe, found)
+    lines = [
+        f"trained parameters: {trainable:,} of {total:,} ({trainable / total:.2%}); "
+        f"{told_bytes(found.trained)} on disk, {told_bytes(3 * found.trained)} in each of "
+        f"{recipe.training.keep_checkpoints} checkpoints",
+        f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} rows of up to {tokens} tokens "
+        f"{told_bytes(found.working)}",
+    ]
+    return [*lines, *_fits(setting, batch, found.peak - saved)]
+
+
+def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
+    """Whether it fits, and what would make it."""
+    free = free_bytes()
+    needed = f"in all {told_bytes(peak)}, with the allocator's gaps up to {told_bytes(_EXCESS * peak)}"
+    if free is None:
+        return [f"memory: {needed}"]
+    if _EXCESS * peak <= free:
+        return [f"memory: {needed}; {told_bytes(free)} are free: it fits"]
+    word = "may not fit" if peak <= free else "does not fit"
+    lines = [f"memory: {needed}; {told_bytes(free)} are free: it {word}"]
+    training = setting.recipe.training
+    for change in (
+        {"gradient_checkpointing": True},
+        {"batch_size": 1},
+        {"gradient_checkpointing": True, "batch_size": 1},
+    ):
+        other = setting.recipe.model_copy(deep=True, update={"training": training.model_copy(update=change)})
+        smaller = {k: v[: other.training.batch_size] for k, v in batch.items()}
+        found, _ = _estimate(_Setting(other, *list(vars(setting).values())[1:]), smaller)
+        words = " ".join(f"training.{k}={str(v).lower()}" for k, v in change.items())
+        lines.append(f"memory: {told_bytes(found.peak - _stored(other, found))} with {words}")
+    return lines
+
+
+def _longest_batch(setting: _Setting) -> dict[str, Tensor] | None:
+    """The batch that takes most: the longest rows."""
+    items = setting.data.train.by_length().items[: setting.recipe.training.batch_size]
+    if not items or "input_ids" not in items[0]:
+        return None
+    made = named(setting.recipe.task).collator(setting.tokenizer)(items)
+    return dict(made)
+
+
+def _stored(recipe: Recipe, found: StepMemory) -> int:
+    """Bytes that quantised storage saves."""
+    bits = _BITS.get(recipe.model.quantize)
+    computed = 32 if recipe.model.dtype == "float32" else 16
+    return 0 if bits is None else round(found.frozen_linear * (1 - bits / computed))
+
+
+def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemory, tuple[int, int]]:
+    """The step's memory, and (trainable, all) numbers of parameters."""
+    from ...plan.memory import step_memory
+
+    made: list[Any] = []
+
+    def build() -> nn.Module:
+        made.append(_shapes_of(setting))
+        model: nn.Module = made[0].train()
+        return model
+
+    task, recipe = named(setting.recipe.task), setting.recipe
+    kept = None
+    if task.fast and recipe.training.fast and "labels" in batch:
+        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model))
+
+    def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        if kept is None or wants_logits(model):
+            out: Tensor = model(**inputs).loss
+            return out
+        rest = {k: v for k, v in inputs.items() if k != "labels"}
+        logits: Tensor = model(**rest, logits_to_keep=kept).logits
+        return logits.float().logsumexp(-1).mean()
+
+    return step_memory(build, batch, loss), counts(made[0])
+
+
+def _projected(labels: Tensor, vocabulary: int) -> int:
+    """Positions of a row whose logits are held at once by the chunked loss."""
+    from ...kernels.loss import MEMORY
+
+    supervised = int((labels != -100).sum())
+    return max(1, min(supervised, MEMORY // (4 * vocabulary)) // labels.shape[0])
+
+
+def _shapes_of(setting: _Setting) -> Any:
+    import torch
+    import transformers
+
+    recipe, task = setting.recipe, named(setting.recipe.task)
+    config = config_of(setting.location, recipe.model)
+    for key, value in task.load_options(setting.data.labels).items():
+        setattr(config, key, value)
+    dtype: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
+    base: Any = getattr(transformers, task.loader).from_config(config, dtype=dtype)
+    if recipe.training.gradient_checkpointing:
+        base.enable_input_require_grads()
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    return adapted(recipe, base, method_config(recipe, total_steps=setting.steps), setting.data.tasks)

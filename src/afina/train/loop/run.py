@@ -1,0 +1,211 @@
+"""The main job from end to end."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...core.hosts.routing import routers
+from ...kernels.frozen import FrozenPrefix
+from ...kernels.speed import speed_up
+from ...methods.baselines.full import FullConfig
+from ...plan.precision import choose_dtype
+from ..answers.evaluate import Scores
+from ..base.loading import RECIPE_NAME, base_location, load_base, load_tokenizer, vocab_size
+from ..data.prompts import Prompter
+from ..data.split import Data, Split, encode, read_split, resolve_labels
+from ..recipe.resuming import check_resumable
+from ..recipe.sections import Recipe
+from ..recipe.settings import load_recipe, method_config
+from ..recipe.yamlfile import dump
+from ..report.checkpoints import read_method_state
+from ..report.events import Reporter
+from ..report.output import REPORT, Output, claim
+from ..report.results import card_section, plot_loss, report, write_json
+from ..tasks import named
+from ..tasks.base import AFTER, BEFORE, Job
+from .adapt import adapted, counts, plan, planned_steps, save, switched_off
+from .trainer import Setup, make_trainer
+
+_BEFORE = "before.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder and the contents of `report.json`."""
+
+    folder: Path
+    report: dict[str, Any]
+    before: Scores | None
+    after: Scores | None
+
+
+def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: bool = False) -> Result:
+    """Train as the recipe says and leave everything in its output folder.
+
+    Raises:
+        AfinaError: a mistake in the recipe or the data, or training that cannot go on. A former run in the output
+            folder is untouched then; checkpoints of this one are kept.
+    """
+    from ...compat import stand_in
+
+    chosen = recipe.model.dtype == "auto"
+    recipe, split, labels = prepared(recipe, reporter)
+    stand_in()  # the Trainer takes our PeftModel for the one that it knows
+    output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
+    with ExitStack() as undo:
+        undo.callback(output.abandon)
+        if output.checkpoint is not None:
+            former = load_recipe(str(output.work))
+            if chosen:  # a measurement may come out otherwise, but a run keeps its dtype
+                recipe.model.dtype = former.model.dtype
+            check_resumable(former, recipe, reporter)
+            reporter.note(f"resuming from {output.checkpoint.name}")
+        (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
+        result = _trained(recipe, split, labels, output, reporter)
+        undo.pop_all()
+    output.publish()
+    return result
+
+
+def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
+    """The recipe with all that it leaves open filled in, its rows, and the labels.
+
+    Raises:
+        DataError, RecipeError: the rows or labels cannot be used.
+    """
+    for remark in recipe.remarks:
+        reporter.note(remark)
+    split = read_split(recipe, reporter)
+    labels = resolve_labels(recipe, split)
+    return _resolved(recipe, labels, reporter), split, labels
+
+
+def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> Recipe:
+    """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
+    out = recipe.model_copy(deep=True)
+    out.data.labels = labels
+    if out.training.learning_rate is None:
+        out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
+    if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
+        # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
+        out.model.dtype = "float32"
+        reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
+    if out.model.dtype == "auto" and out.model.quantize == "none":
+        choice = choose_dtype()
+        out.model.dtype = choice.dtype  # type: ignore[assignment]
+        reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
+    if Path(out.model.path).expanduser().exists():
+        out.model.path = str(Path(out.model.path).expanduser().absolute())
+    return out
+
+
+def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
+    from transformers import set_seed
+
+    location = base_location(recipe.model, reporter)
+    tokenizer = load_tokenizer(location, recipe.model, reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
+    shown = range(min(2, len(data.train)))
+    reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
+    set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
+    steps = planned_steps(recipe, len(data.train))
+    config = method_config(recipe, total_steps=steps)
+    base = load_base(recipe, location, labels, tokenizer)
+    reporter.reached("base", {"model": base})
+    model = adapted(recipe, base, config, data.tasks)
+    reporter.note(plan(recipe, config, steps))
+    _speed_up(recipe, model, data, steps, reporter)
+    trainable, total = counts(model)
+    reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    assert recipe.training.learning_rate is not None
+    setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
+    return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
+
+
+def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Reporter) -> None:
+    """The fast paths."""
+    if not (named(recipe.task).fast and recipe.training.fast):
+        return
+    t = recipe.training
+    rows = data.train.items[:: max(1, len(data.train) // 100)]
+    tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
+    passes = steps * t.gradient_accumulation if t.compile else 0
+    for sentence in speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens):
+        reporter.note(f"fast path: {sentence}")
+
+
+def wants_logits(model: Any) -> bool:
+    """Whether an adapter looks at the model's output."""
+    tuner = getattr(model, "base_model", None)
+    return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
+
+
+def _measured(
+    recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter
+) -> Result:
+    from transformers import set_seed
+
+    trainer, measure = setup.trainer, recipe.evaluation.enabled and data.held_out is not None
+    parts = {"model": trainer.model, "trainer": trainer, "data": data, "prompter": prompter, "recipe": recipe}
+    reporter.reached("ready", parts)
+    before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
+    if before is not None:
+        reporter.note(f"before: {before}")
+    set_seed(recipe.training.seed)  # so that measuring before changes no bit of the training
+    started = time.monotonic()
+    if output.checkpoint is not None:
+        read_method_state(trainer.model, output.checkpoint, before=True)
+    with FrozenPrefix(trainer.model) if recipe.training.cache_frozen else nullcontext() as kept:
+        done = trainer.train(resume_from_checkpoint=str(output.checkpoint) if output.checkpoint else None)
+    if kept is not None:
+        reporter.note(f"outputs of {kept.depth} frozen layers kept: {kept.hits} of {kept.hits + kept.misses} batches")
+    seconds = time.monotonic() - started
+    reporter.reached("trained", parts)
+    reporter.note(f"trained {done.global_step} steps in {seconds:.0f} s")
+    setup.stop.release()
+    setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
+    job = Job(recipe, trainer, data, prompter, reporter, AFTER)
+    after = named(recipe.task).score(job) if measure else None
+    trainable, total = counts(trainer.model)
+    training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
+                "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
+    values = report(recipe, data.split, trainable=trainable, total=total, before=before, after=after, training=training)
+    _save(recipe, prompter, setup, values, before, after, output.work)
+    return Result(output.final, values, before, after)
+
+
+def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
+    """The scores before training; a resumed run has them on file."""
+    file = output.work / _BEFORE
+    if output.checkpoint is not None and file.is_file():
+        return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    # Untrained virtual tokens disturb the model; what a run is compared with is the base.
+    with switched_off(setup.trainer.model, data.tasks):
+        scores = named(recipe.task).score(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
+    write_json(file, scores.as_dict())
+    return scores
+
+
+def _save(
+    recipe: Recipe,
+    prompter: Prompter,
+    setup: Setup,
+    values: dict[str, Any],
+    before: Scores | None,
+    after: Scores | None,
+    work: Path,
+) -> None:
+    """The adapter or model comes last but for the report, so that a folder with a report is whole."""
+    plot_loss(setup.metrics.history, before, after, work / "loss.png")
+    prompter.tokenizer.save_pretrained(work)
+    (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
+    save(setup.trainer.model, recipe, work)
+    with (work / "README.md").open("a", encoding="utf-8") as card:
+        card.write(card_section(values))
+    write_json(work / REPORT, values)
+    (work / _BEFORE).unlink(missing_ok=True)

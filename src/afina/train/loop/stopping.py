@@ -1,0 +1,53 @@
+"""Ending a run early: on SIGTERM or Ctrl-C after the step that runs, or when the held-out loss no longer falls."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...errors import StoppedError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class GracefulStop(TrainerCallback):  # type: ignore[misc]
+    """The first SIGTERM or Ctrl-C lets the step finish and saves a checkpoint; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Listen; only a main thread can."""
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = number
+        self.release()
+
+    def release(self) -> None:
+        """Hand the signals back."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Save and stop."""
+        if self.received is not None and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def raise_if_stopped(self, step: int, steps: int) -> None:
+        """End the command as the signal asked, unless the run was through by then.
+
+        Raises:
+            StoppedError: with the exit code that shells give to the signal.
+        """
+        if self.received is None or step >= steps:
+            return
+        name = signal.Signals(self.received).name
+        raise StoppedError(f"stopped by {name} after step {step} of {steps}; its checkpoint is saved",
+                           fix="go on with --resume", exit_code=128 + self.received)  # fmt: skip

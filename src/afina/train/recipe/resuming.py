@@ -1,0 +1,49 @@
+"""What a resumed run may change: what it writes and how it is watched, never what makes its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import RecipeError
+from ..report.events import Reporter
+from .sections import Recipe
+
+_FREE = frozenset(
+    {"training.keep_checkpoints", "training.save_steps", "training.report_to", "training.workers",
+     "evaluation.enabled", "evaluation.batch_size"}
+)  # fmt: skip
+"""Settings that change no bit of the result."""
+
+
+def check_resumable(former: Recipe, now: Recipe, reporter: Reporter) -> None:
+    """Say what differs from the run that is resumed.
+
+    Raises:
+        RecipeError: it would change the result; a table of these differences is noted before.
+    """
+    was, is_now = _flat(former), _flat(now)
+    changed = {k: (was.get(k), is_now.get(k)) for k in {**was, **is_now} if was.get(k) != is_now.get(k)}
+    fixed = {k: v for k, v in changed.items() if k not in _FREE}
+    for key in changed.keys() & _FREE:
+        reporter.note(f"resumed with another {key}: {changed[key][1]} instead of {changed[key][0]}")
+    if not fixed:
+        return
+    reporter.note(_table(fixed))
+    key, (before, after) = next(iter(fixed.items()))
+    more = f" and {len(fixed) - 1} more" if len(fixed) > 1 else ""
+    raise RecipeError("a resumed run has the settings that it began with", where=key + more, got=after,
+                      expected=before, fix="set it back, or use --overwrite")  # fmt: skip
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """All settings but the output folder, by `section.key`."""
+    sections = recipe.model_dump(exclude={"task", "output"})
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {"task": recipe.task, **flat}
+
+
+def _table(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    rows = [("setting", "began with", "now"), *((k, str(a)[:40], str(b)[:40]) for k, (a, b) in changed.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)

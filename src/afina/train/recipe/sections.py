@@ -1,0 +1,165 @@
+"""A recipe: the typed settings of a run, in sections. What a key means is said beside it, once, here.
+
+`afina.train.recipe.sections.settings` reads recipes from files and the command line.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+Task = Literal["causal_lm", "sequence_classification", "seq2seq", "token_classification", "preference", "reward"]
+
+
+class Section(BaseModel):
+    """Settings are strict: no unknown keys, no coercion from text to numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.base.assets)")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the base weights; auto: bfloat16 where it is measured to be faster"
+    )
+    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
+        default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"
+    )
+
+
+class DataSection(Section):
+    """Rows and how they become examples."""
+
+    train: str = Field(
+        description="file or folder of JSONL, JSON, CSV, TSV, Parquet, text; package:NAME/path, embedded:NAME/FILE or "
+        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows"
+    )
+    eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
+    eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
+    columns: dict[str, str] | None = Field(
+        default=None, description="names for the file's columns, e.g. {prompt: question, completion: answer}"
+    )
+    format: Literal["auto", "prompt_completion", "chat"] = Field(
+        default="auto", description="auto: by the columns that the rows have"
+    )
+    prompt: str | None = Field(
+        default=None, description="template of the prompt over the columns, e.g. 'Tweet: {text}'"
+    )
+    completion: str | None = Field(default=None, description="template of the answer over the columns, e.g. '{label}'")
+    system: str | None = Field(
+        default=None, description="system message put before prompts where a chat template is used"
+    )
+    chat_template: bool = Field(
+        default=True, description="put prompts into the tokenizer's chat template where it has one"
+    )
+    text_column: str = Field(default="text", description="of classification rows")
+    label_column: str = Field(default="label", description="of labelled rows")
+    task_column: str | None = Field(
+        default=None, description="column with the number of a row's task, for methods that learn several tasks"
+    )
+    labels: list[str] | None = Field(default=None, description="the labels in order; without it those found in train")
+    max_length: int = Field(default=1024, ge=2, description="tokens; longer examples are cut at the end, and counted")
+    max_train_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
+    max_eval_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
+    allow_masked: bool = Field(
+        default=False, description="go on if over 1 % of the rows have no answer left after cutting"
+    )
+
+
+class MethodSection(BaseModel):
+    """The method (`type: lora`, ...) with that method's own config fields, which its config class checks."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    type: str = Field(default="lora", description="name of a method")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The method's own fields as given."""
+        return dict(self.model_extra or {})
+
+
+class TrainingSection(Section):
+    """The optimisation, in the words of transformers' TrainingArguments where they are short."""
+
+    learning_rate: float | None = Field(default=None, gt=0, description="without it the method's own default")
+    batch_size: int = Field(default=8, ge=1, description="rows per device and step")
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
+    epochs: float = Field(default=1.0, gt=0, description="passes over the rows")
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
+    scheduler: str = Field(default="linear", description="learning-rate schedule: linear, cosine, constant, ...")
+    warmup: float = Field(default=0.0, ge=0, description="warm-up: steps if >= 1, else share of all steps")
+    layerwise_decay: float | None = Field(
+        default=None, gt=0, le=1, description="learning rate times this for every layer further from the head"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
+    optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
+    fast: bool = Field(default=True, description="fast paths with the same results; each says whether it is on")
+    compile: bool = Field(
+        default=True, description="compile decoder layers, as a fast path, where the number of steps pays for it"
+    )
+    cache_frozen: bool = Field(
+        default=False, description="keep what frozen lower layers give out, for methods that train upper ones only"
+    )
+    bf16: bool = Field(default=False, description="autocast to bfloat16")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    group_by_length: bool | None = Field(
+        default=None, description="batches of rows of like length; without it where that saves much padding"
+    )
+    packing: bool = Field(
+        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm)"
+    )
+    beta: float = Field(default=0.1, gt=0, description="of DPO: how far the model is held to the reference")
+    workers: int = Field(default=0, ge=0, description="processes that load data")
+    seed: int = Field(default=0, ge=0, description="of everything random")
+    early_stopping: int | None = Field(
+        default=None, ge=1, description="stop after so many held-out evaluations (evaluation.every) without a gain"
+    )
+    logging_steps: int = Field(default=1, ge=1, description="steps between lines of metrics.jsonl")
+    save_steps: int | None = Field(
+        default=None, ge=1, description="steps between checkpoints; without it one per epoch"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
+    report_to: list[str] = Field(default_factory=list, description="further trackers, by transformers' names")
+
+
+class EvaluationSection(Section):
+    """The proof: held-out loss and, for labelled rows, accuracy, before and after."""
+
+    enabled: bool = Field(default=True, description="evaluate before and after training")
+    every: int | None = Field(
+        default=None, ge=1, description="steps between held-out losses while training; the best checkpoint is kept"
+    )
+    batch_size: int = Field(default=16, ge=1, description="rows per device")
+    max_new_tokens: int | None = Field(
+        default=None, ge=1, description="of generated answers; without it the longest label + 3"
+    )
+
+
+class OutputSection(Section):
+    """Where results go."""
+
+    dir: str = Field(description="folder of the adapter, its checkpoints and its reports")
+
+
+class Recipe(Section):
+    """All settings of a run."""
+
+    task: Task = Field(default="causal_lm", description="what the model is trained to do")
+    model: ModelSection
+    data: DataSection
+    method: MethodSection = Field(default_factory=MethodSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    output: OutputSection
+
+    _remarks: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the recipe was read."""
+        return self._remarks

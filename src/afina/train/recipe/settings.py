@@ -1,0 +1,296 @@
+"""Recipes from YAML files and command-line overrides: sections or flat keys, common other names, errors with a line.
+
+A key may stand in its section (`training.batch_size`), alone where it is unambiguous (`batch_size`), or under a name
+that other tools give it (`per_device_train_batch_size`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ...errors import ConfigError, RecipeError, did_you_mean
+from .sections import Recipe
+from .yamlfile import parse
+
+_SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {
+        name: info.annotation
+        for name, info in Recipe.model_fields.items()
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+    }
+)
+_METHOD = "method.type"
+_UNKNOWN_STEPS = 10**9
+"""Before the rows are read, a schedule cannot be checked against the length of the run."""
+_MAIN_KEY: Mapping[str, str] = MappingProxyType(
+    {"model": "model.path", "data": "data.train", "method": _METHOD, "output": "output.dir"}
+)
+# What other tools call the same setting.
+_ALIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "base_model": "model.path",
+        "model_name_or_path": "model.path",
+        "torch_dtype": "model.dtype",
+        "dataset": "data.train",
+        "train_file": "data.train",
+        "validation_file": "data.eval",
+        "eval_file": "data.eval",
+        "val_size": "data.eval_split",
+        "val_set_size": "data.eval_split",
+        "split_dataset_ratio": "data.eval_split",
+        "cutoff_len": "data.max_length",
+        "max_seq_len": "data.max_length",
+        "max_seq_length": "data.max_length",
+        "sequence_len": "data.max_length",
+        "max_samples": "data.max_train_rows",
+        "max_train_samples": "data.max_train_rows",
+        "max_eval_samples": "data.max_eval_rows",
+        "adapter": "method.type",
+        "peft_type": "method.type",
+        "finetuning_type": "method.type",
+        "lora_r": "method.r",
+        "lora_rank": "method.r",
+        "lora_alpha": "method.lora_alpha",
+        "lora_dropout": "method.lora_dropout",
+        "lora_target": "method.target_modules",
+        "lora_target_modules": "method.target_modules",
+        "target_modules": "method.target_modules",
+        "modules_to_save": "method.modules_to_save",
+        "lr": "training.learning_rate",
+        "batch_size": "training.batch_size",
+        "micro_batch_size": "training.batch_size",
+        "per_device_train_batch_size": "training.batch_size",
+        "gradient_accumulation_steps": "training.gradient_accumulation",
+        "num_epochs": "training.epochs",
+        "num_train_epochs": "training.epochs",
+        "lr_scheduler": "training.scheduler",
+        "lr_scheduler_type": "training.scheduler",
+        "warmup_ratio": "training.warmup",
+        "warmup_steps": "training.warmup",
+        "optim": "training.optimizer",
+        "sample_packing": "training.packing",
+        "pref_beta": "training.beta",
+        "save_total_limit": "training.keep_checkpoints",
+        "dataloader_num_workers": "training.workers",
+        "per_device_eval_batch_size": "evaluation.batch_size",
+        "eval_batch_size": "evaluation.batch_size",
+        "output_dir": "output.dir",
+    }
+)
+
+
+@dataclass
+class Draft:
+    """Settings on their way to a `Recipe`: values by section, and where each was said."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def set(self, key: str, value: object, place: str) -> None:
+        """Set `key`, written in any accepted way.
+
+        Raises:
+            RecipeError: no such key; names the nearest.
+        """
+        if key in _SECTIONS and isinstance(value, dict):
+            for inner, inner_value in value.items():
+                self._put(_within(key, inner, place), inner_value, place)
+        else:
+            self._put(_canonical(key, place, self.method), value, place)
+
+    @property
+    def method(self) -> str:
+        """The method as far as it is known."""
+        return str(self.values.get("method", {}).get("type", "lora"))
+
+    def choose_method(self, value: object) -> None:
+        """Leave out the settings of a former method, and its learning rate, where `value` names another."""
+        name = value.get("type", self.method) if isinstance(value, dict) else value
+        if _same_method(str(name), self.method):
+            return
+        left = sorted(k for k in self.values.pop("method", {}) if k != "type")
+        if self.values.get("training", {}).pop("learning_rate", None) is not None:
+            left.append("learning_rate")
+        if left:
+            self.remarks.append(f"{name} replaces the recipe's method, whose settings are left out: {', '.join(left)}")
+
+    def _put(self, key: str, value: object, place: str) -> None:
+        self.places[key] = place
+        section, _, inner = key.partition(".")
+        if inner:
+            self.values.setdefault(section, {})[inner] = value
+        else:
+            self.values[section] = value
+
+
+def _canonical(key: str, place: str, method: str) -> str:
+    """The `section.key` that `key` means; `method` is asked for its own settings last."""
+    section, _, inner = key.partition(".")
+    if inner and section in _SECTIONS:
+        return _within(section, inner, place)
+    if key in _MAIN_KEY:
+        return _MAIN_KEY[key]
+    if key in _ALIASES:
+        return _ALIASES[key]
+    if key in Recipe.model_fields and key not in _SECTIONS:
+        return key
+    owners = [name for name, model in _SECTIONS.items() if key in model.model_fields]
+    if len(owners) == 1:
+        return f"{owners[0]}.{key}"
+    if len(owners) > 1:
+        options = " or ".join(f"{owner}.{key}" for owner in owners)
+        raise RecipeError(f"the key {key!r} is in several sections", where=place, expected=options)
+    if key in (own := _method_fields(method)):
+        return f"method.{key}"
+    known = [*_SECTIONS, *_ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
+    raise RecipeError(f"unknown key {key!r}", where=place, fix=did_you_mean(key, known))
+
+
+def _within(section: str, key: str, place: str) -> str:
+    model = _SECTIONS[section]
+    if key in model.model_fields:
+        return f"{section}.{key}"
+    alias = _ALIASES.get(key, "")
+    if alias.startswith(f"{section}."):
+        return alias
+    if section == "method":  # the method's config class knows its own fields
+        return f"{section}.{key}"
+    raise RecipeError(f"unknown key {section}.{key!s}", where=place, fix=did_you_mean(key, model.model_fields))
+
+
+def embedded_recipes() -> dict[str, str]:
+    """The recipes that come with afina: name -> first line of its comment."""
+    folder = files("afina.recipes")
+    found = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda path: path.name)
+    return {
+        path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in found
+    }
+
+
+def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """The recipe in the file `source`, or the embedded one of that name, with `overrides` (key, YAML value) applied.
+
+    Raises:
+        RecipeError: the file is missing or malformed, or a key or value is wrong; the message has file and line.
+    """
+    text, name = _read(source)
+    values, places = parse(text, name)
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping of keys to values", where=name, got=type(values).__name__)
+    draft = Draft()
+    # The method goes first: its settings may stand alone too.
+    for key, value in sorted(values.items(), key=lambda item: not _names_method(item[0])):
+        if key in _SECTIONS and isinstance(value, dict):
+            for inner, inner_value in value.items():
+                draft.set(f"{key}.{inner}", inner_value, places.get(f"{key}.{inner}", name))
+        else:
+            draft.set(key, value, places.get(key, name))
+    given = [(key, parse(value, f"override {key}")[0]) for key, value in overrides]
+    for key, setting in sorted(given, key=lambda item: not _names_method(item[0])):
+        if _names_method(key):
+            draft.choose_method(setting)
+        draft.set(key, setting, f"override {key}")
+    return _validated(draft, name)
+
+
+def _names_method(key: str) -> bool:
+    return key == _METHOD or _ALIASES.get(key, _MAIN_KEY.get(key)) == _METHOD
+
+
+def _same_method(a: str, b: str) -> bool:
+    return a.upper().replace("-", "_") == b.upper().replace("-", "_")
+
+
+def _read(source: str) -> tuple[str, str]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    embedded = embedded_recipes()
+    if not path.is_file() and source in embedded:
+        return (files("afina.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), source
+    if not path.is_file():
+        raise RecipeError(
+            "no such recipe",
+            got=source,
+            expected=f"a YAML file, or one of: {', '.join(embedded)}",
+            fix=did_you_mean(source, embedded),
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError("cannot read the recipe", where=path, got=error) from error
+
+
+def _validated(draft: Draft, name: str) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(draft.values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part in _words())
+        if first["type"] == "missing":
+            raise RecipeError(f"the key {key} is missing", where=name, fix=f"add it, or give {key}=...") from error
+        got = f"{first['input']!r} ({type(first['input']).__name__})"
+        raise RecipeError(
+            f"wrong value for {key}", where=draft.places.get(key, name), got=got[:200], expected=first["msg"]
+        ) from error
+    method_config(recipe, draft.places, name)
+    recipe._remarks = tuple(draft.remarks)
+    return recipe
+
+
+def _words() -> set[str]:
+    return set(Recipe.model_fields) | {key for model in _SECTIONS.values() for key in model.model_fields}
+
+
+def method_config(
+    recipe: Recipe, places: Mapping[str, str] | None = None, name: str = "recipe", *, total_steps: int | None = None
+) -> Any:
+    """The method's config object from the method section, checked by its own class.
+
+    A method whose schedule ends with the run (`total_step`) gets `total_steps`, unless the recipe says otherwise.
+
+    Raises:
+        RecipeError: the method or one of its fields is unknown; names the nearest.
+        ConfigError: a field's value is wrong.
+    """
+    from ..tasks import named
+
+    cls = _config_class(recipe.method.type)
+    own = _method_fields(recipe.method.type)
+    places = places or {}
+    for key in recipe.method.fields:
+        if key not in own:
+            where = places.get(f"method.{key}", name)
+            what = f"{recipe.method.type} has no setting {key!r}"
+            raise RecipeError(what, where=where, fix=did_you_mean(key, own))
+    fields = dict(recipe.method.fields)
+    if "total_step" in own:
+        fields.setdefault("total_step", total_steps or recipe.training.max_steps or _UNKNOWN_STEPS)
+    try:
+        return cls(**fields, task_type=named(recipe.task).task_type)
+    except TypeError as error:
+        raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
+
+
+def _config_class(method: str) -> type[Any]:
+    from importlib import import_module
+
+    from ...core.config import config_class
+
+    import_module("..methods", __package__)  # so that every method is registered
+    return config_class(method, where="method.type")
+
+
+def _method_fields(method: str) -> list[str]:
+    """The settings of a method that a recipe may give."""
+    from dataclasses import fields
+
+    return [f.name for f in fields(_config_class(method)) if f.init and f.name not in ("task_type", "peft_type")]

@@ -1,0 +1,120 @@
+"""What a run leaves behind beside the adapter: the report, the loss plot, the model card's results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...version import __version__
+from ..answers.evaluate import Scores
+from ..base.assets import sha256
+from ..data.rows import Rows
+from ..data.split import Split
+from ..recipe.sections import Recipe
+
+
+def report(
+    recipe: Recipe,
+    split: Split,
+    *,
+    trainable: int,
+    total: int,
+    before: Scores | None,
+    after: Scores | None,
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """All that was measured, and what it was measured with."""
+    import torch
+    import transformers
+
+    files = {rows.path.name: _fingerprint(rows) for rows in (split.train, split.held_out) if rows is not None}
+    return {
+        "task": recipe.task,
+        "method": recipe.method.type,
+        "base_model": recipe.model.path,
+        "parameters": {"trainable": trainable, "total": total, "share": trainable / total},
+        "training": training,
+        "before": before.as_dict() if before else None,
+        "after": after.as_dict() if after else None,
+        "data_sha256": files,
+        "peak_memory_mb": peak_memory_mb(),
+        "versions": {
+            "afina": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _fingerprint(rows: Rows) -> str:
+    """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
+    if rows.path.is_file():
+        return sha256(rows.path)
+    digest = hashlib.sha256()
+    for row in rows.values:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def peak_memory_mb() -> float:
+    """The process's peak resident memory, or the GPU's peak where one was used."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def plot_loss(history: list[dict[str, Any]], before: Scores | None, after: Scores | None, path: Path) -> None:
+    """The loss by step as PNG; held-out losses are points at the ends."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [(line["step"], line["loss"]) for line in history if "loss" in line]
+    figure = Figure(figsize=(7, 4), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([step for step, _ in points], [loss for _, loss in points], label="training", linewidth=1.2)
+    last = points[-1][0] if points else 0
+    held_out = [
+        (step, scores.loss) for step, scores in ((0, before), (last, after)) if scores and scores.loss is not None
+    ]
+    if held_out:
+        axes.plot([s for s, _ in held_out], [v for _, v in held_out], "o", label="held out", color="tab:orange")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def card_section(values: dict[str, Any]) -> str:
+    """The results as a section of the model card."""
+    lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
+    before, after = values["before"], values["after"]
+    if before and after:
+        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", "entity F1")):
+            if after[key] is not None:
+                lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
+    if after and after["accuracy"] is not None:
+        lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
+    parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
+    counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
+    lines += ["", f"Trained with {made_with}: {counts}; the settings are in `recipe.yaml`.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,225 @@
+"""Saving whole or not at all, other bases, and the state dict functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import afina
+from afina.core.config import CONFIG_NAME
+from afina.core.disk import checkpoint
+from afina.core.disk.checkpoint import WEIGHTS_NAME
+from afina.core.model.saving import jsonfile
+from afina.errors import AfinaError, AfinaWarning, CheckpointError, NumericError
+
+from ..tiny import FIRST, bits, config, inputs, listing, load, mlp, nudge, same_bits, trained
+
+# -- saving whole or not at all ---------------------------------------------------------------------------------------
+
+
+def test_adapter_that_is_not_finite_leaves_the_old_files(folder: Path) -> None:
+    before, model = listing(folder), trained(seed=9)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(NumericError):
+        model.save_pretrained(folder)
+    assert listing(folder) == before
+
+
+def test_full_disk_leaves_the_old_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = listing(folder)
+
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jsonfile.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        trained(seed=9).save_pretrained(folder)
+    monkeypatch.undo()
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_file_modes_follow_the_umask(mask: int, tmp_path: Path) -> None:
+    old = os.umask(mask)
+    try:
+        trained().save_pretrained(tmp_path / "a")
+    finally:
+        os.umask(old)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "a").iterdir()} == {0o666 & ~mask}
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        trained().save_pretrained(tmp_path / name)
+    assert listing(tmp_path / "a") == listing(tmp_path / "b")
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_kill_at_any_replace_or_sync_leaves_a_whole_adapter(count: int, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    old, new = trained(seed=1), trained(seed=2, lora_alpha=30)
+    old.save_pretrained(folder)
+    outputs = [m(inputs()) for m in (old, new)]
+    child = os.fork()
+    if not child:
+        calls = 0
+
+        def dying(event: str, arguments: Any) -> None:
+            nonlocal calls
+            if event == "os.rename" or (event == "open" and str(folder) in str(arguments[0])):
+                calls += 1
+                if calls == count:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(dying)
+        new.save_pretrained(folder)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or count > 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AfinaWarning)
+        out = load(folder)(inputs())
+    assert any(torch.equal(out, expected) for expected in outputs)
+
+
+def test_kill_between_the_two_renames_is_mended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = os.fork()
+    if not child:
+        real, done = os.replace, []
+
+        def replace(source: Any, target: Any) -> None:
+            if done:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(real(source, target))
+
+        checkpoint.os.replace = replace
+        trained(seed=2, lora_alpha=30).save_pretrained(folder)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert json.loads((folder / CONFIG_NAME).read_text())["lora_alpha"] == 3
+    with pytest.warns(AfinaWarning, match="interrupted"):
+        loaded = load(folder)
+    assert torch.equal(loaded(inputs()), trained(seed=2, lora_alpha=30)(inputs()))
+    assert json.loads((folder / CONFIG_NAME).read_text())["lora_alpha"] == 30
+
+
+@pytest.mark.parametrize("taken", [WEIGHTS_NAME, CONFIG_NAME])
+def test_torn_pair_is_refused_either_way(taken: str, folder: Path, tmp_path: Path) -> None:
+    trained(seed=2, lora_alpha=30).save_pretrained(tmp_path / "new")
+    (folder / taken).write_bytes((tmp_path / "new" / taken).read_bytes())
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load(folder)
+
+
+@pytest.mark.parametrize("key", ["base_model_name_or_path", "revision", "inference_mode", "task_type"])
+def test_keys_without_mathematics_may_be_edited(key: str, folder: Path) -> None:
+    values = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**values, key: "CAUSAL_LM" if key == "task_type" else values[key]}))
+    load(folder)
+
+
+# -- another base -----------------------------------------------------------------------------------------------------
+
+
+def test_adapter_of_another_base_is_refused_unless_allowed(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="another base"):
+        load(folder, mlp(seed=1))
+    assert load(folder, mlp(seed=1), allow_other_base=True)(inputs()).isfinite().all()
+
+
+@pytest.mark.parametrize("base", [lambda: mlp(width=16), lambda: mlp(depth=2), lambda: mlp(depth=4)])
+def test_base_of_another_size_is_refused(base: Callable[[], Any], folder: Path) -> None:
+    with pytest.raises(AfinaError):
+        load(folder, base())
+
+
+def test_base_in_another_dtype_is_accepted(folder: Path) -> None:
+    loaded = load(folder, mlp().bfloat16())
+    assert loaded(inputs().bfloat16()).dtype == torch.bfloat16
+
+
+def test_base_that_was_merged_is_refused(folder: Path) -> None:
+    merged = load(folder).merge_and_unload()
+    with pytest.raises(CheckpointError, match="another base"):
+        load(folder, merged)
+
+
+# -- the state dict functions -----------------------------------------------------------------------------------------
+
+
+def test_state_dict_has_the_references_keys_and_values() -> None:
+    import peft
+
+    mine = trained()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(mlp(), peft.LoraConfig(r=2, lora_alpha=3, target_modules=["up", "down"]))
+    nudge(theirs)
+    a, b = afina.get_peft_model_state_dict(mine), peft.get_peft_model_state_dict(theirs)
+    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    result = afina.set_peft_model_state_dict(mine, b)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert torch.allclose(mine(inputs()), theirs(inputs()), atol=1e-6)
+    result = peft.set_peft_model_state_dict(theirs, a)
+    assert not result.unexpected_keys
+
+
+def test_setting_a_state_dict_is_lenient_as_the_references_is() -> None:
+    model = trained()
+    state = {k: v.clone() for k, v in afina.get_peft_model_state_dict(model).items()}
+    before = bits(model)
+    state.pop(FIRST)
+    state["base_model.model.head.weight"] = torch.zeros(4, 8)
+    with pytest.warns(AfinaWarning, match="missing"):
+        result = afina.set_peft_model_state_dict(model, state)
+    assert result.missing_keys == [FIRST.removeprefix("base_model.model.")]
+    assert result.unexpected_keys == ["head.weight"]
+    assert same_bits(bits(model), before)
+    state[FIRST] = torch.zeros(3, 3)
+    with pytest.raises(CheckpointError, match="another shape"):
+        afina.set_peft_model_state_dict(model, state)
+    with pytest.warns(AfinaWarning):
+        afina.set_peft_model_state_dict(model, state, ignore_mismatched_sizes=True)
+
+
+def test_gathered_state_is_saved_in_place_of_the_live_one(tmp_path: Path) -> None:
+    model = trained()
+    gathered = {k: v.clone() for k, v in model.state_dict().items()}
+    expected = model(inputs())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    model.save_pretrained(tmp_path, state_dict=gathered)
+    assert torch.equal(load(tmp_path)(inputs()), expected)
+
+
+def test_unknown_adapter_is_an_error() -> None:
+    with pytest.raises(AfinaError):
+        afina.get_peft_model_state_dict(trained(), adapter_name="nope")
+    with pytest.raises(AfinaError):
+        trained().save_pretrained("/nonexistent", selected_adapters=["nope"])
+
+
+def test_load_peft_weights_gives_the_files_tensors(folder: Path) -> None:
+    tensors = afina.load_peft_weights(folder)
+    assert tensors.keys() == load_file(folder / WEIGHTS_NAME).keys()
+
+
+def test_injected_module_saves_without_the_wrappers_prefix() -> None:
+    model = afina.inject_adapter_in_model(config(), mlp())
+    state = afina.get_peft_model_state_dict(model)
+    assert "layers.0.up.lora_A.weight" in state
+    assert afina.set_peft_model_state_dict(model, state).unexpected_keys == []

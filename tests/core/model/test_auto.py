@@ -1,0 +1,107 @@
+"""Base and adapter from one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import afina
+from afina.core.config import CONFIG_NAME
+from afina.errors import AfinaError, ConfigError
+
+from ..tiny import bert, gpt2, llama, nudge, saved, t5
+
+TOKENS = torch.tensor([[1, 5, 9, 3]])
+
+MODELS: list[tuple[str, Callable[[], Any], str, str]] = [
+    ("llama", llama, "CAUSAL_LM", "CausalLM"),
+    ("gpt2", gpt2, "CAUSAL_LM", "CausalLM"),
+    ("t5", t5, "SEQ_2_SEQ_LM", "Seq2SeqLM"),
+    ("sequence", bert, "SEQ_CLS", "SequenceClassification"),
+    ("tokens", lambda: bert("BertForTokenClassification"), "TOKEN_CLS", "TokenClassification"),
+    ("answers", lambda: bert("BertForQuestionAnswering"), "QUESTION_ANS", "QuestionAnswering"),
+    ("features", lambda: bert("BertModel"), "FEATURE_EXTRACTION", "FeatureExtraction"),
+]
+
+
+def run(model: Any) -> torch.Tensor:
+    """The first output."""
+    more = {"decoder_input_ids": TOKENS} if model.config.model_type == "t5" else {}
+    with torch.no_grad():
+        return model(input_ids=TOKENS, **more)[0]
+
+
+@pytest.mark.parametrize(("name", "build", "task", "suffix"), MODELS, ids=lambda v: v if isinstance(v, str) else "")
+def test_base_and_adapter_come_from_one_folder(name: str, build: Any, task: str, suffix: str, tmp_path: Path) -> None:
+    model = nudge(afina.get_peft_model(saved(build(), tmp_path / "base"), afina.LoraConfig(task_type=task))).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    for cls in (afina.AutoPeftModel, getattr(afina, f"AutoPeftModelFor{suffix}")):
+        loaded = cls.from_pretrained(tmp_path / "adapter")
+        assert type(loaded) is type(model)
+        assert torch.equal(run(loaded), run(model))
+        assert not any(p.requires_grad for p in loaded.parameters())
+    assert any(
+        p.requires_grad
+        for p in afina.AutoPeftModel.from_pretrained(tmp_path / "adapter", is_trainable=True).parameters()
+    )
+
+
+def test_class_of_another_task_is_refused(tmp_path: Path) -> None:
+    model = afina.get_peft_model(saved(llama(), tmp_path / "base"), afina.LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="another task"):
+        afina.AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "adapter")
+
+
+def test_without_a_task_the_recorded_class_is_used(tmp_path: Path) -> None:
+    model = nudge(afina.get_peft_model(saved(gpt2(), tmp_path / "base"), afina.LoraConfig())).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = afina.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+    assert type(loaded.get_base_model()).__name__ == "GPT2LMHeadModel"
+    assert torch.equal(run(loaded), run(model))
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"parent_library": "subprocess", "base_model_class": "Popen"},
+        {"parent_library": "transformers_evil", "base_model_class": "X"},
+        {"parent_library": "transformers.models.gpt2", "base_model_class": "GPT2LMHeadModel.from_pretrained"},
+        {"parent_library": "transformers", "base_model_class": "pipeline"},
+        {"parent_library": "transformers", "base_model_class": "NoSuchModel"},
+        {"parent_library": ["transformers"], "base_model_class": 3},
+        {},
+    ],
+    ids=str,
+)
+def test_file_does_not_decide_what_is_imported(mapping: dict[str, Any], tmp_path: Path) -> None:
+    model = afina.get_peft_model(saved(gpt2(), tmp_path / "base"), afina.LoraConfig())
+    model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / CONFIG_NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": mapping}))
+    with pytest.raises(AfinaError, match="transformers"):
+        afina.AutoPeftModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_adapter_without_a_base_says_so(tmp_path: Path) -> None:
+    afina.get_peft_model(gpt2(), afina.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="which base"):
+        afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_options_of_the_base_are_passed_on(tmp_path: Path) -> None:
+    afina.get_peft_model(saved(llama(), tmp_path / "base"), afina.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "a"
+    )
+    loaded = afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.bfloat16)
+    assert loaded.get_base_model().lm_head.weight.dtype == torch.bfloat16
+
+
+def test_the_class_itself_cannot_be_built() -> None:
+    with pytest.raises(OSError, match="from_pretrained"):
+        afina.AutoPeftModelForCausalLM()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from afina.train.data.split.labels import found_labels, label_of, majority_share
+from afina.train.data.split.rows import Rows
+
+from afina.errors import DataError
+
+
+def rows(*values):
+    return Rows(Path("d.jsonl"), [{"label": v} for v in values], list(range(1, len(values) + 1)))
+
+
+def test_whole_numbers_are_positions():
+    assert [label_of(rows(0, 1), i, "label", ["no", "yes"]) for i in (0, 1)] == ["no", "yes"]
+    assert found_labels(rows(2, 0), "label") == ["0", "1", "2"]
+
+
+def test_text_labels_are_sorted():
+    assert found_labels(rows("b", "a", "b"), "label") == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", [2, -1, "maybe", "Yes", None, 1.0, True, ["no"]])
+def test_label_out_of_range_is_told_with_its_line(value):
+    with pytest.raises(DataError, match=r"^d\.jsonl:2: .*label"):
+        label_of(rows("no", value), 1, "label", ["no", "yes"])
+
+
+@pytest.mark.parametrize("values", [("a", "a"), (0, 0), ("a", 1), (0, -1), (0, None)])
+def test_unusable_sets_of_labels_are_refused(values):
+    with pytest.raises(DataError):
+        found_labels(rows(*values), "label")
+
+
+def test_majority_share():
+    assert majority_share(["a", "b", "a", "a"]) == 0.75

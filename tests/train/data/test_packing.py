@@ -1,0 +1,279 @@
+"""Packed rows see nothing of each other, measured; and what cannot keep them apart is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from afina.train.data.split.encode import IGNORED, Encoded, encode_answers
+from afina.train.data.split.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.recipe.sections.settings import load_recipe
+from safetensors.torch import load_file
+
+from afina.errors import RecipeError
+
+from .. import tiny
+from ..loop.test_run import Heard, train
+from .test_encode import prompter, rows
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def models():
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+    )
+
+    grouped = {**SIZES, "vocab_size": 259, "num_key_value_heads": 2, "initializer_range": 0.2}
+    learned = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "initializer_range": 0.2}
+    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**grouped)),
+        "mistral, sliding window": lambda: MistralForCausalLM(MistralConfig(**grouped, sliding_window=6)),
+        "gpt2, learned positions": lambda: GPT2LMHeadModel(GPT2Config(**learned, **quiet)),
+        "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, vocab_size=259, initializer_range=0.2)),
+    }
+
+
+NAMES = ["llama", "mistral, sliding window", "gpt2, learned positions", "gpt-neox"]
+
+
+def made(name, attention="sdpa", dtype=torch.float32):
+    torch.manual_seed(0)
+    model = models()[name]().to(dtype)
+    model.set_attn_implementation(attention)
+    model.config.use_cache = False  # as the Trainer sets it
+    return model
+
+
+def items(lengths, seed=0):
+    draw = random.Random(seed)
+    out = []
+    for n in lengths:
+        ids = [draw.randrange(3, 259) for _ in range(n)]
+        out.append({"input_ids": ids, "attention_mask": [1] * n, "labels": [IGNORED] * 2 + ids[2:]})
+    return out
+
+
+def batch_of(members, packed):
+    encoded = Encoded(members, list(range(len(members))))
+    collate = PackedCollator(tiny.tokenizer(chat=False))
+    if not packed:
+        return collate(members)
+    return collate(Packed(encoded, packed).items)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_and_gradients_of_packed_rows_are_those_of_rows_alone(name, attention):
+    model = made(name, attention).train()
+    members = items([9, 14, 5, 11, 7])
+    found = []
+    for packed in (None, [[0, 1, 2], [3, 4]]):
+        model.zero_grad()
+        loss = model(**batch_of(members, packed)).loss
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (alone, gradients), (together, of_packed) = found
+    assert together == pytest.approx(alone, abs=1e-5)
+    for a, b in zip(gradients, of_packed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def fast_logits(name, dtype, batch):
+    """Logits of a model with afina's fast paths, in training."""
+    from afina.kernels.speed import speed_up
+
+    model = made(name, dtype=dtype).train()
+    said = speed_up(model)
+    return model(**batch).logits.detach().float(), said
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_of_a_row_change_no_logit_of_its_neighbours(name, place, dtype):
+    members, others = items([9, 14, 5]), items([9, 14, 5], seed=1)
+    changed = [others[i] if i == place else members[i] for i in range(3)]
+    starts = [0, 9, 23, 28]
+    (one, said), (two, _) = (fast_logits(name, dtype, batch_of(m, [[0, 1, 2]])) for m in (members, changed))
+    if dtype == torch.bfloat16:  # afina's own attention is what is measured then
+        assert any(sentence.startswith("attention: ") and "left" not in sentence for sentence in said)
+    for row in range(3):
+        part = slice(starts[row], starts[row + 1])
+        same = torch.equal(one[:, part], two[:, part])
+        assert same == (row != place), (row, place)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_in_16_bits_agree_too(name):
+    members = items([9, 14, 5])
+    (alone, _), (together, _) = (fast_logits(name, torch.bfloat16, batch_of(members, p)) for p in (None, [[0, 1, 2]]))
+    start = 0
+    for row, n in enumerate((9, 14, 5)):
+        close = (together[0, start : start + n] - alone[row, :n]).abs().max() / alone.abs().max()
+        assert close < 0.03
+        start += n
+
+
+def test_probe_passes_what_keeps_rows_apart():
+    for name in NAMES:
+        check_apart(made(name), tiny.tokenizer(chat=False))
+        check_apart(made(name, dtype=torch.bfloat16), tiny.tokenizer(chat=False))
+
+
+def test_probe_refuses_an_architecture_without_position_ids():
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(RecipeError, match=r"(?s)kept apart by BloomForCausalLM.*training.packing=false"):
+        check_apart(model, tiny.tokenizer(chat=False))
+
+
+def test_probe_refuses_an_architecture_that_makes_an_attention_mask_by_itself():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=259, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, init_std=0.2,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"(?s)kept apart by OPTForCausalLM.*with its neighbour's tokens"):
+        check_apart(OPTForCausalLM(config), tiny.tokenizer(chat=False))
+
+
+def test_probe_refuses_a_model_with_a_state_that_runs_on():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    model = MambaForCausalLM(MambaConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, state_size=4))
+    with pytest.raises(RecipeError, match="not kept apart by MambaForCausalLM"):
+        check_apart(model, tiny.tokenizer(chat=False))
+
+
+def test_probe_refuses_attention_that_ignores_masks():
+    from transformers import AttentionInterface
+
+    def careless(module, query, key, value, attention_mask, **kwargs):
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return out.transpose(1, 2), None
+
+    AttentionInterface.register("careless", careless)
+    with pytest.raises(RecipeError, match=r"(?s)careless attention.*change by"):
+        check_apart(made("llama", "careless"), tiny.tokenizer(chat=False))
+
+
+# -- rows into sequences ----------------------------------------------------------------------------------------------
+
+
+def test_bins_hold_every_row_once_within_their_room():
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 64) for _ in range(500)]
+    bins = bins_of(lengths, 64)
+    assert sorted(i for members in bins for i in members) == list(range(500))
+    assert max(sum(lengths[i] for i in members) for members in bins) <= 64
+    assert len(bins) <= 11 / 9 * -(-sum(lengths) // 64) + 4
+
+
+def test_first_token_of_a_row_is_not_predicted_from_its_neighbour():
+    members = [{"input_ids": [5, 6], "attention_mask": [1, 1], "labels": [5, 6]}] * 2
+    (item,) = Packed(Encoded(members, [0, 1]), [[0, 1]]).items
+    assert item == {"input_ids": [5, 6, 5, 6], "labels": [IGNORED, 6, IGNORED, 6], "position_ids": [0, 1, 0, 1]}
+
+
+def test_packed_rows_still_say_where_they_come_from():
+    values = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    encoded = encode_answers(rows(*values), prompter(), 259)
+    assert Packed(encoded, [[0, 1]]).where(0) == "d.jsonl:1 + d.jsonl:2"
+
+
+def test_padding_of_packed_sequences_is_a_row_of_its_own():
+    batch = batch_of(items([4, 3, 2]), [[0], [1], [2]])
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 1]]
+    assert (batch["labels"][1, 3:] == IGNORED).all()
+    assert "attention_mask" not in batch
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+PACKING = {"training__packing": True, "data__max_length": 80, "training__batch_size": 2, "training__epochs": 3,
+           "training__max_steps": None, "training__save_steps": 1, "training__keep_checkpoints": 20}  # fmt: skip
+
+
+def resumed_everywhere(folder, model_folder):
+    """The steps of a packed run after which a resumed one ends differently."""
+    own = folder / "whole"
+    own.mkdir()
+    method = {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
+    path = tiny.write_recipe(own, model_folder, method=method, evaluation={"enabled": False}, **PACKING)
+    whole, heard = train(path)
+    steps = whole.report["training"]["steps"]
+    different = []
+    for k in range(1, steps):
+        cut = folder / f"cut{k}"
+        shutil.copytree(own, cut)
+        for file in (cut / "tiny.yaml", cut / "out" / "recipe.yaml"):
+            file.write_text(file.read_text().replace(str(own), str(cut)))
+        for left in (cut / "out").glob("checkpoint-*"):
+            if int(left.name.split("-")[1]) > k:
+                shutil.rmtree(left)
+        (cut / "out" / "report.json").unlink()
+        again, _ = train(cut / "tiny.yaml", resume=True)
+        a, b = (load_file(f / "adapter_model.safetensors") for f in (whole.folder, again.folder))
+        if not all(torch.equal(a[n], b[n]) for n in a):
+            different.append(k)
+    return steps, heard.notes, different
+
+
+def test_packed_run_takes_fewer_steps_and_resumes_to_the_bit(tmp_path, model_folder, child):
+    steps, notes, different = child(resumed_everywhere, tmp_path, model_folder)
+    (said,) = [n for n in notes if n.startswith("packing: 24 rows in ")]
+    sequences = int(said.split(" in ")[1].split()[0])
+    assert sequences == 12
+    assert steps == 3 * -(-sequences // 2)
+    assert different == []
+
+
+def test_packed_run_learns_as_the_plain_one(tmp_path, model_folder, child):
+    losses = {}
+    for packing in (False, True):
+        folder = tmp_path / str(packing)
+        folder.mkdir()
+        # All 24 rows in every step, so that both runs take the same steps.
+        options = {**PACKING, "training__packing": packing, "training__batch_size": 24, "training__epochs": 10}
+        file = tiny.write_recipe(folder, model_folder, **options, training__group_by_length=False)
+        result, _ = child(train, file)
+        lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+        losses[packing] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses[True]) == 10
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)  # rounding grows from step to step
+
+
+REFUSED = {
+    "task": {"task": "sequence_classification"},
+    "task numbers": {"method": {"type": "poly", "n_tasks": 3}, "data__task_column": "task"},
+    "prefixes": {"method": {"type": "prefix_tuning"}},
+    "virtual tokens": {"method": {"type": "prompt_tuning"}},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_share_a_sequence_is_refused_before_training(name, tmp_path, model_folder, child):
+    file = tiny.write_recipe(tmp_path, model_folder, **{"training__packing": True, **REFUSED[name]})
+    with pytest.raises(RecipeError, match=r"training\.packing"):
+        child(train, file)
+    assert not (tmp_path / "out").exists()
+
+
+def test_packing_is_off_unless_asked_for(tmp_path, model_folder):
+    assert load_recipe(str(tiny.write_recipe(tmp_path, model_folder))).training.packing is False
+    assert Heard().notes == []

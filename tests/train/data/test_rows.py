@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from afina.train.data.split.rows import read_rows
+
+from afina.errors import DataError
+
+
+def refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as caught:
+        read_rows(path)
+    text = str(caught.value)
+    assert len(text.splitlines()) <= 4
+    assert name in text
+    return text
+
+
+GOOD = '{"text": "a", "label": "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (GOOD * 2 + '{"text": "b"', 3),
+        (GOOD + "\n" + "{'text': 1}\n", 3),
+        (GOOD + '["a"]\n', 2),
+        (GOOD + "{}\n", 2),
+        (GOOD + '{"text": "a", "text": "b"}\n', 2),
+        (GOOD + "3\n", 2),
+        (GOOD + "\x00\n", 2),
+        (GOOD + "[" * 100_000 + "\n", 2),
+    ],
+)
+def test_faulty_jsonl_line_is_told_with_its_number(tmp_path, content, line):
+    assert f"d.jsonl:{line}" in refused(tmp_path, "d.jsonl", content)
+
+
+def test_latin1_is_told_with_line_and_offset(tmp_path):
+    text = refused(tmp_path, "d.jsonl", GOOD.encode() + '{"text": "é"}\n'.encode("latin-1"))
+    assert "d.jsonl:2" in text
+    assert "0xe9" in text
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_empty_file_is_refused(tmp_path, content):
+    assert "no rows" in refused(tmp_path, "d.jsonl", content)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "[{}]", "[", '{"a": 1}\n{"a": 2}', ""])
+def test_faulty_json_is_refused(tmp_path, content):
+    refused(tmp_path, "d.json", content)
+
+
+def test_faulty_csv_is_told_with_its_line(tmp_path):
+    assert "d.csv:3" in refused(tmp_path, "d.csv", "text,label\na,b\nc\n")
+    assert "twice" in refused(tmp_path, "e.csv", "text,text\na,b\n")
+    assert "no rows" in refused(tmp_path, "f.csv", "text,label\n")
+
+
+def test_unknown_kind_of_file_is_refused(tmp_path):
+    assert ".jsonl" in refused(tmp_path, "d.xls", "x")
+
+
+def test_three_formats_give_the_same_rows(tmp_path):
+    rows = [{"text": 'a, "b"\n c', "label": "x"}, {"text": "é", "label": "y"}]
+    (tmp_path / "d.jsonl").write_text("\ufeff" + "\n".join(json.dumps(r) for r in rows), encoding="utf-8")
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "d.csv").write_text('text,label\n"a, ""b""\n c",x\né,y\n', encoding="utf-8")
+    for name in ("d.jsonl", "d.json", "d.csv"):
+        assert read_rows(tmp_path / name).values == rows
+
+
+def test_missing_column_names_the_columns_and_the_nearest(tmp_path):
+    (tmp_path / "d.jsonl").write_text(GOOD + '{"txt": "a", "label": "x"}\n')
+    rows = read_rows(tmp_path / "d.jsonl")
+    with pytest.raises(DataError, match=r"d\.jsonl:2: no column 'text'") as caught:
+        rows.text(1, "text")
+    assert "did you mean 'txt'" in str(caught.value)
+
+
+def test_column_of_another_type_is_refused(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"text": 3}\n')
+    with pytest.raises(DataError, match=r"d\.jsonl:1: column 'text' is not text"):
+        read_rows(tmp_path / "d.jsonl").text(0, "text")

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from afina.train.recipe.sections.settings import load_recipe
+
+from afina.train.report.events import Reporter
+
+from .. import tiny
+
+
+def told(path, overrides=(), free=2**36):
+    """The plan's lines on a machine with so much free memory."""
+    from afina.train.loop import planning
+
+    real, planning.free_bytes = planning.free_bytes, lambda: free
+    try:
+        return planning.planned(load_recipe(str(path), overrides), Reporter())
+    finally:
+        planning.free_bytes = real
+
+
+def memory_of_a_step(lines):
+    (line,) = [line for line in lines if line.startswith("memory: weights")]
+    number, unit = re.search(r"([\d.]+) (KiB|MiB)$", line).groups()
+    return float(number) * {"KiB": 1, "MiB": 1024}[unit]
+
+
+def test_plan_says_rows_steps_parameters_and_memory(tmp_path, model_folder, child):
+    lines = child(told, tiny.write_recipe(tmp_path, model_folder))
+    assert lines[0].startswith("plan: method LORA, learning rate 0.01, 6 steps of 4 rows")
+    assert lines[1] == "rows: 24 to train on, 10 held out"
+    assert re.match(r"trained parameters: 8,192 of [\d,]+ \(\d+\.\d+%\); 32 KiB on disk, 96 KiB in each of 3", lines[2])
+    assert "a step of 4 rows of up to" in lines[3]
+    assert lines[4].endswith("64.0 GiB are free: it fits")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+@pytest.mark.parametrize("method", ["lora", "full", "prompt_tuning", "prefix_tuning", "last_layers", "oft"])
+def test_memory_is_estimated_for_every_kind_of_method(tmp_path, model_folder, child, task, method):
+    path = tiny.write_recipe(tmp_path, model_folder, task=task)
+    lines = child(told, path, (("method", method),))
+    assert memory_of_a_step(lines) > 10
+
+
+def test_what_does_not_fit_is_told_with_what_would(tmp_path, model_folder, child):
+    path = tiny.write_recipe(tmp_path, model_folder)
+    fits = child(told, path)
+    lines = child(told, path, (), 1000)
+    assert lines[4].endswith("are free: it does not fit")
+    assert [line.split(" with ")[1] for line in lines[5:]] == [
+        "training.gradient_checkpointing=true", "training.batch_size=1",
+        "training.gradient_checkpointing=true training.batch_size=1",
+    ]  # fmt: skip
+    assert len(lines) > len(fits)
+
+
+def test_quantised_weights_take_less(tmp_path, model_folder, child):
+    path = tiny.write_recipe(tmp_path, model_folder)
+    whole, small = child(told, path), child(told, path, (("model.quantize", "nf4"),))
+    sizes = [int(re.search(r"weights (\d+) KiB", lines[3])[1]) for lines in (whole, small)]
+    assert sizes[1] < 0.6 * sizes[0]
