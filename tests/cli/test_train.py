@@ -156,7 +156,7 @@ def test_help_imports_neither_torch_nor_transformers():
 
 def test_bug_of_ours_exits_1_with_its_traceback(tmp_path):
     script = (
-        "import sys\nfrom afina.cli import main\nimport afina.train.recipe.sections.settings as s\n"
+        "import sys\nfrom afina.cli import main\nimport afina.train.recipe.settings as s\n"
         "def broken(*a): raise RuntimeError('inside')\ns.load_recipe = broken\n"
         "sys.argv = ['afina', 'train', 'tweets']\nmain()"
     )
@@ -168,7 +168,7 @@ def test_bug_of_ours_exits_1_with_its_traceback(tmp_path):
 
 def test_ctrl_c_exits_130():
     script = (
-        "import sys\nfrom afina.cli import main\nimport afina.train.recipe.sections.settings as s\n"
+        "import sys\nfrom afina.cli import main\nimport afina.train.recipe.settings as s\n"
         "def stopped(*a): raise KeyboardInterrupt\ns.load_recipe = stopped\n"
         "sys.argv = ['afina', 'train', 'tweets']\nmain()"
     )

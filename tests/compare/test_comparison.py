@@ -161,7 +161,7 @@ def test_comparison_without_held_out_rows_is_refused(tmp_path, model_folder):
 
 
 def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path, model_folder):
-    from afina.train.recipe.sections.settings import load_recipe
+    from afina.train.recipe.settings import load_recipe
 
     from afina.compare.prepare import prepare
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.recipe.settings import load_recipe
 
 from afina.compare.items import general_text
 from afina.train.report.events import Reporter

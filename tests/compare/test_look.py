@@ -14,7 +14,7 @@ from ..train import tiny
 
 
 def trained(path):
-    from afina.train.recipe.sections.settings import load_recipe
+    from afina.train.recipe.settings import load_recipe
 
     from afina.train.loop.run import run
     from afina.train.report.events import Reporter
@@ -79,7 +79,7 @@ def test_counts_without_weights_are_those_with_them(model_seen, model_folder, ch
 
 
 def counted(folder):
-    from afina.core.model.peft_model.mapping import get_peft_model
+    from afina.core.model.mapping import get_peft_model
     from transformers import AutoModelForCausalLM
 
     from afina.core.config import methods

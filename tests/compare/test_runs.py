@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.recipe.settings import load_recipe
 
 from afina.compare.prepare import prepare
 from afina.compare.runs import Runner

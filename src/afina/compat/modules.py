@@ -33,9 +33,9 @@ _OTHER = {
     **_BOTH,
     **{n: _HELPER + n for n in ("infer_device", "transpose")},
     "INCLUDE_LINEAR_LAYERS_SHORTHAND": _HELPER + "ALL_LINEAR",
-    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.inject.injection.architectures:DEFAULT_TARGETS",
-    "EMBEDDING_LAYER_NAMES": "afina.core.inject.injection.architectures:EMBEDDING_NAMES",
-    "SEQ_CLS_HEAD_NAMES": "afina.core.inject.injection.architectures:HEAD_NAMES",
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.inject.architectures:DEFAULT_TARGETS",
+    "EMBEDDING_LAYER_NAMES": "afina.core.inject.architectures:EMBEDDING_NAMES",
+    "SEQ_CLS_HEAD_NAMES": "afina.core.inject.architectures:HEAD_NAMES",
     "ModulesToSaveWrapper": "afina.core.hosts.host:ModulesToSaveWrapper",
     # Its keys are asked of every layer that it stands for.
     "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
@@ -53,7 +53,7 @@ _HELPERS = {
                                                 "update_generate_signature", "update_signature")},
 }  # fmt: skip
 _HOTSWAP = {
-    n: f"afina.core.model.peft_model.hotswap:{n}"
+    n: f"afina.core.model.hotswap:{n}"
     for n in ("check_hotswap_configs_compatible", "hotswap_adapter", "hotswap_adapter_from_state_dict",
               "prepare_model_for_compiled_hotswap")
 }  # fmt: skip
@@ -61,7 +61,7 @@ _INJECT = {"inject_adapter_in_model": "afina.compat.loading:inject_adapter_in_mo
 _MORE = {
     **_BOTH,
     "get_peft_config": _FUNCTIONAL + "get_peft_config",
-    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model.mapping:MODEL_CLASSES",
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.mapping:MODEL_CLASSES",
 }
 
 FOLDERS = (

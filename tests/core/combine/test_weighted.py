@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from afina.core.combine.weighted.low_rank_form import update_of
-from afina.core.combine.weighted.offer import TYPES
+from afina.core.combine.low_rank_form import update_of
+from afina.core.combine.offer import TYPES
 from torch import nn
 
 import afina
@@ -342,7 +342,7 @@ def test_what_cannot_be_combined_is_refused():
 
 
 def test_dare_keeps_the_share_and_the_expectation():
-    from afina.core.combine.weighted.task_vectors import combine
+    from afina.core.combine.task_vectors import combine
 
     torch.manual_seed(0)
     total = combine([torch.ones(300, 300)], [2.0], "dare_linear", 0.25)

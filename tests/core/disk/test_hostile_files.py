@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from afina.core.model.saving.hub import locate
+from afina.core.files.hub import locate
 from torch import Tensor
 
 from afina.core.config import CONFIG_NAME

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from afina.core.model.saving.tensorfile import digest, read_header, read_tensors, to_bytes
+from afina.core.files.tensorfile import digest, read_header, read_tensors, to_bytes
 from safetensors.torch import load_file, save
 
 from afina.errors import AfinaError, CheckpointError, NumericError

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
-from afina.core.inject.injection.targets import layer_number, select
+from afina.core.inject.targets import layer_number, select
 from torch import nn
 
 import afina
@@ -189,7 +189,7 @@ def test_default_targets_are_those_of_the_reference(build: Any) -> None:
 
 
 def test_default_table_agrees_with_the_references_where_both_know_a_model() -> None:
-    from afina.core.inject.injection.architectures import DEFAULT_TARGETS
+    from afina.core.inject.architectures import DEFAULT_TARGETS
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
 
     different = {

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afina.core.model.peft_model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from afina.core.model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
 
 from afina import IA3Config, LoraConfig, PeftModel, get_peft_model

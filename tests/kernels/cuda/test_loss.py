@@ -28,7 +28,7 @@ CASES = [
 # Blocks of 128 logits, so that short rows have many of them; the two widest cases keep the kernel's own block.
 INTERPRETED = """
 import sys, torch
-from afina.kernels import triton_loss
+from afina.kernels.cuda import loss as triton_loss
 own = triton_loss.LARGEST
 out = {}
 for name, (z, y, smoothing) in torch.load(sys.argv[1]).items():

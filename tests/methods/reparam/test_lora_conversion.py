@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afina.core.combine.weighted.low_rank_form import update_of
+from afina.core.combine.low_rank_form import update_of
 
 import afina
 from afina.core.hosts.host import hosts

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.data.split.labels import is_right
+from afina.train.data.labels import is_right
 
 from afina.train.answers.evaluate import Scores, wilson
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.core.layers.quantised import quantised_weight

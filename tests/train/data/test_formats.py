@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.split.formats import recognise
-from afina.train.data.split.rows import Rows, read_rows
+from afina.train.data.formats import recognise
+from afina.train.data.rows import Rows, read_rows
 from afina.train.recipe.sections.sections import DataSection
 
 from afina.errors import DataError
@@ -108,7 +108,7 @@ def test_examination_counts_measures_and_finds_problems(tmp_path):
     ],
 )
 def test_form_of_a_file_is_said(tmp_path, row, words):
-    from afina.train.data.split.split import rows_of
+    from afina.train.data.split import rows_of
 
     class Heard(Reporter):
         def __init__(self):

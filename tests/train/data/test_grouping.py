@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from afina.train.data.split.encode import Encoded
-from afina.train.data.split.grouping import Grouped, padding_share
+from afina.train.data.encode import Encoded
+from afina.train.data.grouping import Grouped, padding_share
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError

@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.split.hub_rows import parse
-from afina.train.data.split.split import rows_of
+from afina.train.data.hub_rows import parse
+from afina.train.data.split import rows_of
 
 from afina.errors import DataError, RecipeError
 from afina.train.report.events import Reporter

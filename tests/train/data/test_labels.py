@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from afina.train.data.split.labels import found_labels, label_of, majority_share
-from afina.train.data.split.rows import Rows
+from afina.train.data.labels import found_labels, label_of, majority_share
+from afina.train.data.rows import Rows
 
 from afina.errors import DataError
 

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 import torch
-from afina.train.data.split.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.split.packing import Packed, PackedCollator, bins_of, check_apart
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.data.encode import IGNORED, Encoded, encode_answers
+from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.split.rows import read_rows
+from afina.train.data.rows import read_rows
 
 from afina.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from afina.train.recipe.sections.settings import load_recipe, method_config
+from afina.train.recipe.settings import load_recipe, method_config
 from safetensors.torch import load_file
 
 from afina.core.config import methods
@@ -60,7 +60,7 @@ def two_loras(folder: Path, model_folder) -> dict[str, str]:
 
 def run_and_use(recipe):
     """Train, load what was written, answer with it."""
-    from afina.train.data.split.rows import read_rows
+    from afina.train.data.rows import read_rows
 
     from afina.train.base.loading import load_trained
     from afina.train.loop.run import run

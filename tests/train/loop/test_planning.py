@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.recipe.settings import load_recipe
 
 from afina.train.report.events import Reporter
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.sections.resuming import check_resumable
+from afina.train.recipe.resuming import check_resumable
 from afina.train.recipe.sections.sections import Recipe
 
 from afina.errors import RecipeError

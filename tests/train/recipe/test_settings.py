@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.sections.settings import embedded_recipes, load_recipe
-from afina.train.recipe.sections.yamlfile import dump
+from afina.train.recipe.settings import embedded_recipes, load_recipe
+from afina.train.recipe.yamlfile import dump
 
 from afina.errors import ConfigError, RecipeError
 

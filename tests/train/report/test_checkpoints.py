@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.train.report.events import Reporter

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.data.split.rows import Rows
-from afina.train.recipe.sections.settings import load_recipe
+from afina.train.data.rows import Rows
+from afina.train.recipe.settings import load_recipe
 
 from afina.train.report.events import Reporter
 

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from afina.train.recipe.sections.sections import Task as TaskName
-from afina.train.recipe.sections.settings import load_recipe, method_config
+from afina.train.recipe.settings import load_recipe, method_config
 from safetensors.torch import load_file
 
 from afina.core.config import TaskType
@@ -50,7 +50,7 @@ def test_unknown_task_names_the_nearest():
 
 def train_and_use(recipe):
     """Train, then load what was written and predict the held-out rows."""
-    from afina.train.data.split.split import rows_of
+    from afina.train.data.split import rows_of
 
     from afina.train.base.loading import load_trained
     from afina.train.loop.run import run

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.data.split.encode import IGNORED
-from afina.train.data.split.labels import found_tags
+from afina.train.data.encode import IGNORED
+from afina.train.data.labels import found_tags
 from afina.train.recipe.sections.sections import DataSection
 
 from afina.errors import DataError

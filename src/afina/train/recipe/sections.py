@@ -1,6 +1,6 @@
 """A recipe: the typed settings of a run, in sections. What a key means is said beside it, once, here.
 
-`afina.train.recipe.sections.settings` reads recipes from files and the command line.
+`afina.train.recipe.settings` reads recipes from files and the command line.
 """
 
 from __future__ import annotations
