@@ -12,21 +12,21 @@ from .version import __version__
 
 _WHERE = {
     "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "methods", "config_class"),
-    "core.model": ("PeftModel",),
-    "core.mapping": (
+    "core.model.peft_model": ("PeftModel",),
+    "core.model.mapping": (
         "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
         "PeftModelForTokenClassification", "PeftModelForQuestionAnswering", "PeftModelForFeatureExtraction",
         "get_peft_model", "inject_adapter_in_model",
     ),
-    "core.auto": (
+    "core.model.auto": (
         "AutoPeftModel", "AutoPeftModelForCausalLM", "AutoPeftModelForSeq2SeqLM",
         "AutoPeftModelForSequenceClassification", "AutoPeftModelForTokenClassification",
         "AutoPeftModelForQuestionAnswering", "AutoPeftModelForFeatureExtraction",
     ),
-    "core.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
-    "core.kbit": ("prepare_model_for_kbit_training",),
-    "core.many": ("load_adapters",),
-    "core.status": ("get_layer_status", "get_model_status"),
+    "core.disk.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
+    "core.layers.kbit": ("prepare_model_for_kbit_training",),
+    "core.combine.folder": ("load_adapters",),
+    "core.model.status": ("get_layer_status", "get_model_status"),
     "optimizers": ("create_loraplus_optimizer",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

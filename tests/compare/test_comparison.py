@@ -161,9 +161,8 @@ def test_comparison_without_held_out_rows_is_refused(tmp_path, model_folder):
 
 
 def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path, model_folder):
-    from afina.train.recipe.settings import load_recipe
-
     from afina.compare.prepare import prepare
+    from afina.train.recipe.settings import load_recipe
 
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, data__eval=None, data__eval_split=0.25)))
     shared = prepare(recipe, tmp_path / "data", Reporter())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.settings import load_recipe
 
 from afina.compare.items import general_text
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from ..train import tiny

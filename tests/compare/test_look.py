@@ -14,9 +14,8 @@ from ..train import tiny
 
 
 def trained(path):
-    from afina.train.recipe.settings import load_recipe
-
     from afina.train.loop.run import run
+    from afina.train.recipe.settings import load_recipe
     from afina.train.report.events import Reporter
 
     result = run(load_recipe(str(path)), Reporter())
@@ -79,10 +78,10 @@ def test_counts_without_weights_are_those_with_them(model_seen, model_folder, ch
 
 
 def counted(folder):
-    from afina.core.model.mapping import get_peft_model
     from transformers import AutoModelForCausalLM
 
     from afina.core.config import methods
+    from afina.core.model.mapping import get_peft_model
 
     out = {}
     for name in ("LORA", "IA3", "BOTTLENECK", "LN_TUNING", "VERA"):

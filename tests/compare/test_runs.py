@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from afina.train.recipe.settings import load_recipe
 
 from afina.compare.prepare import prepare
 from afina.compare.runs import Runner
 from afina.errors import CheckpointError
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from ..train import tiny

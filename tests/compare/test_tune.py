@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from afina.train.recipe.settings import load_recipe
 
 from afina.compare.runs import Outcome
 from afina.compare.tune import search
+from afina.train.recipe.settings import load_recipe
 
 from ..train import tiny
 

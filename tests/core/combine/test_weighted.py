@@ -7,11 +7,11 @@ import json
 
 import pytest
 import torch
-from afina.core.combine.low_rank_form import update_of
-from afina.core.combine.offer import TYPES
 from torch import nn
 
 import afina
+from afina.core.combine.low_rank_form import update_of
+from afina.core.combine.offer import TYPES
 from afina.core.hosts.host import hosts
 from afina.errors import ConfigError, MergeError, NameTakenError, NotMergeable
 

@@ -19,7 +19,7 @@ import afina
 from afina.core.config import CONFIG_NAME
 from afina.core.disk import checkpoint
 from afina.core.disk.checkpoint import WEIGHTS_NAME
-from afina.core.model.saving import jsonfile
+from afina.core.files import jsonfile
 from afina.errors import AfinaError, AfinaWarning, CheckpointError, NumericError
 
 from ..tiny import FIRST, bits, config, inputs, listing, load, mlp, nudge, same_bits, trained

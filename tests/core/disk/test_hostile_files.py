@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from afina.core.files.hub import locate
 from torch import Tensor
 
 from afina.core.config import CONFIG_NAME
 from afina.core.disk.checkpoint import WEIGHTS_NAME
+from afina.core.files.hub import locate
 from afina.errors import AfinaError, CheckpointError, ConfigError, NumericError
 
 from ..tiny import FIRST, bits, inputs, load, mlp, rewrite, same_bits, trained

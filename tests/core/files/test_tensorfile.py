@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from afina.core.files.tensorfile import digest, read_header, read_tensors, to_bytes
 from safetensors.torch import load_file, save
 
+from afina.core.files.tensorfile import digest, read_header, read_tensors, to_bytes
 from afina.errors import AfinaError, CheckpointError, NumericError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.arange(3)}

@@ -7,11 +7,11 @@ import warnings
 from typing import Any
 
 import pytest
-from afina.core.inject.targets import layer_number, select
 from torch import nn
 
 import afina
 from afina.core.hosts.host import hosts
+from afina.core.inject.targets import layer_number, select
 from afina.errors import AfinaError, AfinaWarning, ConfigError, TargetError
 
 from ..tiny import bert, config, gpt2, llama, mlp, t5
@@ -189,8 +189,9 @@ def test_default_targets_are_those_of_the_reference(build: Any) -> None:
 
 
 def test_default_table_agrees_with_the_references_where_both_know_a_model() -> None:
-    from afina.core.inject.architectures import DEFAULT_TARGETS
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as THEIRS
+
+    from afina.core.inject.architectures import DEFAULT_TARGETS
 
     different = {
         k: (DEFAULT_TARGETS.get(k), v)

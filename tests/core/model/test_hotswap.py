@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afina.core.model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import nn
 
 from afina import IA3Config, LoraConfig, PeftModel, get_peft_model
+from afina.core.model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from afina.errors import CheckpointError, ConfigError
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))

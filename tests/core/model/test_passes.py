@@ -21,7 +21,7 @@ from transformers import (
 
 import afina
 from afina.core.hosts.batch_rows import BASE, make_rows
-from afina.core.model.peft_model import passes
+from afina.core.model import passes
 from afina.errors import ConfigError
 
 TASK = {"task_type": "CAUSAL_LM"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afina.core.combine.low_rank_form import update_of
 
 import afina
+from afina.core.combine.low_rank_form import update_of
 from afina.core.hosts.host import hosts
 from afina.errors import AfinaError, CheckpointError, ConfigError, NotMergeable
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.data.labels import is_right
 
 from afina.train.answers.evaluate import Scores, wilson
+from afina.train.data.labels import is_right
 
 
 def test_wilson_interval_of_known_shares():

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
-from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.core.layers.quantised import quantised_weight
 from afina.core.layers.storages import Bits4Weight
 from afina.errors import RecipeError
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from ..child import command

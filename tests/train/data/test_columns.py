@@ -3,12 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.columns import check_columns, renamed
-from afina.train.data.split import rows_of
-from afina.train.recipe.sections.sections import DataSection
-from afina.train.recipe.settings import load_recipe
 
 from afina.errors import DataError, RecipeError
+from afina.train.data.columns import check_columns, renamed
+from afina.train.data.split import rows_of
+from afina.train.recipe.sections import DataSection
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from .. import tiny

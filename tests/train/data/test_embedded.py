@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from afina.train.data.split import embedded
+from afina.train.data import embedded
 from afina.train.report.events import Reporter
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from afina.errors import DataError, RecipeError
 from afina.train.data.encode import IGNORED, encode_answers, encode_classes, rendered_answers, token_ids
 from afina.train.data.prompts import Prompter
 from afina.train.data.rows import Rows
-from afina.train.recipe.sections.sections import DataSection
-
-from afina.errors import DataError, RecipeError
+from afina.train.recipe.sections import DataSection
 
 from .. import tiny
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from afina.train.data.entities import entities, entity_f1, is_bio
 
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.formats import recognise
-from afina.train.data.rows import Rows, read_rows
-from afina.train.recipe.sections.sections import DataSection
 
 from afina.errors import DataError
+from afina.train.data.formats import recognise
+from afina.train.data.rows import Rows, read_rows
+from afina.train.recipe.sections import DataSection
 from afina.train.report.events import Reporter
 from afina.train.use.examine import examine
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from afina.train.data.encode import Encoded
-from afina.train.data.grouping import Grouped, padding_share
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError
+from afina.train.data.encode import Encoded
+from afina.train.data.grouping import Grouped, padding_share
 
 from .. import tiny
 from ..loop.test_run import train
@@ -123,7 +123,7 @@ def test_grouped_run_resumes_to_the_bit_after_every_step(tmp_path, model_folder,
 
 def order_of_epochs(path):
     """The order of the rows at the start of every epoch of a run."""
-    from afina.train.data.split import grouping
+    from afina.train.data import grouping
 
     seen = []
     plain = grouping.Grouped.set_epoch

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.hub_rows import parse
-from afina.train.data.split import rows_of
 
 from afina.errors import DataError, RecipeError
+from afina.train.data.hub_rows import parse
+from afina.train.data.split import rows_of
 from afina.train.report.events import Reporter
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from afina.train.data.labels import found_labels, label_of, majority_share
-from afina.train.data.rows import Rows
 
 from afina.errors import DataError
+from afina.train.data.labels import found_labels, label_of, majority_share
+from afina.train.data.rows import Rows
 
 
 def rows(*values):

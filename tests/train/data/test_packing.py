@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import torch
-from afina.train.data.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
-from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError
+from afina.train.data.encode import IGNORED, Encoded, encode_answers
+from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.recipe.settings import load_recipe
 
 from .. import tiny
 from ..loop.test_run import Heard, train

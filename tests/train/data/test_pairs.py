@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from afina.train.data.pairs import pair_of, prompt_text
 
 from .test_encode import prompter, rows

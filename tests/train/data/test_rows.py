@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.data.rows import read_rows
 
 from afina.errors import DataError
+from afina.train.data.rows import read_rows
 
 
 def refused(tmp_path, name, content):

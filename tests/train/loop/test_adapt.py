@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from afina.train.recipe.settings import load_recipe, method_config
 from safetensors.torch import load_file
 
 from afina.core.config import methods
 from afina.errors import AfinaError, MergeError, RecipeError
 from afina.train.loop.adapt import planned_steps
+from afina.train.recipe.settings import load_recipe, method_config
 from afina.train.report.events import Reporter
 
 from .. import tiny
@@ -60,9 +60,8 @@ def two_loras(folder: Path, model_folder) -> dict[str, str]:
 
 def run_and_use(recipe):
     """Train, load what was written, answer with it."""
-    from afina.train.data.rows import read_rows
-
     from afina.train.base.loading import load_trained
+    from afina.train.data.rows import read_rows
     from afina.train.loop.run import run
     from afina.train.use.predictions import predict
 

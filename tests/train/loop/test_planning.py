@@ -3,8 +3,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from afina.train.recipe.settings import load_recipe
 
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from .. import tiny

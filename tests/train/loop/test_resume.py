@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.checkpoints import newest_complete
 
 from .. import tiny

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
 from afina.errors import NumericError, RecipeError
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.checkpoints import is_complete, newest_complete
 from afina.train.report.events import Reporter
 

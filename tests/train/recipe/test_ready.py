@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from afina.train.recipe.ready import embedded_for, ready_recipe
-from afina.train.recipe.sections.sections import MethodSection
-from afina.train.recipe.settings import embedded_recipes, load_recipe, method_config
 
 from afina.core.config import methods
 from afina.errors import AfinaError
+from afina.train.recipe.ready import embedded_for, ready_recipe
+from afina.train.recipe.sections import MethodSection
+from afina.train.recipe.settings import embedded_recipes, load_recipe, method_config
 from afina.train.tasks import TASKS
 
 from .. import tiny

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.resuming import check_resumable
-from afina.train.recipe.sections.sections import Recipe
 
 from afina.errors import RecipeError
+from afina.train.recipe.resuming import check_resumable
+from afina.train.recipe.sections import Recipe
 from afina.train.report.events import Reporter
 
 

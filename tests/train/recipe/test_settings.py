@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.recipe.settings import embedded_recipes, load_recipe
-from afina.train.recipe.yamlfile import dump
 
 from afina.errors import ConfigError, RecipeError
+from afina.train.recipe.settings import embedded_recipes, load_recipe
+from afina.train.recipe.yamlfile import dump
 
 MINIMAL = "model: some/model\ndata: rows.jsonl\noutput: out\n"
 
@@ -114,7 +114,7 @@ def test_every_key_but_batch_size_is_in_one_section_only():
     """So that each may stand alone on the command line."""
     from collections import Counter
 
-    from afina.train.recipe.sections.sections import (
+    from afina.train.recipe.sections import (
         DataSection,
         EvaluationSection,
         ModelSection,

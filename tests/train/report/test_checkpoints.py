@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from afina.train.recipe.settings import load_recipe
 from safetensors.torch import load_file
 
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from .. import tiny

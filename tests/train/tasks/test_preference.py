@@ -3,9 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from afina.train.recipe.settings import load_recipe
 
 from afina.errors import AfinaError
+from afina.train.recipe.settings import load_recipe
 
 from .. import tiny
 from ..loop.test_run import Heard

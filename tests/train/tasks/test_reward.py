@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
+
 from afina.train.data.rows import Rows
 from afina.train.recipe.settings import load_recipe
-
 from afina.train.report.events import Reporter
 
 from .. import tiny

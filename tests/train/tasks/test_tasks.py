@@ -8,12 +8,12 @@ from typing import get_args
 
 import pytest
 import torch
-from afina.train.recipe.sections.sections import Task as TaskName
-from afina.train.recipe.settings import load_recipe, method_config
 from safetensors.torch import load_file
 
 from afina.core.config import TaskType
 from afina.errors import RecipeError
+from afina.train.recipe.sections import Task as TaskName
+from afina.train.recipe.settings import load_recipe, method_config
 from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS, named, of_task_type
 
@@ -50,9 +50,8 @@ def test_unknown_task_names_the_nearest():
 
 def train_and_use(recipe):
     """Train, then load what was written and predict the held-out rows."""
-    from afina.train.data.split import rows_of
-
     from afina.train.base.loading import load_trained
+    from afina.train.data.split import rows_of
     from afina.train.loop.run import run
     from afina.train.use.predictions import predict
 

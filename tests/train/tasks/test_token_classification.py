@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from afina.train.data.encode import IGNORED
-from afina.train.data.labels import found_tags
-from afina.train.recipe.sections.sections import DataSection
 
 from afina.errors import DataError
+from afina.train.data.encode import IGNORED
+from afina.train.data.labels import found_tags
+from afina.train.recipe.sections import DataSection
 from afina.train.tasks.token_classification import TokenClassification, sub_tokens
 
 from ..data.test_encode import prompter, rows
