@@ -1,4 +1,4 @@
-"""The house's rules: imports run down only, in no circle; few files a folder; one name, one meaning; files that one can read."""
+"""The rules of the house: imports run down, in no circle; few files a folder; one name, one meaning; readable files."""
 
 from __future__ import annotations
 

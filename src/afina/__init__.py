@@ -12,11 +12,10 @@ from .version import __version__
 
 _WHERE = {
     "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "methods", "config_class"),
-    "core.model.peft_model": ("PeftModel",),
-    "core.model.mapping": (
-        "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
+    "core.model.mapping": ("get_peft_model", "inject_adapter_in_model"),
+    "core.model.peft_model": (
+        "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
         "PeftModelForTokenClassification", "PeftModelForQuestionAnswering", "PeftModelForFeatureExtraction",
-        "get_peft_model", "inject_adapter_in_model",
     ),
     "core.model.auto": (
         "AutoPeftModel", "AutoPeftModelForCausalLM", "AutoPeftModelForSeq2SeqLM",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from afina.core.layers.quantised import dense_copy
+from afina.core.layers.whole_model import dense_copy
 
 from .kinds import Chain, Kind, Layer
 from .table import ROWS, Row

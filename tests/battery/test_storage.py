@@ -15,7 +15,7 @@ import torch
 
 import afina
 from afina.core.hosts.host import hosts
-from afina.core.layers.quantised import quantised_weight
+from afina.core.layers.storages import quantised_weight
 from afina.errors import AfinaWarning, MergeError, NotMergeable
 
 from .harness import REFERENCE, adapted, call, cast, distance, nudge, quietly, run

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.combine.unload import delete
 from ..core.config import PeftConfig
 from ..core.hosts import tuner
 from ..core.hosts.host import hosts
@@ -27,7 +28,7 @@ def delete_adapter(model: nn.Module, adapter_name: str, prefix: str = "", layer_
     """Remove an adapter; returns the adapters that are active now."""
     tuner.check_known([adapter_name], tuner.adapter_names(model))
     active = next((h.active for _, h in hosts(model) if h.active), ())
-    tuner.delete(model, adapter_name)
+    delete(model, adapter_name)
     left = tuple(n for n in active if n != adapter_name) or tuple(tuner.adapter_names(model)[:1])
     tuner.activate(model, left)
     return list(left) or None

@@ -17,7 +17,7 @@ _FUNCTIONS = {n: _FUNCTIONAL + n for n in ("set_adapter", "delete_adapter", "set
 _TUNERS_UTILS = {
     "BaseTunerLayer": "afina.core.hosts.host:Host",
     "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
-    "BaseTuner": "afina.core.hosts.tuner:Tuner",
+    "BaseTuner": "afina.core.model.base_tuner:BaseTuner",
     **_FUNCTIONS,
 }
 _HELPER = "afina.compat.helpers:"
@@ -61,7 +61,7 @@ _INJECT = {"inject_adapter_in_model": "afina.compat.loading:inject_adapter_in_mo
 _MORE = {
     **_BOTH,
     "get_peft_config": _FUNCTIONAL + "get_peft_config",
-    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.mapping:MODEL_CLASSES",
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model:MODEL_CLASSES",
 }
 
 FOLDERS = (
@@ -99,7 +99,7 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft.tuners.lora.conversion": {},
         "peft.tuners.lora.bnb": {},
         "peft.tuners.lokr.layer": {**_LAYER, "factorization": "afina.methods.reparam.lokr:split"},
-        "peft.tuners.mixed": {"MixedModel": "afina.core.hosts.tuner:Tuner"},
+        "peft.tuners.mixed": {"MixedModel": "afina.core.model.base_tuner:BaseTuner"},
         "peft.optimizers": {},
         "peft.functional": {**_FUNCTIONS, **_STATE},
     }

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import afina
-from afina.core.layers.quantised import count_parameters, dense_copy, quantised_weight, unpack
-from afina.core.layers.weights import base_weight
+from afina.core.layers.recognise import base_weight
+from afina.core.layers.storages import quantised_weight
+from afina.core.layers.whole_model import count_parameters, dense_copy, unpack
 from afina.errors import AfinaWarning, MergeError
 
 bnb = pytest.importorskip("bitsandbytes")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from afina.core.layers.weights import base_weight
+from afina.core.layers.recognise import base_weight
 from afina.errors import NotAWeight
 
 from ...battery.kinds import KINDS, Experts, Matrix, ScaledEmbedding

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afina.core.layers.quantised import quantised_weight
-from afina.core.layers.storages import Bits4Weight
+from afina.core.layers.storages import Bits4Weight, quantised_weight
 from afina.errors import RecipeError
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter

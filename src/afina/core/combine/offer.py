@@ -1,20 +1,17 @@
-"""The combination of adapters: what can be asked for, and what a method offers for it; `combine.py` does the work."""
+"""The combination of adapters: what can be asked for, and what a method offers for it; `weighted.py` does the work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import ConfigError
-from ..config import LayerConfig, PeftConfig
+from ..config import LayerConfig
 from ..hosts.adapter import Adapter
 from . import task_vectors
-
-if TYPE_CHECKING:
-    from .low_rank_form import Retained
 
 TYPES = ("linear", "cat", "svd", *(k for p in task_vectors.PRUNING for k in (p, f"{p}_svd")))
 
@@ -61,49 +58,3 @@ class Combination:
     def of(self, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """One tensor from several."""
         return task_vectors.combine(tensors, weights, self.plain, self.density, self.majority)
-
-
-class Combining(nn.Module):
-    """A model whose adapters can be combined."""
-
-    if TYPE_CHECKING:
-        model: nn.Module
-        peft_config: dict[str, PeftConfig]
-
-    def add_weighted_adapter(
-        self,
-        adapters: list[str],
-        weights: list[float],
-        adapter_name: str,
-        combination_type: str = "svd",
-        svd_rank: int | None = None,
-        svd_clamp: float | None = None,
-        svd_full_matrices: bool = True,
-        svd_driver: str | None = None,
-        density: float | None = None,
-        majority_sign_method: str = "total",
-    ) -> Retained:
-        """Combine adapters into a new one, neither active nor trainable.
-
-        Args:
-            combination_type: `cat` puts the factors side by side and `svd` cuts the weighted sum of the updates ΔW to
-                `svd_rank`: both mean that sum. `linear`, `ties`, `dare_linear`, `dare_ties` and `magnitude_prune`
-                combine A and B each by themselves, which does not; with `_svd` they combine the updates. The `svd`
-                kinds take adapters of any method with a ΔW. IA³'s factors are always combined linearly.
-            svd_rank: the largest rank of the adapters if None.
-            svd_clamp: clamp the factors to this quantile of theirs.
-            svd_full_matrices: accepted for the reference's sake; the result is the same.
-            density: the share of elements that `ties`, `dare` and `magnitude_prune` keep.
-            majority_sign_method: of `ties`: "total" or "frequency".
-
-        Returns:
-            For each layer, how much of ||ΔW||² the new adapter keeps: for the `svd` kinds of what was combined, for the
-            others of the weighted sum.
-
-        Raises:
-            NameTakenError, ConfigError, NotMergeable, MergeError: nothing was changed.
-        """
-        what = Combination(combination_type, density, majority_sign_method, svd_rank, svd_clamp, svd_driver)
-        from .weighted import add_weighted_adapter
-
-        return add_weighted_adapter(self, self.model, self.peft_config, adapters, weights, adapter_name, what)

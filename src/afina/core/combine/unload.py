@@ -1,4 +1,5 @@
-"""Taking hosts away: with what was merged into the layers, or with the original bits; tied embeddings stay honest."""
+"""Taking adapters and hosts away: with what was merged into the layers, or with the original bits; tied embeddings stay
+honest."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning
-from ..hosts.host import Host
+from ...errors import AfinaWarning, NameTakenError
+from ..hosts.host import Host, hosts
 from ..hosts.routing import routers
+from ..hosts.tuner import Tuner, merge
+from ..hosts.walk import shared_holder
 from ..inject.targets import slots
 
 
@@ -34,6 +37,35 @@ def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True
                 module = module.result(keep_saved)
         if not only_empty or (not kept and slot.module is not module):
             slot.put(module)
+
+
+def delete(model: nn.Module, name: str) -> None:
+    """Remove an adapter; hosts left without one are removed too.
+
+    Raises:
+        NameTakenError: another adapter routes to it.
+    """
+    user = next((n for n, r in routers(model).items() if name in r.routes), None)
+    if user is not None:
+        raise NameTakenError("another adapter routes to this one", where=name, got=user, fix=f"delete {user!r} first")
+    for _, host in hosts(model):
+        host.remove(name)
+    strip(model, only_empty=True)
+    held = shared_holder(model)
+    if held is not None and name in held[1]:
+        if name in routers(model):
+            routers(model)[name].stop()
+        del held[1][name]
+    if isinstance(model, Tuner) and name in model.prompt_encoder:
+        del model.prompt_encoder[name]
+
+
+def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
+    """Merge for good and take the hosts away."""
+    tied = is_tied(model)
+    merge(model, names, requantise)
+    strip(model)
+    retie(model, tied)
 
 
 def retie(model: nn.Module, tied: bool) -> None:

@@ -17,6 +17,7 @@ from ..config import LayerConfig, PeftConfig
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, ModulesToSaveWrapper, hosts
 from ..hosts.routing import routers
+from ..hosts.tuner import check_known
 from ..inject.injection import check_name, inject
 from ..inject.places import places, ranks_at
 from ..prompts.encoder import PromptLearningConfig
@@ -35,6 +36,7 @@ from .low_rank_form import (
     update_of,
 )
 from .offer import Combination, Vectors
+from .unload import delete
 
 _LOG = logging.getLogger(__name__)
 _LINEAR = Combination("linear", None, "total", None, None, None)
@@ -58,7 +60,7 @@ def add_weighted_adapter(
     holder: nn.Module, model: nn.Module, configs: dict[str, PeftConfig], adapters: Sequence[str],
     weights: Sequence[float], adapter_name: str, combination: Combination,
 ) -> Retained:  # fmt: skip
-    """Combine adapters into a new one that is neither active nor trainable; see `Combining.add_weighted_adapter`."""
+    """Combine adapters into a new one that is neither active nor trainable; see `BaseTuner.add_weighted_adapter`."""
     layers, likes = _checked(holder, model, configs, adapters, weights, adapter_name)
     classes = [type(layer.host.adapter(n)) for layer in layers for n, _ in layer.parts]
     if all(issubclass(c, Vectors) for c in classes) and combination.kind in ("linear", "svd"):
@@ -85,8 +87,6 @@ def _checked(
     holder: nn.Module, model: nn.Module, configs: Mapping[str, PeftConfig], adapters: Sequence[str],
     weights: Sequence[float], adapter_name: str,
 ) -> tuple[list[_Layer], list[LayerConfig]]:  # fmt: skip
-    from ..hosts.tuner import check_known
-
     check_name(adapter_name)
     if adapter_name in configs:
         raise NameTakenError("an adapter of this name is loaded", where="adapter_name", got=adapter_name,
@@ -264,8 +264,6 @@ def put(
     fills: Mapping[str, Callable[[Adapter], None]],
 ) -> None:  # fmt: skip
     """Inject an adapter whose values are known, frozen and not active; nothing stays of it if that fails."""
-    from ..hosts.tuner import delete
-
     inject(model, config, name, low_cpu_mem_usage=True, container=holder)
     done = False
     try:

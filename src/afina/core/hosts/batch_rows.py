@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...errors import ConfigError, MergeError, NameTakenError, did_you_mean
-from .routing import routers
+from ...errors import ConfigError
 from .view import View
 
 if TYPE_CHECKING:
@@ -43,72 +42,6 @@ class Rows:
 
 SPENT = Rows((), spent=True)
 """What layers are told after several passes, until the next call."""
-
-
-def make_rows(names: Any, known: Mapping[str, Any]) -> Rows:
-    """Check the names that a caller gave.
-
-    Raises:
-        NameTakenError: no adapter of that name is loaded.
-        ConfigError: not a list of names.
-    """
-    if isinstance(names, str) or not names or not all(isinstance(n, str) for n in names):
-        raise ConfigError("one adapter name for every row of the batch is needed", where="adapter_names", got=names)
-    for name in names:
-        if name != BASE and name not in known:
-            raise NameTakenError("no adapter of this name is loaded", where="adapter_names", got=name,
-                                 expected=", ".join([*known, BASE]), fix=did_you_mean(name, known))  # fmt: skip
-    return Rows(tuple(names))
-
-
-def take_rows(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows | None:
-    """Take `adapter_names` out of a call of a `PeftModel`.
-
-    Raises:
-        ConfigError: names and rows do not fit.
-        NameTakenError: no adapter of that name is loaded.
-        MergeError: an adapter is merged.
-    """
-    names = kwargs.pop("adapter_names", None)
-    if names is None:
-        return None
-    rows = make_rows(names, model.peft_config)
-    check_batch(rows, args, kwargs)
-    merged = next((n for _, h in hosts(model) for n in h.merged), None)
-    if merged is not None:
-        raise MergeError("rows cannot choose while an adapter is merged", where="adapter_names", got=merged,
-                         fix="call unmerge_adapter() first")  # fmt: skip
-    return rows
-
-
-def tell(model: Any, rows: Rows | None) -> None:
-    """Tell the layers of a `PeftModel` which adapter each row goes through; they stay told until the next call."""
-    tuner = model.base_model
-    if rows is None and tuner.rows is None:
-        return
-    tuner.rows = rows
-    for _, host in hosts(model):
-        host.rows = rows
-    for name, router in routers(tuner).items():
-        active = name in (model.active_adapters if rows is None else rows.groups)
-        if rows is not SPENT and active != router.active:
-            router.switch(model.get_base_model(), active=active)
-
-
-def hosts(model: nn.Module) -> list[tuple[str, Host]]:
-    """Every layer that adapters sit on."""
-    from .host import hosts as every
-
-    return list(every(model))
-
-
-def check_batch(rows: Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Refuse names that are not as many as the batch's rows."""
-    given = [kwargs.get(k) for k in ("input_ids", "inputs_embeds", "inputs", "pixel_values", "input_features")]
-    first = next((t for t in [*args[:1], *given] if isinstance(t, Tensor)), None)
-    if first is not None and first.shape[0] != len(rows.names):
-        raise ConfigError("as many names as rows are needed", where="adapter_names", got=len(rows.names),
-                          expected=first.shape[0])  # fmt: skip
 
 
 def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

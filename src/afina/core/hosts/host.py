@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AfinaWarning, MergeError, NameTakenError, NumericError
-from ..layers.weights import BaseWeight, autocasts, base_weight
+from ..layers.recognise import base_weight
+from ..layers.weights import BaseWeight, autocasts
 from .adapter import Adapter
 from .batch_rows import Rows, run_rows
 from .light import LightModule

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..layers.quantised import dense_copy
-from ..layers.weights import base_weight, in_own_dtype
+from ..layers.recognise import base_weight
+from ..layers.weights import in_own_dtype
+from ..layers.whole_model import dense_copy
 from .adapter import Adapter, Site
 
 if TYPE_CHECKING:

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
-from ..combine.offer import Combining
-from ..combine.unload import is_tied, retie, strip
 from ..config import PeftConfig, method
-from ..layers.quantised import report_lost, unpack
+from ..layers.whole_model import report_lost, unpack
 from ..prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from ..prompts.mixed import MixedPlacement
 from ..prompts.placement import Placement
@@ -158,36 +156,7 @@ def unmerge(model: nn.Module) -> None:
         host.unmerge()
 
 
-def delete(model: nn.Module, name: str) -> None:
-    """Remove an adapter; hosts left without one are removed too.
-
-    Raises:
-        NameTakenError: another adapter routes to it.
-    """
-    user = next((n for n, r in routers(model).items() if name in r.routes), None)
-    if user is not None:
-        raise NameTakenError("another adapter routes to this one", where=name, got=user, fix=f"delete {user!r} first")
-    for _, host in hosts(model):
-        host.remove(name)
-    strip(model, only_empty=True)
-    held = shared_holder(model)
-    if held is not None and name in held[1]:
-        if name in routers(model):
-            routers(model)[name].stop()
-        del held[1][name]
-    if isinstance(model, Tuner) and name in model.prompt_encoder:
-        del model.prompt_encoder[name]
-
-
-def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
-    """Merge for good and take the hosts away."""
-    tied = is_tied(model)
-    merge(model, names, requantise)
-    strip(model)
-    retie(model, tied)
-
-
-class Tuner(Combining):
+class Tuner(nn.Module):
     """The reference's `base_model`: holds the user's model as `model`, and every adapter's config."""
 
     def __init__(self, model: nn.Module) -> None:

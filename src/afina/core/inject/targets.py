@@ -10,8 +10,8 @@ from torch import nn
 
 from ...errors import TargetError, nearest
 from ..config import LayerConfig
-from ..layers.quantised import quantised_weight
-from ..layers.weights import base_weight
+from ..layers.recognise import base_weight
+from ..layers.storages import quantised_weight
 from .architectures import DEFAULT_TARGETS
 from .patterns import WholeNames, full_match, name_in
 

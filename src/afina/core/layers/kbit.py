@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AfinaWarning, ConfigError
-from .quantised import QuantisedWeight, quantised_weight, unpack
+from .quantised import QuantisedWeight
+from .storages import quantised_weight
+from .whole_model import unpack
 
 
 def prepare_model_for_kbit_training(

@@ -246,3 +246,9 @@ FORMATS: tuple[tuple[Callable[[nn.Module], bool], type[QuantisedWeight]], ...] =
     (_has("codebooks", "in_features"), ProbedWeight),
 )
 """How a format is known -> its view; the first that fits counts."""
+
+
+def quantised_weight(module: nn.Module) -> QuantisedWeight | None:
+    """The view of a quantised linear layer, or None for any other module."""
+    found = next((weight for knows, weight in FORMATS if knows(module)), None)
+    return None if found is None else found(module)

@@ -233,24 +233,6 @@ class EmbeddingWeight(BaseWeight):
         return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
 
 
-def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
-    """The view of a module (or of one named parameter of it) as an operator."""
-    from .quantised import quantised_weight
-    from .substituted import AttentionWeight, OwnWeight, ParameterWeight
-
-    if parameter is not None:
-        return ParameterWeight(module, parameter)
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and type(module.weight.data) is Tensor:
-        return LinearWeight(module)
-    if (found := quantised_weight(module)) is not None:
-        return found
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return TransposedLinearWeight(module)
-    kinds = {nn.Linear: LinearWeight, nn.modules.conv._ConvNd: ConvWeight, nn.Embedding: EmbeddingWeight,
-             nn.MultiheadAttention: AttentionWeight, nn.Module: OwnWeight}  # fmt: skip
-    return next(weight(module) for kind, weight in kinds.items() if isinstance(module, kind))
-
-
 def autocasts(x: Tensor) -> bool:
     """Whether autocast chooses dtypes where the tensor is; it knows no tensors without data ("meta")."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 
 from ...errors import ConfigError
 from ..config import PeftConfig
-from .mapping import MODEL_CLASSES
-from .peft_model import PeftModel
+from .peft_model import MODEL_CLASSES, PeftModel
 
 
 class AutoPeftModel:

@@ -1,75 +1,21 @@
-"""A class for every task, and the two functions that adapt a model."""
+"""The two functions that adapt a model."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from ...errors import TargetError
-from ..config import PeftConfig, TaskType
+from ..config import PeftConfig
 from ..disk.checkpoint import layer_config
 from ..disk.names import own_key
 from ..hosts import tuner
-from ..inject.architectures import HEAD_NAMES
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
 from ..inject.targets import settle, slots
 from .peft_model import PeftModel
-
-
-class PeftModelForCausalLM(PeftModel):
-    """A causal language model with adapters."""
-
-    task_type = TaskType.CAUSAL_LM
-
-
-class PeftModelForSeq2SeqLM(PeftModel):
-    """An encoder-decoder language model with adapters."""
-
-    task_type = TaskType.SEQ_2_SEQ_LM
-
-
-class PeftModelForSequenceClassification(PeftModel):
-    """A sequence classifier with adapters; its head trains along."""
-
-    task_type = TaskType.SEQ_CLS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForTokenClassification(PeftModel):
-    """A token classifier with adapters; its head trains along."""
-
-    task_type = TaskType.TOKEN_CLS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForQuestionAnswering(PeftModel):
-    """An extractive question-answering model with adapters; its head trains along."""
-
-    task_type = TaskType.QUESTION_ANS
-    head_names = HEAD_NAMES
-
-
-class PeftModelForFeatureExtraction(PeftModel):
-    """An encoder with adapters."""
-
-    task_type = TaskType.FEATURE_EXTRACTION
-
-
-MODEL_CLASSES: Mapping[str, type[PeftModel]] = {
-    c.task_type.value: c
-    for c in (PeftModelForCausalLM, PeftModelForSeq2SeqLM, PeftModelForSequenceClassification,
-              PeftModelForTokenClassification, PeftModelForQuestionAnswering, PeftModelForFeatureExtraction)
-    if c.task_type is not None
-}  # fmt: skip
-
-
-def class_for(config: PeftConfig, asked: type[Any] = PeftModel) -> type[PeftModel]:
-    """The model class of a config's task, unless a particular one was asked for."""
-    return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if asked is PeftModel else asked
 
 
 def get_peft_model(
@@ -94,7 +40,7 @@ def get_peft_model(
     config = copy.copy(peft_config)
     if revision is not None:
         config.revision = revision
-    return class_for(config)(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+    return PeftModel.for_config(config)(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
 
 def inject_adapter_in_model(

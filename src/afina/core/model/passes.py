@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..config import TaskType, method
-from ..hosts.batch_rows import BASE, SPENT, Rows, hosts, tell
+from ..hosts.batch_rows import BASE, SPENT, Rows
+from ..hosts.host import hosts
 from ..hosts.read_host import ReadHost
 from ..hosts.routing import routers
 from ..prompts.mixed import can_mix
+from .rows_of_call import tell
 
 if TYPE_CHECKING:
     from .running import Running

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from ...errors import AfinaWarning, ConfigError
-from ..combine.unload import strip
+from ..combine.unload import delete, fuse, strip
 from ..config import LayerConfig, PeftConfig, TaskType
 from ..disk import card
 from ..disk.checkpoint import layer_config
@@ -18,8 +19,10 @@ from ..hosts import tuner
 from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
-from ..layers.quantised import count_parameters
+from ..inject.architectures import HEAD_NAMES
+from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
+from .base_tuner import BaseTuner
 from .running import Running
 
 
@@ -54,7 +57,7 @@ class PeftModel(Running):
         if any(True for _ in hosts(model)):
             raise ConfigError("the model already has adapters", where=type(model).__name__,
                               fix="use add_adapter on the PeftModel, or merge_and_unload first")  # fmt: skip
-        self.base_model = tuner.Tuner(model)
+        self.base_model = BaseTuner(model)
         self._never_called_checked = False
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
@@ -120,7 +123,7 @@ class PeftModel(Running):
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
         tuner.check_known([adapter_name], self.peft_config)
-        tuner.delete(self.base_model, adapter_name)
+        delete(self.base_model, adapter_name)
         del self.base_model.peft_config[adapter_name]
         left = tuple(n for n in self._names if n != adapter_name)
         if not left and self.peft_config:
@@ -128,6 +131,11 @@ class PeftModel(Running):
             warnings.warn(f"adapter {left[0]!r} is active now", AfinaWarning, stacklevel=2)
         self._names = left
         tuner.activate(self.base_model, left)
+
+    @classmethod
+    def for_config(cls, config: PeftConfig) -> type[PeftModel]:
+        """The class of a config's task, unless this is a particular one."""
+        return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -174,7 +182,7 @@ class PeftModel(Running):
         """
         names = tuple(adapter_names or self._names)
         tuner.check_known(names, self.peft_config)
-        tuner.fuse(self.base_model, names, requantise)
+        fuse(self.base_model, names, requantise)
         return self.get_base_model()
 
     def unload(self) -> nn.Module:
@@ -237,3 +245,48 @@ class PeftModel(Running):
             if name == "base_model" or "base_model" not in self.__dict__.get("_modules", {}):
                 raise
             return getattr(self.base_model, name)
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with adapters."""
+
+    task_type = TaskType.CAUSAL_LM
+
+
+class PeftModelForSeq2SeqLM(PeftModel):
+    """An encoder-decoder language model with adapters."""
+
+    task_type = TaskType.SEQ_2_SEQ_LM
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A sequence classifier with adapters; its head trains along."""
+
+    task_type = TaskType.SEQ_CLS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForTokenClassification(PeftModel):
+    """A token classifier with adapters; its head trains along."""
+
+    task_type = TaskType.TOKEN_CLS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """An extractive question-answering model with adapters; its head trains along."""
+
+    task_type = TaskType.QUESTION_ANS
+    head_names = HEAD_NAMES
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """An encoder with adapters."""
+
+    task_type = TaskType.FEATURE_EXTRACTION
+
+
+MODEL_CLASSES: Mapping[str, type[PeftModel]] = MappingProxyType(
+    {kind.task_type.value: kind for kind in PeftModel.__subclasses__() if kind.task_type is not None}
+)
+"""Task type -> the class of models for it."""

@@ -11,9 +11,10 @@ from ...errors import ConfigError
 from ..config import TaskType, method
 from ..hosts import tuner
 from ..hosts.adapter import Adapter
-from ..hosts.batch_rows import Rows, take_rows, tell
+from ..hosts.batch_rows import Rows
 from ..hosts.host import hosts
 from . import passes
+from .rows_of_call import take_rows, tell
 from .saving import Files
 
 

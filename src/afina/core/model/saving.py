@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError, NameTakenError
+from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.card import write_card
@@ -72,6 +73,8 @@ class Files(nn.Module):
 
         def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
         def _trainable(self) -> tuple[str, ...]: ...
+        @classmethod
+        def for_config(cls, config: PeftConfig) -> type[PeftModel]: ...
         def get_base_model(self) -> nn.Module: ...
         def get_nb_trainable_parameters(self) -> tuple[int, int]: ...
 
@@ -137,9 +140,7 @@ class Files(nn.Module):
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
         embeddings.fit(model, file.shapes())
-        from .mapping import class_for
-
-        built = class_for(file.config, cls)
+        built = cls.for_config(file.config)
         trained = [p for p in model.parameters() if p.requires_grad]
         # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
         out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
@@ -193,7 +194,7 @@ class Files(nn.Module):
     def _delete_all_but(self, names: set[str]) -> None:
         # The last one first: it may route to those that were loaded before it.
         for name in [n for n in reversed(self.peft_config) if n not in names]:
-            tuner.delete(self.base_model, name)
+            delete(self.base_model, name)
             del self.base_model.peft_config[name]
 
     @contextlib.contextmanager

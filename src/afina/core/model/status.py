@@ -13,7 +13,8 @@ from ..disk.names import layout
 from ..hosts.host import Host, hosts
 from ..hosts.tied import Tied
 from ..hosts.tuner import Tuner
-from ..layers.quantised import count_parameters, quantised_weight
+from ..layers.storages import quantised_weight
+from ..layers.whole_model import count_parameters
 
 Irregular = Literal["irregular"]
 

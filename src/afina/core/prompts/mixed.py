@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TaskType
-from ..hosts.batch_rows import Rows
 from .placement import Placement, after_prompt, arguments, generating, weighted_loss, word_embeddings
+
+if TYPE_CHECKING:
+    from ..hosts.batch_rows import Rows
 
 
 class MixedPlacement:

@@ -1,0 +1,1 @@
+"""Operations for processors: products by oneDNN, attention, and kernels in C++."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...core.hosts.host import Host
 from ...core.inject import targets
-from ...core.layers.weights import BaseWeight, base_weight
+from ...core.layers.recognise import base_weight
+from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError, TargetError
 
 

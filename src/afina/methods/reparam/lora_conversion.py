@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.combine.low_rank_form import Kept, Retained, check_rank_or_share, nearest_factors
+from ...core.combine.unload import delete
 from ...core.combine.weighted import filler, layer_like, put
 from ...core.config import LayerConfig
 from ...core.disk.checkpoint import get_peft_model_state_dict, save_adapter
@@ -26,7 +27,7 @@ from ...core.disk.names import layout
 from ...core.hosts.adapter import Adapter
 from ...core.hosts.host import Host, ModulesToSaveWrapper, hosts
 from ...core.hosts.routing import routers
-from ...core.hosts.tuner import check_known, delete
+from ...core.hosts.tuner import check_known
 from ...core.inject.places import places, ranks_at
 from ...errors import NotMergeable
 from .lora import Lora

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import DeltaWeight, Site
 from ...core.inject.targets import select_slots, settle
-from ...core.layers.weights import base_weight
+from ...core.layers.recognise import base_weight
 from ...errors import ConfigError
 from ..initialisers.gather import plain
 

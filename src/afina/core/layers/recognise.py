@@ -1,0 +1,24 @@
+"""Which operator a module is."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .storages import quantised_weight
+from .substituted import AttentionWeight, OwnWeight, ParameterWeight
+from .weights import BaseWeight, ConvWeight, EmbeddingWeight, LinearWeight, TransposedLinearWeight
+
+
+def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
+    """The view of a module (or of one named parameter of it) as an operator."""
+    if parameter is not None:
+        return ParameterWeight(module, parameter)
+    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and type(module.weight.data) is Tensor:
+        return LinearWeight(module)
+    if (found := quantised_weight(module)) is not None:
+        return found
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return TransposedLinearWeight(module)
+    kinds = {nn.Linear: LinearWeight, nn.modules.conv._ConvNd: ConvWeight, nn.Embedding: EmbeddingWeight,
+             nn.MultiheadAttention: AttentionWeight, nn.Module: OwnWeight}  # fmt: skip
+    return next(weight(module) for kind, weight in kinds.items() if isinstance(module, kind))
