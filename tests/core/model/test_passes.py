@@ -20,8 +20,9 @@ from transformers import (
 )
 
 import afina
-from afina.core.hosts.batch_rows import BASE, make_rows
+from afina.core.hosts.batch_rows import BASE
 from afina.core.model import passes
+from afina.core.model.rows_of_call import make_rows
 from afina.errors import ConfigError
 
 TASK = {"task_type": "CAUSAL_LM"}
