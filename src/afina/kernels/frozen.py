@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.hosts.calls import current
 from ..core.hosts.host import hosts
 from ..errors import AfinaError
 
@@ -130,7 +131,8 @@ class FrozenPrefix:
 
     def _state(self) -> tuple[Any, ...]:
         modules = (self.embedding, *self.layers)
-        stacks = tuple(id(a) for m in modules for _, h in hosts(m) for a in h.stack)
+        on = [h for m in modules for _, h in hosts(m) if (call := current(h.scope)) is None or call.is_plain]
+        stacks = tuple(id(a) for h in on for a in h.stack)
         return stacks, tuple((id(p), p._version) for m in modules for p in m.parameters())
 
     def _layer(self, number: int, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

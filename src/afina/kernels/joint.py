@@ -126,17 +126,17 @@ class Siblings:
     """Hosts that read the same input.
 
     Attributes:
-        made: outputs that were made along with another's and not asked for yet, by host.
+        made: an input, and the outputs that were made along with another's and not asked for yet, by host.
     """
 
     def __init__(self, members: list[Host]) -> None:
         self.members = tuple(members)
-        self.source: Tensor | None = None
-        self.made: dict[int, tuple[Tensor, Any]] = {}
+        # The input and the outputs in one value, so that no other thread's come between.
+        self.made: tuple[Tensor | None, dict[int, tuple[Tensor, Any]]] = (None, {})
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are made without outputs in flight."""
-        return {"members": self.members, "source": None, "made": {}}
+        return {"members": self.members, "made": (None, {})}
 
     def output(self, host: Host, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
         """The host's output for x; None where one of them is no such layer now.
@@ -145,21 +145,23 @@ class Siblings:
             layer_of: what a host is, if it is a frozen layer with one low-rank update and nothing else.
         """
         me = next(i for i, member in enumerate(self.members) if member is host)
-        if self.source is x and me in self.made:
-            out, state = self.made.pop(me)
-            if not self.made:
-                self.source = None
+        source, waiting = self.made
+        found = waiting.pop(me, None) if source is x else None
+        if found is not None:
+            out, state = found
+            if not waiting:
+                self.made = (None, {})
             mine = layer_of(host, x)
             if mine is not None and _state(mine, x) == state:
                 return out
         layers = [layer for layer in (layer_of(member, x) for member in self.members) if layer is not None]
-        self.source, self.made = None, {}
+        self.made = (None, {})
         if len(layers) < len(self.members):
             return None
         states = [_state(layer, x) for layer in layers]
         made = dict(enumerate(zip(lora_linears(x, layers), states, strict=True)))
         out, _ = made.pop(me)
-        self.source, self.made = x, made
+        self.made = (x, made)
         return out
 
 

@@ -253,15 +253,28 @@ def test_rows_of_one_adapter_do_not_ask_which_one_is_active() -> None:
             assert model.active_adapters == [active]
 
 
-def test_layers_that_run_again_after_several_passes_are_refused() -> None:
-    model = llama()
-    names = ["lora", "ShadowConfig", "lora"]
-    model.train()
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
-    model.enable_input_require_grads()
-    with pytest.raises(ConfigError, match="runs again after a batch that took several passes"):
-        model(IDS[:3], labels=IDS[:3], adapter_names=names).loss.backward()
-    model(IDS[:3], labels=IDS[:3]).loss.backward()
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_that_run_again_after_several_passes_see_the_rows_of_their_own_pass(reentrant: bool) -> None:
+    def gradients(checkpoint: bool) -> dict[str, torch.Tensor]:
+        model = llama()
+        model.train()
+        for part in model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        for name in ("lora", "ShadowConfig"):
+            model.set_requires_grad(name)
+        if checkpoint:
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        model(IDS[:3], labels=IDS[:3], adapter_names=["lora", "ShadowConfig", "lora"]).loss.backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    assert any(".lora." in n for n in plain)
+    assert any(".ShadowConfig." in n for n in plain)
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, checkpointed[name], atol=1e-6), name
 
 
 def test_what_cannot_be_divided_is_refused() -> None:

@@ -60,7 +60,8 @@ def load_adapters(
     try:
         for number, (name, place) in enumerate(places.items(), 1):
             try:
-                _load(model, name, place)
+                with model.base_model.scope.users.changing():
+                    _load(model, name, place)
                 names.append(name)
             except AfinaError as error:
                 if not skip_faulty:
@@ -69,7 +70,8 @@ def load_adapters(
             progress(number, len(places))
     finally:
         # Once for all: it visits every adapter on every layer.
-        tuner.activate(model.base_model, before, trainable=model._trainable())
+        with model.base_model.scope.users.changing():
+            tuner.activate(model.base_model, before, trainable=model._trainable())
     return names
 
 

@@ -1,2 +1,2 @@
-"""Adapters on disk: names, checks, fingerprint of the base, model card; the only door in and the only door out. Knows hosts
-and injection."""
+"""Adapters on disk: names, checks, fingerprint of the base, model card; the only door in and the only door out. Knows
+hosts and injection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from .calls import Call, within
 from .view import View
 
 if TYPE_CHECKING:
@@ -24,11 +26,10 @@ class Rows:
     Attributes:
         names: an adapter's name for every row.
         groups: adapter -> the numbers of its rows.
-        spent: the batch went through in several passes, whose layers cannot be run again.
     """
 
-    def __init__(self, names: tuple[str, ...], spent: bool = False) -> None:
-        self.names, self.spent = names, spent
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
         self.groups = {n: [i for i, m in enumerate(names) if m == n] for n in dict.fromkeys(names)}
 
     def pick(self, name: str, value: Any) -> Any:
@@ -40,13 +41,10 @@ class Rows:
         return value
 
 
-SPENT = Rows((), spent=True)
-"""What layers are told after several passes, until the next call."""
-
-
-def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A layer's output where every row goes through its own adapter."""
-    refuse_spent(rows)
+    rows = call.rows
+    assert rows is not None
     names = {n: i for n, i in rows.groups.items() if host.adapter(n) is not None or n in host.biases}
     if not names:
         return host.base.run(x, *args, **kwargs)
@@ -59,7 +57,7 @@ def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict
     if len(rows.groups) == 1:
         if host.base.kind == "attention":
             _check_attention(host, rows, x)
-        return _one(host, rows.names[0], x, args, kwargs, whole)
+        return _one(host, call, rows.names[0], x, args, kwargs, whole)
     outs, order = [], []
     for name, numbers in rows.groups.items():
         index = torch.tensor([i * times + k for i in numbers for k in range(times)], device=x.device)
@@ -72,7 +70,7 @@ def run_rows(host: Host, rows: Rows, x: Any, args: tuple[Any, ...], kwargs: dict
         def of_group(index: Tensor = index) -> Any:
             return _select(whole(), index, x.shape[0])
 
-        outs.append(_one(host, name, x.index_select(0, index), more, named, of_group))
+        outs.append(_one(host, call, name, x.index_select(0, index), more, named, of_group))
     return _together(outs, torch.cat(order).argsort())
 
 
@@ -88,37 +86,19 @@ class _Once:
         return self.value
 
 
-def _one(host: Host, name: str, x: Any, args: Any, kwargs: Any, whole: Callable[[], Any]) -> Any:
+def _one(host: Host, call: Call, name: str, x: Any, args: Any, kwargs: Any, whole: Callable[[], Any]) -> Any:
     adapter = host.adapter(name)
     stack = () if adapter is None else (adapter,)
     bias = next((b for n, b in host.biases.items() if n == name), None)
-    assert host.rows is not None
-    inside = _wrapped(host)
-    whole_or_none = None if bias is not None or inside else whole
-    view = View(host, stack, x, args, kwargs, whole=whole_or_none, bias=bias, rows=len(host.rows.groups[name]))
-    for inner in inside:
-        inner.rows = Rows((name,))
-    out = view(x)
-    for inner in inside:
-        inner.rows = host.rows
+    assert call.rows is not None
+    nested = isinstance(host.base_layer, type(host))
+    whole_or_none = None if bias is not None or nested else whole
+    count = len(call.rows.groups[name])
+    view = View(host, stack, x, args, kwargs, whole=whole_or_none, bias=bias, rows=count, call=call)
+    # Hosts of other parameters of the same module get these rows alone.
+    with within(call.narrowed(Rows((name,)))) if nested else contextlib.nullcontext():
+        out = view(x)
     return host.finish(out, x)
-
-
-def _wrapped(host: Host) -> list[Host]:
-    """Hosts of other parameters of the same module, which this one's operation runs through."""
-    found: list[Host] = []
-    inner = host.base_layer
-    while isinstance(inner, type(host)):
-        found.append(inner)
-        inner = inner.base_layer
-    return found
-
-
-def refuse_spent(rows: Rows) -> None:
-    """Refuse to run a layer again after several passes: which of them it belongs to is not known."""
-    if rows.spent:
-        raise ConfigError("a layer runs again after a batch that took several passes", where="adapter_names",
-                          fix="switch gradient checkpointing off, or run one batch per adapter")  # fmt: skip
 
 
 def _check_attention(host: Host, rows: Rows, x: Any) -> None:

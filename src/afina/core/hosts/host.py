@@ -13,7 +13,8 @@ from ...errors import AfinaWarning, MergeError, NameTakenError, NumericError
 from ..layers.recognise import base_weight
 from ..layers.weights import BaseWeight, autocasts
 from .adapter import Adapter
-from .batch_rows import Rows, run_rows
+from .batch_rows import run_rows
+from .calls import Scope, current
 from .light import LightModule
 from .replacement import Replacement
 from .spelling import ReferenceSpelling
@@ -39,16 +40,16 @@ class Host(LightModule, ReferenceSpelling):
     stack: tuple[Adapter, ...]
     saved: dict[str, nn.Parameter | None]
     called: bool
-    rows: Rows | None
+    scope: Scope
     beside: Any
     """What fast paths know of the layers that read the same input."""
 
-    def __init__(self, base_layer: nn.Module, parameter: str | None = None) -> None:
+    def __init__(self, base_layer: nn.Module, parameter: str | None = None, scope: Scope | None = None) -> None:
         super().__init__()
         self._modules[self.base_slot] = base_layer
         self._modules[self.adapter_slot] = nn.ModuleDict()
         self.hold(base=base_weight(base_layer, parameter), biases={}, parameter=parameter, active=(), enabled=True,
-                  merged=(), stack=(), saved={}, called=False, rows=None, beside=None)  # fmt: skip
+                  merged=(), stack=(), saved={}, called=False, scope=scope or Scope(), beside=None)  # fmt: skip
         if not base_layer.training:
             self.hold(training=False)
             self._adapters.training = False
@@ -58,23 +59,46 @@ class Host(LightModule, ReferenceSpelling):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.called = True
+        if self.base.swaps and not torch.compiler.is_compiling():
+            with self.scope.swapping:
+                return self._forward(*args, **kwargs)
+        return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = current(self.scope)
+        if call is not None and not call.enabled:
+            return self._run_original(*args, **kwargs)
         bias = self.own_bias()
-        if not self.stack and bias is None and self.rows is None:
+        by_rows = call is not None and call.rows is not None and self.enabled
+        if not self.stack and bias is None and not by_rows:
             return self.base.run(*args, **kwargs)
         if args:
             x, args = args[0], args[1:]
         else:
             x = kwargs.pop(next(iter(kwargs)))
-        if self.rows is not None and self.enabled:
-            return run_rows(self, self.rows, x, args, kwargs)
-        out = View(self, self.stack, x, args, kwargs, bias=bias)(x)
+        if call is not None and by_rows:
+            return run_rows(self, call, x, args, kwargs)
+        out = View(self, self.stack, x, args, kwargs, bias=bias, call=call)(x)
         return self.finish(out, x)
+
+    def _run_original(self, *args: Any, **kwargs: Any) -> Any:
+        """The base layer with its original bits, while weights may be merged into it for other calls."""
+        if not self.saved or not self.enabled:
+            return self.base.run(*args, **kwargs)
+        with self.scope.swapping:
+            return self.base.run_with(self.saved, *args, **kwargs)
 
     def finish(self, out: Any, x: Any) -> Any:
         """Give the output the dtype that the base layer would have given it."""
         if not isinstance(out, Tensor) or not isinstance(x, Tensor) or autocasts(out):
             return out
         return out.to(x.dtype if x.is_floating_point() else self.base.dtype)
+
+    @property
+    def applies(self) -> bool:
+        """Whether adapters apply here and now."""
+        call = current(self.scope)
+        return self.enabled and (call is None or call.enabled)
 
     @property
     def compute_dtype(self) -> torch.dtype:

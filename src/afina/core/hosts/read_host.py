@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .batch_rows import refuse_spent
+from .calls import current
 from .host import Host
 from .view import View
 
@@ -24,13 +24,16 @@ class ReadHost(Host):
 
     def _effective(self) -> tuple[Tensor, Tensor | None]:
         self.called = True
+        call = current(self.scope)
+        if call is not None and not call.enabled:
+            own = self.original_parameters()
+            return own[self.base.weight_name], own.get(self.base.bias_name)  # type: ignore[return-value]
         stack, own_bias = self.stack, self.own_bias()
-        if self.rows is not None and self.enabled:
-            refuse_spent(self.rows)
+        if call is not None and call.rows is not None and self.enabled:
             # Rows that share a pass have no adapter here, or all the same.
-            stack = self._named(self.rows.groups)
-            own_bias = next((self.biases[n] for n in self.rows.groups if n in self.biases), None)
+            stack = self._named(call.rows.groups)
+            own_bias = next((self.biases[n] for n in call.rows.groups if n in self.biases), None)
         if not stack and own_bias is None:
             return self.base.weight, self.base.bias
-        weight, bias = View(self, stack, None, bias=own_bias).params()
+        weight, bias = View(self, stack, None, bias=own_bias, call=call).params()
         return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)

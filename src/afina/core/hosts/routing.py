@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ...errors import ConfigError
+from .calls import Scope, current, entered, node_number
 from .walk import shared_holder
+
+_OPENED = "opened by a router"
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,12 @@ class Place:
 class Router(nn.Module):
     """Decides before each forward pass of the whole model; the method's adapters on the layers read the decision.
 
-    It is what such a method's `build_shared` returns. While its adapter is active and enabled, `route` runs before
-    the model's own forward, inside `generate` too. The decision stays set afterwards, because checkpointing runs
-    layers again later; so a forward pass must be followed by its backward pass before the next one.
+    It is what such a method's `build_shared` returns. In calls that go through its adapter, `route` runs before the
+    model's own forward, inside `generate` too, and leaves its decision in `notes`, which belong to the call.
 
     Attributes:
+        name: of its adapter.
+        scope: the model that it routes in.
         routes: the adapters that it routes among; while it is there, they cannot be deleted.
         trains: those of them that train along with it.
         offers: its attributes that are called on the whole model.
@@ -43,35 +49,65 @@ class Router(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.name, self.scope = "", Scope()
         self.active, self.enabled = False, True
-        self.handle: RemovableHandle | None = None
+        self.handles: tuple[RemovableHandle, ...] = ()
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What it remembers in the current call.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        call = current(self.scope)
+        if call is None:
+            raise ConfigError("this method routes over the whole model, which was not called", where=self.name,
+                              fix="call the model, not a part of it")  # fmt: skip
+        notes: dict[str, Any] = call.notes.setdefault(id(self), {})
+        return notes
+
+    @property
+    def runs(self) -> bool:
+        """Whether the current call goes through its adapter."""
+        call = current(self.scope)
+        if not self.enabled or (call is not None and not call.enabled):
+            return False
+        return self.active if call is None or call.rows is None else self.name in call.rows.groups
 
     def route(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Decide, for the arguments that the model is about to be called with; may run `model.forward` itself."""
         raise NotImplementedError
 
-    def forget(self) -> None:
-        """Drop the decision, which must not serve another input once the adapter is inactive."""
-
     def switch(self, model: nn.Module, *, active: bool | None = None, enabled: bool | None = None) -> None:
-        """Run before the model's forward exactly while active and enabled."""
+        """Choose whether its adapter is active and enabled where a call does not say otherwise."""
         self.active = self.active if active is None else active
         self.enabled = self.enabled if enabled is None else enabled
-        if not self.active:
-            self.forget()
-        if self.handle is not None:
-            self.handle.remove()
-        on = self.active and self.enabled
-        self.handle = model.register_forward_pre_hook(self._before, with_kwargs=True) if on else None
+        if not self.handles:
+            self.handles = (model.register_forward_pre_hook(self._before, with_kwargs=True),
+                            model.register_forward_hook(self._after, always_call=True))  # fmt: skip
 
     def stop(self) -> None:
         """Run no more, because the adapter is taken away."""
-        if self.handle is not None:
-            self.handle.remove()
-        self.handle, self.active = None, False
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.active = (), False
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.runs:
+            return
+        if current(self.scope) is None:  # the model is called by itself, not through the PeftModel
+            start, opened = node_number(), entered(self.scope)
+            opened.__enter__().notes[_OPENED] = opened, start
         self.route(model, args, kwargs)
+
+    def _after(self, model: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        call = current(self.scope)
+        if call is not None and _OPENED in call.notes:
+            opened, start = call.notes.pop(_OPENED)
+            opened.__exit__(None, None, None)
+            if torch.is_grad_enabled():
+                call.keep_for_backward(out, start)
 
 
 def routers(model: nn.Module) -> dict[str, Router]:

@@ -18,7 +18,10 @@ class ReferenceSpelling(nn.Module):
     if TYPE_CHECKING:
         active: tuple[str, ...]
         merged: tuple[str, ...]
-        enabled: bool
+
+        @property
+        def applies(self) -> bool: ...
+
         stack: tuple[Adapter, ...]
 
         biases: nn.ParameterDict | dict[str, nn.Parameter]
@@ -43,7 +46,7 @@ class ReferenceSpelling(nn.Module):
 
     @property
     def disable_adapters(self) -> bool:
-        return not self.enabled
+        return not self.applies
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters on this layer and make exactly them trainable."""

@@ -17,6 +17,7 @@ from ..prompts.mixed import MixedPlacement
 from ..prompts.placement import Placement
 from .adapter import Adapter
 from .batch_rows import Rows
+from .calls import Scope, current
 from .host import Host, hosts
 from .routing import routers
 from .walk import shared_holder
@@ -26,6 +27,13 @@ def adapter_names(model: nn.Module) -> list[str]:
     """Names of all adapters on a model, in the order of their arrival."""
     prompts = list(model.prompt_encoder) if isinstance(model, Tuner) else []
     return list(dict.fromkeys([*prompts, *(n for _, h in hosts(model) for n in h.names())]))
+
+
+def scope_of(model: nn.Module) -> Scope:
+    """What calls of the model belong to."""
+    found = getattr(model, "scope", None) if isinstance(model, Tuner) else None
+    found = found or next((h.scope for _, h in hosts(model)), None)
+    return Scope() if found is None else found
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
@@ -85,7 +93,7 @@ def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 def generation_options(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     """What `generate` has to be called with, instead of what was `given`."""
-    needed = {k: v for r in routers(model).values() if r.active and r.enabled for k, v in r.generation.items()}
+    needed = {k: v for r in routers(model).values() if r.runs for k, v in r.generation.items()}
     for key in (k for k in needed if given.get(k, needed[k]) != needed[k]):
         warnings.warn(f"{key}={given[key]} is not possible with this method; {needed[key]} is used", AfinaWarning, 4)
     return needed
@@ -105,29 +113,23 @@ def enable(model: nn.Module, enabled: bool) -> None:
         host.enable_adapters(enabled)
 
 
-def hand_over_inputs(
-    model: nn.Module,
+def taken_inputs(
     methods: Mapping[str, tuple[type[Adapter], PeftConfig]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rows: Rows | None = None,
-) -> None:
-    """Take out of `kwargs` what methods (adapter name -> class and config) consume, and give it to their adapters.
-
-    The values stay set: checkpointing runs layers again later.
-    """
+) -> dict[str, dict[str, Any]]:
+    """Take out of `kwargs` what methods (adapter name -> class and config) consume: adapter name -> its inputs."""
     given = {key: kwargs.pop(key, None) for key in {k for m, _ in methods.values() for k in m.inputs}}
+    out: dict[str, dict[str, Any]] = {}
     for name, (implementation, config) in methods.items():
         values = {key: given[key] for key in implementation.inputs}
         if all(v is None for v in values.values()):
             values |= implementation.find_inputs(config, args, kwargs)
         if rows is not None:
             values = {key: rows.pick(name, value) for key, value in values.items()}
-        for _, host in hosts(model):
-            adapter = host.adapter(name)
-            if adapter is not None and adapter.inputs:
-                for key, value in values.items():
-                    setattr(adapter, key, value)
+        out[name] = values
+    return out
 
 
 def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
@@ -166,7 +168,7 @@ class Tuner(nn.Module):
         self.prompt_encoder = nn.ModuleDict()
         self.active: tuple[str, ...] = ()
         self.enabled = True
-        self.rows: Rows | None = None
+        self.scope = Scope()
 
     @property
     def prefix(self) -> str:
@@ -202,11 +204,13 @@ class Tuner(nn.Module):
 
     def placement(self) -> Placement | MixedPlacement | None:
         """The active virtual tokens, or those of the batch's rows, if any."""
-        if not len(self.prompt_encoder) or not self.enabled:
+        call = current(self.scope)
+        if not len(self.prompt_encoder) or not self.enabled or (call is not None and not call.enabled):
             return None
-        found = self.placements(self.active if self.rows is None else self.rows.groups)
-        if self.rows is not None and found and len(self.rows.groups) > 1:
-            return MixedPlacement(self.model, self.rows, found)
+        rows = None if call is None else call.rows
+        found = self.placements(self.active if rows is None else rows.groups)
+        if rows is not None and found and len(rows.groups) > 1:
+            return MixedPlacement(self.model, rows, found)
         return next(iter(found.values()), None)
 
     def set_prompt(self, names: tuple[str, ...], learning: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from ..layers.weights import BaseWeight, autocasts
 
 if TYPE_CHECKING:
     from .adapter import Adapter
+    from .calls import Call
     from .host import Host
 
 
@@ -25,6 +26,7 @@ class View:
         whole: gives the base layer's output for its own input, where that is computed elsewhere.
         own_bias: the trainable bias that stands in for the layer's.
         rows: how many rows of a batch the input is of, where each row goes through its own adapter.
+        call: the call of the model that it runs in, if that is more than a plain one.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class View:
         whole: Callable[[], Any] | None = None,
         bias: nn.Parameter | None = None,
         rows: int | None = None,
+        call: Call | None = None,
     ) -> None:
         self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
         self.source, self.cast, self.whole = source, cast, whole
-        self.own_bias, self.rows = bias, rows
+        self.own_bias, self.rows, self.call = bias, rows, call
 
     @property
     def base(self) -> BaseWeight:
@@ -59,9 +62,8 @@ class View:
             given = x if adapter.reads_as_is(self.base, x) else self._cast(x, adapter.dtype)
             cast = given if x is self.source or x is self.cast else None
             inner = self.stack[:-1]
-            view = View(
-                self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias, self.rows
-            )
+            view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias,
+                        self.rows, self.call)  # fmt: skip
             return adapter(view, given)
         if self.whole is not None and (x is self.source or x is self.cast):
             return self.whole()
@@ -73,6 +75,13 @@ class View:
             return self.base.run(x, *self.args, **self.kwargs)
         weight, dtype = self.base.read()[0], self.base.dtype
         return self.base.apply(x, weight.to(dtype), bias.to(dtype), *self.args, **self.kwargs)
+
+    def given(self, adapter: Adapter) -> Mapping[str, Any]:
+        """What the model was called with for an adapter's method (`Adapter.inputs`)."""
+        if self.call is None or not self.call.inputs:
+            return {}
+        name = next(n for n in self.host.names() if self.host.adapter(n) is adapter)
+        return self.call.inputs.get(name, {})
 
     def params(self) -> tuple[Tensor, Tensor | None]:
         """(weight, bias) so far, canonical, in the adapters' dtype.

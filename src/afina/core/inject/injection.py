@@ -18,7 +18,8 @@ from ..hosts.adapter import Adapter, Site
 from ..hosts.host import Host, ModulesToSaveWrapper
 from ..hosts.read_host import ReadHost
 from ..hosts.replacement import Replacement
-from ..hosts.tuner import adapter_names
+from ..hosts.routing import Router
+from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.weights import BaseWeight
 from .patterns import name_in
@@ -131,6 +132,7 @@ class _Builder:
         self.adapter_class: type[Adapter] = implementation.for_config(config) if self.layered else Adapter
         self.fresh: dict[tuple[int, str], Host] = {}
         self.inside: frozenset[str] = frozenset()
+        self.scope = scope_of(container)
 
     def plan(self) -> list[_Planned]:
         self.adapter_class.check_model(self.model, self.config)
@@ -152,6 +154,8 @@ class _Builder:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
         if shared is not None:
             hold_shared(self.container, self.name, shared)
+            if isinstance(shared, Router):
+                shared.name, shared.scope = self.name, self.scope
         self._tied(planned)
         self._biases(planned)
         for companion in self.config.companions():
@@ -221,7 +225,7 @@ class _Builder:
         key = id(slot.parent), slot.attribute
         if key not in self.fresh:
             reads = isinstance(slot.parent, nn.MultiheadAttention)
-            self.fresh[key] = ReadHost(module) if reads else Host(module)
+            self.fresh[key] = ReadHost(module, scope=self.scope) if reads else Host(module, scope=self.scope)
         return self.fresh[key]
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
@@ -263,7 +267,7 @@ class _Builder:
         depth, inner = 0, around
         while isinstance(inner, Host):
             depth, inner = depth + 1, inner.base_layer
-        return Host(around, parameter="base_layer." * depth + parameter)
+        return Host(around, parameter="base_layer." * depth + parameter, scope=self.scope)
 
     def _saved_modules(self) -> list[_Planned]:
         """Trainable copies of whole modules."""
@@ -274,7 +278,7 @@ class _Builder:
                 wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
                 if wrapper is None and isinstance(slot.module, Host):
                     raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
-                host = wrapper or ModulesToSaveWrapper(slot.module)
+                host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
                 planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
         if wanted and not planned and not getattr(self.config, "heads_added", False):
             names = [s.name for s in slots(self.model)]

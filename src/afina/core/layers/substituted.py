@@ -17,6 +17,10 @@ class SubstitutedWeight(BaseWeight):
     additive = False
     casts_input = False
 
+    @property
+    def swaps(self) -> bool:
+        return bool(self.module._modules)
+
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         return self.substitute(x, weight.to(self.dtype), None if bias is None else bias.to(self.dtype), *args, **kwargs)
 
@@ -55,6 +59,10 @@ class OwnWeight(SubstitutedWeight):
     """Any other module: its parameters can be replaced for a call, but it is no linear operator."""
 
     kind = "module"
+
+    @property
+    def swaps(self) -> bool:
+        return False  # whoever adapts a module of modules runs it as it is
 
     @property
     def dtype(self) -> torch.dtype:

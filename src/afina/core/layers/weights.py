@@ -6,6 +6,8 @@ and of an embedding (whose input is a one-hot row), `(experts, out, in)` for sta
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -130,6 +132,27 @@ class BaseWeight:
         """The layer's own forward."""
         return self.module(*args, **kwargs)
 
+    @property
+    def swaps(self) -> bool:
+        """Whether `apply` puts other parameters in the places of the module's own while it runs, so that nobody else
+        may run it then."""
+        return False
+
+    def run_with(self, parameters: Mapping[str, nn.Parameter | None], *args: Any, **kwargs: Any) -> Any:
+        """The layer's own forward with other parameters, as `parameters()` gives them."""
+        own: dict[str, Any] = {n: p for n, p in parameters.items() if p is not None}
+        # A parameter cannot be missing for one call only: nothing is added where there was none.
+        own |= {n: torch.zeros_like(p) for n, p in self.parameters().items() if p is not None and n not in own}
+        return self._run_with(own, args, kwargs)
+
+    def _run_with(self, parameters: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.module._modules or torch.compiler.is_compiling():
+            return functional_call(self.module, parameters, args, kwargs)
+        # A module of its own, because other threads may be running this one.
+        other = copy.copy(self.module)
+        other._parameters = {**self.module._parameters, **parameters}
+        return other(*args, **kwargs)
+
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """The layer's own operation with other (canonical) parameters."""
         return self.substitute(x, weight, bias, *args, **kwargs)
@@ -141,7 +164,7 @@ class BaseWeight:
             bias = torch.zeros_like(self.bias)
         if bias is not None:
             parameters[self.bias_name] = bias
-        return functional_call(self.module, parameters, (x, *args), kwargs)
+        return self._run_with(parameters, (x, *args), kwargs)
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """`apply(x, b @ a, None)` without forming the product; `a` is (r, in, *kernel), `b` is (out, r, *ones)."""
@@ -150,6 +173,13 @@ class BaseWeight:
 
 class LinearWeight(BaseWeight):
     """nn.Linear and what derives from it."""
+
+    def run_with(self, parameters: Mapping[str, nn.Parameter | None], *args: Any, **kwargs: Any) -> Any:
+        weight = parameters.get(self.weight_name)
+        if type(self.module).forward is not nn.Linear.forward or weight is None:
+            return super().run_with(parameters, *args, **kwargs)
+        (x,) = (*args, *kwargs.values())
+        return F.linear(x, weight, parameters.get(self.bias_name))
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         return F.linear(x, weight, bias)
@@ -208,7 +238,7 @@ class EmbeddingWeight(BaseWeight):
     def _look_up(self, x: Tensor, rows: Tensor) -> Tensor:
         if type(self.module).forward is nn.Embedding.forward:
             return F.embedding(x, rows, padding_idx=self.module.padding_idx)  # type: ignore[arg-type]
-        out: Tensor = functional_call(self.module, {self.weight_name: rows}, (x,))
+        out: Tensor = self._run_with({self.weight_name: rows}, (x,), {})
         return out
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:

@@ -45,4 +45,5 @@ class BaseTuner(Tuner):
             NameTakenError, ConfigError, NotMergeable, MergeError: nothing was changed.
         """
         what = Combination(combination_type, density, majority_sign_method, svd_rank, svd_clamp, svd_driver)
-        return add_weighted_adapter(self, self.model, self.peft_config, adapters, weights, adapter_name, what)
+        with self.scope.users.changing():
+            return add_weighted_adapter(self, self.model, self.peft_config, adapters, weights, adapter_name, what)

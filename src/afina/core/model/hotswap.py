@@ -83,9 +83,10 @@ def hotswap_adapter_from_state_dict(
     if left:
         raise CheckpointError(f"{len(left)} tensors belong to no layer of the loaded adapter", where=adapter_name,
                               got=", ".join(left[:3]), fix="load it under a new adapter name")  # fmt: skip
-    for old, new in planned:
-        _absorb(old, new)
-    getattr(model, "peft_config", {})[adapter_name] = config
+    with tuner.scope_of(model).users.changing():
+        for old, new in planned:
+            _absorb(old, new)
+        getattr(model, "peft_config", {})[adapter_name] = config
 
 
 def _fresh(host: Host, path: str, old: Adapter, config: PeftConfig, local: Mapping[str, Tensor]) -> Adapter:

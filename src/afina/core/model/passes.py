@@ -16,12 +16,11 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..config import TaskType, method
-from ..hosts.batch_rows import BASE, SPENT, Rows
+from ..hosts.batch_rows import BASE, Rows
 from ..hosts.host import hosts
 from ..hosts.read_host import ReadHost
 from ..hosts.routing import routers
 from ..prompts.mixed import can_mix
-from .rows_of_call import tell
 
 if TYPE_CHECKING:
     from .running import Running
@@ -33,7 +32,7 @@ Call = Callable[[Rows, tuple[Any, ...], dict[str, Any]], Any]
 
 def plan(model: Running, rows: Rows, kwargs: Mapping[str, Any], generating: bool = False) -> list[tuple[str, ...]]:
     """The adapters of every pass that a call of `forward` or `generate` with these arguments needs."""
-    if len(rows.groups) == 1 or not model.base_model.enabled:
+    if len(rows.groups) == 1 or not model.is_enabled:
         return [tuple(rows.groups)]
     prompts = model.base_model.placements(rows.groups)
     mixes = can_mix(model.get_base_model(), prompts, kwargs)
@@ -74,7 +73,6 @@ def forward(
         outs.append(call(part, own_args, own_kwargs))
         numbers.append(index)
         shares.append(_share(model, part, labels, kwargs.get("num_items_in_batch") is not None))
-    tell(model, SPENT if torch.is_grad_enabled() else None)
     total = 1.0 if kwargs.get("num_items_in_batch") is not None else max(sum(shares), 1)
     return _Joined(numbers, [s / total for s in shares]).join(outs)
 
@@ -95,7 +93,6 @@ def generate(
     for part, index, own_args, own_kwargs in _divided(model, rows, wanted, args, kwargs):
         outs.append(call(part, own_args, own_kwargs))
         numbers.append(index)
-    tell(model, None)
     length = max(o.shape[1] for o in outs)
     if any(o.shape[1] < length for o in outs):
         fill = _padding(kwargs, settings)

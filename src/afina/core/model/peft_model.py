@@ -16,6 +16,7 @@ from ..config import LayerConfig, PeftConfig, TaskType
 from ..disk import card
 from ..disk.checkpoint import layer_config
 from ..hosts import tuner
+from ..hosts.calls import switched_off
 from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
@@ -23,6 +24,7 @@ from ..inject.architectures import HEAD_NAMES
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
 from .base_tuner import BaseTuner
+from .changes import changes
 from .running import Running
 
 
@@ -92,6 +94,7 @@ class PeftModel(Running):
         known = config.modules_to_save or []
         config.modules_to_save = [*known, *(n for n in self.head_names if n in named and n not in known)] or None
 
+    @changes
     def add_adapter(
         self,
         adapter_name: str,
@@ -103,6 +106,7 @@ class PeftModel(Running):
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, self._names, trainable=self._trainable())
 
+    @changes
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
@@ -114,12 +118,14 @@ class PeftModel(Running):
         self._names = names
         tuner.activate(self.base_model, names, trainable=() if inference_mode else None)
 
+    @changes
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
         """Freeze or unfreeze adapters without activating them."""
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         tuner.check_known(names, self.peft_config)
         tuner.set_requires_grad(self, names, requires_grad)
 
+    @changes
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
         tuner.check_known([adapter_name], self.peft_config)
@@ -139,13 +145,12 @@ class PeftModel(Running):
 
     @contextlib.contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The base model's own bits, for the duration of the context; merged adapters stay merged afterwards."""
-        tuner.enable(self.base_model, False)
-        try:
+        """The base model's own bits for what this thread (or asyncio task) calls inside the context; other threads, and
+        what is merged, are not touched."""
+        with switched_off(self.base_model.scope):
             yield
-        finally:
-            tuner.enable(self.base_model, True)
 
+    @changes
     def merge_adapter(
         self, adapter_names: list[str] | None = None, safe_merge: bool = True, requantise: bool = False
     ) -> None:
@@ -164,10 +169,12 @@ class PeftModel(Running):
                           "changes", AfinaWarning, stacklevel=2)  # fmt: skip
         tuner.merge(self.base_model, names, requantise)
 
+    @changes
     def unmerge_adapter(self) -> None:
         """Give every base weight its original bits back."""
         tuner.unmerge(self.base_model)
 
+    @changes
     def merge_and_unload(
         self,
         progressbar: bool = False,
@@ -185,6 +192,7 @@ class PeftModel(Running):
         fuse(self.base_model, names, requantise)
         return self.get_base_model()
 
+    @changes
     def unload(self) -> nn.Module:
         """The base model with its original bits and without adapters."""
         tuner.unmerge(self.base_model)

@@ -1,4 +1,4 @@
-"""The adapters that a call names for the rows of its batch: taken out of its arguments, checked, told to the layers."""
+"""The adapters that a call names for the rows of its batch: taken out of its arguments and checked."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import ConfigError, MergeError, NameTakenError, did_you_mean
-from ..hosts.batch_rows import BASE, SPENT, Rows
+from ..hosts.batch_rows import BASE, Rows
 from ..hosts.host import hosts
-from ..hosts.routing import routers
 
 
 def make_rows(names: Any, known: Mapping[str, Any]) -> Rows:
@@ -47,20 +46,6 @@ def take_rows(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows
         raise MergeError("rows cannot choose while an adapter is merged", where="adapter_names", got=merged,
                          fix="call unmerge_adapter() first")  # fmt: skip
     return rows
-
-
-def tell(model: Any, rows: Rows | None) -> None:
-    """Tell the layers of a `PeftModel` which adapter each row goes through; they stay told until the next call."""
-    tuner = model.base_model
-    if rows is None and tuner.rows is None:
-        return
-    tuner.rows = rows
-    for _, host in hosts(model):
-        host.rows = rows
-    for name, router in routers(tuner).items():
-        active = name in (model.active_adapters if rows is None else rows.groups)
-        if rows is not SPENT and active != router.active:
-            router.switch(model.get_base_model(), active=active)
 
 
 def check_batch(rows: Rows, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -12,9 +12,10 @@ from ..config import TaskType, method
 from ..hosts import tuner
 from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
+from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
 from . import passes
-from .rows_of_call import take_rows, tell
+from .rows_of_call import take_rows
 from .saving import Files
 
 
@@ -31,6 +32,12 @@ class Running(Files):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters, or, with `adapter_names` (a name or "__base__" for every
         row of the batch), with each row's own; how many passes that takes, `passes.plan` says."""
+        if torch.compiler.is_compiling():  # which knows no locks
+            return self._passes(args, kwargs)
+        with self.base_model.scope.users.calling():
+            return self._passes(args, kwargs)
+
+    def _passes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rows = take_rows(self, args, kwargs)
         several = [] if rows is None else passes.plan(self, rows, kwargs)
         if rows is not None and len(several) > 1:
@@ -38,31 +45,41 @@ class Running(Files):
         return self._forward(rows, args, kwargs)
 
     def _forward(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tell(self, rows)
-        self._hand_over_inputs(args, kwargs, rows)
-        out = self.base_model(*args, **kwargs)
-        if self.training:
-            out = self._with_penalty(out, rows)
-        if self.training and not self._never_called_checked and not torch.compiler.is_compiling():
+        inputs, compiling = self._inputs(args, kwargs, rows), torch.compiler.is_compiling()
+        start = 0 if compiling else node_number()
+        with entered(self.base_model.scope, rows, inputs) as call:
+            out = self.base_model(*args, **kwargs)
+            if self.training:
+                out = self._with_penalty(out, rows)
+        if torch.is_grad_enabled() and not compiling:
+            call.keep_for_backward(out, start)
+        if self.training and not self._never_called_checked and not compiling:
             self._check_called()
         return out
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether adapters apply here and now."""
+        call = current(self.base_model.scope)
+        return self.base_model.enabled and (call is None or call.enabled)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's `generate` with the active adapters, or each row's own (`adapter_names`)."""
-        rows = take_rows(self, args, kwargs)
-        several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
-        if rows is not None and len(several) > 1:
-            return passes.generate(self, self._generate, rows, several, args, kwargs)
-        return self._generate(rows, args, kwargs)
+        with self.base_model.scope.users.calling():
+            rows = take_rows(self, args, kwargs)
+            several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
+            if rows is not None and len(several) > 1:
+                return passes.generate(self, self._generate, rows, several, args, kwargs)
+            return self._generate(rows, args, kwargs)
 
     def _generate(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tell(self, rows)
-        self._hand_over_inputs(args, kwargs, rows)
-        placement = self.base_model.placement()
-        if placement is not None:
-            return placement.generate(args, kwargs)
-        kwargs |= tuner.generation_options(self.base_model, kwargs)
-        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+        inputs = self._inputs(args, kwargs, rows)
+        with entered(self.base_model.scope, rows, inputs):
+            placement = self.base_model.placement()
+            if placement is not None:
+                return placement.generate(args, kwargs)
+            kwargs |= tuner.generation_options(self.base_model, kwargs)
+            return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
     def _implementations(self, names: Iterable[str] | None = None) -> list[Any]:
         configs = [self.peft_config[n] for n in (self._names if names is None else names)]
@@ -73,15 +90,16 @@ class Running(Files):
         """The adapters that a call goes through."""
         return self._names if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
 
-    def _hand_over_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> None:
-        """Give methods the arguments that they consume."""
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> dict[str, dict[str, Any]]:
+        """Takes the arguments that methods consume out of the call: adapter -> its inputs."""
         names = self._running(rows)
         classes = zip(names, self._implementations(names), strict=True)
         consuming = {n: (i, self.peft_config[n]) for n, i in classes if issubclass(i, Adapter) and i.inputs}
-        tuner.hand_over_inputs(self, consuming, args, kwargs, rows)
-        if not self.base_model.enabled:
+        inputs = tuner.taken_inputs(consuming, args, kwargs, rows)
+        if not self.is_enabled:
             for key in {k for i in self._implementations() for k in i.inputs}:
                 kwargs.pop(key, None)
+        return inputs
 
     def _with_penalty(self, out: Any, rows: Rows | None) -> Any:
         """Add what methods ask for to the loss."""

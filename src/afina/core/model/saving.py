@@ -26,6 +26,7 @@ from ..disk.checkpoint import (
 from ..disk.names import own_key
 from ..hosts import tuner
 from ..hosts.routing import Place
+from .changes import changes
 
 if TYPE_CHECKING:
     from .peft_model import PeftModel
@@ -156,6 +157,7 @@ class Files(nn.Module):
             out.eval()
         return out
 
+    @changes
     def load_adapter(
         self,
         model_id: str | os.PathLike[str],

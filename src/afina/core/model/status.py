@@ -82,7 +82,7 @@ def _layer(name: str, host: Host) -> TunerLayerStatus:
     own = {n: [*p, *([host.biases[n]] if n in host.biases else [])] for n, p in own.items()}
     kind = "ModulesToSaveWrapper" if host.base_slot != "base_layer" else type(host.base_layer).__name__
     return TunerLayerStatus(
-        name=name, module_type=kind, enabled=host.enabled, active_adapters=list(host.active),
+        name=name, module_type=kind, enabled=host.applies, active_adapters=list(host.active),
         merged_adapters=list(host.merged), requires_grad={n: _same(p.requires_grad for p in own[n]) for n in names},
         available_adapters=names, devices={n: sorted({str(p.device) for p in own[n]}) for n in names},
         quantization_backend=getattr(quantised_weight(host.get_base_layer()), "storage", None),

@@ -75,7 +75,7 @@ class Shadow(Activation):
         super().__init__(site, config)
         assert isinstance(site.shared, ShadowNetwork)
         self.share(site.shared)
-        self.is_first = site.shared.first == site.name
+        self.place, self.is_first = site.name, site.shared.first == site.name
         self.alpha = config.shadow_alpha
         width, hidden = site.shared.width, config.update_hidden_size or config.r
         make: dict[str, Any] = {"device": site.device, "dtype": site.dtype}
@@ -92,16 +92,13 @@ class Shadow(Activation):
 
     def forward(self, inner: View, x: Any) -> Any:
         network: Any = self.shared
-        state = network.start((*inner.args, *inner.kwargs.values())) if self.is_first else network.state
-        if state is None:
-            raise ConfigError("the first adapted block did not run before this one", where="target_modules",
-                              fix="adapt the blocks of one decoder, in the order in which they run")  # fmt: skip
+        state = network.before(self.place, (*inner.args, *inner.kwargs.values()))
         gap = self.shadow_down["default"](self.drop((x - state).to(self.dtype)))
         out = inner(x + (self.alpha * self.shadow_up["default"](gap)).to(x.dtype))
         hidden: Tensor = (out[0] if isinstance(out, tuple) else out).to(self.dtype)
         gate = torch.sigmoid(self.shadow_update_gate["default"](hidden))
         update = (1 - gate) * state.to(self.dtype) + gate * self.shadow_update_transform["default"](hidden)
-        network.state = update.to(state.dtype)
+        network.notes["state"] = update.to(state.dtype)
         return out
 
     def penalty(self) -> Tensor | None:

@@ -31,7 +31,9 @@ class ShadowNetwork(Router):
     Attributes:
         width: of the model's hidden states.
         first: the first adapted block.
-        state: s, (batch, tokens, width), as the last block that ran left it.
+
+    Notes of a call: `model` and what it was `given`; `begun`, s_0; `state`, s as the last block that ran left it,
+    (batch, tokens, width); `states`, s before each block, which checkpointing needs again.
     """
 
     def __init__(self, config: Any, blocks: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
@@ -58,49 +60,61 @@ class ShadowNetwork(Router):
             self.shadow_head["default"] = nn.Linear(self.width, own.num_labels, bias=False)
         self.to(device=next(block.parameters()).device, dtype=dtype)
         self.weight: float = config.auxiliary_loss_weight
-        self.call: dict[str, Any] = {}
-        self.models: tuple[Any, ...] = ()
-        self.state: Tensor | None = None
-        self.begun: Tensor | None = None
 
     def route(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what the model is called with."""
         names = [n for n in inspect.signature(model.forward).parameters if n not in ("args", "kwargs")]
         call = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.call = {name: call[name] for name in _INPUTS if call.get(name) is not None}
-        self.state = None
-        # In a tuple, because the model's parameters are not ours.
-        self.models = (model,)
+        given = {name: call[name] for name in _INPUTS if call.get(name) is not None}
+        self.notes.update(model=model, given=given, begun=None, state=None, states={})
+
+    def before(self, block: str, given: Iterable[Any]) -> Tensor:
+        """s before a block; `given` is what the block is called with.
+
+        Raises:
+            ConfigError: blocks run in another order.
+        """
+        if block == self.first:
+            return self.start(given)
+        states = self.notes["states"]
+        state: Tensor | None = states.setdefault(block, self.notes["state"])
+        if state is None:
+            raise ConfigError("the first adapted block did not run before this one", where=block,
+                              fix="adapt the blocks of one decoder, in the order in which they run")  # fmt: skip
+        return state
 
     def start(self, given: Iterable[Any]) -> Tensor:
         """s_0; `given` is what the block is called with, from which the cache is taken."""
         backbone: Any = self.shadow_backbone["default"]
         dtype = next(backbone.parameters()).dtype
-        inputs = {n: v for n, v in self.call.items() if n != "labels"}
+        notes, model = self.notes, self.notes["model"]
+        inputs = {n: v for n, v in notes["given"].items() if n != "labels"}
         if self.shares and "input_ids" in inputs:
-            inputs["inputs_embeds"] = self.models[0].get_input_embeddings()(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
         if "inputs_embeds" in inputs:
             inputs["inputs_embeds"] = inputs["inputs_embeds"].to(dtype)
-        cache = _cache(given, backbone.config.num_hidden_layers, self.models[0])
+        cache = _cache(given, backbone.config.num_hidden_layers, model)
         hidden = backbone(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
         for projection in self.shadow_projection.values():
             hidden = projection(hidden)
-        self.begun = hidden.to(next(self.models[0].parameters()).dtype)
-        return self.begun
+        begun: Tensor = hidden.to(next(model.parameters()).dtype)
+        notes["begun"] = begun
+        return begun
 
     def own_loss(self) -> Tensor | None:
         """The weighted loss of a head on s_0; None without labels or without a head for the task."""
-        labels, state, self.begun = self.call.get("labels"), self.begun, None
+        notes = self.notes
+        labels, state = notes["given"].get("labels"), notes["begun"]
         if labels is None or state is None or not self.weight:
             return None
-        model: Any = self.models[0]
+        model: Any = notes["model"]
         if self.is_lm:
             logits = model.get_output_embeddings()(state)
             loss: Tensor = model.loss_function(logits, labels, vocab_size=logits.shape[-1])
             return self.weight * loss
         if not len(self.shadow_head):
             return None
-        mask, head = self.call.get("attention_mask"), self.shadow_head["default"]
+        mask, head = notes["given"].get("attention_mask"), self.shadow_head["default"]
         mask = torch.ones_like(state[..., 0], dtype=torch.long) if mask is None else mask
         last = (torch.arange(state.shape[1], device=state.device) * mask).argmax(dim=1)
         pooled = state[torch.arange(len(state), device=state.device), last]

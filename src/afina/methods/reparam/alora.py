@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.hosts.adapter import Site
 from ...core.hosts.view import View
 from ...errors import ConfigError, NotMergeable
 from .lora import Lora
@@ -43,11 +42,6 @@ class ALora(Lora):
     kinds = frozenset({"linear"})
     inputs = frozenset({"alora_offsets", "alora_length"})
 
-    def __init__(self, site: Site, config: LoraConfig) -> None:
-        super().__init__(site, config)
-        self.alora_offsets: Tensor | list[int | None] | None = None
-        self.alora_length: int | None = None
-
     @classmethod
     def find_inputs(cls, config: LoraConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         named = [kwargs.get(key) for key in ("input_ids", "inputs")]
@@ -57,9 +51,10 @@ class ALora(Lora):
         assert config.alora_invocation_tokens is not None
         return {"alora_offsets": offsets_in(ids, config.alora_invocation_tokens), "alora_length": ids.shape[1]}
 
-    def _active(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def _active(inputs: Mapping[str, Any], x: Tensor) -> Tensor:
         """Where the adapter acts: (batch, tokens, 1)."""
-        given = self.alora_offsets
+        given = inputs.get("alora_offsets")
         if given is None:
             raise ConfigError("aLoRA has to know where its invocation tokens are", where="forward", got="no input_ids",
                               expected="input_ids, or alora_offsets with one number for each row")  # fmt: skip
@@ -72,7 +67,7 @@ class ALora(Lora):
         offsets = given.to(x.device).repeat_interleave(x.shape[0] // given.numel())
         tokens = x.shape[1]
         # Without a cache, the tokens generated since the offsets were counted all follow the invocation.
-        later = max(0, tokens - (self.alora_length or tokens))
+        later = max(0, tokens - (inputs.get("alora_length") or tokens))
         start = tokens - torch.where(offsets > 0, offsets + later, 0)
         return (torch.arange(tokens, device=x.device) >= start[:, None])[..., None]
 
@@ -80,7 +75,7 @@ class ALora(Lora):
         update = self.scaling * inner.base.low_rank(self.dropped(x), *self.factors())
         if self.lora_bias is not None:
             update = update + self.scaling * self.lora_bias
-        return inner(x) + update * self._active(x)
+        return inner(x) + update * self._active(inner.given(self), x)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         raise NotMergeable("aLoRA leaves the tokens before its invocation to the base", where=type(self).__name__)

@@ -27,7 +27,7 @@ from ...core.disk.names import layout
 from ...core.hosts.adapter import Adapter
 from ...core.hosts.host import Host, ModulesToSaveWrapper, hosts
 from ...core.hosts.routing import routers
-from ...core.hosts.tuner import check_known
+from ...core.hosts.tuner import check_known, scope_of
 from ...core.inject.places import places, ranks_at
 from ...errors import NotMergeable
 from .lora import Lora
@@ -120,11 +120,12 @@ def _beside(
     name = next(n for n in (f"converted-{i}" for i in range(10**6)) if n not in getattr(model, "peft_config", {}))
     retained = Retained(kept)
     _LOG.info("%s as LoRA: %s", adapter_name, retained)
-    put(container, root, name, config, fills)
-    try:
-        yield name, config, retained
-    finally:
-        delete(container, name)
+    with scope_of(container).users.changing():
+        put(container, root, name, config, fills)
+        try:
+            yield name, config, retained
+        finally:
+            delete(container, name)
 
 
 def _checked(

@@ -64,7 +64,8 @@ class LoraFast(LightModule, DeltaWeight):
     def fused(self, inner: View, x: Tensor) -> Tensor:
         """The layer's output with the update, without LoRA's own bias."""
         beside = inner.host.beside
-        if beside is not None and x.dtype.itemsize == 2 and torch.is_grad_enabled():
+        mixed = inner.call is not None and inner.call.rows is not None
+        if beside is not None and not mixed and x.dtype.itemsize == 2 and torch.is_grad_enabled():
             made: Tensor | None = beside.output(inner.host, x, _alone)
             if made is not None:
                 return made
@@ -84,7 +85,6 @@ def _alone(host: Host, x: Tensor) -> Layer | None:
     plain = (
         isinstance(adapter, LoraFast)
         and adapter.pair is None
-        and host.rows is None
         and host.own_bias() is None
         and adapter.reads_as_is(host.base, x)
         and not (adapter.training and adapter.dropout is not None)

@@ -61,14 +61,13 @@ class Poly(Activation):
             nn.init.normal_(self.poly_lora_B, std=0.1)
         self.poly_router = site.empty(config.n_tasks, self.splits * self.skills)
         nn.init.uniform_(self.poly_router, -1e-3, 1e-3)
-        self.task_ids: Tensor | None = None
 
-    def _weights(self) -> Tensor:
+    def _weights(self, task_ids: Tensor | None) -> Tensor:
         """(batch, splits, skills)."""
-        if self.task_ids is None:
+        if task_ids is None:
             raise ConfigError("this method needs to know each row's task", where="forward", got="no task_ids",
                               expected="task_ids=tensor of (batch,)")  # fmt: skip
-        logits = self.poly_router[self.task_ids.to(self.poly_router.device)].view(-1, self.splits, self.skills)
+        logits = self.poly_router[task_ids.to(self.poly_router.device)].view(-1, self.splits, self.skills)
         if self.training:
             noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
             logits = logits + torch.log(noise) - torch.log1p(-noise)
@@ -76,7 +75,7 @@ class Poly(Activation):
         return weights / (weights.sum(-1, keepdim=True) + 1e-12)
 
     def forward(self, inner: View, x: Any) -> Any:
-        weights = self._weights()
+        weights = self._weights(inner.given(self).get("task_ids"))
         # Splits choose their own mixture of rows of A and columns of B; the product then is one matrix of rank r.
         A = torch.einsum("bqs,qsdr->bqdr", weights, self.poly_lora_A).flatten(1, 2)
         B = torch.einsum("bqs,qsrd->brqd", weights, self.poly_lora_B).flatten(2)

@@ -37,9 +37,6 @@ class XLoraControls(Router):
         # The last decision belongs to a graph, which cannot be copied.
         return {**self.__dict__, "scalings": None, "log": []}
 
-    def forget(self) -> None:
-        self.scalings = None
-
     def set_topk_lora(self, value: int | None) -> None:
         """Let only the `value` largest experts count at each token; None for all."""
         if value is not None and not 1 <= value <= len(self.routes):
@@ -59,7 +56,7 @@ class XLoraControls(Router):
         self.config.scaling_pass_value = 1 / len(self.routes) if value is None else value
 
     def get_latest_scalings(self) -> Tensor | None:
-        """What the classifier said last: (B, T, L, E), or None."""
+        """What the classifier said last, in whatever call: (B, T, L, E), or None."""
         return self.scalings
 
     def enable_scalings_logging(self) -> None:

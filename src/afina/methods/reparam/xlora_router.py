@@ -52,7 +52,6 @@ class XLoraRouter(XLoraControls):
         outputs = len(self.routes) * (len(layers) if config.layerwise_scalings else 1)
         device = next((base.device for base in layers.values()), None)
         self.internal_xlora_classifier = Classifier(config, outputs).to(device=device, dtype=dtype)
-        self.first_pass = False
 
     # -- deciding ---------------------------------------------------------------------------------------------------
 
@@ -61,16 +60,14 @@ class XLoraRouter(XLoraControls):
             raise ConfigError("X-LoRA needs the whole sequence in every pass", where="past_key_values",
                               fix="pass use_cache=False")  # fmt: skip
         plain = {k: v for k, v in kwargs.items() if k != "labels"}
-        self.first_pass = True
-        try:
-            with torch.no_grad():
-                out = model.forward(*args, **plain | {"output_hidden_states": True, "return_dict": True})
-        finally:
-            self.first_pass = False
+        notes = self.notes
+        notes["scalings"] = None  # not decided yet: what runs now is the first pass
+        with torch.no_grad():
+            out = model.forward(*args, **plain | {"output_hidden_states": True, "return_dict": True})
         states = getattr(out, "hidden_states", None)
         if states is None:
             raise ConfigError("X-LoRA needs a model that returns its hidden states", where=type(model).__name__)
-        self.scalings = self._classified(states[-1])
+        notes["scalings"] = self.scalings = self._classified(states[-1])
         if self.logging:
             self.log.append(self.scalings.detach())
 
@@ -92,16 +89,17 @@ class XLoraRouter(XLoraControls):
         Raises:
             ConfigError: the layer does not see the model's tokens one by one.
         """
-        if self.first_pass:
+        if "scalings" not in self.notes:
+            raise ConfigError("X-LoRA has not seen this input", where="forward",
+                              fix="activate it with set_adapter, and call the whole model")  # fmt: skip
+        scalings: Tensor | None = self.notes["scalings"]
+        if scalings is None:
             if not self.config.scaling_pass_value:
                 return None
             device = next(self.parameters()).device
             weights = torch.full((*shape, len(self.routes)), self.config.scaling_pass_value, device=device)
         else:
-            if self.scalings is None:
-                raise ConfigError("X-LoRA has not seen this input", where="forward",
-                                  fix="activate it with set_adapter, and call the whole model")  # fmt: skip
-            weights = self.scalings[:, :, layer]
+            weights = scalings[:, :, layer]
             if shape not in (weights.shape[:2], weights.shape[:2].numel() * torch.Size([1])):
                 raise ConfigError("the layer's input is not (batch, tokens, ...)", where=list(self.layers)[layer],
                                   got=tuple(shape), expected=tuple(weights.shape[:2]))  # fmt: skip

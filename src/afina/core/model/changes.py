@@ -1,0 +1,24 @@
+"""Changes of which adapters there are, and which apply: made when no other thread is calling the model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def changes(change: _F) -> _F:
+    """Decorates a method of a `PeftModel`: it waits until the calls of other threads have ended, and theirs wait for it.
+
+    Raises:
+        ConfigError: inside a call, while another thread waits to change adapters too.
+    """
+
+    @functools.wraps(change)
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self.base_model.scope.users.changing():
+            return change(self, *args, **kwargs)
+
+    return cast("_F", alone)
