@@ -1,4 +1,4 @@
-"""The house's rules: imports run down only, in no circle; few files a folder; one name, one meaning; files that one can read."""
+"""Rules of the house: imports run down, in no circle; few files a folder; one name, one meaning; files one can read."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def circles() -> list[list[str]]:
 
 
 def floor(name: str, rooms: tuple[str, ...], depth: int) -> int | None:
-    """On which floor a file stands, of the rooms at this depth; None for a folder's own `__init__`."""
+    """On which floor a file stands, of the rooms at this depth; None for a folder's own `__init__` and `__main__`."""
     parts = name.split(".")
-    return rooms.index(parts[depth]) if len(parts) > depth else None
+    return rooms.index(parts[depth]) if len(parts) > depth and parts[depth] != "__main__" else None
 
 
 def climbs(rooms: tuple[str, ...], within: str) -> list[str]:
