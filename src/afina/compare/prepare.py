@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache import sha256
 from ..errors import DataError, RecipeError
-from ..train.base.assets import sha256
 from ..train.base.loading import base_location
 from ..train.data.labels import majority_share
 from ..train.data.split import read_split, resolve_labels

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from afina.cache import cache_dir
+from afina.cache import cache_dir, sha256
 from afina.errors import DataError, RecipeError
 from afina.train.base import assets
-from afina.train.base.assets import locate, sha256
+from afina.train.base.assets import locate
 from afina.train.report.events import Reporter
 
 

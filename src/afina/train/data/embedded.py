@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ...cache import cache_dir, make_once
+from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
-from ..base.assets import locate, sha256
+from ..base.assets import locate
 from ..report.events import Reporter
 from .rows import Row
 

@@ -34,6 +34,11 @@ class Split:
     train: Rows
     held_out: Rows | None
 
+    @property
+    def parts(self) -> list[Rows]:
+        """What there is of them, training rows first."""
+        return [self.train] if self.held_out is None else [self.train, self.held_out]
+
 
 @dataclass(frozen=True)
 class Data:

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ...errors import ConfigError, RecipeError, did_you_mean
+from ..report.output import RECIPE_NAME
 from .sections import Recipe
 from .yamlfile import parse
 
@@ -212,7 +213,7 @@ def _same_method(a: str, b: str) -> bool:
 def _read(source: str) -> tuple[str, str]:
     path = Path(source).expanduser()
     if path.is_dir():
-        path = path / "recipe.yaml"
+        path = path / RECIPE_NAME
     embedded = embedded_recipes()
     if not path.is_file() and source in embedded:
         return (files("afina.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), source

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..answers.evaluate import Scores
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
 from ..data.encode import Encoded, token_ids
@@ -16,6 +15,7 @@ from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
 from ..recipe.sections import DataSection, Recipe
 from ..report.events import Reporter, Span
+from ..report.scores import Scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

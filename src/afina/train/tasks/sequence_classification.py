@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..answers.evaluate import Scores, share_right
+from ..answers.evaluate import share_right
 from ..answers.generate import class_probabilities
 from ..data.encode import Encoded, encode_classes
 from ..data.labels import checked_labels, found_labels, label_of, task_numbers
@@ -13,6 +13,7 @@ from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection, Recipe
 from ..report.events import Reporter, Span
+from ..report.scores import Scores
 from .answering import label_scores
 from .base import Job, Predictions, Task
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError
-from ..answers.evaluate import Scores
 from ..answers.judge import token_classes
 from ..data.encode import IGNORED, Encoded, check_vocabulary
 from ..data.entities import entity_f1, is_bio
@@ -18,6 +17,7 @@ from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter, Span
+from ..report.scores import Scores
 from .base import Job, Predictions, Task
 from .sequence_classification import head_options
 
