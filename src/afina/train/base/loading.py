@@ -13,9 +13,10 @@ from ...errors import CheckpointError, RecipeError
 from ..data.prompts import Prompter
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
+from ..recipe.task_types import of_task_type
 from ..report.events import Reporter
 from ..report.output import RECIPE_NAME, REPORT
-from ..tasks import named, of_task_type
+from ..tasks import named
 from . import quantize
 from .assets import is_reference, locate
 from .gguf import converted
@@ -237,7 +238,7 @@ def _recipe_of_config(folder: Path, base: str | None = None) -> Recipe:
                               where=folder, got=made_for, expected="a causal language model",
                               fix="load it on a model of your own with PeftModel.from_pretrained")  # fmt: skip
     return Recipe(
-        task=of_task_type(task).name,  # type: ignore[arg-type]
+        task=of_task_type(task),
         model=ModelSection(path=base),
         data=DataSection(train=""),
         output=OutputSection(dir=str(folder)),

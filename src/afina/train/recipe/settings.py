@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ...errors import ConfigError, RecipeError, did_you_mean
 from ..report.output import RECIPE_NAME
 from .sections import Recipe
+from .task_types import TASK_TYPES
 from .yamlfile import parse
 
 _SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
@@ -262,8 +263,6 @@ def method_config(
         RecipeError: the method or one of its fields is unknown; names the nearest.
         ConfigError: a field's value is wrong.
     """
-    from ..tasks import named
-
     cls = _config_class(recipe.method.type)
     own = _method_fields(recipe.method.type)
     places = places or {}
@@ -276,7 +275,7 @@ def method_config(
     if "total_step" in own:
         fields.setdefault("total_step", total_steps or recipe.training.max_steps or _UNKNOWN_STEPS)
     try:
-        return cls(**fields, task_type=named(recipe.task).task_type)
+        return cls(**fields, task_type=TASK_TYPES[recipe.task])
     except TypeError as error:
         raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
 

@@ -14,6 +14,7 @@ from ..data.encode import Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
 from ..recipe.sections import DataSection, Recipe
+from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 
@@ -55,8 +56,7 @@ class Task(ABC):
     """How a model is loaded, fed, trained and judged for one task.
 
     Attributes:
-        name: as recipes write it.
-        task_type: the method's config is told this (`afina.TaskType`).
+        name: as recipes write it; a row of `recipe.task_types`.
         loader: transformers' auto class.
         columns: what rows of this task look like, for people.
         classes: whether the model's head has one output for each label.
@@ -68,7 +68,6 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    task_type: ClassVar[str]
     loader: ClassVar[str]
     columns: ClassVar[str]
     classes: ClassVar[bool] = False
@@ -77,6 +76,11 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     groups: ClassVar[bool] = True
     loss_only: ClassVar[bool] = True
+
+    @property
+    def task_type(self) -> str:
+        """What the method's config is told (`afina.TaskType`)."""
+        return TASK_TYPES[self.name]
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
         """The labels of the task, checked on every row of `parts` (training rows first); None for free answers.

@@ -21,7 +21,6 @@ class CausalLM(Answering):
     """Prompts and answers, or messages, in one sequence of tokens."""
 
     name: ClassVar[str] = "causal_lm"
-    task_type: ClassVar[str] = "CAUSAL_LM"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt and completion, or messages"
     streams: ClassVar[bool] = True

@@ -35,7 +35,6 @@ class Preference(OfPairs, Answering):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
-    task_type: ClassVar[str] = "CAUSAL_LM"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True

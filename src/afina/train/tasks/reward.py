@@ -34,7 +34,6 @@ class Reward(OfPairs):
     """Chosen and rejected texts."""
 
     name: ClassVar[str] = "reward"
-    task_type: ClassVar[str] = "SEQ_CLS"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
     groups: ClassVar[bool] = False

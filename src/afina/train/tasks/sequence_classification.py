@@ -42,7 +42,6 @@ class SequenceClassification(Task):
     """Texts and labels."""
 
     name: ClassVar[str] = "sequence_classification"
-    task_type: ClassVar[str] = "SEQ_CLS"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "text and label"
     classes: ClassVar[bool] = True

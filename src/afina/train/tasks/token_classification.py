@@ -45,7 +45,6 @@ class TokenClassification(Task):
     """Words and their tags."""
 
     name: ClassVar[str] = "token_classification"
-    task_type: ClassVar[str] = "TOKEN_CLS"
     loader: ClassVar[str] = "AutoModelForTokenClassification"
     columns: ClassVar[str] = "tokens and tags, two lists of one length"
     classes: ClassVar[bool] = True
