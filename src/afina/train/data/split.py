@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..base.assets import locate
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named
 from .columns import check_columns, renamed
+from .embedded import locate_rows
 from .encode import Encoded
 from .formats import IN_WORDS, recognise
 from .grouping import grouped
@@ -97,7 +97,7 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
     name, mark, count = source.rpartition("#")
     sampled = bool(mark) and count.isdigit()
     name = name if sampled else source
-    rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate(name, reporter))
+    rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate_rows(name, reporter))
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     rows, shape = recognise(renamed(rows, columns))
