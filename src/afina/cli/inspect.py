@@ -39,7 +39,7 @@ def inspect(
 def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
     from ..compare.look_adapter import check_fit, look
     from ..compare.report import size
-    from ..train.base.loading import base_location
+    from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
 
     found = look(folder)
@@ -67,7 +67,7 @@ def _short(value: object) -> str:
 
 def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
     from ..compare.look_model import counts, look, on_meta
-    from ..train.base.loading import base_location
+    from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
     from ..train.report.events import Progress
 

@@ -41,10 +41,10 @@ def test_every_task_is_of_a_type_that_methods_know():
 
 def train_and_use(recipe):
     """Train, then load what was written and predict the held-out rows."""
-    from afina.train.base.loading import load_trained
     from afina.train.data.split import rows_of
     from afina.train.loop.run import run
     from afina.train.use.predictions import predict
+    from afina.train.use.trained import load_trained
 
     heard = Heard()
     result = run(recipe, heard)

@@ -1,4 +1,4 @@
-"""The rows of a run: read, split, labelled, encoded."""
+"""The rows of a run: read, and split into those to train on and those held out."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...errors import DataError
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
-from ..tasks import named
 from .columns import check_columns, renamed
 from .embedded import locate_rows
 from .encode import Encoded
 from .formats import IN_WORDS, recognise
-from .grouping import grouped
 from .hub_rows import PREFIX, read_hub
-from .labels import task_numbers
-from .packing import packed
-from .prompts import Prompter
 from .rows import Row, Rows, read_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -120,48 +111,3 @@ def _sampled(rows: Rows, count: int, seed: int, reporter: Reporter) -> Rows:
 def _shared(train: list[Row], held_out: list[Row]) -> int:
     seen = {json.dumps(row, sort_keys=True, default=str) for row in train}
     return sum(json.dumps(row, sort_keys=True, default=str) in seen for row in held_out)
-
-
-def resolve_labels(recipe: Recipe, split: Split) -> list[str] | None:
-    """The labels of the task, checked on every row; None for free answers.
-
-    Raises:
-        DataError: a row's label is missing, of a wrong type or out of range; has file and line.
-    """
-    parts = [split.train] if split.held_out is None else [split.train, split.held_out]
-    return named(recipe.task).labels(recipe.data, parts)
-
-
-def encode(
-    recipe: Recipe,
-    split: Split,
-    labels: list[str] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    reporter: Reporter,
-) -> Data:
-    """Encode both parts and say what was cut.
-
-    Raises:
-        DataError: a row cannot be used.
-    """
-    task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
-
-    def one(rows: Rows) -> Encoded:
-        out = task.encode(rows, prompter, labels, vocab_size)
-        tasks = task_numbers(rows, recipe.data.task_column)
-        if tasks is not None:
-            for item, row in zip(out.items, out.source, strict=True):
-                item["task_ids"] = tasks[row]
-        return out
-
-    train = one(split.train)
-    held_out = one(split.held_out).by_length() if split.held_out is not None else None
-    for name, part in (("training", train), ("held-out", held_out)):
-        if part is not None:
-            reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
-    if not len(train):
-        raise DataError("no usable rows", where=split.train.path)
-    arrange = packed if recipe.training.packing else grouped
-    train = arrange(recipe, task, train, reporter)
-    return Data(split, train, held_out, labels)

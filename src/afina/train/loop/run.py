@@ -14,9 +14,9 @@ from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
-from ..base.loading import base_location, load_base, load_tokenizer, vocab_size
+from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..data.prompts import Prompter
-from ..data.split import Data, Split, encode, read_split, resolve_labels
+from ..data.split import Data, Split, read_split
 from ..recipe.resuming import check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
@@ -27,6 +27,7 @@ from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
+from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps, save, switched_off
 from .method_state import read_method_state
 from .trainer import Setup, make_trainer
@@ -81,7 +82,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     for remark in recipe.remarks:
         reporter.note(remark)
     split = read_split(recipe, reporter)
-    labels = resolve_labels(recipe, split)
+    labels = named(recipe.task).labels(recipe.data, split.parts)
     return _resolved(recipe, labels, reporter), split, labels
 
 
@@ -115,7 +116,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = method_config(recipe, total_steps=steps)
-    base = load_base(recipe, location, labels, tokenizer)
+    base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..answers.evaluate import share_right
 from ..answers.generate import answers, longest_label
@@ -13,10 +13,7 @@ from ..data.rows import Rows
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter
 from ..report.scores import Scores
-from .base import Job, Predictions, Task
-
-if TYPE_CHECKING:
-    from ..base.loading import Trained
+from .base import Job, Predictions, Task, Trained
 
 FREE_ANSWER_TOKENS = 256
 

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
+from ..base.base_model import load_base
 from ..data.encode import Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
-from ..recipe.sections import DataSection, Recipe
+from ..recipe.sections import DataSection, ModelSection, Recipe
 from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
+from .arguments import training_arguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..base.loading import Trained
     from ..data.split import Data
 
 
@@ -50,6 +51,41 @@ class Predictions:
 
     rows: list[Row]
     scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter on its base, ready to be used.
+
+    Attributes:
+        folder: the adapter's folder.
+        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
+        task: what it was trained to do.
+        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
+        tokenizer: the tokenizer that it was trained with.
+        is_adapter: whether it is an adapter on a base.
+        trained_on: storage of the base that it was trained on.
+    """
+
+    folder: Path
+    recipe: Recipe
+    task: Task
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    is_adapter: bool = True
+    trained_on: str = "none"
+
+    @property
+    def prompter(self) -> Prompter:
+        """Renders prompts as in training."""
+        return Prompter(self.recipe.data, self.tokenizer)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label names, where there is a fixed set."""
+        if self.recipe.data.labels is not None or not self.task.classes:
+            return self.recipe.data.labels
+        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
 
 class Task(ABC):
@@ -97,6 +133,18 @@ class Task(ABC):
     def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need nothing
         """Finish a model that was just loaded."""
 
+    def load(
+        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """The base model for this task; a classifier gets a fresh head with the labels' names.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        model = load_base(section, location, self.loader, self.load_options(labels))
+        self.loaded(model, tokenizer)
+        return model
+
     @abstractmethod
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """Rows as the trainer takes them.
@@ -139,8 +187,6 @@ class Task(ABC):
         Raises:
             RecipeError: transformers refuses one.
         """
-        from ..loop.trainer import training_arguments
-
         return training_arguments(recipe, work, learning_rate, prediction_loss_only=self.loss_only)
 
     @abstractmethod

@@ -20,6 +20,7 @@ from ..data.rows import Rows
 from ..recipe.sections import Recipe
 from ..report.events import Span
 from .answering import Answering
+from .arguments import refused, training_arguments
 from .base import BEFORE, Job
 from .of_pairs import OfPairs
 
@@ -86,8 +87,6 @@ class Preference(OfPairs, Answering):
         """TRL's settings."""
         from trl import DPOConfig
 
-        from ..loop.trainer import training_arguments
-
         return training_arguments(
             recipe, work, learning_rate, kind=DPOConfig, beta=recipe.training.beta, max_length=recipe.data.max_length
         )
@@ -97,8 +96,6 @@ class Preference(OfPairs, Answering):
     ) -> Any:
         """TRL's own, which tokenises by itself."""
         from trl import DPOTrainer
-
-        from ..loop.trainer import refused
 
         parts = {"train_dataset": as_dataset(data.train, _SOURCE),
                  "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip

@@ -16,7 +16,8 @@ from ..data.prompts import Prompter, messages_of
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
 from ..report.events import Reporter, Span
-from .base import Job, Predictions
+from .arguments import refused, training_arguments
+from .base import Job, Predictions, Trained
 from .of_pairs import OfPairs
 from .preference import as_dataset
 from .sequence_classification import pad_with
@@ -24,7 +25,6 @@ from .sequence_classification import pad_with
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..base.loading import Trained
     from ..data.split import Data
 
 _SIDES = ("chosen_ids", "rejected_ids")
@@ -76,8 +76,6 @@ class Reward(OfPairs):
         """TRL's settings; rows are cut here, not dropped there."""
         from trl import RewardConfig
 
-        from ..loop.trainer import training_arguments
-
         return training_arguments(recipe, work, learning_rate, kind=RewardConfig, max_length=None)
 
     def trainer(
@@ -85,8 +83,6 @@ class Reward(OfPairs):
     ) -> Any:
         """TRL's own."""
         from trl import RewardTrainer
-
-        from ..loop.trainer import refused
 
         with refused("TRL's RewardTrainer"):
             return RewardTrainer(

@@ -15,12 +15,11 @@ from ..recipe.sections import DataSection, Recipe
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 from .answering import label_scores
-from .base import Job, Predictions, Task
+from .base import Job, Predictions, Task, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..base.loading import Trained
     from ..data.split import Data
 
 

@@ -18,13 +18,12 @@ from ..data.rows import Rows
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter, Span
 from ..report.scores import Scores
-from .base import Job, Predictions, Task
+from .base import Job, Predictions, Task, Trained
 from .sequence_classification import head_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..base.loading import Trained
 
 TAGS = "tags"
 
