@@ -12,7 +12,6 @@ from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from .columns import check_columns, renamed
 from .embedded import locate_rows
-from .encode import Encoded
 from .formats import IN_WORDS, recognise
 from .hub_rows import PREFIX, read_hub
 from .rows import Row, Rows, read_rows
@@ -29,22 +28,6 @@ class Split:
     def parts(self) -> list[Rows]:
         """What there is of them, training rows first."""
         return [self.train] if self.held_out is None else [self.train, self.held_out]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Encoded rows of a run; `labels` is None where the rows have no fixed set of answers."""
-
-    split: Split
-    train: Encoded
-    held_out: Encoded | None
-    labels: list[str] | None
-
-    @property
-    def tasks(self) -> int:
-        """How many tasks the rows are numbered for; 0 where they are not."""
-        items = [*self.train.items, *(self.held_out.items if self.held_out is not None else ())]
-        return 1 + max((int(item.get("task_ids", -1)) for item in items), default=-1)
 
 
 def read_split(recipe: Recipe, reporter: Reporter) -> Split:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...plan.usage import free_bytes, told_bytes
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
-from ..data.split import Data
+from ..data.encode import Data
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter

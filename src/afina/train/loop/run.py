@@ -15,8 +15,9 @@ from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..data.encode import Data
 from ..data.prompts import Prompter
-from ..data.split import Data, Split, read_split
+from ..data.split import Split, read_split
 from ..recipe.resuming import check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config

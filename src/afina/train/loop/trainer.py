@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
-from ..data.split import Data
+from ..data.encode import Data
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
 from ..base.base_model import load_base
-from ..data.encode import Encoded, token_ids
+from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
 from ..recipe.sections import DataSection, ModelSection, Recipe
@@ -22,8 +22,6 @@ from .arguments import training_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 
 _PROBE_TOKENS = 128

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..data.encode import Encoded, encode_answers, rendered_answers
+from ..data.encode import Data, Encoded, encode_answers, rendered_answers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
@@ -13,8 +13,6 @@ from .answering import Answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 
 class CausalLM(Answering):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, RecipeError
-from ..data.encode import Encoded
+from ..data.encode import Data, Encoded
 from ..data.grouping import grouped
 from ..data.labels import task_numbers
 from ..data.packing import packed
 from ..data.prompts import Prompter
 from ..data.rows import Rows
-from ..data.split import Data, Split
+from ..data.split import Split
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from . import named

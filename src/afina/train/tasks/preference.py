@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model.peft_model import PeftModel
 from ...errors import DataError, RecipeError
 from ..answers.judge import preferences
-from ..data.encode import Encoded, check_vocabulary
+from ..data.encode import Data, Encoded, check_vocabulary
 from ..data.pairs import pair_of, prompt_text
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -26,8 +26,6 @@ from .of_pairs import OfPairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 _SOURCE = ("prompt", "chosen", "rejected")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..answers.evaluate import of_pairs
 from ..answers.judge import text_scores
-from ..data.encode import Encoded, check_vocabulary
+from ..data.encode import Data, Encoded, check_vocabulary
 from ..data.pairs import pair_of
 from ..data.prompts import Prompter, messages_of
 from ..data.rows import Rows
@@ -24,8 +24,6 @@ from .sequence_classification import pad_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 _SIDES = ("chosen_ids", "rejected_ids")
 

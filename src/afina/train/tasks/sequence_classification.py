@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..answers.evaluate import share_right
 from ..answers.generate import class_probabilities
-from ..data.encode import Encoded, encode_classes
+from ..data.encode import Data, Encoded, encode_classes
 from ..data.labels import checked_labels, found_labels, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -19,8 +19,6 @@ from .base import Job, Predictions, Task, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 
 def head_options(labels: list[str] | None) -> dict[str, Any]:
