@@ -38,7 +38,7 @@ def inspect(
 
 def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
     from ..compare.look_adapter import check_fit, look
-    from ..compare.report import size
+    from ..compare.table import size
     from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..data.encode import Data, Encoded, encode_answers, rendered_answers
+from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
@@ -37,16 +38,12 @@ class CausalLM(Answering):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Pads labels with -100, by length and not by pad token."""
-        from ..data.packing import PackedCollator
-
         return PackedCollator(tokenizer)
 
     def trainer(
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
         """Packed rows must be kept apart by the model as it trains."""
-        from ..data.packing import check_apart
-
         out = super().trainer(recipe, model, tokenizer, data, arguments)
         if recipe.training.packing:
             check_apart(out.model, tokenizer)
