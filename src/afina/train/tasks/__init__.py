@@ -1,6 +1,7 @@
 """What a model can be trained to do: a file each, behind one small contract (`base.Task`).
 
-Whoever needs to know what differs between tasks asks `named(recipe.task)`; nothing else compares a task's name.
+Whoever needs to know what differs between tasks asks `named(recipe.task)`; nothing else compares a task's name. A task
+is a file here and a row of `recipe.task_types`; it knows how rows are encoded and answers judged, but no loop.
 """
 
 from __future__ import annotations
