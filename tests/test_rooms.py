@@ -14,8 +14,8 @@ ROOT = SRC / "afina"
 
 # From the ground floor up: a room knows only those before it. A name stands for a file or for a folder.
 FLOORS = (
-    "version", "errors", "cache", "core", "kernels", "methods", "layerwise", "optimizers", "plan", "compat", "export",
-    "recipes", "train", "compare", "cli",
+    "version", "errors", "cache", "core", "kernels", "methods", "layerwise", "optimizers", "plan", "compat", "recipes",
+    "train", "export", "compare", "cli",
 )  # fmt: skip
 ROOMS = {
     "core": ("files", "registry", "validate", "config", "layers", "prompts", "hosts", "inject", "disk", "combine",
@@ -97,9 +97,9 @@ def circles() -> list[list[str]]:
 
 
 def floor(name: str, rooms: tuple[str, ...], depth: int) -> int | None:
-    """On which floor a file stands, of the rooms at this depth; None for a folder's own `__init__`."""
+    """On which floor a file stands, of the rooms at this depth; None for a folder's own `__init__` and `__main__`."""
     parts = name.split(".")
-    return rooms.index(parts[depth]) if len(parts) > depth else None
+    return rooms.index(parts[depth]) if len(parts) > depth and parts[depth] != "__main__" else None
 
 
 def climbs(rooms: tuple[str, ...], within: str) -> list[str]:

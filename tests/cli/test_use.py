@@ -121,8 +121,8 @@ def test_predict_tells_faulty_rows(adapters, tmp_path, child):
 def logits_of_adapter(folder):
     from pathlib import Path
 
-    from afina.train.base.loading import load_trained
     from afina.train.report.events import Reporter
+    from afina.train.use.trained import load_trained
 
     with torch.no_grad():
         return load_trained(Path(folder), Reporter()).model(input_ids=torch.arange(3, 20)[None]).logits

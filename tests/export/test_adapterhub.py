@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import afina
 from afina.errors import AfinaError, AfinaWarning, CheckpointError, ConfigError
 from afina.export import adapterhub
-from afina.train.base.loading import load_trained
 from afina.train.report.events import Reporter
+from afina.train.use.trained import load_trained
 
 from ..train.tiny import write_model
 from .adapterhub_cases import CASES, FOLDER, NAME, Case, build, fill, output

@@ -14,7 +14,7 @@ from .methods import methods
 from .predict import predict
 from .schema import schema
 from .train import train
-from .version import version
+from .versions import version
 
 app = typer.Typer(
     name="afina",

@@ -13,8 +13,8 @@ from ..errors import RecipeError
 from .guard import guarded
 
 if TYPE_CHECKING:
-    from ..train.base.loading import Trained
     from ..train.report.events import Reporter
+    from ..train.tasks.base import Trained
     from .session import Session
 
 
@@ -48,11 +48,10 @@ def chat(
     quiet_libraries(reporter)
     if adapter or adapters:
         return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
-    from ..train.base.loading import load_trained
-    from ..train.tasks import named
+    from ..train.use.trained import load_trained
 
     trained = load_trained(Path(model), reporter, quantize)
-    if base and not named(trained.recipe.task).streams:
+    if base and not trained.task.streams:
         raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
     if base and not trained.is_adapter:
         raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
@@ -101,17 +100,14 @@ class _Talk:
     """A conversation; models trained on one-message prompts get each message by itself."""
 
     def __init__(self, trained: Trained, base: bool, max_new_tokens: int, raw: bool) -> None:
-        from ..train.tasks import named
-
         self.trained, self.base, self.max_new_tokens, self.raw = trained, base, max_new_tokens, raw
         self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats
         self.histories: dict[str, list[dict[str, str]]] = {"base": [], "adapter": []}
-        self.task = named(trained.recipe.task)
 
     def answer(self, text: str) -> None:
         """Print the answer, or both answers."""
-        if not self.task.streams:
-            typer.echo(self.task.told(self.trained, text, self.max_new_tokens))
+        if not self.trained.task.streams:
+            typer.echo(self.trained.task.told(self.trained, text, self.max_new_tokens))
         elif self.base:
             for name in ("base", "adapter"):
                 typer.echo(f"[{name}] ", nl=False)

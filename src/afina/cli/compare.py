@@ -62,7 +62,7 @@ def _table(comparison: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..compare.report import cells, heads
+    from ..compare.table import cells, heads
 
     table = Table()
     for number, (name, _) in enumerate(heads(comparison)):

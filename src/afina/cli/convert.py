@@ -34,7 +34,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     from .. import save_as_lora
-    from ..train.base.loading import load_trained
+    from ..train.use.trained import load_trained
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()

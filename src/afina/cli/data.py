@@ -26,7 +26,7 @@ def data(
     from rich.table import Table
     from rich.text import Text
 
-    from ..train.base.loading import base_location, load_tokenizer
+    from ..train.base.base_model import base_location, load_tokenizer
     from ..train.data.split import rows_of
     from ..train.recipe.sections import DataSection, ModelSection
     from ..train.use.examine import examine

@@ -21,7 +21,7 @@ def inspect(
     methods: Annotated[str | None, typer.Option(help="Of a model: count these only, e.g. lora,ia3.")] = None,
 ) -> None:
     """Show a model's modules and what each method would train in it, or what an adapter holds and whether it fits."""
-    from ..compare.look_model import is_adapter
+    from ..train.use.look_model import is_adapter
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()
@@ -37,10 +37,10 @@ def inspect(
 
 
 def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
-    from ..compare.look_adapter import check_fit, look
-    from ..compare.report import size
-    from ..train.base.loading import base_location
+    from ..compare.table import size
+    from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
+    from ..train.use.look_adapter import check_fit, look
 
     found = look(folder)
     typer.echo(f"adapter   {folder}")
@@ -66,10 +66,10 @@ def _short(value: object) -> str:
 
 
 def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
-    from ..compare.look_model import counts, look, on_meta
-    from ..train.base.loading import base_location
+    from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
     from ..train.report.events import Progress
+    from ..train.use.look_model import counts, look, on_meta
 
     wanted = _known(methods)
     location = base_location(ModelSection(path=source), reporter)

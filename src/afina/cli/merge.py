@@ -22,7 +22,7 @@ def merge(
     """
     from ..export.merged import against
     from ..export.merged import merge as export
-    from ..train.base.loading import load_trained
+    from ..train.use.trained import load_trained
     from .console import ConsoleReporter, quiet_libraries
 
     reporter = ConsoleReporter()

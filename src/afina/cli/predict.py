@@ -31,11 +31,11 @@ def predict(
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
-    from ..train.base.loading import load_trained
     from ..train.data.columns import renamed
     from ..train.data.formats import recognise
     from ..train.data.rows import read_rows
     from ..train.use.predictions import predict as answer
+    from ..train.use.trained import load_trained
     from .console import ConsoleReporter, quiet_libraries
 
     given = read_rows(file)

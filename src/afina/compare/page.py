@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .plots import COLOURS, COSTS, STYLE, curves, pareto
-from .report import cells, heads, notes, setting
+from .table import cells, heads, notes, setting
 
 _STYLE = """
 * { box-sizing: border-box; }

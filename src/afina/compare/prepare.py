@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache import sha256
 from ..errors import DataError, RecipeError
-from ..train.base.assets import sha256
-from ..train.base.loading import base_location
+from ..train.base.base_model import base_location
 from ..train.data.labels import majority_share
-from ..train.data.split import read_split, resolve_labels
+from ..train.data.split import read_split
 from ..train.loop.adapt import planned_steps
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Reporter
+from ..train.tasks import named
 from ..version import __version__
 
 _TUNE_SHARE, _TUNE_MOST = 0.2, 400
@@ -72,7 +73,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter) -> Shared:
     if split.held_out is None:
         raise RecipeError("there are no held-out rows to compare on", where="data.eval",
                           fix="name a file of them, or set data.eval_split")  # fmt: skip
-    labels = resolve_labels(recipe, split)
+    labels = named(recipe.task).labels(recipe.data, split.parts)
     majority = None
     column = [row.get(recipe.data.label_column) for row in split.held_out.values]
     if labels is not None and None not in column:

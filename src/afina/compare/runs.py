@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..cache import sha256
 from ..errors import CheckpointError
-from ..train.base.assets import sha256
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Progress, Reporter
 from ..train.report.results import write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, MergeError
-from ..train.base.loading import Trained
+from ..train.tasks.base import Trained
 
 # Text of several kinds; what matters is that the two models see the same.
 _PROBES = (
@@ -97,10 +97,7 @@ def _replaceable(out: Path, overwrite: bool) -> bool:
 
 
 def _encoded(trained: Trained) -> list[Any]:
-    from ..train.tasks import named
-
-    task = named(trained.recipe.task)
-    return [task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
+    return [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
 
 
 def _logits(model: Any, probes: list[Any]) -> list[Any]:

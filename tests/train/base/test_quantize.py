@@ -73,7 +73,7 @@ def test_file_is_a_plain_lora(runs, storage):
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_adapter_is_used_on_the_storage_it_was_trained_on(runs, storage):
-    from afina.train.base.loading import load_trained
+    from afina.train.use.trained import load_trained
 
     folder = runs[storage][0].folder
     used = load_trained(folder, Reporter())
@@ -89,7 +89,7 @@ def test_adapter_is_used_on_the_storage_it_was_trained_on(runs, storage):
 
 
 def test_layers_that_the_cpu_kernel_cannot_pack_are_run_without_it(runs):
-    from afina.train.base.loading import load_trained
+    from afina.train.use.trained import load_trained
 
     used = load_trained(runs["nf4"][0].folder, Reporter())
     logits(used.model.eval())  # 16 outputs; bitsandbytes 0.50 alone stops with an assertion where it packs
@@ -115,7 +115,7 @@ def test_full_fine_tuning_of_a_quantised_base_is_refused(tmp_path, child):
 
 
 def test_unknown_storage_is_refused_with_the_known_ones(runs):
-    from afina.train.base.loading import load_trained
+    from afina.train.use.trained import load_trained
 
     with pytest.raises(RecipeError, match="nf4, fp4, int8"):
         load_trained(runs["nf4"][0].folder, Reporter(), "nf5")

@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 
+from afina.errors import RecipeError
 from afina.train.data import embedded
 from afina.train.report.events import Reporter
 
@@ -22,6 +23,26 @@ def archive(tmp_path, monkeypatch):
         info.size = len(text)
         file.addfile(info, io.BytesIO(text))
     monkeypatch.setattr(embedded, "locate", lambda reference, reporter: path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("embedded:tweets", "malformed"), ("embedded:Nope/x.jsonl", "malformed"),
+        ("embedded:tweets/../../x", "malformed"),
+        ("embedded:twets/train.jsonl", "did you mean 'tweets'"), ("nowhere.jsonl", "embedded:NAME/FILE"),
+    ],
+)  # fmt: skip
+def test_reference_that_names_nothing_is_refused(reference, told):
+    with pytest.raises(RecipeError) as caught:
+        embedded.locate_rows(reference, Reporter())
+    assert told in str(caught.value)
+
+
+def test_reference_to_an_embedded_data_set_is_its_file(archive):
+    assert len(embedded.locate_rows("embedded:tweets/test.jsonl", Reporter()).read_text().splitlines()) == 800
+    with pytest.raises(RecipeError, match="no such file"):
+        embedded.locate_rows("embedded:tweets/dev.jsonl", Reporter())
 
 
 def read(folder, name):

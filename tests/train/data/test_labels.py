@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from afina.errors import DataError
-from afina.train.data.labels import found_labels, label_of, majority_share
+from afina.train.data.labels import found_labels, is_right, label_of, majority_share
 from afina.train.data.rows import Rows
 
 
@@ -36,3 +36,18 @@ def test_unusable_sets_of_labels_are_refused(values):
 
 def test_majority_share():
     assert majority_share(["a", "b", "a", "a"]) == 0.75
+
+
+@pytest.mark.parametrize("answer", ["positive", "Positive", " POSITIVE.", "positive.\n"])
+def test_case_and_a_full_stop_do_not_count(answer):
+    assert is_right(answer, "positive", ["negative", "positive"])
+
+
+@pytest.mark.parametrize("answer", ["", "negative", "positive!", "positive, I think", "The tweet is positive", "pos"])
+def test_anything_else_is_wrong(answer):
+    assert not is_right(answer, "positive", ["negative", "positive"])
+
+
+def test_case_counts_where_labels_differ_by_it():
+    assert is_right("A", "A", ["A", "a"])
+    assert not is_right("a", "A", ["A", "a"])

@@ -60,10 +60,10 @@ def two_loras(folder: Path, model_folder) -> dict[str, str]:
 
 def run_and_use(recipe):
     """Train, load what was written, answer with it."""
-    from afina.train.base.loading import load_trained
     from afina.train.data.rows import read_rows
     from afina.train.loop.run import run
     from afina.train.use.predictions import predict
+    from afina.train.use.trained import load_trained
 
     from .test_run import Heard
 
@@ -228,7 +228,7 @@ def test_full_fine_tuning_writes_a_model_folder_that_anyone_can_load(whole, mode
 
 def test_full_fine_tuning_has_nothing_to_merge(whole, tmp_path):
     from afina.export.merged import merge
-    from afina.train.base.loading import load_trained
+    from afina.train.use.trained import load_trained
 
     with pytest.raises(MergeError, match="nothing to merge"):
         merge(load_trained(whole[0].folder, Reporter()), tmp_path / "merged")
@@ -247,13 +247,15 @@ def test_full_fine_tuning_is_no_adapter():
 
 def groups_of(recipe):
     """The learning rates by depth in the Trainer's optimizer, and which parameters it holds."""
-    from afina.train.base.loading import load_base, load_tokenizer
+    from afina.train.base.base_model import load_tokenizer
     from afina.train.loop.adapt import adapted
     from afina.train.loop.trainer import make_trainer
+    from afina.train.tasks import named
 
     folder = Path(recipe.output.dir)
     tokenizer = load_tokenizer(recipe.model.path, recipe.model, Reporter())
-    model = adapted(recipe, load_base(recipe, recipe.model.path, None, tokenizer), method_config(recipe))
+    base = named(recipe.task).load(recipe.model, recipe.model.path, None, tokenizer)
+    model = adapted(recipe, base, method_config(recipe))
 
     class NoRows:
         train = None

@@ -3,16 +3,9 @@ from __future__ import annotations
 import pytest
 
 from afina.errors import RecipeError
-from afina.train.report.checkpoints import is_complete, mark_complete, newest_complete
 from afina.train.report.output import claim
 
-
-def checkpoint(folder, step):
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    (path / "weights").write_bytes(b"12345")
-    mark_complete(path)
-    return path
+from .test_checkpoints import checkpoint
 
 
 def test_second_run_on_the_same_folder_is_refused(tmp_path):
@@ -70,21 +63,3 @@ def test_replacement_that_was_cut_off_goes_on_or_is_swept(tmp_path):
     fresh = claim(str(tmp_path / "out"), overwrite=True, resume=False)
     assert not (fresh.work / "checkpoint-2").exists()
     assert (tmp_path / "out" / "report.json").is_file()
-
-
-def test_newest_complete_checkpoint_is_the_one_with_the_most_steps(tmp_path):
-    for step in (9, 10, 100):
-        checkpoint(tmp_path, step)
-    (tmp_path / "checkpoint-200").mkdir()
-    (tmp_path / "checkpoint-best").mkdir()
-    assert newest_complete(tmp_path).name == "checkpoint-100"
-
-
-@pytest.mark.parametrize(
-    "manifest", ["", "[]", "{}", '{"sizes": []}', '{"sizes": {"weights": 4}}', '{"sizes": {"x": 1}}']
-)
-def test_checkpoint_with_another_manifest_is_not_complete(tmp_path, manifest):
-    path = checkpoint(tmp_path, 1)
-    assert is_complete(path)
-    (path / "complete.json").write_text(manifest)
-    assert not is_complete(path)

@@ -20,8 +20,8 @@ def trl_loss(parts):
 def scored(folder, values):
     from pathlib import Path
 
-    from afina.train.base.loading import load_trained
     from afina.train.use.predictions import predict
+    from afina.train.use.trained import load_trained
 
     rows = Rows(Path("d.jsonl"), values, list(range(1, len(values) + 1)))
     return predict(load_trained(folder, Reporter()), rows, Reporter(), batch_size=2).rows

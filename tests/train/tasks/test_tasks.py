@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from afina.core.config import TaskType
-from afina.errors import RecipeError
-from afina.train.recipe.sections import Task as TaskName
 from afina.train.recipe.settings import load_recipe, method_config
+from afina.train.recipe.task_types import TASK_TYPES, TaskName
 from afina.train.report.events import Reporter
-from afina.train.tasks import TASKS, named, of_task_type
+from afina.train.tasks import TASKS
 
 from .. import tiny
 from ..loop.test_run import Heard
@@ -32,28 +31,20 @@ REACHED = {
 
 
 def test_recipes_and_the_registry_name_the_same_tasks():
-    assert set(get_args(TaskName)) == set(TASKS)
+    assert set(get_args(TaskName)) == set(TASK_TYPES) == set(TASKS)
     assert set(REACHED) == set(TASKS)
 
 
 def test_every_task_is_of_a_type_that_methods_know():
     assert {task.task_type for task in TASKS.values()} <= {t.value for t in TaskType}
-    assert of_task_type("TOKEN_CLS").name == "token_classification"
-    assert of_task_type("SEQ_CLS").name == "sequence_classification"
-    assert of_task_type(None).name == of_task_type("CAUSAL_LM").name == "causal_lm"
-
-
-def test_unknown_task_names_the_nearest():
-    with pytest.raises(RecipeError, match="token_classification"):
-        named("token_classifcation")
 
 
 def train_and_use(recipe):
     """Train, then load what was written and predict the held-out rows."""
-    from afina.train.base.loading import load_trained
     from afina.train.data.split import rows_of
     from afina.train.loop.run import run
     from afina.train.use.predictions import predict
+    from afina.train.use.trained import load_trained
 
     heard = Heard()
     result = run(recipe, heard)

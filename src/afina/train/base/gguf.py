@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...cache import cache_dir, make_once
+from ...cache import cache_dir, make_once, sha256
 from ...errors import CheckpointError
 from ..report.events import Reporter
-from .assets import sha256
 
 
 def converted(file: Path, reporter: Reporter) -> Path:

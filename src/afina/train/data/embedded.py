@@ -1,4 +1,4 @@
-"""Data sets that afina prepares itself from what registry packages ship."""
+"""Data sets that afina prepares itself from what registry packages ship, named `embedded:NAME/FILE`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,38 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from ...cache import cache_dir, make_once
+from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
-from ..base.assets import locate, sha256
+from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
 from .rows import Row
 
+_PREFIX = "embedded:"
+_REFERENCE = re.compile(_PREFIX + r"([a-z0-9-]+)/([A-Za-z0-9._-]+)")
+_SYNTAX = f"{SYNTAX} or {_PREFIX}NAME/FILE"
 _SEED = 0
 _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
 _FRENCH = "package:jupyterlab-language-pack-fr-FR==4.5.post3"
+
+
+def locate_rows(reference: str, reporter: Reporter) -> Path:
+    """The path that `reference` names, a file of an embedded data set among others.
+
+    Raises:
+        RecipeError: the reference is malformed or names nothing.
+        DataError: a package could not be fetched.
+    """
+    if not reference.startswith(_PREFIX):
+        return locate(reference, reporter, _SYNTAX)
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise RecipeError("malformed reference", got=reference, expected=_SYNTAX)
+    path = prepare(match[1], reporter) / match[2]
+    if not path.exists():
+        raise RecipeError("no such file or folder", got=reference, expected=_SYNTAX)
+    return path
 
 
 def prepare(name: str, reporter: Reporter) -> Path:

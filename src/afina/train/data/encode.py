@@ -13,6 +13,7 @@ from ..report.events import Span
 from .labels import label_of
 from .prompts import Prompter
 from .rows import Rows
+from .split import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,6 +74,22 @@ class Encoded(Dataset[dict[str, Any]]):
             more = ", or set data.allow_masked=true to drop them" if self.items else ""
             raise DataError(f"{self.masked} of {len(rows)} rows have no answer left {kept}", where=rows.path,
                             fix=f"raise data.max_length{more}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """Encoded rows of a run; `labels` is None where the rows have no fixed set of answers."""
+
+    split: Split
+    train: Encoded
+    held_out: Encoded | None
+    labels: list[str] | None
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks the rows are numbered for; 0 where they are not."""
+        items = [*self.train.items, *(self.held_out.items if self.held_out is not None else ())]
+        return 1 + max((int(item.get("task_ids", -1)) for item in items), default=-1)
 
 
 def check_vocabulary(ids: list[int], where: str, vocab_size: int) -> None:

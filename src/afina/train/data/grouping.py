@@ -10,10 +10,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ...errors import RecipeError
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
-from ..tasks.base import Task
 from .encode import Encoded
 
 MOST_PADDING = 0.2
@@ -62,17 +60,10 @@ def padding_share(lengths: Sequence[int], order: Sequence[int], batch_size: int)
     return 1 - sum(map(sum, batches)) / sum(max(batch) * len(batch) for batch in batches)
 
 
-def grouped(recipe: Recipe, task: Task, encoded: Encoded, reporter: Reporter) -> Encoded:
-    """The rows, grouped by length where the recipe wants it, or where it saves much and the recipe does not say.
-
-    Raises:
-        RecipeError: the task's trainer draws rows by itself.
-    """
+def grouped(recipe: Recipe, encoded: Encoded, reporter: Reporter) -> Encoded:
+    """The rows, grouped by length where the recipe wants it, or where it saves much and the recipe does not say."""
     wanted, size = recipe.training.group_by_length, recipe.training.batch_size
-    if wanted and not task.groups:
-        raise RecipeError("the trainer of this task draws its rows by itself", where="training.group_by_length",
-                          got=recipe.task, fix="leave it out")  # fmt: skip
-    if wanted is False or not task.groups:
+    if wanted is False:
         return encoded
     if len(encoded) < _POOLS * size:
         if wanted:

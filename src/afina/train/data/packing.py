@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ...errors import RecipeError
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
-from ..tasks.base import Task
 from .encode import IGNORED, Encoded
 
 if TYPE_CHECKING:
@@ -67,15 +66,12 @@ def bins_of(lengths: Sequence[int], room: int) -> list[list[int]]:
     return bins
 
 
-def packed(recipe: Recipe, task: Task, encoded: Encoded, reporter: Reporter) -> Encoded:
+def packed(recipe: Recipe, encoded: Encoded, reporter: Reporter) -> Encoded:
     """The rows, packed; how many sequences they make is said, because that is what an epoch's steps are counted in.
 
     Raises:
-        RecipeError: the task has no sequences to share, or rows have task numbers.
+        RecipeError: rows have task numbers.
     """
-    if not task.packs:
-        raise RecipeError("rows of this task cannot share a sequence", where="training.packing", got=recipe.task,
-                          fix="leave it out")  # fmt: skip
     if recipe.data.task_column is not None:
         raise RecipeError("rows of different tasks cannot share a sequence", where="training.packing",
                           got=f"data.task_column={recipe.data.task_column}", fix="leave one of them out")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...cache import sha256
 from ...errors import DataError, did_you_mean
 
 Row = dict[str, Any]
@@ -35,6 +37,15 @@ class Rows:
     def where(self, index: int) -> str:
         """`file:line` of a row."""
         return f"{self.path}:{self.lines[index]}"
+
+    def digest(self) -> str:
+        """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
+        if self.path.is_file():
+            return sha256(self.path)
+        out = hashlib.sha256()
+        for row in self.values:
+            out.update(json.dumps(row, sort_keys=True, default=str).encode())
+        return out.hexdigest()
 
     def take(self, start: int, stop: int | None) -> Rows:
         """The rows from `start` up to `stop`."""

@@ -1,4 +1,4 @@
-"""The rows of a run: read, split, labelled, encoded."""
+"""The rows of a run: read, and split into those to train on and those held out."""
 
 from __future__ import annotations
 
@@ -6,25 +6,15 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ...errors import DataError
-from ..base.assets import locate
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
-from ..tasks import named
 from .columns import check_columns, renamed
-from .encode import Encoded
+from .embedded import locate_rows
 from .formats import IN_WORDS, recognise
-from .grouping import grouped
 from .hub_rows import PREFIX, read_hub
-from .labels import task_numbers
-from .packing import packed
-from .prompts import Prompter
 from .rows import Row, Rows, read_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -34,21 +24,10 @@ class Split:
     train: Rows
     held_out: Rows | None
 
-
-@dataclass(frozen=True)
-class Data:
-    """Encoded rows of a run; `labels` is None where the rows have no fixed set of answers."""
-
-    split: Split
-    train: Encoded
-    held_out: Encoded | None
-    labels: list[str] | None
-
     @property
-    def tasks(self) -> int:
-        """How many tasks the rows are numbered for; 0 where they are not."""
-        items = [*self.train.items, *(self.held_out.items if self.held_out is not None else ())]
-        return 1 + max((int(item.get("task_ids", -1)) for item in items), default=-1)
+    def parts(self) -> list[Rows]:
+        """What there is of them, training rows first."""
+        return [self.train] if self.held_out is None else [self.train, self.held_out]
 
 
 def read_split(recipe: Recipe, reporter: Reporter) -> Split:
@@ -92,7 +71,7 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
     name, mark, count = source.rpartition("#")
     sampled = bool(mark) and count.isdigit()
     name = name if sampled else source
-    rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate(name, reporter))
+    rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate_rows(name, reporter))
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     rows, shape = recognise(renamed(rows, columns))
@@ -115,48 +94,3 @@ def _sampled(rows: Rows, count: int, seed: int, reporter: Reporter) -> Rows:
 def _shared(train: list[Row], held_out: list[Row]) -> int:
     seen = {json.dumps(row, sort_keys=True, default=str) for row in train}
     return sum(json.dumps(row, sort_keys=True, default=str) in seen for row in held_out)
-
-
-def resolve_labels(recipe: Recipe, split: Split) -> list[str] | None:
-    """The labels of the task, checked on every row; None for free answers.
-
-    Raises:
-        DataError: a row's label is missing, of a wrong type or out of range; has file and line.
-    """
-    parts = [split.train] if split.held_out is None else [split.train, split.held_out]
-    return named(recipe.task).labels(recipe.data, parts)
-
-
-def encode(
-    recipe: Recipe,
-    split: Split,
-    labels: list[str] | None,
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    reporter: Reporter,
-) -> Data:
-    """Encode both parts and say what was cut.
-
-    Raises:
-        DataError: a row cannot be used.
-    """
-    task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
-
-    def one(rows: Rows) -> Encoded:
-        out = task.encode(rows, prompter, labels, vocab_size)
-        tasks = task_numbers(rows, recipe.data.task_column)
-        if tasks is not None:
-            for item, row in zip(out.items, out.source, strict=True):
-                item["task_ids"] = tasks[row]
-        return out
-
-    train = one(split.train)
-    held_out = one(split.held_out).by_length() if split.held_out is not None else None
-    for name, part in (("training", train), ("held-out", held_out)):
-        if part is not None:
-            reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
-    if not len(train):
-        raise DataError("no usable rows", where=split.train.path)
-    arrange = packed if recipe.training.packing else grouped
-    train = arrange(recipe, task, train, reporter)
-    return Data(split, train, held_out, labels)

@@ -13,9 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ...errors import NumericError
 from ...plan.usage import used_bytes
-from ..report.checkpoints import mark_complete, read_method_state, write_method_state
+from ..report.checkpoints import mark_complete
 from ..report.events import Progress, Reporter
 from .finite import first_not_finite, told_rows
+from .method_state import read_method_state, write_method_state
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]

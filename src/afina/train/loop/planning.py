@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...plan.usage import free_bytes, told_bytes
-from ..base.loading import base_location, config_of, load_tokenizer, vocab_size
-from ..data.split import Data, encode
+from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
+from ..data.encode import Data
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
+from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps
 from .run import prepared, wants_logits
 

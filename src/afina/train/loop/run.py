@@ -14,21 +14,23 @@ from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
-from ..answers.evaluate import Scores
-from ..base.loading import RECIPE_NAME, base_location, load_base, load_tokenizer, vocab_size
+from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..data.encode import Data
 from ..data.prompts import Prompter
-from ..data.split import Data, Split, encode, read_split, resolve_labels
+from ..data.split import Split, read_split
 from ..recipe.resuming import check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
 from ..recipe.yamlfile import dump
-from ..report.checkpoints import read_method_state
 from ..report.events import Reporter
-from ..report.output import REPORT, Output, claim
+from ..report.output import RECIPE_NAME, REPORT, Output, claim
 from ..report.results import card_section, plot_loss, report, write_json
+from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
+from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps, save, switched_off
+from .method_state import read_method_state
 from .trainer import Setup, make_trainer
 
 _BEFORE = "before.json"
@@ -81,7 +83,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     for remark in recipe.remarks:
         reporter.note(remark)
     split = read_split(recipe, reporter)
-    labels = resolve_labels(recipe, split)
+    labels = named(recipe.task).labels(recipe.data, split.parts)
     return _resolved(recipe, labels, reporter), split, labels
 
 
@@ -115,7 +117,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = method_config(recipe, total_steps=steps)
-    base = load_base(recipe, location, labels, tokenizer)
+    base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
@@ -174,7 +176,11 @@ def _measured(
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
-    values = report(recipe, data.split, trainable=trainable, total=total, before=before, after=after, training=training)
+    values = report(
+        task=recipe.task, method=recipe.method.type, base_model=recipe.model.path, trainable=trainable, total=total,
+        training=training, before=before, after=after,
+        data_sha256={rows.path.name: rows.digest() for rows in data.split.parts},
+    )  # fmt: skip
     _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)
 

@@ -8,10 +8,9 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
-from ..tasks import named
-from ..tasks.causal_lm import CausalLM
 from .sections import MethodSection, Recipe
 from .settings import embedded_recipes, load_recipe
+from .task_types import DEFAULT_TASK, known_task
 from .yamlfile import dump
 
 # What has no default, because only the user can know it; a value that shows the form.
@@ -34,7 +33,7 @@ def embedded_for(task: str) -> str:
     Raises:
         RecipeError: no such task.
     """
-    task = named(task).name
+    task = known_task(task)
     return next(name for name in embedded_recipes() if load_recipe(name).task == task)
 
 
@@ -50,7 +49,7 @@ def ready_recipe(method: str, overrides: Sequence[tuple[str, str]] = ()) -> str:
     from ...core.config import config_class
 
     kind: Any = config_class(method, where="--print-recipe")
-    task = next((value for key, value in reversed(overrides) if key == "task"), CausalLM.name)
+    task = next((value for key, value in reversed(overrides) if key == "task"), DEFAULT_TASK)
     fill = dict(_TO_FILL_IN.get(kind.method_type, {}))
     if any(key in fill for key in _BY_TASK):
         overrides = [("data.task_column", "task"), *overrides]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Task = Literal["causal_lm", "sequence_classification", "seq2seq", "token_classification", "preference", "reward"]
+from .task_types import DEFAULT_TASK, TaskName
 
 
 class Section(BaseModel):
@@ -149,7 +149,7 @@ class OutputSection(Section):
 class Recipe(Section):
     """All settings of a run."""
 
-    task: Task = Field(default="causal_lm", description="what the model is trained to do")
+    task: TaskName = Field(default=DEFAULT_TASK, description="what the model is trained to do")
     model: ModelSection
     data: DataSection
     method: MethodSection = Field(default_factory=MethodSection)

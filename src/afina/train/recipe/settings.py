@@ -16,7 +16,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ...errors import ConfigError, RecipeError, did_you_mean
+from ..report.output import RECIPE_NAME
 from .sections import Recipe
+from .task_types import TASK_TYPES
 from .yamlfile import parse
 
 _SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
@@ -212,7 +214,7 @@ def _same_method(a: str, b: str) -> bool:
 def _read(source: str) -> tuple[str, str]:
     path = Path(source).expanduser()
     if path.is_dir():
-        path = path / "recipe.yaml"
+        path = path / RECIPE_NAME
     embedded = embedded_recipes()
     if not path.is_file() and source in embedded:
         return (files("afina.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), source
@@ -261,8 +263,6 @@ def method_config(
         RecipeError: the method or one of its fields is unknown; names the nearest.
         ConfigError: a field's value is wrong.
     """
-    from ..tasks import named
-
     cls = _config_class(recipe.method.type)
     own = _method_fields(recipe.method.type)
     places = places or {}
@@ -275,17 +275,14 @@ def method_config(
     if "total_step" in own:
         fields.setdefault("total_step", total_steps or recipe.training.max_steps or _UNKNOWN_STEPS)
     try:
-        return cls(**fields, task_type=named(recipe.task).task_type)
+        return cls(**fields, task_type=TASK_TYPES[recipe.task])
     except TypeError as error:
         raise ConfigError(f"wrong settings for {recipe.method.type}", where=name, got=error) from error
 
 
 def _config_class(method: str) -> type[Any]:
-    from importlib import import_module
-
     from ...core.config import config_class
 
-    import_module("..methods", __package__)  # so that every method is registered
     return config_class(method, where="method.type")
 
 

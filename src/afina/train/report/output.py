@@ -13,8 +13,8 @@ from ...version import __version__
 from .checkpoints import newest_complete
 
 _MARK = "afina_run.json"
-REPORT = "report.json"
-"""Written last: a folder that has it holds a finished run."""
+RECIPE_NAME, REPORT = "recipe.yaml", "report.json"
+"""Of the run's settings; and written last: a folder that has it holds a finished run."""
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import resource
@@ -11,37 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from ...version import __version__
-from ..answers.evaluate import Scores
-from ..base.assets import sha256
-from ..data.rows import Rows
-from ..data.split import Split
-from ..recipe.sections import Recipe
+from .output import RECIPE_NAME
+from .scores import Scores
 
 
 def report(
-    recipe: Recipe,
-    split: Split,
     *,
+    task: str,
+    method: str,
+    base_model: str,
     trainable: int,
     total: int,
+    training: dict[str, Any],
     before: Scores | None,
     after: Scores | None,
-    training: dict[str, Any],
+    data_sha256: dict[str, str],
 ) -> dict[str, Any]:
     """All that was measured, and what it was measured with."""
     import torch
     import transformers
 
-    files = {rows.path.name: _fingerprint(rows) for rows in (split.train, split.held_out) if rows is not None}
     return {
-        "task": recipe.task,
-        "method": recipe.method.type,
-        "base_model": recipe.model.path,
+        "task": task,
+        "method": method,
+        "base_model": base_model,
         "parameters": {"trainable": trainable, "total": total, "share": trainable / total},
         "training": training,
         "before": before.as_dict() if before else None,
         "after": after.as_dict() if after else None,
-        "data_sha256": files,
+        "data_sha256": data_sha256,
         "peak_memory_mb": peak_memory_mb(),
         "versions": {
             "afina": __version__,
@@ -50,16 +47,6 @@ def report(
             "python": platform.python_version(),
         },
     }
-
-
-def _fingerprint(rows: Rows) -> str:
-    """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
-    if rows.path.is_file():
-        return sha256(rows.path)
-    digest = hashlib.sha256()
-    for row in rows.values:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def peak_memory_mb() -> float:
@@ -116,5 +103,5 @@ def card_section(values: dict[str, Any]) -> str:
         lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
     counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
-    lines += ["", f"Trained with {made_with}: {counts}; the settings are in `recipe.yaml`.", ""]
+    lines += ["", f"Trained with {made_with}: {counts}; the settings are in `{RECIPE_NAME}`.", ""]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """What a model can be trained to do: a file each, behind one small contract (`base.Task`).
 
-Whoever needs to know what differs between tasks asks `named(recipe.task)`; nothing else compares a task's name.
+Whoever needs to know what differs between tasks asks `named(recipe.task)`; nothing else compares a task's name. A task
+is a file here and a row of `recipe.task_types`; it knows how rows are encoded and answers judged, but no loop.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ...errors import RecipeError, did_you_mean
+from ..recipe.task_types import known_task
 from .base import Predictions, Task
 from .causal_lm import CausalLM
 from .preference import Preference
@@ -31,15 +32,7 @@ def named(name: str) -> Task:
     Raises:
         RecipeError: there is none; names the nearest.
     """
-    if name not in TASKS:
-        raise RecipeError("no such task", where="task", got=name, expected=", ".join(TASKS),
-                          fix=did_you_mean(name, TASKS))  # fmt: skip
-    return TASKS[name]
+    return TASKS[known_task(name)]
 
 
-def of_task_type(task_type: str | None) -> Task:
-    """The task that adapters with this `task_type` are made for; causal language models if they do not say."""
-    return next((task for task in TASKS.values() if task.task_type == task_type), TASKS[CausalLM.name])
-
-
-__all__ = ["TASKS", "Predictions", "Task", "named", "of_task_type"]
+__all__ = ["TASKS", "Predictions", "Task", "named"]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from ..answers.evaluate import Scores, share_right
+from ..answers.evaluate import share_right
 from ..answers.generate import answers, longest_label
 from ..data.labels import checked_labels, is_right, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter
-from .base import Job, Predictions, Task
-
-if TYPE_CHECKING:
-    from ..base.loading import Trained
+from ..report.scores import Scores
+from .base import Job, Predictions, Task, Trained
 
 FREE_ANSWER_TOKENS = 256
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..answers.evaluate import Scores
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
-from ..data.encode import Encoded, token_ids
+from ..base.base_model import load_base
+from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
-from ..recipe.sections import DataSection, Recipe
+from ..recipe.sections import DataSection, ModelSection, Recipe
+from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
+from ..report.scores import Scores
+from .arguments import training_arguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ..base.loading import Trained
-    from ..data.split import Data
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 _PROBE_TOKENS = 128
@@ -51,12 +51,46 @@ class Predictions:
     scores: Scores | None = None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A trained adapter on its base, ready to be used.
+
+    Attributes:
+        folder: the adapter's folder.
+        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
+        task: what it was trained to do.
+        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
+        tokenizer: the tokenizer that it was trained with.
+        is_adapter: whether it is an adapter on a base.
+        trained_on: storage of the base that it was trained on.
+    """
+
+    folder: Path
+    recipe: Recipe
+    task: Task
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    is_adapter: bool = True
+    trained_on: str = "none"
+
+    @property
+    def prompter(self) -> Prompter:
+        """Renders prompts as in training."""
+        return Prompter(self.recipe.data, self.tokenizer)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label names, where there is a fixed set."""
+        if self.recipe.data.labels is not None or not self.task.classes:
+            return self.recipe.data.labels
+        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+
+
 class Task(ABC):
     """How a model is loaded, fed, trained and judged for one task.
 
     Attributes:
-        name: as recipes write it.
-        task_type: the method's config is told this (`afina.TaskType`).
+        name: as recipes write it; a row of `recipe.task_types`.
         loader: transformers' auto class.
         columns: what rows of this task look like, for people.
         classes: whether the model's head has one output for each label.
@@ -68,7 +102,6 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    task_type: ClassVar[str]
     loader: ClassVar[str]
     columns: ClassVar[str]
     classes: ClassVar[bool] = False
@@ -77,6 +110,11 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     groups: ClassVar[bool] = True
     loss_only: ClassVar[bool] = True
+
+    @property
+    def task_type(self) -> str:
+        """What the method's config is told (`afina.TaskType`)."""
+        return TASK_TYPES[self.name]
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
         """The labels of the task, checked on every row of `parts` (training rows first); None for free answers.
@@ -92,6 +130,18 @@ class Task(ABC):
 
     def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need nothing
         """Finish a model that was just loaded."""
+
+    def load(
+        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
+        """The base model for this task; a classifier gets a fresh head with the labels' names.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        model = load_base(section, location, self.loader, self.load_options(labels))
+        self.loaded(model, tokenizer)
+        return model
 
     @abstractmethod
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
@@ -135,8 +185,6 @@ class Task(ABC):
         Raises:
             RecipeError: transformers refuses one.
         """
-        from ..loop.trainer import training_arguments
-
         return training_arguments(recipe, work, learning_rate, prediction_loss_only=self.loss_only)
 
     @abstractmethod

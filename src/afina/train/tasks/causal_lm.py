@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..data.encode import Encoded, encode_answers, rendered_answers
+from ..data.encode import Data, Encoded, encode_answers, rendered_answers
+from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
@@ -14,14 +15,11 @@ from .answering import Answering
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..data.split import Data
-
 
 class CausalLM(Answering):
     """Prompts and answers, or messages, in one sequence of tokens."""
 
     name: ClassVar[str] = "causal_lm"
-    task_type: ClassVar[str] = "CAUSAL_LM"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt and completion, or messages"
     streams: ClassVar[bool] = True
@@ -40,16 +38,12 @@ class CausalLM(Answering):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Pads labels with -100, by length and not by pad token."""
-        from ..data.packing import PackedCollator
-
         return PackedCollator(tokenizer)
 
     def trainer(
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
         """Packed rows must be kept apart by the model as it trains."""
-        from ..data.packing import check_apart
-
         out = super().trainer(recipe, model, tokenizer, data, arguments)
         if recipe.training.packing:
             check_apart(out.model, tokenizer)

@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model.peft_model import PeftModel
 from ...errors import DataError, RecipeError
 from ..answers.judge import preferences
-from ..data.encode import Encoded, check_vocabulary
+from ..data.encode import Data, Encoded, check_vocabulary
 from ..data.pairs import pair_of, prompt_text
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
 from ..report.events import Span
 from .answering import Answering
+from .arguments import refused, training_arguments
 from .base import BEFORE, Job
 from .of_pairs import OfPairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..data.split import Data
 
 _SOURCE = ("prompt", "chosen", "rejected")
 
@@ -35,7 +34,6 @@ class Preference(OfPairs, Answering):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
-    task_type: ClassVar[str] = "CAUSAL_LM"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True
@@ -87,8 +85,6 @@ class Preference(OfPairs, Answering):
         """TRL's settings."""
         from trl import DPOConfig
 
-        from ..loop.trainer import training_arguments
-
         return training_arguments(
             recipe, work, learning_rate, kind=DPOConfig, beta=recipe.training.beta, max_length=recipe.data.max_length
         )
@@ -98,8 +94,6 @@ class Preference(OfPairs, Answering):
     ) -> Any:
         """TRL's own, which tokenises by itself."""
         from trl import DPOTrainer
-
-        from ..loop.trainer import refused
 
         parts = {"train_dataset": as_dataset(data.train, _SOURCE),
                  "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip

@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..answers.evaluate import of_pairs
 from ..answers.judge import text_scores
-from ..data.encode import Encoded, check_vocabulary
+from ..data.encode import Data, Encoded, check_vocabulary
 from ..data.pairs import pair_of
 from ..data.prompts import Prompter, messages_of
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
 from ..report.events import Reporter, Span
-from .base import Job, Predictions
+from .arguments import refused, training_arguments
+from .base import Job, Predictions, Trained
 from .of_pairs import OfPairs
 from .preference import as_dataset
 from .sequence_classification import pad_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..base.loading import Trained
-    from ..data.split import Data
 
 _SIDES = ("chosen_ids", "rejected_ids")
 
@@ -34,7 +32,6 @@ class Reward(OfPairs):
     """Chosen and rejected texts."""
 
     name: ClassVar[str] = "reward"
-    task_type: ClassVar[str] = "SEQ_CLS"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
     groups: ClassVar[bool] = False
@@ -77,8 +74,6 @@ class Reward(OfPairs):
         """TRL's settings; rows are cut here, not dropped there."""
         from trl import RewardConfig
 
-        from ..loop.trainer import training_arguments
-
         return training_arguments(recipe, work, learning_rate, kind=RewardConfig, max_length=None)
 
     def trainer(
@@ -86,8 +81,6 @@ class Reward(OfPairs):
     ) -> Any:
         """TRL's own."""
         from trl import RewardTrainer
-
-        from ..loop.trainer import refused
 
         with refused("TRL's RewardTrainer"):
             return RewardTrainer(

@@ -18,7 +18,6 @@ class Seq2Seq(Answering):
     """Prompts for the encoder, answers for the decoder."""
 
     name: ClassVar[str] = "seq2seq"
-    task_type: ClassVar[str] = "SEQ_2_SEQ_LM"
     loader: ClassVar[str] = "AutoModelForSeq2SeqLM"
     columns: ClassVar[str] = "prompt and completion, or messages"
     encoder: ClassVar[bool] = True

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..answers.evaluate import Scores, share_right
+from ..answers.evaluate import share_right
 from ..answers.generate import class_probabilities
-from ..data.encode import Encoded, encode_classes
+from ..data.encode import Data, Encoded, encode_classes
 from ..data.labels import checked_labels, found_labels, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection, Recipe
 from ..report.events import Reporter, Span
+from ..report.scores import Scores
 from .answering import label_scores
-from .base import Job, Predictions, Task
+from .base import Job, Predictions, Task, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ..base.loading import Trained
-    from ..data.split import Data
 
 
 def head_options(labels: list[str] | None) -> dict[str, Any]:
@@ -41,7 +39,6 @@ class SequenceClassification(Task):
     """Texts and labels."""
 
     name: ClassVar[str] = "sequence_classification"
-    task_type: ClassVar[str] = "SEQ_CLS"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "text and label"
     classes: ClassVar[bool] = True

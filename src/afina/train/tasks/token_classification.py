@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError
-from ..answers.evaluate import Scores
 from ..answers.judge import token_classes
 from ..data.encode import IGNORED, Encoded, check_vocabulary
 from ..data.entities import entity_f1, is_bio
@@ -18,13 +17,13 @@ from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter, Span
-from .base import Job, Predictions, Task
+from ..report.scores import Scores
+from .base import Job, Predictions, Task, Trained
 from .sequence_classification import head_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ..base.loading import Trained
 
 TAGS = "tags"
 
@@ -45,7 +44,6 @@ class TokenClassification(Task):
     """Words and their tags."""
 
     name: ClassVar[str] = "token_classification"
-    task_type: ClassVar[str] = "TOKEN_CLS"
     loader: ClassVar[str] = "AutoModelForTokenClassification"
     columns: ClassVar[str] = "tokens and tags, two lists of one length"
     classes: ClassVar[bool] = True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ..base.loading import Trained
 from ..data.rows import Rows
 from ..report.events import Reporter
-from ..tasks import Predictions, named
+from ..tasks.base import Predictions, Trained
 
 
 def predict(
@@ -16,4 +15,4 @@ def predict(
     Raises:
         DataError: a row lacks a column that the task needs, or has a label out of range.
     """
-    return named(trained.recipe.task).predict(trained, rows, reporter, batch_size, max_new_tokens)
+    return trained.task.predict(trained, rows, reporter, batch_size, max_new_tokens)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
 from ..answers.generate import greedy, left_padded, stream
-from ..base.loading import base_location, load_base, load_tokenizer, recipe_of
+from ..base.base_model import base_location, load_tokenizer
 from ..data.encode import token_ids
 from ..data.prompts import Prompter
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..report.events import Progress, Reporter
 from ..tasks import named
+from .trained import recipe_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,8 +109,8 @@ def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, st
         RecipeError: no such base, a name that cannot be used, or an adapter that does not generate text.
         CheckpointError: an adapter is damaged or for another base.
     """
-    from ... import PeftModel
     from ...core.combine.folder import load_adapters
+    from ...core.model.peft_model import PeftModel
 
     if BASE in adapters:
         raise RecipeError("this name is the base model's", got=f"{BASE}={adapters[BASE]}", expected="another name")
@@ -123,7 +124,8 @@ def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, st
     location = base_location(section, reporter)
     tokenizer = load_tokenizer(location, section, reporter)
     first, *others = adapters
-    model = PeftModel.from_pretrained(load_base(plain, location, None, tokenizer), adapters[first], first)
+    loaded = named(plain.task).load(section, location, None, tokenizer)
+    model = PeftModel.from_pretrained(loaded, adapters[first], first)
 
     def progress(done: int, total: int) -> None:
         reporter.progress(Progress("loading adapters", done, total))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import PeftConfig, methods
-from ..errors import AfinaError, CheckpointError
-from ..methods.about import about_methods
+from ...core.config import PeftConfig, methods
+from ...errors import AfinaError, CheckpointError
+from ...methods.about import about_methods
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _STEPS = 1000
@@ -102,8 +102,8 @@ def counts(
 
 
 def _count(name: str, family: str, model: Any) -> Count:
-    from ..core.model.mapping import get_peft_model
-    from ..core.prompts.encoder import PromptEncoder
+    from ...core.model.mapping import get_peft_model
+    from ...core.prompts.encoder import PromptEncoder
 
     method = methods()[name]
     if family == "baseline":
@@ -124,7 +124,7 @@ def _count(name: str, family: str, model: Any) -> Count:
 
 def _task(model: Any) -> Any:
     """The task that a model's class is for, as prompts need to know it."""
-    from ..core.config import TaskType
+    from ...core.config import TaskType
 
     name = type(model).__name__
     ends = {"ForCausalLM": TaskType.CAUSAL_LM, "LMHeadModel": TaskType.CAUSAL_LM,

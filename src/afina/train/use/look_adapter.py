@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.config import PeftConfig, TaskType
-from ..core.disk.adapter_file import AdapterFile
-from ..core.disk.checkpoint import open_adapter
-from ..train.report.output import REPORT
+from ...core.config import PeftConfig, TaskType
+from ...core.disk.adapter_file import AdapterFile
+from ...core.disk.checkpoint import open_adapter
+from ..recipe.task_types import TASK_TYPES, of_task_type
+from ..report.output import REPORT
+from ..tasks import named
 from .look_model import on_meta
 
 _PLAIN = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
@@ -91,24 +93,17 @@ def check_fit(folder: Path, base: str) -> int:
     Raises:
         CheckpointError, TargetError, ConfigError: it does not fit; the first tensor or fact that differs is named.
     """
-    from ..core.model.peft_model import PeftModel
+    from ...core.model.peft_model import PeftModel
 
     file = open_adapter(folder)
     settings: dict[str, Any] = {}
-    kind = _AUTO.get(_task(file.config))
+    made_for = _task(file.config)
+    kind = named(of_task_type(made_for)).loader if made_for in TASK_TYPES.values() else None
     if file.config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
         settings["num_labels"] = _labels(file)
     model = on_meta(base, kind, **settings)
     PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True)
     return len(file.shapes())
-
-
-_AUTO = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-}  # fmt: skip
 
 
 def _labels(file: AdapterFile) -> int:

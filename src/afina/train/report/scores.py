@@ -1,0 +1,62 @@
+"""What was measured of a model on held-out rows, in numbers and in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured.
+
+    Attributes:
+        loss: mean held-out loss; None where rows were only predicted.
+        rows: number of rows.
+        accuracy: share of right answers, or None; a language model's greedy answer must be exactly the label
+            (`labels.is_right`).
+        low, high: its Wilson 95 % interval, where the rows are independent of each other.
+        majority: accuracy of always giving the commonest label.
+        samples: a few answers as (prompt, expected, got).
+        f1: micro F1 of entities.
+        metric: what `accuracy` is called.
+    """
+
+    loss: float | None
+    rows: int
+    accuracy: float | None = None
+    low: float | None = None
+    high: float | None = None
+    majority: float | None = None
+    samples: tuple[tuple[str, str, str], ...] = ()
+    f1: float | None = None
+    metric: str = "accuracy"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; samples as objects."""
+        samples = [{"prompt": p, "expected": e, "got": g} for p, e, g in self.samples]
+        return {**asdict(self), "samples": samples}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scores:
+        """The scores that `as_dict` gave."""
+        samples = tuple((s["prompt"], s["expected"], s["got"]) for s in values["samples"])
+        return cls(**{**values, "samples": samples})
+
+    @property
+    def beside(self) -> list[str]:
+        """What the accuracy must be read with, in words."""
+        out = [] if self.low is None else [f"95 % interval {self.low:.3f} to {self.high:.3f}"]
+        return out if self.majority is None else [*out, f"majority {self.majority:.3f}"]
+
+    def __str__(self) -> str:
+        """The scores in words."""
+        parts = []
+        if self.accuracy is not None:
+            beside = f" ({'; '.join(self.beside)})" if self.beside else ""
+            parts.append(f"{self.metric} {self.accuracy:.3f}{beside}")
+        if self.f1 is not None:
+            parts.append(f"entity F1 {self.f1:.3f}")
+        if self.loss is not None:
+            parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
+        return ", ".join(parts)

@@ -1,0 +1,74 @@
+"""From the rows of a run to what its trainer takes: encoded as the task says, packed or grouped as the recipe says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...errors import DataError, RecipeError
+from ..data.encode import Data, Encoded
+from ..data.grouping import grouped
+from ..data.labels import task_numbers
+from ..data.packing import packed
+from ..data.prompts import Prompter
+from ..data.rows import Rows
+from ..data.split import Split
+from ..recipe.sections import Recipe
+from ..report.events import Reporter
+from . import named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode(
+    recipe: Recipe,
+    split: Split,
+    labels: list[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    reporter: Reporter,
+) -> Data:
+    """Encode both parts and say what was cut.
+
+    Raises:
+        DataError: a row cannot be used.
+        RecipeError: the recipe wants what rows of this task cannot do.
+    """
+    task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
+
+    def one(rows: Rows) -> Encoded:
+        out = task.encode(rows, prompter, labels, vocab_size)
+        tasks = task_numbers(rows, recipe.data.task_column)
+        if tasks is not None:
+            for item, row in zip(out.items, out.source, strict=True):
+                item["task_ids"] = tasks[row]
+        return out
+
+    train = one(split.train)
+    held_out = one(split.held_out).by_length() if split.held_out is not None else None
+    for name, part in (("training", train), ("held-out", held_out)):
+        if part is not None:
+            reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
+    if not len(train):
+        raise DataError("no usable rows", where=split.train.path)
+    return Data(split, _arranged(recipe, train, reporter), held_out, labels)
+
+
+def _arranged(recipe: Recipe, train: Encoded, reporter: Reporter) -> Encoded:
+    """The rows packed, or grouped by length.
+
+    Raises:
+        RecipeError: the recipe wants what rows of this task cannot do.
+    """
+    task, t = named(recipe.task), recipe.training
+    if t.packing:
+        if not task.packs:
+            raise RecipeError("rows of this task cannot share a sequence", where="training.packing", got=recipe.task,
+                              fix="leave it out")  # fmt: skip
+        return packed(recipe, train, reporter)
+    if task.groups:
+        return grouped(recipe, train, reporter)
+    if t.group_by_length:
+        raise RecipeError("the trainer of this task draws its rows by itself", where="training.group_by_length",
+                          got=recipe.task, fix="leave it out")  # fmt: skip
+    return train

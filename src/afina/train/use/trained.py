@@ -1,0 +1,98 @@
+"""A trained adapter back on its base, or a model that was trained as a whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...errors import CheckpointError
+from ..base import quantize
+from ..base.base_model import base_location, load_tokenizer
+from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
+from ..recipe.settings import load_recipe
+from ..recipe.task_types import of_task_type
+from ..report.events import Reporter
+from ..report.output import RECIPE_NAME, REPORT
+from ..tasks import named
+from ..tasks.base import Trained
+
+
+def recipe_of(folder: Path, base: str | None = None) -> Recipe:
+    """The recipe that trained an adapter, or what its config tells where there is none.
+
+    Args:
+        base: the base model, in place of the one that the adapter names.
+
+    Raises:
+        CheckpointError: it is not an adapter folder, or names no base.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
+    recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder, base)
+    if base is not None:
+        recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "path": base, "revision": None})
+    return recipe
+
+
+def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None) -> Trained:
+    """Load an adapter folder with the base that it names, or a model that was trained as a whole.
+
+    Args:
+        storage: of the base (`model.quantize`); the one that it was trained on if None.
+        base: the base model, in place of the one that the adapter names.
+
+    Raises:
+        RecipeError: no such storage.
+        CheckpointError: it is not an adapter folder, or a part cannot be loaded.
+    """
+    from ...core.model.peft_model import PeftModel
+
+    whole = not (folder / "adapter_config.json").is_file() and (folder / REPORT).is_file()
+    if whole:
+        return _load_whole(folder, reporter)
+    recipe = recipe_of(folder, base)
+    trained_on = recipe.model.quantize
+    if storage is not None:
+        recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
+    location = base_location(recipe.model, reporter)
+    reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
+    own = folder / "tokenizer_config.json"
+    tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
+    task = named(recipe.task)
+    model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
+    model.eval()
+    return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
+
+
+def _load_whole(folder: Path, reporter: Reporter) -> Trained:
+    """A model that was trained as a whole."""
+    recipe = load_recipe(str(folder))
+    tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
+    task = named(recipe.task)
+    model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
+    model.eval()
+    return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)
+
+
+def _recipe_of_config(folder: Path, base: str | None = None) -> Recipe:
+    """What an adapter made elsewhere says of itself."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = base or config.get("base_model_name_or_path", config.get("model_name"))
+        task = config.get("task_type")
+        made_for = str(config.get("model_class", "ForCausalLM"))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError("not a JSON object", where=folder / "adapter_config.json") from error
+    if not isinstance(base, str):
+        raise CheckpointError("the adapter does not name its base model", where=folder / "adapter_config.json")
+    if not made_for.endswith(("ForCausalLM", "LMHeadModel")):
+        raise CheckpointError("AdapterHub's prediction heads are not read, so this adapter cannot answer by itself",
+                              where=folder, got=made_for, expected="a causal language model",
+                              fix="load it on a model of your own with PeftModel.from_pretrained")  # fmt: skip
+    return Recipe(
+        task=of_task_type(task),
+        model=ModelSection(path=base),
+        data=DataSection(train=""),
+        output=OutputSection(dir=str(folder)),
+    )
