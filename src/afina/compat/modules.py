@@ -36,7 +36,7 @@ _OTHER = {
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.inject.architectures:DEFAULT_TARGETS",
     "EMBEDDING_LAYER_NAMES": "afina.core.inject.architectures:EMBEDDING_NAMES",
     "SEQ_CLS_HEAD_NAMES": "afina.core.inject.architectures:HEAD_NAMES",
-    "ModulesToSaveWrapper": "afina.core.hosts.host:ModulesToSaveWrapper",
+    "ModulesToSaveWrapper": "afina.core.hosts.host_kinds:ModulesToSaveWrapper",
     # Its keys are asked of every layer that it stands for.
     "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
     "_get_submodules": _FUNCTIONAL + "get_submodules",

@@ -15,7 +15,8 @@ from torch import nn
 
 from ..core.config import PeftConfig, methods
 from ..core.hosts.adapter import Adapter
-from ..core.hosts.host import Host, ModulesToSaveWrapper
+from ..core.hosts.host import Host
+from ..core.hosts.host_kinds import ModulesToSaveWrapper
 from ..core.hosts.tuner import Tuner
 from ..core.model.peft_model import PeftModel
 from ..core.prompts.encoder import PromptEncoder

@@ -10,7 +10,7 @@ from torch import nn
 
 import afina
 from afina.core.hosts.host import Host, hosts
-from afina.core.hosts.read_host import ReadHost
+from afina.core.hosts.host_kinds import ReadHost
 from afina.errors import AfinaWarning, ConfigError, MergeError, NotAWeight
 
 from ..tiny import bits, config, inputs, mlp, nudge, same_bits, trained

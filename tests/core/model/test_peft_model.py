@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import afina
-from afina.core.hosts.host import ModulesToSaveWrapper
+from afina.core.hosts.host_kinds import ModulesToSaveWrapper
 from afina.errors import AfinaError, AfinaWarning, NameTakenError
 
 from ..tiny import bert, bits, config, inputs, llama, mlp, nudge, same_bits, trained

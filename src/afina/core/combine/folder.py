@@ -12,7 +12,7 @@ from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
 from ..hosts import tuner
-from ..inject.injection import check_name
+from ..hosts.tuner import check_name
 
 if TYPE_CHECKING:
     from ..model.peft_model import PeftModel

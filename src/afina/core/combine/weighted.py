@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ...errors import ConfigError, MergeError, NameTakenError, NotMergeable
 from ..config import LayerConfig, PeftConfig
 from ..hosts.adapter import Adapter
-from ..hosts.host import Host, ModulesToSaveWrapper, hosts
+from ..hosts.host import Host, hosts
+from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
-from ..hosts.tuner import check_known
-from ..inject.injection import check_name, inject
+from ..hosts.tuner import check_known, check_name
+from ..inject.injection import inject
 from ..inject.places import places, ranks_at
 from ..prompts.encoder import PromptLearningConfig
 from . import task_vectors

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..hosts.host import Host, ModulesToSaveWrapper, hosts
+from ..hosts.host import Host, hosts
+from ..hosts.host_kinds import ModulesToSaveWrapper
 
 SAMPLED_LAYERS = 64
 SAMPLED_NUMBERS = 256

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, nearest
 from ..hosts.adapter import Adapter
-from ..hosts.host import Host, ModulesToSaveWrapper, hosts
+from ..hosts.host import Host, hosts
+from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..prompts.encoder import PromptEncoder
 from . import embeddings
 from .names import Piece, layout, piece_state, pieces, prompt_piece, shared_piece

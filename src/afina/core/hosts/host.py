@@ -281,29 +281,6 @@ class Host(LightModule, ReferenceSpelling):
         return getattr(modules[self.base_slot], name) if spelled is None else spelled
 
 
-class ModulesToSaveWrapper(Host):
-    """A whole module of which each adapter trains a copy (`modules_to_save`)."""
-
-    base_slot = "original_module"
-    adapter_slot = "modules_to_save"
-
-    @property
-    def base_layer(self) -> nn.Module:
-        """The frozen module, under the name that hosts use."""
-        module = self._modules[self.base_slot]
-        assert module is not None
-        return module
-
-    def merge(
-        self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
-    ) -> None:
-        """A copy is not merged; `result` gives it when the host goes."""
-
-    def result(self, keep: bool = True) -> nn.Module:
-        found = self.stack[-1] if self.stack and keep else None
-        return found.copy if isinstance(found, Replacement) else self.base_layer
-
-
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:
     """Every host of a model with its path."""
     return ((name, module) for name, module in outside_adapters(model) if isinstance(module, Host))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +23,9 @@ from .host import Host, hosts
 from .routing import routers
 from .walk import shared_holder
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
+
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of all adapters on a model, in the order of their arrival."""
@@ -34,6 +38,23 @@ def scope_of(model: nn.Module) -> Scope:
     found = getattr(model, "scope", None) if isinstance(model, Tuner) else None
     found = found or next((h.scope for _, h in hosts(model)), None)
     return Scope() if found is None else found
+
+
+def check_name(name: str) -> None:
+    """Refuse adapter names that could not be a folder or a module.
+
+    Raises:
+        NameTakenError: with the allowed form.
+    """
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or _RESERVED.fullmatch(name)
+        or hasattr(nn.ModuleDict, name)
+        or hasattr(nn.ParameterDict, name)
+    ):
+        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
+                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:

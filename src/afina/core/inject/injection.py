@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -15,35 +14,15 @@ from torch import nn
 from ...errors import AfinaWarning, NameTakenError, TargetError, nearest
 from ..config import LayerConfig, method
 from ..hosts.adapter import Adapter, Site
-from ..hosts.host import Host, ModulesToSaveWrapper
-from ..hosts.read_host import ReadHost
+from ..hosts.host import Host
+from ..hosts.host_kinds import ModulesToSaveWrapper, ReadHost
 from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
-from ..hosts.tuner import adapter_names, scope_of
+from ..hosts.tuner import adapter_names, check_name, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.weights import BaseWeight
 from .patterns import name_in
 from .targets import Slot, output_head, select_slots, slots
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
-
-
-def check_name(name: str) -> None:
-    """Refuse adapter names that could not be a folder or a module.
-
-    Raises:
-        NameTakenError: with the allowed form.
-    """
-    if (
-        not isinstance(name, str)
-        or not _NAME.fullmatch(name)
-        or _RESERVED.fullmatch(name)
-        or hasattr(nn.ModuleDict, name)
-        or hasattr(nn.ParameterDict, name)
-    ):
-        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
-                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
 
 
 @dataclass

@@ -10,7 +10,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def changes(change: _F) -> _F:
-    """Decorates a method of a `PeftModel`: it waits until the calls of other threads have ended, and theirs wait for it.
+    """Decorates a method of a `PeftModel`: it waits until the calls of other threads have ended, and they for it.
 
     Raises:
         ConfigError: inside a call, while another thread waits to change adapters too.

@@ -18,7 +18,7 @@ from ...errors import ConfigError
 from ..config import TaskType, method
 from ..hosts.batch_rows import BASE, Rows
 from ..hosts.host import hosts
-from ..hosts.read_host import ReadHost
+from ..hosts.host_kinds import ReadHost
 from ..hosts.routing import routers
 from ..prompts.mixed import can_mix
 

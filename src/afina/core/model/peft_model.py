@@ -68,7 +68,7 @@ class PeftModel(Running):
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
-            inject.check_name(name)
+            tuner.check_name(name)
             inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
             self.base_model.add_prompt(name, config, autocast)
             return self._record(name, config)

@@ -1,11 +1,14 @@
-"""Hosts whose parents read weights instead of calling the layer."""
+"""Hosts of other kinds: of layers whose parents read their weights, and of modules that adapters train copies of."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterable
+
+from torch import Tensor, nn
 
 from .calls import current
 from .host import Host
+from .replacement import Replacement
 from .view import View
 
 
@@ -37,3 +40,26 @@ class ReadHost(Host):
             return self.base.weight, self.base.bias
         weight, bias = View(self, stack, None, bias=own_bias, call=call).params()
         return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
+
+
+class ModulesToSaveWrapper(Host):
+    """A whole module of which each adapter trains a copy (`modules_to_save`)."""
+
+    base_slot = "original_module"
+    adapter_slot = "modules_to_save"
+
+    @property
+    def base_layer(self) -> nn.Module:
+        """The frozen module, under the name that hosts use."""
+        module = self._modules[self.base_slot]
+        assert module is not None
+        return module
+
+    def merge(
+        self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
+    ) -> None:
+        """A copy is not merged; `result` gives it when the host goes."""
+
+    def result(self, keep: bool = True) -> nn.Module:
+        found = self.stack[-1] if self.stack and keep else None
+        return found.copy if isinstance(found, Replacement) else self.base_layer
