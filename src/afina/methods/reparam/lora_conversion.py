@@ -25,8 +25,8 @@ from ...core.config import LayerConfig
 from ...core.disk.checkpoint import get_peft_model_state_dict, save_adapter
 from ...core.disk.names import layout
 from ...core.hosts.adapter import Adapter
-from ...core.hosts.host import Host
-from ...core.hosts.host_kinds import ModulesToSaveWrapper, hosts
+from ...core.hosts.host import Host, hosts
+from ...core.hosts.host_kinds import ModulesToSaveWrapper
 from ...core.hosts.routing import routers
 from ...core.hosts.tuner import check_known, scope_of
 from ...core.inject.places import places, ranks_at
