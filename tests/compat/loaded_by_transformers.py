@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.core.config import methods
+from afina.core.hosts.calls import entered
+from afina.core.hosts.tuner import adapter_names, scope_of
 from afina.core.prompts.encoder import PromptLearningConfig
 
 warnings.simplefilter("ignore")
@@ -50,11 +52,9 @@ def base():
 
 
 def outputs(model):
-    for module in model.modules():
-        if "task_ids" in vars(module):
-            # Told by the wrapped model's forward, which transformers' own has not.
-            module.task_ids = torch.zeros(2, dtype=torch.long)
-    with torch.no_grad():
+    # What the wrapped model's forward takes out of its arguments, and transformers' own does not.
+    inputs = {name: {"task_ids": torch.zeros(2, dtype=torch.long)} for name in adapter_names(model)}
+    with torch.no_grad(), entered(scope_of(model), inputs=inputs):
         return model(IDS).logits
 
 
