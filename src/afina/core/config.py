@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError, did_you_mean
 from .files.jsonfile import read_json_object, write_json
-from .registry import Method, PeftType, methods, register
+from .registry import Method, PeftType, first_use, methods, register
 from .validate import validate_fields
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class PeftConfig:
     """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
 
     def __post_init__(self) -> None:
+        first_use()
         if self.method_type:
             if self.peft_type is not None and str(self.peft_type) != self.method_type:
                 raise ConfigError(

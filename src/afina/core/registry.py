@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -87,6 +88,13 @@ _T = TypeVar("_T", bound=type[Any])
 def methods() -> dict[str, Method]:
     """Every registered method by its peft_type, in alphabetic order of the files."""
     return _REGISTRY.loaded()
+
+
+@functools.cache
+def first_use() -> None:
+    """Called when configs are made: the first one is when libraries have to take afina's models for theirs."""
+    # By name and late, as the methods: the core knows nothing of other libraries.
+    importlib.import_module(f"{__package__.partition('.')[0]}.compat.default").begin()
 
 
 def register(peft_type: str, config: type[PeftConfig]) -> Callable[[_T], _T]:

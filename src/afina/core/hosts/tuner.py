@@ -88,7 +88,8 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
 
 def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
     """Freeze or unfreeze adapters without activating them."""
-    names, container = list(names), getattr(model, "base_model", model)
+    # A tuner answers for its model, whose own `base_model` that would be.
+    names, container = list(names), model if isinstance(model, Tuner) else getattr(model, "base_model", model)
     for name, encoder in container.prompt_encoder.items() if isinstance(container, Tuner) else ():
         assert isinstance(encoder, PromptEncoder)
         for parameter in encoder.trainable().values() if name in names else ():

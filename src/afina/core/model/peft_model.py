@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from ...errors import AfinaWarning, ConfigError
-from ..combine.unload import delete, fuse, strip
+from ...errors import ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType
 from ..disk import card
-from ..disk.checkpoint import layer_config
+from ..disk.checkpoint import get_peft_model_state_dict, layer_config
 from ..hosts import tuner
 from ..hosts.calls import switched_off
 from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
 from ..inject.architectures import HEAD_NAMES
+from ..layers.kbit import require_input_gradients
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
 from .base_tuner import BaseTuner
@@ -63,7 +62,6 @@ class PeftModel(Running):
         self._never_called_checked = False
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
-        self._names: tuple[str, ...] = (adapter_name,)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         self._add_heads(config)
@@ -104,39 +102,15 @@ class PeftModel(Running):
     ) -> None:
         """Add a fresh adapter; it is not activated. Any method may join any other."""
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
-        tuner.activate(self.base_model, self._names, trainable=self._trainable())
+        tuner.activate(self.base_model, self.base_model.active, trainable=self._trainable())
 
-    @changes
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
-        tuner.check_known(names, self.peft_config)
-        merged = {n for _, h in hosts(self) for n in h.merged}
-        if merged:
-            warnings.warn(f"unmerging {', '.join(sorted(merged))} before switching", AfinaWarning, stacklevel=2)
-            self.unmerge_adapter()
-        self._names = names
-        tuner.activate(self.base_model, names, trainable=() if inference_mode else None)
+        self.base_model.set_adapter(adapter_name, inference_mode)
 
-    @changes
-    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Freeze or unfreeze adapters without activating them."""
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        tuner.check_known(names, self.peft_config)
-        tuner.set_requires_grad(self, names, requires_grad)
-
-    @changes
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
-        tuner.check_known([adapter_name], self.peft_config)
-        delete(self.base_model, adapter_name)
-        del self.base_model.peft_config[adapter_name]
-        left = tuple(n for n in self._names if n != adapter_name)
-        if not left and self.peft_config:
-            left = (next(iter(self.peft_config)),)
-            warnings.warn(f"adapter {left[0]!r} is active now", AfinaWarning, stacklevel=2)
-        self._names = left
-        tuner.activate(self.base_model, left)
+        self.base_model.delete_adapter(adapter_name)
 
     @classmethod
     def for_config(cls, config: PeftConfig) -> type[PeftModel]:
@@ -150,55 +124,6 @@ class PeftModel(Running):
         with switched_off(self.base_model.scope):
             yield
 
-    @changes
-    def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = True, requantise: bool = False
-    ) -> None:
-        """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
-
-        Args:
-            requantise: merge into quantised weights too, and warn of how much of the update that lost.
-
-        Raises:
-            NotMergeable, NumericError, MergeError: nothing was changed.
-        """
-        names = tuple(adapter_names or self._names)
-        tuner.check_known(names, self.peft_config)
-        if adapter_names and names != self._names[: len(names)]:
-            warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
-                          "changes", AfinaWarning, stacklevel=2)  # fmt: skip
-        tuner.merge(self.base_model, names, requantise)
-
-    @changes
-    def unmerge_adapter(self) -> None:
-        """Give every base weight its original bits back."""
-        tuner.unmerge(self.base_model)
-
-    @changes
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = True,
-        adapter_names: list[str] | None = None,
-        requantise: bool = False,
-    ) -> nn.Module:
-        """The base model with adapters (the active ones) merged for good; `requantise` as for `merge_adapter`.
-
-        Raises:
-            NotMergeable, NumericError, MergeError: nothing was changed.
-        """
-        names = tuple(adapter_names or self._names)
-        tuner.check_known(names, self.peft_config)
-        fuse(self.base_model, names, requantise)
-        return self.get_base_model()
-
-    @changes
-    def unload(self) -> nn.Module:
-        """The base model with its original bits and without adapters."""
-        tuner.unmerge(self.base_model)
-        strip(self.base_model, keep_saved=False)
-        return self.get_base_model()
-
     @property
     def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
         """Adapter name -> its config."""
@@ -207,16 +132,16 @@ class PeftModel(Running):
     @property
     def active_adapters(self) -> list[str]:
         """The active adapters, in the order in which they apply."""
-        return list(self._names)
+        return list(self.base_model.active)
 
     @property
     def active_adapter(self) -> str:
         """The (first) active adapter."""
-        return self._names[0] if self._names else ""
+        return next(iter(self.base_model.active), "")
 
     @active_adapter.setter
     def active_adapter(self, name: str) -> None:
-        self.set_adapter(name)
+        self.base_model.set_adapter(name)
 
     @property
     def active_peft_config(self) -> PeftConfig:
@@ -229,7 +154,7 @@ class PeftModel(Running):
         return self.active_peft_config.peft_type
 
     def _trainable(self) -> tuple[str, ...]:
-        return tuple(n for n in self._names if not self.peft_config[n].inference_mode)
+        return tuple(n for n in self.base_model.active if not self.peft_config[n].inference_mode)
 
     def get_base_model(self) -> nn.Module:
         """The user's model, with hosts in it."""
@@ -238,6 +163,16 @@ class PeftModel(Running):
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters; of quantised weights, the number that they stand for."""
         return count_parameters(self)
+
+    def get_nb_savable_parameters(self, adapter_name: str = "default") -> tuple[int, int]:
+        """(in the adapter's file, all) numbers of parameters."""
+        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        return sum(t.numel() for t in state.values()), count_parameters(self)[1]
+
+    def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> None:
+        """Let gradients flow into the embeddings' output, unless the model is quantised, whose preparation does it."""
+        if not getattr(model, "is_quantized", False):
+            require_input_gradients(model)
 
     def print_trainable_parameters(self) -> None:
         """Print how much trains."""

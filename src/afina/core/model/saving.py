@@ -70,7 +70,6 @@ class Files(nn.Module):
         base_model: tuner.Tuner
         peft_config: dict[str, PeftConfig]
         active_adapter: str
-        _names: tuple[str, ...]
 
         def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
         def _trainable(self) -> tuple[str, ...]: ...
@@ -190,7 +189,7 @@ class Files(nn.Module):
         with _undone_on_error(lambda: self._delete_all_but(before)):
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
         if fresh:
-            tuner.activate(self.base_model, self._names, trainable=trainable)
+            tuner.activate(self.base_model, self.base_model.active, trainable=trainable)
         return LoadResult([], [])
 
     def _delete_all_but(self, names: set[str]) -> None:
@@ -242,7 +241,9 @@ class Files(nn.Module):
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""
-        config = self.peft_config[self.active_adapter] if self._names else next(iter(self.peft_config.values()))
+        config = (
+            self.peft_config[self.active_adapter] if self.base_model.active else next(iter(self.peft_config.values()))
+        )
         write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
