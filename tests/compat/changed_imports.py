@@ -36,6 +36,9 @@ def scenarios_in(folder: Path) -> Path:
 
 def packages_without_peft(folder: Path) -> Path:
     """The installed packages, but for `peft`."""
+    # Libraries tell by this name what is installed.
+    folder = folder / "site-packages"
+    folder.mkdir()
     for place in site.getsitepackages():
         for entry in Path(place).iterdir():
             if not entry.name.startswith(("peft", "__")) and entry.suffix != ".pth":

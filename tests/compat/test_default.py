@@ -43,7 +43,7 @@ def test_libraries_take_the_stand_in_for_peft_from_the_first_config_on(before, w
 {before}
 from afina import LoraConfig, PeftModel
 import sys
-assert "peft" not in sys.modules or sys.modules["peft"].__file__
+assert hasattr(sys.modules.get("peft", sys.modules["torch"]), "__file__")
 LoraConfig()
 import transformers.trainer
 from transformers.utils import is_peft_available
@@ -95,7 +95,7 @@ from afina import LoraConfig
 LoraConfig()
 import sys
 import trl.trainer.sft_trainer as m
-assert m.LoraConfig is LoraConfig if hasattr(m, "LoraConfig") else m.peft.__file__ is None
+assert m.LoraConfig is LoraConfig if hasattr(m, "LoraConfig") else not hasattr(m.peft, "__file__")
 """
     done = run_code(code, None)
     assert done.returncode == 0, done.stderr

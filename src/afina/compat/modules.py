@@ -117,6 +117,9 @@ class StandIn(ModuleType):
 
     asked: Callable[[], None]
 
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self.__name__,)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -149,7 +152,8 @@ def stand_in_module(name: str, version: str, asked: Callable[[], None]) -> Stand
     what they imported from peft."""
     module = StandIn(name, doc="afina standing in for peft")
     spec = ModuleSpec(name, loader=None, origin="afina.compat", is_package=True)
-    module.__spec__, module.__path__, module.__file__ = spec, [], None
+    # No `__file__`: where it is None, `inspect` fails on whatever stands in a file of the real package.
+    module.__spec__, module.__path__ = spec, []
     vars(module).update(__version__=version, asked=asked)
     return module
 

@@ -50,8 +50,8 @@ def check_name(name: str) -> None:
         not isinstance(name, str)
         or not _NAME.fullmatch(name)
         or _RESERVED.fullmatch(name)
-        or hasattr(nn.ModuleDict, name)
-        or hasattr(nn.ParameterDict, name)
+        or hasattr(nn.ModuleDict(), name)
+        or hasattr(nn.ParameterDict(), name)
     ):
         raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
                              expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip

@@ -17,11 +17,15 @@ from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
 from .changes import changes
+from .replication import Replicated
 from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 
 
 class BaseTuner(tuner.Tuner):
     """Holds the user's model as `model`, every adapter's config in `peft_config`, and which adapters are active."""
+
+    replicated: Replicated | None = None
+    """The layers that the model had before `layer_replication`."""
 
     @property
     def active_adapters(self) -> list[str]:
@@ -124,6 +128,9 @@ class BaseTuner(tuner.Tuner):
         """The base model with its original bits and without adapters."""
         tuner.unmerge(self)
         strip(self, keep_saved=False)
+        if self.replicated is not None:
+            self.replicated.undo()
+            self.replicated = None
         return self.model
 
     @property

@@ -24,6 +24,7 @@ from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
 from .base_tuner import BaseTuner
 from .changes import changes
+from .replication import replicate
 from .running import Running
 
 
@@ -71,11 +72,35 @@ class PeftModel(Running):
             self.base_model.add_prompt(name, config, autocast)
             return self._record(name, config)
         config = layer_config(config)
-        with self._with_experts(config, autocast):
+        with self._with_experts(config, autocast), self._with_replicated_layers(config):
             config.target_modules = targets.settle(self.get_base_model(), config)
             inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                          autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
         self._record(name, config)
+
+    @contextlib.contextmanager
+    def _with_replicated_layers(self, config: LayerConfig) -> Iterator[None]:
+        """The model with the layers that a config wants; its own ones again after an error inside the context."""
+        wanted: list[Any] | None = getattr(config, "layer_replication", None)
+        here = self.base_model.replicated
+        if wanted and here is not None and here.layer_map != [list(p) for p in wanted]:
+            raise ConfigError("the model's layers are replicated otherwise", where="layer_replication", got=wanted,
+                              expected=here.layer_map)  # fmt: skip
+        if not wanted or here is not None:
+            yield
+            return
+        if self.peft_config:
+            raise ConfigError("layers can be replicated by the first adapter only", where="layer_replication",
+                              got=wanted)  # fmt: skip
+        self.base_model.replicated = made = replicate(self.get_base_model(), wanted)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if not done:
+                made.undo()
+                self.base_model.replicated = None
 
     def _record(self, name: str, config: PeftConfig) -> None:
         if config.base_model_name_or_path is None:

@@ -26,6 +26,7 @@ from ..disk.checkpoint import (
 from ..disk.names import own_key
 from ..hosts import tuner
 from ..hosts.routing import Place
+from .base_tuner import BaseTuner
 from .changes import changes
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Files(nn.Module):
     """`save_pretrained`, `from_pretrained`, `load_adapter`, the model card and the hub."""
 
     if TYPE_CHECKING:
-        base_model: tuner.Tuner
+        base_model: BaseTuner
         peft_config: dict[str, PeftConfig]
         active_adapter: str
 
@@ -126,16 +127,16 @@ class Files(nn.Module):
 
         Args:
             is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
+            key_mapping: patterns of the file's keys (without `base_model.model.`) -> what stands in their place here.
             allow_other_base: load even if the weights below are not those that it was trained on.
             **kwargs: of the hub; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`.
 
         Raises:
             CheckpointError: the file is damaged, or does not fit the model or its config.
         """
-        if key_mapping:
-            raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
+        file.key_mapping = key_mapping or {}
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
@@ -166,6 +167,7 @@ class Files(nn.Module):
         autocast_adapter_dtype: bool = True,
         ephemeral_gpu_offload: bool = False,
         low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
         allow_other_base: bool = False,
         **kwargs: Any,
     ) -> LoadResult:
@@ -176,6 +178,7 @@ class Files(nn.Module):
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
+        file.key_mapping = key_mapping or {}
         _find_experts(file.config, str(model_id), kwargs)
         before = set(self.peft_config)
         fresh = adapter_name not in before
