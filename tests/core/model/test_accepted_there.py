@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import afina
-from afina.errors import AfinaWarning, NameTakenError, TargetError
+from afina.errors import AfinaWarning, ConfigError, NameTakenError, TargetError
 
 X = torch.linspace(-1, 1, 12).view(3, 4)
 
@@ -150,3 +150,62 @@ def test_a_target_of_which_another_adapter_trains_a_copy_is_refused():
     model = afina.get_peft_model(Net(), lora(afina, modules_to_save=["head"]))
     with pytest.raises(TargetError, match="another adapter trains a copy"):
         model.add_adapter("more", lora(afina, target_modules=["head"]))
+
+
+class Uneven(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.inside = nn.Linear(6, 6), nn.ModuleDict({"b": nn.Linear(6, 2)})
+
+    def forward(self, x):
+        return self.inside["b"](self.a(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"oft_block_size": 4}, {"oft_block_size": 9}, {"r": 4, "oft_block_size": 0}], ids=str
+)
+def test_ofts_block_is_the_nearest_divisor_and_that_is_said(options):
+    x = torch.randn(3, 6)
+    theirs = peft.get_peft_model(Uneven(), peft.OFTConfig(target_modules=["a"], init_weights=False, **options))
+    with pytest.warns(AfinaWarning, match="does not divide the layer's 6 inputs"):
+        ours = afina.get_peft_model(Uneven(), afina.OFTConfig(target_modules=["a"], **options))
+    afina.set_peft_model_state_dict(ours, peft.get_peft_model_state_dict(theirs))
+    assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
+def test_configs_that_can_be_made_there_can_be_made():
+    afina.LoraConfig(megatron_config=None, megatron_core="megatron.core")
+    with pytest.raises(ConfigError, match="layers of Megatron"):
+        afina.LoraConfig(megatron_config={"tensor_model_parallel_size": 2})
+    model = afina.get_peft_model(Uneven(), afina.LoKrConfig(target_modules=["a"], init_weights="lycoris"))
+    x = torch.randn(3, 6)
+    assert torch.equal(model(x), Uneven()(x))
+    config = afina.AdaptionPromptConfig()
+    with pytest.raises(ConfigError, match="adapter_len: must be given"):
+        afina.get_peft_model(Uneven(), config)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_prefix_can_start_as_zeros(projection):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=16,
+                                        num_attention_heads=2))  # fmt: skip
+    config = afina.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM", init_weights="zero",
+                                      prefix_projection=projection)  # fmt: skip
+    encoder = afina.get_peft_model(base, config).base_model.prompt_encoder["default"]
+    assert not encoder.encode().any()
+    assert any(p.any() for p in encoder.parameters()) is projection
+
+
+def test_without_targets_osf_takes_all_linear_layers_of_an_unknown_model():
+    theirs = peft.get_peft_model(Uneven(), peft.OSFConfig(effective_rank=1))
+    ours = afina.get_peft_model(Uneven(), afina.OSFConfig(effective_rank=1))
+    assert ours.base_model.targeted_module_names == theirs.base_model.targeted_module_names == ["a", "inside.b"]
+
+
+def test_a_copy_of_what_only_holds_modules_is_refused():
+    for library, error in ((peft, TypeError), (afina, TargetError)):
+        with pytest.raises(error):
+            library.get_peft_model(Uneven(), lora(library, modules_to_save=["inside"]))

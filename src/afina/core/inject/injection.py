@@ -257,6 +257,9 @@ class _Builder:
         planned: list[_Planned] = []
         for slot in slots(self.model):
             if wanted and name_in(slot.name, wanted, "modules_to_save"):
+                if isinstance(_bare(slot.module), (nn.ModuleDict, nn.ModuleList)):
+                    raise TargetError("it only holds modules, nobody calls it", where=f"modules_to_save: {slot.name}",
+                                      got=type(_bare(slot.module)).__name__, fix="name what is in it")  # fmt: skip
                 wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
                 if wrapper is None and isinstance(slot.module, Host):
                     raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")

@@ -73,6 +73,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or conv1d or quantised_weight(module) is not None
 
 
+def linear_layers(model: nn.Module) -> list[str]:
+    """The names of all layers that "all-linear" means in a model: not its output head."""
+    head = _plain(output_head(model))
+    return [s.name for s in slots(model) if is_linear(_plain(s.module)) and _plain(s.module) is not head]
+
+
 def biased(model: nn.Module) -> list[str]:
     """The names of all modules that have a bias of their own."""
     return [s.name for s in slots(model) if base_weight(_plain(s.module)).bias is not None]

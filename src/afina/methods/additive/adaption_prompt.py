@@ -36,11 +36,11 @@ class AdaptionPromptConfig(LayerConfig):
         if isinstance(self.target_modules, str):
             self.target_modules = None
         super().__post_init__()
+
+    def own_targets(self, model: Any) -> list[str]:
         for key in ("adapter_len", "adapter_layers"):
             if getattr(self, key) is None:
                 raise ConfigError("must be given", where=key, expected="a number, e.g. 10")
-
-    def own_targets(self, model: Any) -> list[str]:
         name, size = block_stack(model)
         assert self.adapter_layers is not None
         if self.adapter_layers > size:

@@ -11,11 +11,11 @@ no gradient checkpointing, which drops it. The file holds the projection too, so
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ...core.config import register
+from ...core.config import extension, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 
 PUBLIC = ("PrefixEncoder",)
@@ -27,6 +27,8 @@ class PrefixTuningConfig(PromptLearningConfig):
 
     encoder_hidden_size: int | None = None
     prefix_projection: bool = False
+    init_weights: Literal["zero"] | None = extension()
+    """Zeros instead of random numbers for the first prefix."""
 
     default_learning_rate: ClassVar[float] = 1e-2
 
@@ -42,12 +44,14 @@ class PrefixEncoder(PromptEncoder):
         width = 2 * site.layers * site.dim
         self.transform: nn.Sequential | None = None
         if not config.prefix_projection:
-            self.embedding = site.normal(site.tokens, width)
+            self.embedding = site.normal(site.tokens, width, std=0.0 if config.init_weights else 1.0)
             self.disk_names = {"embedding": "prompt_embeddings"}  # type: ignore[misc]
             return
         hidden = config.encoder_hidden_size or site.dim
         self.embedding = site.normal(site.tokens, site.dim)
         self.transform = nn.Sequential(nn.Linear(site.dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        for parameter in self.transform[-1].parameters() if config.init_weights else ():
+            nn.init.zeros_(parameter)
         self.transform.to(device=site.device, dtype=site.dtype)
 
     def encode(self) -> Tensor:

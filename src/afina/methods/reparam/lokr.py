@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class LoKrConfig(LycorisConfig):
     decompose_both: bool = False
     decompose_factor: int = -1
     rank_dropout_scale: bool = False
+    init_weights: bool | Literal["lycoris"] = True  # type: ignore[assignment]
+    """LyCORIS' start, W2 = 0, is the one that is made here anyway."""
 
 
 def split(size: int, limit: int = -1) -> tuple[int, int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from ...core.config import LayerConfig, bounded
+from ...core.config import LayerConfig, bounded, extension
 from ...core.inject.patterns import value_for
 from ...errors import ConfigError
 from .. import starts
@@ -57,10 +56,11 @@ class LoraConfig(LayerConfig):
     qalora_group_size: int = bounded(16, ge=1)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool = False
+    megatron_config: dict[str, Any] | None = extension()
+    megatron_core: str | None = extension("megatron.core")
     layer_replication: list[Any] | None = None
     runtime_config: Any = field(default=None, metadata={"runtime": True})
     default_learning_rate: ClassVar[float] = 2e-4
-    foreign: ClassVar[Mapping[str, bool]] = {"megatron_config": True, "megatron_core": False}
 
     def __post_init__(self) -> None:
         if isinstance(self.loftq_config, LoftQConfig):
@@ -71,6 +71,9 @@ class LoraConfig(LayerConfig):
             raise ConfigError("unknown choice", where="bias", got=self.bias, expected="none, all or lora_only")
         if self.lora_bias and self.use_dora:
             raise ConfigError("it cannot be combined with use_dora", where="lora_bias", got=True)
+        if self.megatron_config is not None:
+            raise ConfigError("layers of Megatron are not adapted here", where="megatron_config",
+                              got=str(self.megatron_config)[:80])  # fmt: skip
         starts.check_name(self.init_lora_weights)
         if self.alora_invocation_tokens == []:
             raise ConfigError("no tokens", where="alora_invocation_tokens", got=[], expected="token ids, or null")

@@ -12,6 +12,7 @@ Embedding, attention, 2-D parameters.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Site, WeightTransform
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 
 
 @dataclass(kw_only=True)
@@ -88,6 +89,11 @@ def from_rows(rows: Tensor, like: Tensor, embedding: bool) -> Tensor:
     return rows.T if embedding else rows.view(like.shape)
 
 
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`; the smaller of two."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
 @register("OFT", OFTConfig)
 class OFT(WeightTransform):
     """`oft_R`: (blocks, b (b - 1) / 2), the entries of Q above the diagonal."""
@@ -99,10 +105,12 @@ class OFT(WeightTransform):
         super().__init__(site, config)
         self.embedding = site.base.kind == "embedding"
         width = site.base.out_features if self.embedding else math.prod(site.base.shape[1:])
-        self.block = config.oft_block_size or width // config.r
-        if width % self.block or (config.r and width % config.r):
-            raise ConfigError("must divide the layer's inputs", where=f"r, oft_block_size at {site.name}",
-                              got=config.r or config.oft_block_size, expected=f"a divisor of {width}")  # fmt: skip
+        wanted = config.oft_block_size or config.r
+        divisor = nearest_divisor(width, wanted)
+        if divisor != wanted:
+            warnings.warn(f"{site.name}: {wanted} does not divide the layer's {width} inputs; {divisor} is used",
+                          AfinaWarning, stacklevel=4)  # fmt: skip
+        self.block = divisor if config.oft_block_size else width // divisor
         blocks = 1 if config.block_share else width // self.block
         self.repeat = width // self.block // blocks
         shape = (blocks, self.block * (self.block - 1) // 2)

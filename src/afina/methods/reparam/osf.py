@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Site, WeightTransform
+from ...core.inject.architectures import DEFAULT_TARGETS
 from ...core.inject.patterns import value_for
+from ...core.inject.targets import linear_layers
 from ...errors import ConfigError
 
 
@@ -31,6 +33,11 @@ class OSFConfig(LayerConfig):
     target_svd_config: dict[str, int] | None = None
 
     default_learning_rate: ClassVar[float] = 5e-5
+
+    def own_targets(self, model: nn.Module) -> list[str] | None:
+        """All linear layers of a model that the table of defaults does not know."""
+        known = getattr(getattr(model, "config", None), "model_type", None) in DEFAULT_TARGETS
+        return None if known else linear_layers(model)
 
 
 @register("OSF", OSFConfig)
