@@ -281,11 +281,8 @@ def method_config(
 
 
 def _config_class(method: str) -> type[Any]:
-    from importlib import import_module
-
     from ...core.config import config_class
 
-    import_module("..methods", __package__)  # so that every method is registered
     return config_class(method, where="method.type")
 
 
