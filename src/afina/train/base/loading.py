@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import CheckpointError, RecipeError
+from ...core.model.mapping import MODEL_CLASSES
+from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..data.prompts import Prompter
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
@@ -100,6 +102,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model for the recipe's task; a classifier gets a fresh head with the labels' names.
 
+    Weights that the files lack are told in a warning: they are made at random and, but for a fresh head, stay so.
+
     Raises:
         CheckpointError: it cannot be loaded.
     """
@@ -112,13 +116,20 @@ def load_base(
     auto: Any = getattr(transformers, task.loader)
     options |= task.load_options(labels)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model = auto.from_pretrained(location, **options)
+        model, found = auto.from_pretrained(location, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
+    _tell_missing(found["missing_keys"], MODEL_CLASSES[task.task_type].head_names, location)
     task.loaded(model, tokenizer)
     return quantize.after_loading(recipe.model, model)
+
+
+def _tell_missing(keys: Iterable[str], fresh: Iterable[str], location: str) -> None:
+    """Warn of weights that are not in the model's files, but for those of heads that are trained from nothing."""
+    missing = sorted(key for key in keys if not {*key.split(".")} & {*fresh})
+    if missing:
+        told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        warnings.warn(f"{location} lacks weights of the model, which are random now: {told}", AfinaWarning, 3)
 
 
 def _dtype(location: str, section: ModelSection) -> torch.dtype:
