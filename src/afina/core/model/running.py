@@ -28,8 +28,16 @@ class Running(Files):
         def active_adapters(self) -> list[str]: ...
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward with the active adapters, or, with `adapter_names` (a name or "__base__" for every
-        row of the batch), with each row's own; how many passes that takes, `passes.plan` says."""
+        """The base model's forward with the active adapters, or with each row's own.
+
+        Args:
+            *args: of the base model.
+            **kwargs: of the base model; what methods consume (`task_ids`, `alora_offsets`); `adapter_names`: a name or
+                "__base__" for every row of the batch, in as many passes as docs/serving.md says.
+
+        Raises:
+            ConfigError: in the first training step: an adapted layer was not called, so that it would learn nothing.
+        """
         rows = take_rows(self, args, kwargs)
         several = [] if rows is None else passes.plan(self, rows, kwargs)
         if rows is not None and len(several) > 1:
@@ -47,7 +55,12 @@ class Running(Files):
         return out
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's `generate` with the active adapters, or each row's own (`adapter_names`)."""
+        """The base model's `generate` with the active adapters, or with each row's own.
+
+        Args:
+            *args: of the base model.
+            **kwargs: of the base model, and as for `forward`.
+        """
         rows = take_rows(self, args, kwargs)
         several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
         if rows is not None and len(several) > 1:
