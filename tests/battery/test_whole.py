@@ -1,4 +1,4 @@
-"""Every registered method on whole models of every shape: what is saved is what is loaded, and the base stays itself."""
+"""Every registered method on whole models of every shape: what is saved is what is loaded; the base stays itself."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from afina.errors import AfinaError, CheckpointError
 from . import whole
 from .whole import REFUSED, SHAPES, WIDTH, Case, base_tensors, copies, options_of
 
-    dict.fromkeys(o for m in methods() if m != "FULL" for s in SHAPES.values() for o, _ in options_of(m, s))
-)
 EVERY = [pytest.param(*key, id="-".join(key)) for key in (
     (c.method, c.shape.name, c.option) for c in whole.cases() if (c.method, c.shape.name) not in REFUSED
 )]  # fmt: skip

@@ -35,7 +35,8 @@ def convert(
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     from .. import save_as_lora
     from ..train.use.trained import load_trained
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

@@ -36,7 +36,8 @@ def predict(
     from ..train.data.rows import read_rows
     from ..train.use.predictions import predict as answer
     from ..train.use.trained import load_trained
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     given = read_rows(file)
     reporter = ConsoleReporter()

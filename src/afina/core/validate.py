@@ -1,4 +1,4 @@
-"""Dataclass fields checked against their annotations and ranges; nothing is coerced silently."""
+"""Dataclass fields: made with a range, checked against annotation and range; nothing is coerced silently."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ from ..errors import ConfigError
 
 _EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def bounded(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A dataclass field whose number must lie in the given range."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return dataclasses.field(default=default, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
+
+
+def extension(default: Any = None) -> Any:
+    """A field that the reference's format lacks: written only when it is set."""
+    return dataclasses.field(default=default, metadata={"extension": True})
 
 
 @functools.cache
@@ -113,3 +131,15 @@ def _describe(hint: Any) -> str:
     if enum is not None:
         example = enum.__members__.copy().popitem()[0]
     return " or ".join(names) + (f", e.g. {example}" if example else "")
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance; 3 and more are not told apart."""
+    if abs(len(a) - len(b)) > 2:
+        return 3
+    row = list(range(len(b) + 1))
+    for i, ca in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, cb in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
+    return row[-1]

@@ -4,9 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from afina import IA3Config, LoraConfig, PeftModel, get_peft_model
-from afina.core.model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
-from afina.errors import CheckpointError, ConfigError
+from afina import (
+    CheckpointError,
+    ConfigError,
+    IA3Config,
+    LoraConfig,
+    NameTakenError,
+    PeftModel,
+    get_peft_model,
+    hotswap_adapter,
+    prepare_model_for_compiled_hotswap,
+)
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
 
@@ -87,6 +95,13 @@ def test_what_does_not_fit_is_refused_and_nothing_changed(tmp_path, fields, word
     with pytest.raises((CheckpointError, ConfigError), match=words):
         hotswap_adapter(model, tmp_path / "b", "default")
     assert torch.equal(model(X), out)
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+    saved(tmp_path / "a")
+    model = PeftModel.from_pretrained(base(), tmp_path / "a")
+    with pytest.raises(NameTakenError, match="other"):
+        hotswap_adapter(model, tmp_path / "a", "other")
 
 
 def test_tensors_for_layers_without_an_adapter_are_refused(tmp_path):

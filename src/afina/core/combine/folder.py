@@ -43,6 +43,7 @@ def load_adapters(
     Each is opened, checked and loaded in its turn, whole or not at all; those before a faulty one stay.
 
     Args:
+        model: a `PeftModel`.
         folder: holds a folder for each adapter, as `save_pretrained` writes them; or the names with their folders.
         skip_faulty: go on past adapters that cannot be loaded, with a warning for each.
         progress: called with the number done and the number in all.

@@ -50,6 +50,8 @@ def get_peft_model_state_dict(
     Args:
         model: a `PeftModel`, or any module with injected adapters (whose keys then have no `base_model.model.` prefix).
         state_dict: gathered state of the whole `model` (FSDP, DeepSpeed) to take the values from.
+        adapter_name: the adapter's name.
+        unwrap_compiled: look inside a compiled model.
         save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
 
     Raises:
@@ -224,7 +226,17 @@ def set_peft_model_state_dict(
     low_cpu_mem_usage: bool = False,
 ) -> LoadResult:
     """Fill an adapter from tensors under their names on disk, as the reference does: lenient towards missing and
-    unexpected keys, which are returned and warned of. Tensors of the frozen base are never written.
+    unexpected keys, which are warned of. Tensors of the frozen base are never written.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters.
+        peft_model_state_dict: name on disk -> tensor.
+        adapter_name: the adapter's name.
+        ignore_mismatched_sizes: skip tensors of another shape.
+        low_cpu_mem_usage: accepted for the reference's sake, without effect.
+
+    Returns:
+        The missing and the unexpected keys.
 
     Raises:
         CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
@@ -256,7 +268,16 @@ def layer_config(config: PeftConfig) -> LayerConfig:
 
 
 def load_peft_weights(model_id: str | Path, device: str | None = None, **hub: Any) -> dict[str, Tensor]:
-    """The tensors of an adapter's file under their names on disk."""
+    """The tensors of an adapter's file under their names on disk.
+
+    Args:
+        model_id: folder or hub id.
+        device: where to put them; the processor's memory if None.
+        **hub: of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     path = locate(model_id, WEIGHTS_NAME, **hub)
     header = read_header(path)
     tensors = read_tensors(path, _notes(header, path).get("tensors_sha256"))

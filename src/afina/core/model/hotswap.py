@@ -24,13 +24,22 @@ def hotswap_adapter(
     model: nn.Module, model_name_or_path: str | os.PathLike[str], adapter_name: str, torch_device: str | None = None,
     **hub: Any,
 ) -> None:  # fmt: skip
-    """Put an adapter from disk in the place of a loaded one.
+    """Put an adapter from disk in the place of a loaded one, in the same memory, so that compiled code stays valid.
+
+    Args:
+        model: a `PeftModel`.
+        model_name_or_path: folder or hub id.
+        adapter_name: the loaded one, which keeps its name.
+        torch_device: accepted for the reference's sake, without effect.
+        **hub: of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`.
 
     Raises:
+        NameTakenError: no adapter of this name is loaded.
         CheckpointError, ConfigError: the two do not fit; nothing was changed.
     """
     file = open_adapter(str(model_name_or_path), **hub)
     configs: dict[str, PeftConfig] = model.peft_config  # type: ignore[assignment]
+    tuner.check_known([adapter_name], configs)
     check_hotswap_configs_compatible(configs[adapter_name], file.config)
     hotswap_adapter_from_state_dict(model, file.tensors(), adapter_name, file.config)
 
@@ -142,6 +151,9 @@ def prepare_model_for_compiled_hotswap(
     ranks and scalings can be swapped in without compiling again.
 
     Args:
+        model: a `PeftModel`, or any module with injected adapters.
+        target_rank: rank to pad to; None keeps all as they are.
+        config: accepted for the reference's sake, without effect.
         check_compiled: "error", "warn" or "ignore" when the model is compiled already.
 
     Raises:

@@ -29,7 +29,9 @@ from .running import Running
 
 
 class PeftModel(Running):
-    """A base model and its adapters.
+    """A base model and its adapters, of any methods.
+
+    What is not found here is looked up in the base model.
 
     Args:
         model: any `torch.nn.Module`; it is changed in place (hosts take the place of the adapted layers).
@@ -37,6 +39,7 @@ class PeftModel(Running):
         adapter_name: the first adapter's name.
         autocast_adapter_dtype: keep adapters in float32 on a 16-bit base.
         low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+        **kwargs: accepted for the reference's sake, without effect.
 
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
@@ -102,13 +105,31 @@ class PeftModel(Running):
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """Add a fresh adapter; it is not activated. Any method may join any other."""
+        """Add a fresh adapter; it is not activated. Any method may join any other.
+
+        Args:
+            adapter_name: a new name.
+            peft_config: what to adapt and how.
+            low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
+
+        Raises:
+            TargetError, ConfigError, NameTakenError: nothing was changed.
+        """
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, self._names, trainable=self._trainable())
 
     @changes
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
+        """Activate one adapter, or several that apply in the given order; exactly they become trainable.
+
+        Args:
+            adapter_name: one name, or several in order.
+            inference_mode: let none of them train.
+
+        Raises:
+            NameTakenError: no such adapter.
+        """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
         tuner.check_known(names, self.peft_config)
         merged = {n for _, h in hosts(self) for n in h.merged}
@@ -120,14 +141,22 @@ class PeftModel(Running):
 
     @changes
     def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Freeze or unfreeze adapters without activating them."""
+        """Freeze (`requires_grad` False) or unfreeze the adapters `adapter_names` without activating them.
+
+        Raises:
+            NameTakenError: no such adapter.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         tuner.check_known(names, self.peft_config)
         tuner.set_requires_grad(self, names, requires_grad)
 
     @changes
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
+        """Remove the adapter `adapter_name`; if it alone was active, the first of the remaining becomes active.
+
+        Raises:
+            NameTakenError: no such adapter, or another one routes to it.
+        """
         tuner.check_known([adapter_name], self.peft_config)
         delete(self.base_model, adapter_name)
         del self.base_model.peft_config[adapter_name]
@@ -140,7 +169,11 @@ class PeftModel(Running):
 
     @classmethod
     def for_config(cls, config: PeftConfig) -> type[PeftModel]:
-        """The class of a config's task, unless this is a particular one."""
+        """The class of a config's task, unless this is a particular one.
+
+        Args:
+            config: of any adapter of the model.
+        """
         return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
 
     @contextlib.contextmanager
@@ -157,6 +190,8 @@ class PeftModel(Running):
         """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
 
         Args:
+            adapter_names: which; the active ones if None.
+            safe_merge: accepted for the reference's sake; what is not finite is never merged.
             requantise: merge into quantised weights too, and warn of how much of the update that lost.
 
         Raises:
@@ -182,7 +217,13 @@ class PeftModel(Running):
         adapter_names: list[str] | None = None,
         requantise: bool = False,
     ) -> nn.Module:
-        """The base model with adapters (the active ones) merged for good; `requantise` as for `merge_adapter`.
+        """The base model with adapters merged for good.
+
+        Args:
+            progressbar: accepted for the reference's sake, without effect.
+            safe_merge: as for `merge_adapter`, like the two below.
+            adapter_names: which; the active ones if None.
+            requantise: merge into quantised weights too.
 
         Raises:
             NotMergeable, NumericError, MergeError: nothing was changed.

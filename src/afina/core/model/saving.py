@@ -91,8 +91,18 @@ class Files(nn.Module):
     ) -> None:
         """Write adapters: "default" into the folder itself, others into subfolders of their names.
 
+        Args:
+            save_directory: the folder; created where it is missing.
+            safe_serialization: False, the reference's pickle, is refused.
+            selected_adapters: names; all if None.
+            save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
+            is_main_process: False writes nothing.
+            state_dict: gathered state of the whole model (FSDP, DeepSpeed) to take the values from.
+            **kwargs: accepted for the reference's sake, without effect.
+
         Raises:
             CheckpointError, NumericError: what was on disk before is still there.
+            ConfigError: a pickle is asked for.
         """
         if not safe_serialization:
             raise ConfigError("adapters are only written as safetensors: loading a pickle can run code",
@@ -126,12 +136,23 @@ class Files(nn.Module):
         """A model with an adapter from a folder or the hub.
 
         Args:
+            model: the base; any `torch.nn.Module`, changed in place.
+            model_id: folder or hub id.
+            adapter_name: the adapter's name.
             is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
+            config: its configuration, in place of the file's.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
+            ephemeral_gpu_offload: accepted for the reference's sake, without effect.
+            low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
+            key_mapping: refused: keys are not renamed.
             allow_other_base: load even if the weights below are not those that it was trained on.
-            **kwargs: of the hub; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`.
+            **kwargs: `subfolder`; of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`;
+                `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`; `adapters`: name -> folder
+                or hub id of those that the adapter routes among (X-LoRA).
 
         Raises:
             CheckpointError: the file is damaged, or does not fit the model or its config.
+            ConfigError: the config is damaged, or `key_mapping` is given.
         """
         if key_mapping:
             raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
@@ -171,6 +192,20 @@ class Files(nn.Module):
         **kwargs: Any,
     ) -> LoadResult:
         """Load another adapter, or other weights into one that is already here; it is not activated.
+
+        Args:
+            model_id: folder or hub id.
+            adapter_name: a new name, or that of an adapter of the same configuration.
+            is_trainable: let it train once it is active.
+            torch_device: accepted for the reference's sake, without effect.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
+            ephemeral_gpu_offload: accepted for the reference's sake, without effect.
+            low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
+            allow_other_base: load even if the weights below are not those that it was trained on.
+            **kwargs: as for `from_pretrained`.
+
+        Returns:
+            Two empty lists: nothing was missing or unexpected.
 
         Raises:
             CheckpointError, ConfigError: the model is as before.
@@ -241,12 +276,13 @@ class Files(nn.Module):
             raise NameTakenError("the model has another adapter of this name", where=name, got=path)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""
+        """Write README.md into `output_dir`: what this is, its base, how to load it; text that is there is kept."""
         config = self.peft_config[self.active_adapter] if self._names else next(iter(self.peft_config.values()))
         write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
-        """Upload what `save_pretrained` writes; needs `huggingface_hub` and a token."""
+        """Upload what `save_pretrained` writes as `repo_id` (owner/name; a new one is `private` or not), with the hub's
+        `token`; `kwargs` may have a `commit_message`. Needs `huggingface_hub`."""
         import tempfile
 
         from huggingface_hub import HfApi

@@ -15,7 +15,16 @@ from ..config import LayerConfig, PeftConfig, TaskType, bounded
 
 @dataclass(kw_only=True)
 class PromptLearningConfig(PeftConfig):
-    """What every method with virtual tokens has; sizes that are None are taken from the model."""
+    """What every method with virtual tokens has; sizes that are None are taken from the model.
+
+    Attributes:
+        num_virtual_tokens: how many.
+        token_dim: width of a token's embedding; for methods that fill the cache, of one key with all its heads.
+        num_transformer_submodules: 2 for encoder-decoder models, else 1.
+        num_attention_heads: heads of the keys.
+        num_layers: layers of the model.
+        modules_to_save: modules that train whole, as copies, and are saved with the adapter, such as a fresh head.
+    """
 
     num_virtual_tokens: int = bounded(20, ge=1, le=100_000)
     token_dim: int | None = None
@@ -79,6 +88,10 @@ class PromptEncoder(nn.Module):
     table is computed by a network, the network is stored too, so that training can go on. A file without the network
     (the reference drops it) loads as a fixed table.
 
+    Args:
+        site: sizes, dtype, device and embeddings of the base.
+        config: the method's configuration.
+
     Attributes:
         goes_into: "embeddings": before the input embeddings; "cache": before every layer's keys and values.
         inputs: keyword arguments of the model's forward that the encoder consumes (`task_ids`).
@@ -100,7 +113,7 @@ class PromptEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: int, **inputs: Any) -> Tensor:
-        """The virtual tokens of a batch: (batch, tokens, width)."""
+        """The virtual tokens of a `batch` of rows: (batch, tokens, width); `inputs`: what the encoder consumes."""
         table = self.encode() if self.table is None else self.table
         return table.unsqueeze(0).expand(batch, -1, -1)
 
@@ -128,13 +141,13 @@ class PromptEncoder(nn.Module):
         }
 
     def disk_shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """What a file must hold; the network may be missing as a whole."""
+        """What a file must hold (name -> shape), if it has what was `found`; the network may be missing as a whole."""
         full = {n: tuple(t.shape) for n, t in self.disk_state().items()}
         network = [n for n in full if n.startswith("prompt_encoder.")]
         return full if any(n in found for n in network) else {n: s for n, s in full.items() if n not in network}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a file's tensors."""
+        """Take over a file's `tensors`, by their names on disk."""
         own = {n: self.disk_names.get(n, f"prompt_encoder.{n}") for n in self.state_dict() if n != "table"}
         if all(disk in tensors for disk in own.values()):
             self.table = None

@@ -52,7 +52,12 @@ _DEFAULTS: Mapping[str, tuple[list[str], list[str]]] = MappingProxyType(
 
 @dataclass(kw_only=True)
 class IA3Config(LayerConfig):
-    """Configuration of IA³; fields as in the reference. `feedforward_modules`: the targets that are scaled at input."""
+    """Configuration of IA³; fields as in the reference.
+
+    Attributes:
+        feedforward_modules: the targets that are scaled at their inputs, not at their outputs; known names by default.
+        init_ia3_weights: start at 1, without changing the outputs; False starts at random.
+    """
 
     feedforward_modules: list[str] | str | None = None
     fan_in_fan_out: bool = False

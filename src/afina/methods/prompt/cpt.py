@@ -27,7 +27,18 @@ PUBLIC = ("CPTEmbedding",)
 
 @dataclass(kw_only=True)
 class CPTConfig(PromptLearningConfig):
-    """Configuration of CPT; fields as in the reference."""
+    """Configuration of CPT; fields as in the reference.
+
+    Attributes:
+        cpt_token_ids: token ids of the context.
+        cpt_mask: kept for the reference's files, without effect: all of the context is attended to.
+        cpt_tokens_type_mask: type of each of these tokens, as this module counts them.
+        opt_weighted_loss_type: "decay": earlier answers of the context count less in the loss.
+        opt_loss_decay_factor: of that: how much less from one answer to the one before it.
+        opt_projection_epsilon: ε, bound on the difference of an input token of 2048 numbers.
+        opt_projection_format_epsilon: ε_format, the same for template tokens.
+        tokenizer_name_or_path: kept for the reference's files, without effect.
+    """
 
     cpt_token_ids: list[int] | None = None
     cpt_mask: list[int] | None = None

@@ -24,7 +24,12 @@ PUBLIC = ("PromptEncoderReparameterizationType", "PromptEncoder")
 
 
 class PromptEncoderReparameterizationType(str, Enum):
-    """The network that computes the virtual tokens."""
+    """The network that computes the virtual tokens.
+
+    Attributes:
+        MLP: three linear layers.
+        LSTM: a bidirectional LSTM, then two linear layers.
+    """
 
     MLP = "MLP"
     LSTM = "LSTM"
@@ -32,7 +37,14 @@ class PromptEncoderReparameterizationType(str, Enum):
 
 @dataclass(kw_only=True)
 class PromptEncoderConfig(PromptLearningConfig):
-    """Configuration of P-tuning; fields as in the reference."""
+    """Configuration of P-tuning; fields as in the reference.
+
+    Attributes:
+        encoder_reparameterization_type: the network: a `PromptEncoderReparameterizationType` or its name.
+        encoder_hidden_size: hidden width; `token_dim` if None.
+        encoder_num_layers: layers of the LSTM.
+        encoder_dropout: dropout between them.
+    """
 
     encoder_reparameterization_type: str | PromptEncoderReparameterizationType = PromptEncoderReparameterizationType.MLP
     encoder_hidden_size: int | None = None

@@ -23,7 +23,12 @@ PUBLIC = ("PrefixEncoder",)
 
 @dataclass(kw_only=True)
 class PrefixTuningConfig(PromptLearningConfig):
-    """Configuration of prefix tuning; fields as in the reference."""
+    """Configuration of prefix tuning; fields as in the reference.
+
+    Attributes:
+        encoder_hidden_size: hidden width of the MLP; `token_dim` if None.
+        prefix_projection: compute the prefix by an MLP from narrower embeddings.
+    """
 
     encoder_hidden_size: int | None = None
     prefix_projection: bool = False

@@ -23,7 +23,13 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class DeloraConfig(LayerConfig):
-    """Configuration of DeLoRA; fields as in the reference."""
+    """Configuration of DeLoRA; fields as in the reference.
+
+    Attributes:
+        delora_lambda: λ at the start.
+        module_dropout: probability that a layer's update is left out in a training step.
+        lambda_pattern: names or patterns of modules -> their own λ.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     delora_lambda: int | float = bounded(15, gt=0)

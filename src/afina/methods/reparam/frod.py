@@ -30,7 +30,17 @@ from .joint_basis import joint_basis
 
 @dataclass(kw_only=True)
 class FrodConfig(LayerConfig):
-    """Configuration of FRoD; fields as in the reference."""
+    """Configuration of FRoD; fields as in the reference.
+
+    Attributes:
+        projection_prng_key: seed of S's places.
+        save_projection: store V and S's places; otherwise they are computed from the base and the seed.
+        frod_dropout: dropout on the layer's input.
+        sparse_rate: trained entries of S, as a share of in².
+        regularization_alpha: what ε is made of.
+        progressbar: kept for the reference's files, without effect.
+        runtime_offload_base_weight: kept for the reference's files, without effect.
+    """
 
     projection_prng_key: int = bounded(0, ge=0)
     save_projection: bool = True

@@ -23,7 +23,13 @@ from .lycoris import Lycoris, LycorisConfig
 
 @dataclass(kw_only=True)
 class LoKrConfig(LycorisConfig):
-    """Configuration of LoKr; fields as in the reference."""
+    """Configuration of LoKr; fields as in the reference.
+
+    Attributes:
+        decompose_both: let w1 be low-rank too, where that is smaller.
+        decompose_factor: one factor of in and out, where it divides them; -1 makes both as equal as possible.
+        rank_dropout_scale: divide by the share of rows that `rank_dropout` leaves.
+    """
 
     decompose_both: bool = False
     decompose_factor: int = -1

@@ -25,7 +25,14 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class MissConfig(LayerConfig):
-    """Configuration of MiSS; fields as in the reference. `init_weights`: True, False (random), "bat" or "mini"."""
+    """Configuration of MiSS; fields as in the reference.
+
+    Attributes:
+        r: rows of D; of "bat", the side of a block.
+        miss_dropout: dropout on the layer's input.
+        mini_r: of "mini": columns of D.
+        init_weights: True starts without changing the outputs, False at random; "bat" and "mini" choose these variants.
+    """
 
     r: int = bounded(64, ge=1, le=2**20)
     miss_dropout: float = bounded(0.0, ge=0, lt=1)

@@ -23,7 +23,14 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class OSFConfig(LayerConfig):
-    """Configuration of OSF; fields as in the reference. `effective_rank` counts the frozen directions."""
+    """Configuration of OSF; fields as in the reference.
+
+    Attributes:
+        effective_rank: directions that stay frozen: a number, or a share (float) of min(in, out); None for half.
+        rank_pattern: names or patterns of modules -> their own `effective_rank`.
+        init_weights: kept for the reference's files, without effect.
+        target_svd_config: as `rank_pattern`, and before it.
+    """
 
     effective_rank: int | float | None = bounded(None, gt=0)
     rank_pattern: dict[str, int | float] | None = None

@@ -26,7 +26,23 @@ from .oft import cayley, skew
 
 @dataclass(kw_only=True)
 class PsoftConfig(LayerConfig):
-    """Configuration of PSOFT; fields as in the reference."""
+    """Configuration of PSOFT; fields as in the reference.
+
+    Attributes:
+        r: dimensions of the subspace.
+        psoft_alpha: s = psoft_alpha / r.
+        psoft_dropout: dropout on the layer's input.
+        ab_svd_init: how A and B share the singular values: "psoft_init" or "pissa_init".
+        psoft_svd: "full", or "lowrank" for a randomised decomposition.
+        psoft_svd_lowrank_niter: of "lowrank": power iterations.
+        random_seed: of "lowrank".
+        psoft_orth: keep R's inner part orthogonal.
+        psoft_mag_b: train the diagonal b.
+        psoft_mag_a: train the diagonal a.
+        use_cayley_neumann: replace the inverse by a Neumann series.
+        num_cayley_neumann_terms: terms of that series.
+        cayley_neumann_eps: largest ||Q|| in that series; None for no bound.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     psoft_alpha: int | float = bounded(32, gt=0, le=1e9)

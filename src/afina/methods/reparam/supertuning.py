@@ -22,7 +22,16 @@ from ...core.hosts.adapter import DeltaWeight, Site
 
 @dataclass(kw_only=True)
 class SupertuningConfig(LayerConfig):
-    """Configuration of SuperTuning; fields as in the reference."""
+    """Configuration of SuperTuning; fields as in the reference.
+
+    Attributes:
+        sparsity: share of a layer's weights that have no difference of their own.
+        select_top: train at the largest weights; False at the smallest.
+        r: rank of the LoRA for the rest; None for none.
+        lora_alpha: alpha of that; 2 r if None.
+        lora_dropout: dropout on the layer's input.
+        save_precomputed_indices: store the places; otherwise they are found in the base again.
+    """
 
     sparsity: float = bounded(0.99, ge=0, lt=1)
     select_top: bool = True

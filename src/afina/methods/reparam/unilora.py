@@ -26,7 +26,16 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class UniLoraConfig(LayerConfig):
-    """Configuration of Uni-LoRA; fields as in the reference."""
+    """Configuration of Uni-LoRA; fields as in the reference.
+
+    Attributes:
+        proj_seed: seed of the indices.
+        theta_d_length: numbers of θ, all that is trained.
+        unilora_dropout: dropout on the layer's input.
+        init_theta_d_bound: bound of θ's uniform start; so the outputs change a little from the beginning.
+        init_weights: start within that bound; False draws from N(0, 1).
+        save_indices: store the indices with every layer.
+    """
 
     r: int = bounded(4, ge=1, le=2**20)
     proj_seed: int = bounded(42, ge=0)

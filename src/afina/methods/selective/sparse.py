@@ -89,6 +89,7 @@ def preprocess_sparse(model: Any, config: SparseConfig, train_step: Callable[[],
 
     Args:
         model: the plain model; its weights, gradients and flags stay as they were.
+        config: with `selection="gradient"` or "fisher"; takes the scores.
         train_step: runs forward and backward on one calibration batch; it is called once for every backward pass that
             counts, by calling `backward` inside it as often as there are batches.
 
