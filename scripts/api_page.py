@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import afina
-from afina.core.combine.offer import Combining
+from afina.core.model.base_tuner import BaseTuner
 from afina.methods import FAMILIES
 from afina.methods.about import About, about_methods, purpose
 
@@ -220,7 +220,7 @@ def page() -> str:
     for title, names in GROUPS.items():
         parts += [f"## {title}\n", *(entry(n, about) for n in names)]
         if title == "Combine and convert":
-            parts.append("\n\n".join(_member("PeftModel.add_weighted_adapter", Combining.add_weighted_adapter)) + "\n")
+            parts.append("\n\n".join(_member("PeftModel.add_weighted_adapter", BaseTuner.add_weighted_adapter)) + "\n")
     for family in FAMILIES:
         mine = [n for n, where in left.items() if where[2] == family]
         note = purpose(family.rstrip("s")) if any(n in about for n in mine) else ""
