@@ -104,7 +104,9 @@ def save_adapter(
     own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
     rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
     disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
-    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root, name)}
+    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root)}
+    if embeddings.wanted(root, save_embedding_layers):
+        notes["vocabulary"] = True
     if config_digest(own) != config_digest(disk):
         notes["config"] = own
     text = json.dumps(disk, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
@@ -202,8 +204,13 @@ def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
         )  # fmt: skip
 
 
-def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False) -> None:
+def load_adapter(
+    model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False, vocabulary: bool = False
+) -> None:
     """Fill an injected adapter from its file; everything is checked before anything is changed.
+
+    Args:
+        vocabulary: the model is this adapter's alone, so that it may bring the embeddings of a resized vocabulary.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen tensors, tensors of the frozen base, or another base.
@@ -214,8 +221,17 @@ def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_
     plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
     plan.refuse_problems(file.path)
     if "base" in file.notes and not allow_other_base:
-        fingerprint.compare(file.notes["base"], root, name, file.path)
-    plan.apply(file.tensors())
+        fingerprint.compare(file.notes["base"], root, file.path)
+    tensors = file.tensors()
+    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary}
+    if of_vocabulary:
+        shapes = [tuple(t.shape) for t in of_vocabulary.values()]
+        declared = bool(file.notes.get("vocabulary")) if file.notes else embeddings.is_resized(root, shapes)
+        if vocabulary and declared:
+            embeddings.take_over(root, of_vocabulary)
+        else:
+            embeddings.refuse_others(root, of_vocabulary, file.path)
+    plan.apply(tensors)
 
 
 def set_peft_model_state_dict(
@@ -245,6 +261,7 @@ def set_peft_model_state_dict(
     tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
     whole = {k for k, t in tensors.items() if not t.is_floating_point()}
+    root, _, _ = layout(model)
     plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
     if plan.misshapen and not ignore_mismatched_sizes:
         plan.missing, plan.unexpected = [], []
@@ -252,6 +269,11 @@ def set_peft_model_state_dict(
     if plan.missing or plan.unexpected:
         warnings.warn(f"adapter {adapter_name!r}: missing {plan.missing[:5]}, unexpected {plan.unexpected[:5]} "
                       f"({len(plan.missing)} and {len(plan.unexpected)} keys)", AfinaWarning, stacklevel=2)  # fmt: skip
+    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary if k not in plan.misshapen}
+    if of_vocabulary and embeddings.is_resized(root, [tuple(t.shape) for t in of_vocabulary.values()]):
+        embeddings.take_over(root, of_vocabulary)
+    elif of_vocabulary:
+        embeddings.refuse_others(root, of_vocabulary, "state dict")
     plan.apply(tensors)
     return LoadResult(plan.missing, plan.unexpected)
 

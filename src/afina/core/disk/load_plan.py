@@ -36,6 +36,8 @@ class LoadPlan:
             self.owned.append((piece, list(shapes)))
         tables = embeddings.shapes(root)
         known = {**tables, **self.expected}
+        # Embeddings that no adapter trains a copy of: the base's own, or a resized vocabulary's.
+        self.of_vocabulary = [k for k in found if k in tables and k not in self.expected]
         self.missing = [k for k in self.expected if k not in found]
         self.unexpected = [k for k in found if k not in known and k not in _leftovers(root, found)]
         self.misshapen = [k for k in known if k in found and found[k] != known[k]]
@@ -90,7 +92,6 @@ class LoadPlan:
             if adapter is not None and host.base.device.type != "meta":
                 # A file is read into main memory.
                 adapter.to(host.base.device)
-        embeddings.apply(self.root, {k: t for k, t in tensors.items() if k not in self.misshapen})
 
 
 def _leftovers(root: nn.Module, found: Mapping[str, tuple[int, ...]]) -> set[str]:

@@ -190,6 +190,8 @@ class Tuner(nn.Module):
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.scope = Scope()
+        self.vocabulary: Any = None
+        """The model's own embeddings, where a file has brought others."""
 
     @property
     def prefix(self) -> str:

@@ -238,6 +238,9 @@ class PeftModel(Running):
         """The base model with its original bits and without adapters."""
         tuner.unmerge(self.base_model)
         strip(self.base_model, keep_saved=False)
+        if self.base_model.vocabulary is not None:
+            self.base_model.vocabulary.restore(self.get_base_model())
+            self.base_model.vocabulary = None
         return self.get_base_model()
 
     @property

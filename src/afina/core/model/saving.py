@@ -161,19 +161,26 @@ class Files(nn.Module):
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
-        embeddings.fit(model, file.shapes())
-        built = cls.for_config(file.config)
         trained = [p for p in model.parameters() if p.requires_grad]
-        # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
-        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
+        vocabulary = embeddings.Vocabulary(model)
+
+        made: list[PeftModel] = []
 
         def undo() -> None:
-            out.unload()
-            for parameter in trained:
-                parameter.requires_grad_(True)
+            for whole in made:
+                whole.unload()
+            vocabulary.restore(model)
+            for parameter in model.parameters():
+                parameter.requires_grad_(any(parameter is p for p in trained))
 
         with _undone_on_error(undo):
-            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
+            vocabulary.fit(model, file.shapes())
+            # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the header was compared.
+            built = cls.for_config(file.config)
+            out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
+            made.append(out)
+            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base, vocabulary=True)
+        out.base_model.vocabulary = vocabulary if vocabulary.differs(model) else None
         if not is_trainable:
             out.eval()
         return out
