@@ -101,8 +101,8 @@ def _t5(tied: bool, seed: int, width: int) -> Any:
 SHAPES: Mapping[str, Shape] = MappingProxyType({s.name: s for s in (
     Shape("decoder", functools.partial(_llama, "LlamaForCausalLM", False), "CAUSAL_LM", "lm_head", "embed_tokens"),
     Shape("tied", functools.partial(_llama, "LlamaForCausalLM", True), "CAUSAL_LM", "lm_head", "embed_tokens", True),
-    Shape("seq2seq", functools.partial(_t5, False), "SEQ_2_SEQ_LM", "lm_head", "shared"),
-    Shape("tied-seq2seq", functools.partial(_t5, True), "SEQ_2_SEQ_LM", "lm_head", "shared", True),
+    Shape("seq2seq", functools.partial(_t5, False), "SEQ_2_SEQ_LM", "lm_head", "embed_tokens"),
+    Shape("tied-seq2seq", functools.partial(_t5, True), "SEQ_2_SEQ_LM", "lm_head", "embed_tokens", True),
     Shape("encoder", functools.partial(_bert, "BertModel"), "FEATURE_EXTRACTION", "pooler", "word_embeddings"),
     Shape("classifier", functools.partial(_bert, "BertForSequenceClassification"), "SEQ_CLS", "classifier",
           "word_embeddings"),
@@ -228,3 +228,8 @@ def base_tensors(base: Any) -> dict[str, Tensor]:
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The values of tensors now."""
     return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+def is_prompt(method: str) -> bool:
+    """Whether a method adds virtual tokens."""
+    return bool(methods()[method].config.is_prompt_learning)

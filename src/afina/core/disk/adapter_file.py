@@ -46,7 +46,7 @@ class AdapterFile:
     def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
         out: dict[str, _V] = {}
         for name, value in values.items():
-            key = own_key(name)
+            key = own_key(name, self.config.is_prompt_learning)
             if key in out:
                 raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
                                       where=self.path, got=name)  # fmt: skip

@@ -258,10 +258,11 @@ def set_peft_model_state_dict(
         CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
         NumericError: a tensor is not finite.
     """
-    tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
+    root, container, _ = layout(model)
+    prompts = prompt_piece(container, adapter_name) is not None
+    tensors = {own_key(k, prompts): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
     whole = {k for k, t in tensors.items() if not t.is_floating_point()}
-    root, _, _ = layout(model)
     plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
     if plan.misshapen and not ignore_mismatched_sizes:
         plan.missing, plan.unexpected = [], []

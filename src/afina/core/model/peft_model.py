@@ -69,7 +69,8 @@ class PeftModel(Running):
         self._names: tuple[str, ...] = (adapter_name,)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
-        self._add_heads(config)
+        if not low_memory:  # a file says itself which heads it holds
+            self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
             tuner.check_name(name)
             inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)

@@ -78,8 +78,7 @@ class CPTEmbedding(PromptEncoder):
     def __init__(self, site: PromptSite, config: CPTConfig) -> None:
         super().__init__(site, config)
         ids, kinds = torch.tensor(config.cpt_token_ids), torch.tensor(config.cpt_tokens_type_mask)
-        start = site.normal(site.tokens, site.dim).detach() if config.inference_mode else site.rows(ids)
-        self.register_buffer("context", start, persistent=False)
+        self.register_buffer("context", site.rows(ids), persistent=False)
         self.delta = site.zeros(site.tokens, site.dim)
         bound = torch.zeros(len(kinds))
         bound[(kinds > 0) & (kinds % 4 == 2)] = config.opt_projection_epsilon
