@@ -252,8 +252,12 @@ class Tuner(nn.Module):
             for parameter in encoder.trainable().values():
                 parameter.requires_grad_(name in learning)
 
-    def add_prompt(self, name: str, config: PromptLearningConfig, autocast: bool) -> None:
-        """Build the encoder of an adapter with virtual tokens."""
+    def made_prompt(self, config: PromptLearningConfig, autocast: bool) -> PromptEncoder:
+        """The encoder of an adapter with virtual tokens, to be put into `prompt_encoder` under its name.
+
+        Raises:
+            ConfigError: it does not fit the model.
+        """
         implementation = method(config).implementation
         complete(config, self.model, implementation.goes_into)
         sizes = config.token_dim, config.num_layers, config.num_attention_heads
@@ -267,7 +271,8 @@ class Tuner(nn.Module):
             get_embeddings() if callable(get_embeddings) else None,
             torch.float32 if half else first.dtype, first.device, self.model,
         )  # fmt: skip
-        self.prompt_encoder[name] = implementation(site, config)
+        made: PromptEncoder = implementation(site, config).train(self.training)
+        return made
 
     def __getattr__(self, name: str) -> Any:
         try:

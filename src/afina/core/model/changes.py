@@ -1,9 +1,10 @@
-"""Changes of which adapters there are, and which apply: made when no other thread is calling the model."""
+"""Changes of which adapters there are, and which apply: made as a whole, when no other thread is calling the model."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -22,3 +23,15 @@ def changes(change: _F) -> _F:
             return change(self, *args, **kwargs)
 
     return cast("_F", alone)
+
+
+@contextlib.contextmanager
+def undone_on_error(undo: Callable[[], Any]) -> Iterator[None]:
+    """Call `undo` if what is inside raises."""
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if not done:
+            undo()

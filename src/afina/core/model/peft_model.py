@@ -73,8 +73,10 @@ class PeftModel(Running):
             self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
             tuner.check_name(name)
+            # Made first, because that compares sizes and changes nothing of the model.
+            encoder = self.base_model.made_prompt(config, autocast)
             inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
-            self.base_model.add_prompt(name, config, autocast)
+            self.base_model.prompt_encoder[name] = encoder
             return self._record(name, config)
         config = layer_config(config)
         with self._with_experts(config, autocast):

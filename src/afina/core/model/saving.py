@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +26,12 @@ from ..disk.checkpoint import (
 from ..disk.names import own_key
 from ..hosts import tuner
 from ..hosts.routing import Place
-from .changes import changes
+from .changes import changes, undone_on_error
 
 if TYPE_CHECKING:
     from .peft_model import PeftModel
 
 _OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "allow_pickle")
-
-
-@contextlib.contextmanager
-def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            undo()
 
 
 def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
@@ -173,7 +162,7 @@ class Files(nn.Module):
             for parameter in model.parameters():
                 parameter.requires_grad_(any(parameter is p for p in trained))
 
-        with _undone_on_error(undo):
+        with undone_on_error(undo):
             vocabulary.fit(model, file.shapes())
             # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the header was compared.
             built = cls.for_config(file.config)
@@ -229,7 +218,7 @@ class Files(nn.Module):
             refuse_other_config(self.peft_config[adapter_name], file)
         trainable = self._trainable()
 
-        with _undone_on_error(lambda: self._delete_all_but(before)):
+        with undone_on_error(lambda: self._delete_all_but(before)):
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
         if fresh:
             tuner.activate(self.base_model, self._names, trainable=trainable)
@@ -255,7 +244,7 @@ class Files(nn.Module):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-        with _undone_on_error(undo):
+        with undone_on_error(undo):
             for name, place in experts.items():
                 self._load_expert(name, place, autocast)
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -174,32 +175,54 @@ class TablePromptEncoder(PromptEncoder):
 
 
 def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> None:
-    """Fill in the sizes that the config leaves to the model.
+    """Fill in the sizes that the `config` leaves to the `model`, and compare those that it gives.
 
     Raises:
-        ConfigError: a size is neither given nor found in the model's config.
+        ConfigError: a size is neither given nor found in the model's config, or is another model's.
     """
-    found: Any = getattr(model, "config", None)
-    text = found.get_text_config() if hasattr(found, "get_text_config") else found
-    sizes = {
-        "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
-        "token_dim": ("hidden_size", "n_embd", "d_model"),
-        "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
-    }
-    filled = []
-    for key, names in sizes.items():
-        if getattr(config, key) is None:
-            value = next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
-            if value is None:
-                raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
+    given = {key: getattr(config, key) for key in _SIZES}
+    for key in _SIZES:
+        setattr(config, key, None)
+    try:
+        found = _found(config, model, goes_into)
+    finally:
+        for key, value in given.items():
             setattr(config, key, value)
-            filled.append(key)
-    if goes_into == "cache" and "token_dim" in filled:
-        _key_width(config, text)
+    for key, own in found.items():
+        value = given[key]
+        if value is None and own[0] is None:
+            raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
+        if value is not None and own[0] is not None and value not in own and key != "num_attention_heads":
+            raise ConfigError("the virtual tokens are for a model of another size", where=key, got=value,
+                              expected=f"{own[0]} by this model", fix="is it for another base?")  # fmt: skip
+        setattr(config, key, own[0] if value is None else value)
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     if getattr(config, "encoder_hidden_size", 0) is None:
         config.encoder_hidden_size = config.token_dim  # type: ignore[attr-defined]
+
+
+_SIZES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+    "token_dim": ("hidden_size", "n_embd", "d_model"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
+})  # fmt: skip
+"""Field -> how configs of models call it."""
+
+
+def _found(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> dict[str, tuple[int | None, ...]]:
+    """Field -> what this model says: the size to take, and others that mean the same."""
+    own: Any = getattr(model, "config", None)
+    text = own.get_text_config() if hasattr(own, "get_text_config") else own
+    sizes = {k: next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
+             for k, names in _SIZES.items()}  # fmt: skip
+    out: dict[str, tuple[int | None, ...]] = {k: (v,) for k, v in sizes.items()}
+    if goes_into == "cache" and sizes["token_dim"] is not None and sizes["num_attention_heads"] is not None:
+        config.token_dim, config.num_attention_heads = sizes["token_dim"], sizes["num_attention_heads"]
+        _key_width(config, text)
+        out["token_dim"] = (config.token_dim, sizes["token_dim"])
+        out["num_attention_heads"] = (config.num_attention_heads, sizes["num_attention_heads"])
+    return out
 
 
 def _key_width(config: PromptLearningConfig, text: Any) -> None:
