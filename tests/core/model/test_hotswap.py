@@ -124,3 +124,15 @@ def test_other_methods_and_compiled_models_are_refused(tmp_path):
         prepare_model_for_compiled_hotswap(compiled, target_rank=8)
     with pytest.raises(ConfigError, match="higher rank"):
         prepare_model_for_compiled_hotswap(model, target_rank=2)
+
+
+def test_a_merged_adapter_is_not_swapped(tmp_path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    model.merge_adapter()
+    before = model(X)
+    with pytest.raises(MergeError, match="merged adapter cannot be swapped"):
+        hotswap_adapter(model, tmp_path, "default")
+    assert torch.equal(model(X), before)
+    model.unmerge_adapter()
+    hotswap_adapter(model, tmp_path, "default")

@@ -89,6 +89,8 @@ class Adapter(nn.Module):
     """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
+    attention_note: ClassVar[str] = ""
+    """What is said once when the method is put on both projections of an nn.MultiheadAttention."""
     rank_dims: Mapping[str, int] = MappingProxyType({})
     """Parameter -> its dimension that counts ranks, where more ranks of zeros change nothing (padding)."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from ...errors import NumericError
 from ..layers.recognise import base_weight
 from ..layers.weights import in_own_dtype
 from ..layers.whole_model import dense_copy
@@ -42,6 +44,16 @@ class Replacement(Adapter):
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()
+
+    def refuse_not_finite(self) -> None:
+        """Refuse to be put in the module's place for good.
+
+        Raises:
+            NumericError: a number of the copy is not finite.
+        """
+        for name, parameter in self.copy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NumericError("the trained copy is not finite", where=name)
 
     def tied(self, site: Site) -> Adapter | None:
         """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""

@@ -215,6 +215,8 @@ class _Builder:
         chosen = {s.name for s in targets}
         extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
         self.inside = frozenset(extra)
+        if self.inside and self.adapter_class.attention_note:
+            warnings.warn(f"{extra[0]}: {self.adapter_class.attention_note}", AfinaWarning, stacklevel=5)
         missing = self.inside - chosen
         return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import AfinaWarning, CheckpointError, ConfigError
+from ...errors import AfinaWarning, CheckpointError, ConfigError, MergeError
 from ..config import PeftConfig, method
 from ..disk.checkpoint import open_adapter
 from ..disk.names import layout, own_key
@@ -35,6 +35,7 @@ def hotswap_adapter(
 
     Raises:
         NameTakenError: no adapter of this name is loaded.
+        MergeError: the adapter is merged.
         CheckpointError, ConfigError: the two do not fit; nothing was changed.
     """
     file = open_adapter(str(model_name_or_path), **hub)
@@ -70,9 +71,13 @@ def hotswap_adapter_from_state_dict(
 
     Raises:
         CheckpointError: tensors for layers that the loaded adapter does not have, or of another shape.
+        MergeError: the adapter is merged.
         NumericError: a tensor is not finite.
     """
     tuner.check_known([adapter_name], tuner.adapter_names(model))
+    if any(adapter_name in host.merged for _, host in hosts(layout(model)[0])):
+        raise MergeError("a merged adapter cannot be swapped: the layers would keep the old one", where=adapter_name,
+                         fix="call unmerge_adapter() first")  # fmt: skip
     check_finite(state_dict, "state dict")
     tensors = {own_key(k.replace(f".{adapter_name}.", ".")): t for k, t in state_dict.items()}
     root, _, _ = layout(model)

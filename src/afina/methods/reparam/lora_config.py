@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -111,3 +112,14 @@ class LoraConfig(LayerConfig):
         """alpha / r (or alpha / sqrt r) at the module `name`, by `alpha_pattern` and `rank_pattern`."""
         alpha, rank = value_for(name, self.alpha_pattern, self.lora_alpha, "alpha_pattern"), self.rank_at(name)
         return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+COUNTED_TWICE = (0, 21, 2)
+"""The last release of the format whose files count the update of attention's output projection twice; what comes after
+counts it once, and so do its files."""
+
+
+def counts_once(version: str | None) -> bool:
+    """Whether files of this release of the format count the update of attention's output projection once."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version or "")[:3])
+    return numbers > COUNTED_TWICE
