@@ -9,6 +9,7 @@ from afina import (
     ConfigError,
     IA3Config,
     LoraConfig,
+    MergeError,
     NameTakenError,
     PeftModel,
     get_peft_model,
