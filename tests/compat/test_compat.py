@@ -90,7 +90,6 @@ def imports(library):
                 yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.slow
 def test_everything_that_the_libraries_import_is_there():
     wanted = sorted({pair for library in LIBRARIES for pair in imports(library)})
     assert len(wanted) >= 30

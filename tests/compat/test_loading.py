@@ -37,7 +37,6 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
                           check=False, env=environment)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_every_methods_file_gives_what_from_pretrained_gives() -> None:
     done = run(SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,39 @@
+"""How much of the suite runs, and what several rooms of it share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .selection import CHOSEN, SIZES, select
+from .train import tiny
+from .train.child import Child
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--size", choices=SIZES, default="pairs", help="how much of the suite: see tests/selection.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A test that is named runs.
+    named = any("::" in str(argument) for argument in config.args)
+    left, config.stash[CHOSEN] = select(items, "all" if named else config.getoption("size"))
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+    items[:] = [item for item in items if item.nodeid not in left]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder."""
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def child() -> Iterator[Child]:
+    """The process that trains."""
+    out = Child()
+    yield out
+    out.pool.shutdown()
