@@ -25,7 +25,13 @@ from .whole import REFUSED, SHAPES, WIDTH, Case, base_tensors, copies, is_prompt
 EVERY = [pytest.param(*key, id="-".join(key)) for key in (
     (c.method, c.shape.name, c.option) for c in whole.cases() if (c.method, c.shape.name) not in REFUSED
 )]  # fmt: skip
-each_case = pytest.mark.parametrize(("method", "shape", "option"), EVERY)
+
+
+def each_case(test: Any) -> Any:
+    """Parametrise over every method, shape and option."""
+    return pytest.mark.product("whole")(pytest.mark.parametrize(("method", "shape", "option"), EVERY)(test))
+
+
 CLOSE = 2e-5
 """Logits of two float32 models with the same weights, in other orders of summing."""
 
