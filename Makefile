@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all quick check format bench clean help
+.PHONY: demo test test-all quick mutants check format bench clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
+	@echo "make mutants   which small faults the tests would notice, on a sample that takes an hour"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 
@@ -34,9 +35,13 @@ test-all: $(READY)
 quick: $(READY)
 	$(PYTEST) --size smoke tests/battery tests/core tests/test_*.py $(TEST_ARGS)
 
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cosmic-ray
+	$(BIN)/python scripts/mutants.py $(MUTANTS_ARGS)
+
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
 
 bench: $(READY)
@@ -47,8 +52,8 @@ bench: $(READY)
 format: $(READY)
 	$(BIN)/python scripts/methods_table.py
 	$(BIN)/python scripts/api_page.py
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks scripts
+	$(BIN)/ruff format src tests benchmarks scripts
 
 clean:
 	rm -rf $(VENV) dist build
