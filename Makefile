@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all quick mutants check format bench clean help
+.PHONY: demo test test-all test-rest quick mutants check format bench clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
@@ -31,6 +31,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(PYTEST) --size all $(TEST_ARGS)
+
+# Of what `make test` leaves out one half: HALF=0 or 1.
+test-rest: $(READY)
+	$(PYTEST) --half $(HALF) $(TEST_ARGS)
 
 quick: $(READY)
 	$(PYTEST) --size smoke tests/battery tests/core tests/test_*.py $(TEST_ARGS)

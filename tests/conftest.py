@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from .selection import CHOSEN, SIZES, select
+from .selection import CHOSEN, SIZES, half_of, select
 from .train import tiny
 from .train.child import Child
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--size", choices=SIZES, default="pairs", help="how much of the suite: see tests/selection.py")
+    parser.addoption("--half", choices=("0", "1"), help="of what --size pairs leaves out, this half")
 
 
 @pytest.hookimpl(trylast=True)
@@ -21,6 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # A test that is named runs.
     named = any("::" in str(argument) for argument in config.args)
     left, config.stash[CHOSEN] = select(items, "all" if named else config.getoption("size"))
+    if (half := config.getoption("half")) is not None:
+        rest = half_of(left, int(half))
+        left = {item.nodeid for item in items if item.nodeid not in rest}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
     items[:] = [item for item in items if item.nodeid not in left]
 

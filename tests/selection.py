@@ -6,7 +6,8 @@ Three sizes: "smoke" (`make quick`) meets every value of every parameter, "pairs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import pytest
@@ -58,3 +59,8 @@ def select(items: Sequence[pytest.Item], size: str) -> tuple[set[str], dict[str,
         left |= {item.nodeid for place, item in enumerate(members) if place not in kept}
         chosen[name] = (cases, [cases[place] for place in sorted(kept)])
     return left, chosen
+
+
+def half_of(names: Iterable[str], half: int) -> set[str]:
+    """One of two halves of some tests; which one a test is in depends on its name alone."""
+    return {name for name in names if zlib.crc32(name.encode()) % 2 == half}

@@ -13,7 +13,7 @@ from afina.core.config import methods
 from .battery.kinds import KINDS
 from .battery.storages import LINEAR_ROWS, STORAGES
 from .battery.table import CASES, ROWS
-from .selection import CHOSEN, Case, covering
+from .selection import CHOSEN, Case, covering, half_of
 
 FEW = [dict(zip("abcd", values, strict=True)) for values in product("xy", "xyz", "vwxyz", "tuvwxyz")]
 
@@ -40,7 +40,9 @@ def test_cases_of_few_parameters_are_kept_whole() -> None:
 def chosen(request: pytest.FixtureRequest) -> dict[str, tuple[list[Case], list[Case]]]:
     """What was chosen in this very session, if it is one of the whole suite."""
     found = request.config.stash[CHOSEN]
-    if request.config.getoption("size") == "smoke" or not {"battery", "storages", "training by name"} <= set(found):
+    if request.config.getoption("size") == "smoke" or not {"battery", "storages", "training by name", "whole"} <= set(
+        found
+    ):
         pytest.skip("the whole suite has to be collected: make test")
     return found
 
@@ -94,3 +96,19 @@ def test_what_is_chosen_does_not_depend_on_the_order() -> None:
     assert 150 < len(left) < len(items)
     assert select(items, "all")[0] == set()
     assert len(select(items, "smoke")[0]) > len(left)
+
+
+def test_every_method_meets_every_whole_model_and_every_question(
+    chosen: dict[str, tuple[list[Case], list[Case]]],
+) -> None:
+    every, kept = chosen["whole"]
+    for one, other in combinations(("method", "shape", "option", "test"), 2):
+        assert {(c[one], c[other]) for c in kept} == {(c[one], c[other]) for c in every}
+
+
+def test_the_halves_of_the_rest_are_all_of_it() -> None:
+    names = {f"test_x[{i}]" for i in range(1000)}
+    first, second = half_of(names, 0), half_of(names, 1)
+    assert first | second == names
+    assert not first & second
+    assert min(len(first), len(second)) > 400
