@@ -50,6 +50,15 @@ class Library:
         self.process.communicate()
 
 
+def run(scenario: str, name: str) -> dict[str, float]:
+    """The numbers of one scenario on one library, in a process of its own."""
+    library = Library(name)
+    try:
+        return library.run(scenario)
+    finally:
+        library.close()
+
+
 def largest_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
     """The largest difference, relative to the reference's value where that is above 1."""
     if ours.keys() != theirs.keys():

@@ -1,7 +1,11 @@
-"""How much of the suite runs, and what several rooms of it share."""
+"""How much of the suite runs, and what several rooms of it share.
+
+Tests compare with the real `peft` in their own process; those of the stand-in run scripts in others.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +14,8 @@ import pytest
 from .selection import CHOSEN, SIZES, half_of, select
 from .train import tiny
 from .train.child import Child
+
+os.environ["AFINA_STAND_IN"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

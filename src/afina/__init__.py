@@ -7,6 +7,9 @@ read `__init__.pyi` instead, which `scripts/api_page.py` generates from this fil
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 from .version import __version__ as __version__
@@ -39,6 +42,21 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 
+class _Modules:
+    """Finds what is no file of afina: the reference's modules under afina's name."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if not fullname.startswith(f"{__name__}."):
+            return None
+        from .compat.finder import ModuleFinder
+
+        return ModuleFinder().find_spec(fullname)
+
+
+sys.meta_path.append(_Modules)
+
+
 def __getattr__(name: str) -> Any:
     if name == "__all__":  # by `from afina import *`, which needs the methods' files in any case
         return _names()
@@ -55,9 +73,15 @@ def _found(name: str) -> Any:
     from .methods import public_names
 
     names = public_names()
-    if name not in names:
+    if name in names:
+        return names[name]
+    if importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
+    from .compat.modules import offered
+
+    if (value := offered("peft", name)) is None:
         raise AttributeError(f"module 'afina' has no attribute {name!r}")
-    return names[name]
+    return value
 
 
 def _names() -> list[str]:

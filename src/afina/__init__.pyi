@@ -103,6 +103,7 @@ from .methods.reparam.lora_conversion import save_as_lora as save_as_lora
 from .methods.reparam.lora_options import ArrowConfig as ArrowConfig
 from .methods.reparam.lora_options import BdLoraConfig as BdLoraConfig
 from .methods.reparam.lora_options import KasaConfig as KasaConfig
+from .methods.reparam.lora_options import LoraRuntimeConfig as LoraRuntimeConfig
 from .methods.reparam.lora_options import MontecloraConfig as MontecloraConfig
 from .methods.reparam.lora_options import VeloraConfig as VeloraConfig
 from .methods.reparam.lycoris import LycorisConfig as LycorisConfig
@@ -182,6 +183,7 @@ __all__ = [
     "LoftQConfig",
     "LoraConfig",
     "LoraGAConfig",
+    "LoraRuntimeConfig",
     "LycorisConfig",
     "MergeError",
     "MissConfig",

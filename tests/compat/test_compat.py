@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraConfig as Same, LoraLayer
 from peft.utils.other import fsdp_auto_wrap_policy
 from peft.functional import delete_adapter, set_adapter
 from torch import nn
-assert Same is LoraConfig and peft.__file__ is None
+assert Same is LoraConfig and not hasattr(peft, "__file__")
 assert importlib.metadata.version("peft") == peft.__version__
 assert importlib.util.find_spec("peft") is not None
 base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -48,12 +48,24 @@ def test_a_script_runs_unchanged_and_is_told(tmp_path):
     assert "afina stands in for peft" in done.stderr
 
 
-def test_coming_too_late_is_refused():
-    code = "import transformers.trainer, afina.compat; afina.compat.stand_in()"
-    done = run("-c", code)
+def test_where_the_real_peft_is_in_use_it_is_refused():
+    done = run("-c", "import peft, afina.compat; afina.compat.stand_in()")
     assert done.returncode != 0
-    assert "too late to stand in for peft" in done.stderr
-    assert "call afina.compat.stand_in() before" in done.stderr
+    assert "too late to stand in for peft: the real one is in use" in done.stderr
+    assert "import peft's names from afina" in done.stderr
+
+
+def test_libraries_that_were_imported_before_are_told():
+    code = """
+import transformers.trainer, afina, afina.compat
+afina.compat.stand_in()
+assert transformers.trainer.PeftModel is afina.PeftModel
+import inspect, pickle, peft
+assert pickle.loads(pickle.dumps(peft)) is peft
+assert inspect.getmodule(transformers.Trainer) is transformers.trainer
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_name_of_the_tree_is_there():

@@ -1,12 +1,14 @@
-"""Answers questions about the distribution `peft` (its version), as `importlib.metadata` asks them."""
+"""Answers what the import system asks about `peft`: its distribution's version, and its modules under afina's name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution
 from importlib.metadata import DistributionFinder as Base
 from os import PathLike
+from types import ModuleType
 from typing import Any
 
 
@@ -37,3 +39,24 @@ class DistributionFinder(Base):
     def find_distributions(self, context: Base.Context | None = None) -> Iterable[Distribution]:
         name = None if context is None else context.name
         return [self._distribution] if name is not None and name.lower() == "peft" else []
+
+
+class ModuleFinder(MetaPathFinder, Loader):
+    """Finds `afina.utils`, `afina.tuners.lora.layer`, ...: the reference's modules, for scripts that only put afina's
+    name into their import lines. It comes last: afina's own modules are found before it."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        root, _, rest = fullname.partition(".")
+        if root != "afina":
+            return None
+        from .modules import TREE
+
+        return ModuleSpec(fullname, self, origin="afina.compat", is_package=True) if f"peft.{rest}" in TREE else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        from .modules import VERSION, stand_in_module
+
+        return stand_in_module(spec.name, VERSION, lambda: None)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run: names are looked up when they are used."""

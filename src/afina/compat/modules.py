@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+VERSION = "0.21.2"
+"""The release that the stand-in answers for."""
 
 _FUNCTIONAL = "afina.compat.functional:"
 _STATE = {
@@ -110,32 +115,50 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
 class StandIn(ModuleType):
     """One module of the tree; looks its names up when they are first used."""
 
+    asked: Callable[[], None]
+
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self.__name__,)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        place = TREE[self.__name__].get(name)
-        if place is not None:
-            module, _, attribute = place.partition(":")
-            value = getattr(importlib.import_module(module), attribute)
-        elif f"{self.__name__}.{name}" in TREE:
+        vars(self)["asked"]()
+        _, dot, rest = self.__name__.partition(".")
+        key = f"peft{dot}{rest}"
+        value: Any
+        if f"{key}.{name}" in TREE:
             value = importlib.import_module(f"{self.__name__}.{name}")
         else:
-            value = getattr(importlib.import_module("afina"), name, None)
+            found = offered(key, name)
+            value = getattr(importlib.import_module("afina"), name, None) if found is None else found
             if value is None:
-                value = importlib.import_module("afina.compat.tuners").named(self.__name__, name)
-            if value is None:
-                raise AttributeError(f"afina's stand-in for {self.__name__!r} has no {name!r}")
+                raise AttributeError(f"{self.__name__!r} has no {name!r} (afina in the place of peft)")
         setattr(self, name, value)
         return value
 
 
-def build(version: str) -> dict[str, ModuleType]:
-    """All modules of the tree, not yet in `sys.modules`."""
-    out: dict[str, ModuleType] = {}
-    for name in TREE:
-        module = StandIn(name, doc="afina standing in for peft")
-        spec = ModuleSpec(name, loader=None, origin="afina.compat", is_package=True)
-        module.__spec__, module.__path__, module.__file__ = spec, [], None
-        vars(module)["__version__"] = version
-        out[name] = module
-    return out
+def offered(module: str, name: str) -> Any:
+    """What a module of the reference has under a name, beside afina's own public names; None if nothing."""
+    place = TREE[module].get(name)
+    if place is None:
+        return importlib.import_module("afina.compat.tuners").named(module, name)
+    source, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(source), attribute)
+
+
+def stand_in_module(name: str, version: str, asked: Callable[[], None]) -> StandIn:
+    """The module of the tree that is to be imported as `name`: peft.X, or afina.X for scripts that import from afina
+    what they imported from peft."""
+    module = StandIn(name, doc="afina standing in for peft")
+    spec = ModuleSpec(name, loader=None, origin="afina.compat", is_package=True)
+    # No `__file__`: where it is None, `inspect` fails on whatever stands in a file of the real package.
+    module.__spec__, module.__path__ = spec, []
+    vars(module).update(__version__=version, asked=asked)
+    return module
+
+
+def build(version: str, asked: Callable[[], None] | None = None) -> dict[str, ModuleType]:
+    """All modules of the tree, not yet in `sys.modules`; `asked` is called when the first name is asked for."""
+    once = functools.cache(asked or (lambda: None))
+    return {name: stand_in_module(name, version, once) for name in TREE}

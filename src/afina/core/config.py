@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError
 from .files.jsonfile import plain, read_json_object, write_json
-from .registry import Method, PeftType, config_class, method, methods, register
+from .registry import Method, PeftType, config_class, first_use, method, methods, register
 from .validate import bounded, edit_distance, extension, validate_fields
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class PeftConfig:
     """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
 
     def __post_init__(self) -> None:
+        first_use()
         if self.method_type:
             if self.peft_type is not None and str(self.peft_type) != self.method_type:
                 raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -111,6 +112,13 @@ def config_class(name: str, where: object = None) -> type[PeftConfig]:
             "unknown method", where=where or "peft_type", got=name, expected=", ".join(methods()), fix=hint
         )
     return methods()[key].config
+
+
+@functools.cache
+def first_use() -> None:
+    """Called when configs are made: the first one is when libraries have to take afina's models for theirs."""
+    # By name and late, as the methods: the core knows nothing of other libraries.
+    importlib.import_module(f"{__package__.partition('.')[0]}.compat.default").begin()
 
 
 def register(peft_type: str, config: type[PeftConfig]) -> Callable[[_T], _T]:

@@ -1,17 +1,20 @@
-"""Dataclass fields: made with a range, checked against annotation and range; nothing is coerced silently."""
+"""Dataclass fields: made with a range, checked against annotation and range; nothing is coerced silently. Names too."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal, Union
 
-from ..errors import ConfigError
+from torch import nn
+
+from ..errors import ConfigError, NameTakenError
 
 _EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -143,3 +146,24 @@ def edit_distance(a: str, b: str) -> int:
         for j, cb in enumerate(b, 1):
             last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
     return row[-1]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
+
+
+def check_name(name: str) -> None:
+    """Refuse adapter names that could not be a folder or a module.
+
+    Raises:
+        NameTakenError: with the allowed form.
+    """
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or _RESERVED.fullmatch(name)
+        or hasattr(nn.ModuleDict(), name)
+        or hasattr(nn.ParameterDict(), name)
+    ):
+        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
+                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip

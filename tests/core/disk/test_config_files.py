@@ -206,7 +206,7 @@ def test_the_references_own_file_loads_without_a_warning(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("layer_replication", [[0, 2], [1, 3]]),
+        ("megatron_config", {"tensor_model_parallel_size": 2}),
     ],
 )
 def test_options_that_change_the_mathematics_are_refused(key: str, value: Any, tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ def test_no_match_names_the_five_nearest() -> None:
         ({"modules_to_save": ["haed"]}, "modules_to_save"),
         ({"target_modules": ["up"], "target_parameters": ["nope"]}, "no parameter"),
         ({"target_modules": ["layers"]}, "cannot adapt this kind"),
-        ({"target_modules": ["head"], "modules_to_save": ["head"]}, "both a target and in modules_to_save"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
 from ..hosts import tuner
-from ..hosts.tuner import check_name
+from ..validate import check_name
 
 if TYPE_CHECKING:
     from ..model.peft_model import PeftModel
@@ -58,21 +58,23 @@ def load_adapters(
     places = folder if isinstance(folder, Mapping) else adapter_folders(folder)
     names: list[str] = []
     before = tuple(model.active_adapters)
-    try:
-        for number, (name, place) in enumerate(places.items(), 1):
-            try:
-                with model.base_model.scope.users.changing():
-                    _load(model, name, place)
-                names.append(name)
-            except AfinaError as error:
-                if not skip_faulty:
-                    raise
-                warnings.warn(f"adapter {name!r} is left out: {error}", AfinaWarning, stacklevel=2)
-            progress(number, len(places))
-    finally:
-        # Once for all: it visits every adapter on every layer.
-        with model.base_model.scope.users.changing():
-            tuner.activate(model.base_model, before, trainable=model._trainable())
+    users = model.base_model.scope.users
+    with tuner.training_kept(model):
+        try:
+            for number, (name, place) in enumerate(places.items(), 1):
+                try:
+                    with users.changing():
+                        _load(model, name, place)
+                    names.append(name)
+                except AfinaError as error:
+                    if not skip_faulty:
+                        raise
+                    warnings.warn(f"adapter {name!r} is left out: {error}", AfinaWarning, stacklevel=2)
+                progress(number, len(places))
+        finally:
+            # Once for all: it visits every adapter on every layer.
+            with users.changing():
+                tuner.activate(model.base_model, before)
     return names
 
 

@@ -19,10 +19,11 @@ from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
-from ..hosts.tuner import check_known, check_name
+from ..hosts.tuner import check_known
 from ..inject.injection import inject
 from ..inject.places import places, ranks_at
 from ..prompts.encoder import PromptLearningConfig
+from ..validate import check_name
 from . import task_vectors
 from .low_rank_form import (
     Factors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class AdapterFile:
     config: PeftConfig
     header: Header
     notes: dict[str, Any] = field(default_factory=dict)
+    key_mapping: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""
@@ -43,10 +46,17 @@ class AdapterFile:
         """The same file for this model; layouts whose names depend on the architecture translate them here."""
         return self
 
+    def _renamed(self, key: str) -> str:
+        for pattern, replacement in self.key_mapping.items():
+            new, count = re.subn(pattern, replacement, key)
+            if count:
+                return new
+        return key
+
     def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
         out: dict[str, _V] = {}
         for name, value in values.items():
-            key = own_key(name, self.config.is_prompt_learning)
+            key = self._renamed(own_key(name, self.config.is_prompt_learning))
             if key in out:
                 raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
                                       where=self.path, got=name)  # fmt: skip

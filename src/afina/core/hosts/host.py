@@ -68,17 +68,19 @@ class Host(LightModule, ReferenceSpelling):
         call = current(self.scope)
         if call is not None and not call.enabled:
             return self._run_original(*args, **kwargs)
-        bias = self.own_bias()
+        bias, keyword = self.own_bias(), None
         by_rows = call is not None and call.rows is not None and self.enabled
         if not self.stack and bias is None and not by_rows:
             return self.base.run(*args, **kwargs)
         if args:
             x, args = args[0], args[1:]
         else:
-            x = kwargs.pop(next(iter(kwargs)))
+            name = next(iter(kwargs))
+            x = kwargs.pop(name)
+            keyword = name if self.base.takes_keywords_only else None
         if call is not None and by_rows:
             return run_rows(self, call, x, args, kwargs)
-        out = View(self, self.stack, x, args, kwargs, bias=bias, call=call)(x)
+        out = View(self, self.stack, x, args, kwargs, bias=bias, call=call, keyword=keyword)(x)
         return self.finish(out, x)
 
     def _run_original(self, *args: Any, **kwargs: Any) -> Any:

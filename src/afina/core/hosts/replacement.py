@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ from .tied import Tied
 
 if TYPE_CHECKING:
     from .view import View
+
+
+def _by_keyword(module: nn.Module, keyword: str, x: Any, **others: Any) -> Any:
+    return module(**{keyword: x}, **others)
 
 
 class Replacement(Adapter):
@@ -40,6 +45,8 @@ class Replacement(Adapter):
                         module._parameters[name] = nn.Parameter(parameter.to("meta"))
 
     def forward(self, inner: View, x: Any) -> Any:
+        if inner.keyword is not None:
+            return in_own_dtype(functools.partial(_by_keyword, self.copy, inner.keyword), self.dtype, x, **inner.kwargs)
         return in_own_dtype(self.copy, self.dtype, x, *inner.args, **inner.kwargs)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ...errors import CheckpointError
+from .adapter import Adapter, DeltaWeight
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
+    from ..layers.weights import BaseWeight
 
 
 class ReferenceSpelling(nn.Module):
@@ -18,6 +19,7 @@ class ReferenceSpelling(nn.Module):
     if TYPE_CHECKING:
         active: tuple[str, ...]
         merged: tuple[str, ...]
+        base: BaseWeight
 
         @property
         def applies(self) -> bool: ...
@@ -28,6 +30,7 @@ class ReferenceSpelling(nn.Module):
         adapter_slot: str
 
         def adapter(self, name: str) -> Adapter | None: ...
+        def names(self) -> list[str]: ...
         def set_active(self, names: tuple[str, ...]) -> None: ...
         def require_grad(self, names: tuple[str, ...]) -> None: ...
         def remove(self, name: str) -> None: ...
@@ -53,6 +56,34 @@ class ReferenceSpelling(nn.Module):
         names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
         self.set_active(names)
         self.require_grad(() if inference_mode else names)
+
+    @property
+    def adapter_layer_names(self) -> tuple[str, ...]:
+        """The names under which the layer has its adapters' tensors, as `layer.NAME[adapter]`."""
+        named = {d.partition(".")[0]: a for a in self._all() for d in a.disk_names.values()}
+        return tuple(n for n, a in named.items() if a.prefix and n.startswith(a.prefix)) or (self.adapter_slot,)
+
+    @property
+    def other_param_names(self) -> tuple[str, ...]:
+        """The names of the adapters' settings, as `layer.NAME[adapter]`."""
+        return tuple(sorted({n for a in self._all() for n in a.reference_attributes}))
+
+    def _all(self) -> list[Adapter]:
+        return [a for n in self.names() if (a := self.adapter(n)) is not None]
+
+    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters of this layer without activating them."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            found = self.adapter(name)
+            for parameter in [] if found is None else found.trainable().values():
+                parameter.requires_grad_(requires_grad)
+            if name in self.biases:
+                self.biases[name].requires_grad_(requires_grad)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether the adapter's change of this layer is one of a weight."""
+        found = self.adapter(adapter_name)
+        return found is not None and type(found).merged is not Adapter.merged and self.base.kind in DeltaWeight.kinds
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.remove(adapter_name)

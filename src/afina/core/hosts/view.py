@@ -26,6 +26,7 @@ class View:
         whole: gives the base layer's output for its own input, where that is computed elsewhere.
         own_bias: the trainable bias that stands in for the layer's.
         rows: how many rows of a batch the input is of, where each row goes through its own adapter.
+        keyword: the name under which the input has to be given, where it cannot be given by its place.
         call: the call of the model that it runs in, if that is more than a plain one.
     """
 
@@ -41,10 +42,11 @@ class View:
         bias: nn.Parameter | None = None,
         rows: int | None = None,
         call: Call | None = None,
+        keyword: str | None = None,
     ) -> None:
         self.host, self.stack, self.args, self.kwargs = host, stack, args, kwargs or {}
         self.source, self.cast, self.whole = source, cast, whole
-        self.own_bias, self.rows, self.call = bias, rows, call
+        self.own_bias, self.rows, self.call, self.keyword = bias, rows, call, keyword
 
     @property
     def base(self) -> BaseWeight:
@@ -63,7 +65,7 @@ class View:
             cast = given if x is self.source or x is self.cast else None
             inner = self.stack[:-1]
             view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias,
-                        self.rows, self.call)  # fmt: skip
+                        self.rows, self.call, self.keyword)  # fmt: skip
             return adapter(view, given)
         if self.whole is not None and (x is self.source or x is self.cast):
             return self.whole()
@@ -72,9 +74,15 @@ class View:
             x = self.source if x is self.cast else x.to(self.source.dtype)
         bias = self.own_bias
         if bias is None:
-            return self.base.run(x, *self.args, **self.kwargs)
+            return self.run(self.base.run, x)
         weight, dtype = self.base.read()[0], self.base.dtype
         return self.base.apply(x, weight.to(dtype), bias.to(dtype), *self.args, **self.kwargs)
+
+    def run(self, module: Callable[..., Any], x: Any) -> Any:
+        """Call a module as the layer was called, with the input `x`."""
+        if self.keyword is not None:
+            return module(**{self.keyword: x}, **self.kwargs)
+        return module(x, *self.args, **self.kwargs)
 
     def given(self, adapter: Adapter) -> Mapping[str, Any]:
         """What the model was called with for an adapter's method (`Adapter.inputs`)."""

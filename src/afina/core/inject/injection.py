@@ -18,9 +18,10 @@ from ..hosts.host import Host
 from ..hosts.host_kinds import ModulesToSaveWrapper, ReadHost
 from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
-from ..hosts.tuner import adapter_names, check_name, scope_of
+from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.weights import BaseWeight
+from ..validate import check_name
 from .patterns import name_in
 from .targets import Slot, output_head, select_slots, slots
 
@@ -123,9 +124,12 @@ class _Builder:
         places = [(s, self._host(s)) for s in self._with_attention_outputs(targets)]
         places += self._parameters()
         saved = {p.slot.name for p in planned}
-        clash = next((s.name for s, h in places if s.name in saved or isinstance(h, ModulesToSaveWrapper)), None)
+        # Of a module that is both, the trained copy is what counts, as in the reference.
+        places = [(s, h) for s, h in places if s.name not in saved]
+        clash = next((s.name for s, h in places if isinstance(h, ModulesToSaveWrapper)), None)
         if clash:
-            raise TargetError("the module is both a target and in modules_to_save", where=clash)
+            raise TargetError("another adapter trains a copy of this module", where=clash,
+                              fix="leave it out with exclude_modules, or name it in modules_to_save too")  # fmt: skip
         for slot, host in places:
             self.adapter_class.check_kind(slot.name, host.base)
         shared = self._shared({s.name: h.base for s, h in places})

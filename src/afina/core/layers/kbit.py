@@ -64,15 +64,21 @@ def _upcast(model: nn.Module, quantised: list[QuantisedWeight]) -> None:
 def _checkpoint(model: nn.Module, options: dict[str, Any]) -> None:
     anything: Any = model
     if options.get("use_reentrant", True):
-        if hasattr(model, "enable_input_require_grads"):
-            anything.enable_input_require_grads()
-        else:
-            anything.get_input_embeddings().register_forward_hook(_require_grad)
+        require_input_gradients(model)
     takes = "gradient_checkpointing_kwargs" in inspect.signature(anything.gradient_checkpointing_enable).parameters
     if options and not takes:
         raise ConfigError("this model's gradient checkpointing takes no options", where="gradient_checkpointing_kwargs",
                           got=options)  # fmt: skip
     anything.gradient_checkpointing_enable(**({"gradient_checkpointing_kwargs": options} if takes and options else {}))
+
+
+def require_input_gradients(model: nn.Module) -> None:
+    """Let gradients flow into the embeddings' output, without which reentrant checkpoints of a frozen base get none."""
+    anything: Any = model
+    if hasattr(model, "enable_input_require_grads"):
+        anything.enable_input_require_grads()
+    elif hasattr(model, "get_input_embeddings"):
+        anything.get_input_embeddings().register_forward_hook(_require_grad)
 
 
 def _require_grad(module: nn.Module, args: Any, output: Tensor) -> None:

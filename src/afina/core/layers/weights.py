@@ -7,7 +7,8 @@ and of an embedding (whose input is a one-hot row), `(experts, out, in)` for sta
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -131,6 +132,12 @@ class BaseWeight:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward."""
         return self.module(*args, **kwargs)
+
+    @property
+    def takes_keywords_only(self) -> bool:
+        """Whether the layer's forward has no parameter that could be given by its place."""
+        code = getattr(type(self.module).forward, "__code__", None)
+        return code is not None and code.co_argcount == 1 and not code.co_flags & inspect.CO_VARARGS
 
     @property
     def swaps(self) -> bool:
@@ -268,7 +275,7 @@ def autocasts(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-def in_own_dtype(module: nn.Module, dtype: torch.dtype, x: Any, *args: Any, **kwargs: Any) -> Any:
+def in_own_dtype(module: Callable[..., Any], dtype: torch.dtype, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Run a module whose parameters have another dtype than the model around it.
 
     Floating tensors, also in tuples, go in in `dtype` and come out in that of `x`; all else stays as it is.

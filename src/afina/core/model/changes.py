@@ -7,11 +7,14 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
+from ..hosts.tuner import Tuner
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def changes(change: _F) -> _F:
-    """Decorates a method of a `PeftModel`: it waits until the calls of other threads have ended, and they for it.
+    """Decorates a method of a `PeftModel` or its tuner: it waits until the calls of other threads have ended, and they
+    for it.
 
     Raises:
         ConfigError: inside a call, while another thread waits to change adapters too.
@@ -19,7 +22,8 @@ def changes(change: _F) -> _F:
 
     @functools.wraps(change)
     def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.base_model.scope.users.changing():
+        tuner = self if isinstance(self, Tuner) else self.base_model
+        with tuner.scope.users.changing():
             return change(self, *args, **kwargs)
 
     return cast("_F", alone)

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from ...errors import AfinaWarning, ConfigError
-from ..combine.unload import delete, fuse, strip
+from ...errors import ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType
 from ..disk import card
-from ..disk.checkpoint import layer_config
+from ..disk.checkpoint import get_peft_model_state_dict, layer_config
 from ..hosts import tuner
-from ..hosts.calls import switched_off
 from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
 from ..inject.architectures import HEAD_NAMES
+from ..layers.kbit import require_input_gradients
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
+from ..validate import check_name
 from .base_tuner import BaseTuner
 from .changes import changes
-from .running import Running
+from .replication import replicate
+from .verbs import Verbs
 
 
-class PeftModel(Running):
+class PeftModel(Verbs):
     """A base model and its adapters, of any methods.
 
     What is not found here is looked up in the base model.
@@ -66,24 +66,47 @@ class PeftModel(Running):
         self._never_called_checked = False
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
-        self._names: tuple[str, ...] = (adapter_name,)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         if not low_memory:  # a file says itself which heads it holds
             self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
-            tuner.check_name(name)
+            check_name(name)
             # Made first, because that compares sizes and changes nothing of the model.
             encoder = self.base_model.made_prompt(config, autocast)
             inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
             self.base_model.prompt_encoder[name] = encoder
             return self._record(name, config)
         config = layer_config(config)
-        with self._with_experts(config, autocast):
+        with self._with_experts(config, autocast), self._with_replicated_layers(config):
             config.target_modules = targets.settle(self.get_base_model(), config)
             inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                          autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip
         self._record(name, config)
+
+    @contextlib.contextmanager
+    def _with_replicated_layers(self, config: LayerConfig) -> Iterator[None]:
+        """The model with the layers that a config wants; its own ones again after an error inside the context."""
+        wanted: list[Any] | None = getattr(config, "layer_replication", None)
+        here = self.base_model.replicated
+        if wanted and here is not None and here.layer_map != [list(p) for p in wanted]:
+            raise ConfigError("the model's layers are replicated otherwise", where="layer_replication", got=wanted,
+                              expected=here.layer_map)  # fmt: skip
+        if not wanted or here is not None:
+            yield
+            return
+        if self.peft_config:
+            raise ConfigError("layers can be replicated by the first adapter only", where="layer_replication",
+                              got=wanted)  # fmt: skip
+        self.base_model.replicated = made = replicate(self.get_base_model(), wanted)
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if not done:
+                made.undo()
+                self.base_model.replicated = None
 
     def _record(self, name: str, config: PeftConfig) -> None:
         if config.base_model_name_or_path is None:
@@ -119,56 +142,9 @@ class PeftModel(Running):
         Raises:
             TargetError, ConfigError, NameTakenError: nothing was changed.
         """
-        self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
-        tuner.activate(self.base_model, self._names, trainable=self._trainable())
-
-    @changes
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several that apply in the given order; exactly they become trainable.
-
-        Args:
-            adapter_name: one name, or several in order.
-            inference_mode: let none of them train.
-
-        Raises:
-            NameTakenError: no such adapter.
-        """
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
-        tuner.check_known(names, self.peft_config)
-        merged = {n for _, h in hosts(self) for n in h.merged}
-        if merged:
-            warnings.warn(f"unmerging {', '.join(sorted(merged))} before switching", AfinaWarning, stacklevel=2)
-            self.unmerge_adapter()
-        self._names = names
-        tuner.activate(self.base_model, names, trainable=() if inference_mode else None)
-
-    @changes
-    def set_requires_grad(self, adapter_names: str | list[str], requires_grad: bool = True) -> None:
-        """Freeze (`requires_grad` False) or unfreeze the adapters `adapter_names` without activating them.
-
-        Raises:
-            NameTakenError: no such adapter.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        tuner.check_known(names, self.peft_config)
-        tuner.set_requires_grad(self, names, requires_grad)
-
-    @changes
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove the adapter `adapter_name`; if it alone was active, the first of the remaining becomes active.
-
-        Raises:
-            NameTakenError: no such adapter, or another one routes to it.
-        """
-        tuner.check_known([adapter_name], self.peft_config)
-        delete(self.base_model, adapter_name)
-        del self.base_model.peft_config[adapter_name]
-        left = tuple(n for n in self._names if n != adapter_name)
-        if not left and self.peft_config:
-            left = (next(iter(self.peft_config)),)
-            warnings.warn(f"adapter {left[0]!r} is active now", AfinaWarning, stacklevel=2)
-        self._names = left
-        tuner.activate(self.base_model, left)
+        with tuner.training_kept(self):
+            self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
+            tuner.activate(self.base_model, self.base_model.active)
 
     @classmethod
     def for_config(cls, config: PeftConfig) -> type[PeftModel]:
@@ -179,91 +155,10 @@ class PeftModel(Running):
         """
         return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
 
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The base model's own bits for what this thread (or asyncio task) calls inside the context; other threads, and
-        what is merged, are not touched."""
-        with switched_off(self.base_model.scope):
-            yield
-
-    @changes
-    def merge_adapter(
-        self, adapter_names: list[str] | None = None, safe_merge: bool = True, requantise: bool = False
-    ) -> None:
-        """Merge adapters (the active ones) into the base weights; `unmerge_adapter` gives the original bits back.
-
-        Args:
-            adapter_names: which; the active ones if None.
-            safe_merge: accepted for the reference's sake; what is not finite is never merged.
-            requantise: merge into quantised weights too, and warn of how much of the update that lost.
-
-        Raises:
-            NotMergeable, NumericError, MergeError: nothing was changed.
-        """
-        names = tuple(adapter_names or self._names)
-        tuner.check_known(names, self.peft_config)
-        if adapter_names and names != self._names[: len(names)]:
-            warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
-                          "changes", AfinaWarning, stacklevel=2)  # fmt: skip
-        tuner.merge(self.base_model, names, requantise)
-
-    @changes
-    def unmerge_adapter(self) -> None:
-        """Give every base weight its original bits back."""
-        tuner.unmerge(self.base_model)
-
-    @changes
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = True,
-        adapter_names: list[str] | None = None,
-        requantise: bool = False,
-    ) -> nn.Module:
-        """The base model with adapters merged for good.
-
-        Args:
-            progressbar: accepted for the reference's sake, without effect.
-            safe_merge: as for `merge_adapter`, like the two below.
-            adapter_names: which; the active ones if None.
-            requantise: merge into quantised weights too.
-
-        Raises:
-            NotMergeable, NumericError, MergeError: nothing was changed.
-        """
-        names = tuple(adapter_names or self._names)
-        tuner.check_known(names, self.peft_config)
-        fuse(self.base_model, names, requantise)
-        return self.get_base_model()
-
-    @changes
-    def unload(self) -> nn.Module:
-        """The base model with its original bits and without adapters."""
-        tuner.unmerge(self.base_model)
-        strip(self.base_model, keep_saved=False)
-        if self.base_model.vocabulary is not None:
-            self.base_model.vocabulary.restore(self.get_base_model())
-            self.base_model.vocabulary = None
-        return self.get_base_model()
-
     @property
     def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
         """Adapter name -> its config."""
         return self.base_model.peft_config
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The active adapters, in the order in which they apply."""
-        return list(self._names)
-
-    @property
-    def active_adapter(self) -> str:
-        """The (first) active adapter."""
-        return self._names[0] if self._names else ""
-
-    @active_adapter.setter
-    def active_adapter(self, name: str) -> None:
-        self.set_adapter(name)
 
     @property
     def active_peft_config(self) -> PeftConfig:
@@ -275,9 +170,6 @@ class PeftModel(Running):
         """The active adapter's method."""
         return self.active_peft_config.peft_type
 
-    def _trainable(self) -> tuple[str, ...]:
-        return tuple(n for n in self._names if not self.peft_config[n].inference_mode)
-
     def get_base_model(self) -> nn.Module:
         """The user's model, with hosts in it."""
         return self.base_model.model
@@ -285,6 +177,17 @@ class PeftModel(Running):
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all) numbers of parameters; of quantised weights, the number that they stand for."""
         return count_parameters(self)
+
+    def get_nb_savable_parameters(self, adapter_name: str = "default") -> tuple[int, int]:
+        """(in the file of the adapter `adapter_name`, all) numbers of parameters."""
+        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        return sum(t.numel() for t in state.values()), count_parameters(self)[1]
+
+    def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> None:
+        """Let gradients flow into the output of the embeddings of `model`, unless it is quantised, whose preparation
+        does it."""
+        if not getattr(model, "is_quantized", False):
+            require_input_gradients(model)
 
     def print_trainable_parameters(self) -> None:
         """Print how much trains."""

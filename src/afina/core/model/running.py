@@ -17,6 +17,7 @@ from ..hosts.host import hosts
 from . import passes
 from .rows_of_call import take_rows
 from .saving import Files
+from .signature import LikeTheBase
 
 
 class Running(Files):
@@ -29,6 +30,7 @@ class Running(Files):
         @property
         def active_adapters(self) -> list[str]: ...
 
+    @LikeTheBase
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward with the active adapters, or with each row's own.
 
@@ -95,13 +97,13 @@ class Running(Files):
             return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
     def _implementations(self, names: Iterable[str] | None = None) -> list[Any]:
-        configs = [self.peft_config[n] for n in (self._names if names is None else names)]
+        configs = [self.peft_config[n] for n in (self.base_model.active if names is None else names)]
         found = [(method(c).implementation, c) for c in configs]
         return [i.for_config(c) if issubclass(i, Adapter) else i for i, c in found]
 
     def _running(self, rows: Rows | None) -> tuple[str, ...]:
         """The adapters that a call goes through."""
-        return self._names if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
+        return self.base_model.active if rows is None else tuple(n for n in rows.groups if n in self.peft_config)
 
     def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None) -> dict[str, dict[str, Any]]:
         """Takes the arguments that methods consume out of the call: adapter -> its inputs."""

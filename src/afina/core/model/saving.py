@@ -26,6 +26,7 @@ from ..disk.checkpoint import (
 from ..disk.names import own_key
 from ..hosts import tuner
 from ..hosts.routing import Place
+from .base_tuner import BaseTuner
 from .changes import changes, undone_on_error
 
 if TYPE_CHECKING:
@@ -56,13 +57,11 @@ class Files(nn.Module):
     """`save_pretrained`, `from_pretrained`, `load_adapter`, the model card and the hub."""
 
     if TYPE_CHECKING:
-        base_model: tuner.Tuner
+        base_model: BaseTuner
         peft_config: dict[str, PeftConfig]
         active_adapter: str
-        _names: tuple[str, ...]
 
         def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
-        def _trainable(self) -> tuple[str, ...]: ...
         @classmethod
         def for_config(cls, config: PeftConfig) -> type[PeftModel]: ...
         def get_base_model(self) -> nn.Module: ...
@@ -133,7 +132,7 @@ class Files(nn.Module):
             autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
             ephemeral_gpu_offload: accepted for the reference's sake, without effect.
             low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
-            key_mapping: refused: keys are not renamed.
+            key_mapping: patterns of the file's keys (without `base_model.model.`) -> what stands in their place here.
             allow_other_base: load even if the weights below are not those that it was trained on.
             **kwargs: `subfolder`; of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`;
                 `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`; `adapters`: name -> folder
@@ -143,10 +142,9 @@ class Files(nn.Module):
             CheckpointError: the file is damaged, or does not fit the model or its config.
             ConfigError: the config is damaged, or `key_mapping` is given.
         """
-        if key_mapping:
-            raise ConfigError("renaming keys while loading is not supported", where="key_mapping", got=key_mapping)
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
+        file.key_mapping = key_mapping or {}
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
@@ -184,6 +182,7 @@ class Files(nn.Module):
         autocast_adapter_dtype: bool = True,
         ephemeral_gpu_offload: bool = False,
         low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
         allow_other_base: bool = False,
         **kwargs: Any,
     ) -> LoadResult:
@@ -197,6 +196,7 @@ class Files(nn.Module):
             autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
             ephemeral_gpu_offload: accepted for the reference's sake, without effect.
             low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
+            key_mapping: as for `from_pretrained`.
             allow_other_base: load even if the weights below are not those that it was trained on.
             **kwargs: as for `from_pretrained`.
 
@@ -208,20 +208,19 @@ class Files(nn.Module):
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
+        file.key_mapping = key_mapping or {}
         _find_experts(file.config, str(model_id), kwargs)
         before = set(self.peft_config)
         fresh = adapter_name not in before
-        if fresh:
-            file.config.inference_mode = not is_trainable
-            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
-        else:
+        if not fresh:
             refuse_other_config(self.peft_config[adapter_name], file)
-        trainable = self._trainable()
-
-        with undone_on_error(lambda: self._delete_all_but(before)):
+        with tuner.training_kept(self), undone_on_error(lambda: self._delete_all_but(before)):
+            if fresh:
+                file.config.inference_mode = not is_trainable
+                self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
-        if fresh:
-            tuner.activate(self.base_model, self._names, trainable=trainable)
+            if fresh:
+                tuner.activate(self.base_model, self.base_model.active)
         return LoadResult([], [])
 
     def _delete_all_but(self, names: set[str]) -> None:
@@ -273,7 +272,9 @@ class Files(nn.Module):
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
         """Write README.md into `output_dir`: what this is, its base, how to load it; text that is there is kept."""
-        config = self.peft_config[self.active_adapter] if self._names else next(iter(self.peft_config.values()))
+        config = (
+            self.peft_config[self.active_adapter] if self.base_model.active else next(iter(self.peft_config.values()))
+        )
         write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:

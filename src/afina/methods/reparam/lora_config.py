@@ -17,7 +17,15 @@ from ..initialisers.eva_ranks import EvaConfig
 from ..initialisers.loftq import LoftQConfig
 from ..initialisers.lora_ga import LoraGAConfig
 from ..selective.trainable_tokens import TrainableTokensConfig
-from .lora_options import ArrowConfig, BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig, check_plain_start
+from .lora_options import (
+    ArrowConfig,
+    BdLoraConfig,
+    KasaConfig,
+    MontecloraConfig,
+    VeloraConfig,
+    check_plain_start,
+    runtime_config,
+)
 
 
 @dataclass(kw_only=True)
@@ -47,6 +55,9 @@ class LoraConfig(LayerConfig):
         qalora_group_size: inputs of such a group.
         trainable_token_indices: token ids whose embeddings train along; or name of the embedding -> ids.
         ensure_weight_tying: give an output head that shares the adapted embedding's weight the same update.
+        layer_replication: (from, to) pairs of layers; the model is given the layers of all these ranges, in this order,
+            and those that stand twice share their base.
+        runtime_config: what does not belong to the file: a `LoraRuntimeConfig`.
     """
 
     r: int = bounded(8, ge=1, le=2**20)
@@ -75,17 +86,15 @@ class LoraConfig(LayerConfig):
     qalora_group_size: int = bounded(16, ge=1)
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     ensure_weight_tying: bool = False
+    layer_replication: list[Any] | None = None
+    runtime_config: Any = field(default=None, metadata={"runtime": True})
     default_learning_rate: ClassVar[float] = 2e-4
-    foreign: ClassVar[Mapping[str, bool]] = {
-        **dict.fromkeys(
-            ("layer_replication", "megatron_config"), True,
-        ),
-        **dict.fromkeys(("megatron_core", "runtime_config"), False),
-    }  # fmt: skip
+    foreign: ClassVar[Mapping[str, bool]] = {"megatron_config": True, "megatron_core": False}
 
     def __post_init__(self) -> None:
         if isinstance(self.loftq_config, LoftQConfig):
             self.loftq_config = asdict(self.loftq_config)
+        self.runtime_config = runtime_config(self.runtime_config)
         super().__post_init__()
         if self.bias not in ("none", "all", "lora_only"):
             raise ConfigError("unknown choice", where="bias", got=self.bias, expected="none, all or lora_only")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from ...core.config import bounded
 from ...core.validate import validate_fields
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 
-PUBLIC = ("ArrowConfig", "BdLoraConfig", "KasaConfig", "MontecloraConfig", "VeloraConfig")
+PUBLIC = ("ArrowConfig", "BdLoraConfig", "KasaConfig", "LoraRuntimeConfig", "MontecloraConfig", "VeloraConfig")
 
 
 @dataclass
@@ -67,6 +69,33 @@ class KasaConfig(_Options):
 
     beta: float = bounded(1e-4, ge=0)
     gamma: float = bounded(1e-3, ge=0)
+
+
+@dataclass
+class LoraRuntimeConfig(_Options):
+    """Settings of a process, which are not saved.
+
+    Attributes:
+        ephemeral_gpu_offload: the reference moves offloaded layers to the GPU for DoRA's start; no effect here, where
+            they are read where they lie.
+    """
+
+    ephemeral_gpu_offload: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ephemeral_gpu_offload:
+            warnings.warn("ephemeral_gpu_offload has no effect: layers are read where they lie", AfinaWarning, 4)
+
+
+def runtime_config(given: LoraRuntimeConfig | Mapping[str, Any] | None) -> LoraRuntimeConfig:
+    """The settings of a process as a file or a caller gives them; unknown ones are told and left out."""
+    if isinstance(given, LoraRuntimeConfig):
+        return given
+    values, known = dict(given or {}), {f.name for f in fields(LoraRuntimeConfig)}
+    if unknown := sorted(values.keys() - known):
+        warnings.warn(f"runtime_config: {', '.join(unknown)[:80]} is not known here and has no effect", AfinaWarning, 4)
+    return LoraRuntimeConfig(**{k: v for k, v in values.items() if k in known})
 
 
 @dataclass

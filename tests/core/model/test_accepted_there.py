@@ -1,0 +1,152 @@
+"""What the reference accepts is accepted, with its numbers."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+import afina
+from afina.errors import AfinaWarning, NameTakenError, TargetError
+
+X = torch.linspace(-1, 1, 12).view(3, 4)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.conv, self.norm, self.head = nn.Linear(4, 4), nn.Conv1d(4, 4, 1), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(self.a(x)[..., None])[..., 0])))
+
+
+class Renamed(Net):
+    def __init__(self):
+        super().__init__()
+        self.first = self.a
+        del self.a
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(self.first(x)[..., None])[..., 0])))
+
+
+class KeywordHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, *, hidden, scale=1.0):
+        return self.inner(hidden) * scale
+
+
+class WithKeywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.head = nn.Linear(4, 4), KeywordHead()
+
+    def forward(self, x):
+        return self.head(hidden=self.a(x), scale=2.0)
+
+
+def lora(library, **options):
+    return library.LoraConfig(**{"target_modules": ["a"], "r": 2, "init_lora_weights": False, **options})
+
+
+def both(make, **options):
+    theirs = peft.get_peft_model(make(), lora(peft, **options))
+    ours = afina.get_peft_model(make(), lora(afina, **options))
+    afina.set_peft_model_state_dict(ours, peft.get_peft_model_state_dict(theirs))
+    return theirs, ours
+
+
+def test_of_a_target_that_is_in_modules_to_save_the_trained_copy_counts():
+    theirs, ours = both(Net, target_modules=["a", "head"], modules_to_save=["head"])
+    with torch.no_grad():
+        for model in (theirs, ours):
+            for name, parameter in model.named_parameters():
+                if "modules_to_save" in name:
+                    parameter.add_(1)
+    assert torch.allclose(theirs(X), ours(X), atol=1e-6)
+    state = afina.get_peft_model_state_dict(ours)
+    assert state.keys() == peft.get_peft_model_state_dict(theirs).keys()
+    assert ours.base_model.targeted_module_names == theirs.base_model.targeted_module_names == ["a"]
+    with ours.disable_adapter():
+        assert torch.equal(ours(X), Net()(X))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_modules": ["a", "conv", "head"]},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"lora_bias": True},
+        {"modules_to_save": ["head", "norm"]},
+        {"modules_to_save": ["conv"], "bias": "all"},
+    ],
+    ids=str,
+)
+def test_half_precision_models_run_with_float32_adapters(dtype, options):
+    theirs, ours = both(lambda: Net().to(dtype), **options)
+    out = ours(X.to(dtype))
+    assert out.dtype == theirs(X.to(dtype)).dtype == dtype
+    assert torch.allclose(out.float(), theirs(X.to(dtype)).float(), atol=2e-2)
+    out.float().sum().backward()
+    trained = [p for p in ours.parameters() if p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert all(p.grad is not None for p in trained)
+
+
+@pytest.mark.parametrize("options", [{"modules_to_save": ["head"]}, {"target_modules": ["inner"]}])
+def test_a_trained_copy_may_take_keywords_only(options):
+    theirs, ours = both(WithKeywords, **options)
+    assert torch.allclose(theirs(X), ours(X), atol=1e-6)
+
+
+def test_a_copy_that_takes_keywords_only_runs_in_its_own_dtype():
+    _, ours = both(lambda: WithKeywords().half(), modules_to_save=["head"])
+    out = ours(X.half())
+    assert out.dtype == torch.float16
+    out.float().sum().backward()
+
+
+def test_keys_are_renamed_while_loading(tmp_path):
+    _, ours = both(Net)
+    ours.save_pretrained(tmp_path)
+    config = lora(afina, target_modules=["first"])
+    mapping = {r"^(?:.*\.)?a\.": "first."}
+    loaded = afina.PeftModel.from_pretrained(Renamed(), tmp_path, config=config, key_mapping=mapping,
+                                             allow_other_base=True)  # fmt: skip
+    assert torch.equal(loaded(X), ours(X))
+
+
+def test_settings_of_a_process_are_taken_and_not_saved(tmp_path):
+    config = lora(afina, runtime_config=afina.LoraRuntimeConfig())
+    config.save_pretrained(tmp_path)
+    assert "runtime_config" not in json.loads((tmp_path / "adapter_config.json").read_text())
+    with pytest.warns(AfinaWarning, match="ephemeral_gpu_offload has no effect"):
+        afina.LoraRuntimeConfig(ephemeral_gpu_offload=True)
+    with pytest.warns(AfinaWarning, match="runtime_config: of_tomorrow is not known"):
+        config = afina.PeftConfig.from_dict({"peft_type": "LORA", "runtime_config": {"of_tomorrow": 1}})
+    assert config.runtime_config == afina.LoraRuntimeConfig()
+
+
+@pytest.mark.parametrize("name", ["training", "keys", "forward"])
+def test_names_that_a_module_has_itself_are_refused(name):
+    with pytest.raises(NameTakenError, match="not usable as an adapter's name"):
+        afina.get_peft_model(Net(), lora(afina), name)
+
+
+def test_a_target_of_which_another_adapter_trains_a_copy_is_refused():
+    model = afina.get_peft_model(Net(), lora(afina, modules_to_save=["head"]))
+    with pytest.raises(TargetError, match="another adapter trains a copy"):
+        model.add_adapter("more", lora(afina, target_modules=["head"]))
