@@ -66,11 +66,11 @@ def run(
     """
     from ...compat import stand_in
 
-    check_trackers(recipe)
     try:
         with interruptible():
-            ready, split, labels = prepared(recipe, reporter)
             stand_in()  # the Trainer takes our PeftModel for the one that it knows
+            check_trackers(recipe)
+            ready, split, labels = prepared(recipe, reporter)
             if not resume:
                 spare_inputs(ready, split, source)
             with claimed(recipe.output.dir, overwrite=overwrite, resume=resume) as output:
