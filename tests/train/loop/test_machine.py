@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,27 +178,6 @@ def test_hangup_finishes_the_step_and_saves(tmp_path, model_folder):
     assert process.returncode == 129, said
     step = int(said.split("stopped by SIGHUP after step ")[1].split()[0])
     assert newest_complete(tmp_path / "out").name == f"checkpoint-{step}"
-
-
-def test_terminal_that_goes_away_costs_no_step(tmp_path, model_folder):
-    path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=5000, training__save_steps=1,
-                             training__keep_checkpoints=2, evaluation__enabled=False)  # fmt: skip
-    code = ("import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(1, termios.TIOCSCTTY, 0);"
-            "from afina.cli import main; main()")  # fmt: skip
-    ours, theirs = os.openpty()
-    process = subprocess.Popen([sys.executable, "-c", code, "train", str(path)], stdin=theirs, stdout=theirs,
-                               stderr=theirs, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    os.close(theirs)
-    deadline = time.monotonic() + 120
-    os.set_blocking(ours, False)
-    while newest_complete(tmp_path / "out") is None and process.poll() is None and time.monotonic() < deadline:
-        try:
-            os.read(ours, 1 << 16)
-        except BlockingIOError:
-            time.sleep(0.02)
-    os.close(ours)
-    assert process.wait(timeout=120) == 129
-    assert newest_complete(tmp_path / "out") is not None
 
 
 def test_kill_before_the_first_checkpoint_costs_nothing(tmp_path, model_folder, child):
