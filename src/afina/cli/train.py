@@ -68,7 +68,7 @@ def train(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume), recipe.output.dir)
+    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume, source=source), recipe.output.dir)
 
 
 def _plan(recipe: Recipe) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import CheckpointError, ConfigError
+from . import leftovers
+from .unwritable import told_if_unwritable
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 64
@@ -77,21 +79,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename; the mode follows the umask."""
-    os.replace(stage_bytes(path, data), path)
-    sync_folder(path.parent)
+    """Write a file whole or not at all: temporary file, fsync, rename; the mode follows the umask.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    with told_if_unwritable(path.parent, lambda: len(data)):
+        os.replace(stage_bytes(path, data), path)
+        sync_folder(path.parent)
 
 
 def stage_bytes(path: Path, data: bytes) -> Path:
-    """Write `data` to a synced temporary file beside `path` and return its path."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `data` to a synced temporary file beside `path` and return its path; those of killed saves go."""
+    leftovers.sweep(path.parent, path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=leftovers.prefix(path.name))
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o666 & ~_umask())
-    except OSError:
+    except BaseException:  # a signal, too
         os.unlink(name)
         raise
     return Path(name)
@@ -101,14 +109,20 @@ def publish(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files that belong together: all are on disk before the first takes its name.
 
     Raises:
-        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
+        CheckpointError: the folder is a file, one of the names is a link that leads elsewhere, the disk is full, or
+            the folder cannot be written; what was there before is whole.
     """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for name in files:
         if (folder / name).is_symlink():
             raise CheckpointError("refusing to write through a link", where=folder / name)
+    with told_if_unwritable(folder, lambda: sum(map(len, files.values()))):
+        _publish(folder, files)
+
+
+def _publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     staged: dict[str, Path] = {}
     try:
         for name, data in files.items():
