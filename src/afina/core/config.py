@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .hosts.routing import Place
 
 CONFIG_NAME = "adapter_config.json"
+MAX_UNKNOWN = 100
+"""Keys that a config may have besides its fields."""
 FORMAT_VERSION = "0.21.2"
 """The release of the reference whose file format is written; stored as `peft_version`."""
 
@@ -218,6 +220,13 @@ class LayerConfig(PeftConfig):
 
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}
     """model_type -> targets, where it differs from the common table of `core.architectures`."""
+    keyed_by_module: ClassVar[tuple[str, ...]] = (
+        "rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern",
+        "target_svd_config",
+    )  # fmt: skip
+    """Fields (if there) that are dicts of names or patterns of adapted modules."""
+    lists_of_modules: ClassVar[tuple[str, ...]] = ()
+    """Fields that are lists or patterns of adapted modules."""
 
     def own_targets(self, model: Any) -> list[str] | str | None:
         """The targets of a method that finds them in any `model` by itself, when the user names none.
@@ -256,6 +265,9 @@ class LayerConfig(PeftConfig):
 def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
     extra = {k: v for k, v in values.items() if k not in names}
+    if len(extra) > MAX_UNKNOWN:
+        raise ConfigError("too many keys that are not known", where=where or cls.__name__, got=len(extra),
+                          expected=f"<= {MAX_UNKNOWN}")  # fmt: skip
     for key in extra:
         typo = next((n for n in names if edit_distance(key, n) <= 2 and len(n) > 4 and n not in values), None)
         if typo:
@@ -263,7 +275,7 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
                               fix=f"did you mean {typo!r}?")  # fmt: skip
         if extra[key] and cls.foreign.get(key):
             raise ConfigError("this option of the reference is not available", where=f"{where or cls.__name__}: {key}",
-                              got=str(extra[key])[:80])  # fmt: skip
+                              got=extra[key])  # fmt: skip
     try:
         config = cls(**{k: v for k, v in values.items() if k in names})
     except ConfigError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
+from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.tuner import check_name
 
@@ -85,8 +86,9 @@ def _load(model: PeftModel, name: str, place: Path) -> None:
     try:
         file = open_adapter(place)
         file.config.inference_mode = True
-        model._inject(name, file.config, low_memory=True)
-        load_adapter(model, name, file)
+        with reading(file.path, file.config_path):
+            model._inject(name, file.config, low_memory=True)
+            load_adapter(model, name, file)
         done = True
     finally:
         if not done:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..config import PeftConfig, methods
+from ..config import CONFIG_NAME, PeftConfig, methods
 from ..files.jsonfile import read_json_object
 from ..files.tensorfile import Header, read_tensors
 from .names import own_key
@@ -26,6 +26,11 @@ class AdapterFile:
     config: PeftConfig
     header: Header
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config_path(self) -> Path:
+        """Where its configuration lies."""
+        return self.path.with_name(CONFIG_NAME)
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""

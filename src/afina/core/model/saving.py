@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError, NameTakenError
-from ..combine.unload import delete
+from ..combine.unload import delete, strip
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.card import write_card
@@ -24,6 +24,7 @@ from ..disk.checkpoint import (
     save_adapter,
 )
 from ..disk.names import own_key
+from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.routing import Place
 from .changes import changes
@@ -43,6 +44,18 @@ def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
     finally:
         if not done:
             undo()
+
+
+def _restore(model: nn.Module) -> Callable[[], None]:
+    """What makes a plain model what it is now: without adapters, with the same parameters trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def undo() -> None:
+        strip(model, keep_saved=False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    return undo
 
 
 def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
@@ -161,22 +174,12 @@ class Files(nn.Module):
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
-        embeddings.fit(model, file.shapes())
-        built = cls.for_config(file.config)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
-        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
-
-        def undo() -> None:
-            out.unload()
-            for parameter in trained:
-                parameter.requires_grad_(True)
-
-        with _undone_on_error(undo):
+        with reading(file.path, file.config_path), _undone_on_error(_restore(model)):
+            embeddings.fit(model, file.shapes())
+            # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the header was compared.
+            out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
             load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
-        if not is_trainable:
-            out.eval()
-        return out
+        return out if is_trainable else out.eval()
 
     @changes
     def load_adapter(
@@ -215,14 +218,13 @@ class Files(nn.Module):
         _find_experts(file.config, str(model_id), kwargs)
         before = set(self.peft_config)
         fresh = adapter_name not in before
-        if fresh:
-            file.config.inference_mode = not is_trainable
-            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
-        else:
-            refuse_other_config(self.peft_config[adapter_name], file)
         trainable = self._trainable()
-
-        with _undone_on_error(lambda: self._delete_all_but(before)):
+        with reading(file.path, file.config_path), _undone_on_error(lambda: self._delete_all_but(before)):
+            if fresh:
+                file.config.inference_mode = not is_trainable
+                self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
+            else:
+                refuse_other_config(self.peft_config[adapter_name], file)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
         if fresh:
             tuner.activate(self.base_model, self._names, trainable=trainable)
@@ -263,8 +265,9 @@ class Files(nn.Module):
                 refuse_other_config(self.peft_config[name], file)
                 return self._refuse_other_weights(name, file.tensors(), file.path)
             file.config.inference_mode = True
-            self._inject(name, file.config, autocast, low_memory=True)
-            load_adapter(self, name, file)
+            with reading(file.path, file.config_path):
+                self._inject(name, file.config, autocast, low_memory=True)
+                load_adapter(self, name, file)
         except CheckpointError as error:
             error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"
             raise

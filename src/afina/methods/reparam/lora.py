@@ -39,12 +39,12 @@ class Lora(LoraFast, LoraForm):
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
         base = site.base
-        alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
-        scaling, start = config.scaling_at(site.name), config.init_lora_weights
+        alpha = value_for(site.names, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
+        scaling, start = config.scaling_at(site.names), config.init_lora_weights
         embedding, experts = base.kind == "embedding", base.kind == "experts"
         # The reference adds the update of attention's output projection twice; that is what its files mean.
         times = 2 if site.inside_target else 1
-        self.hold(r=config.rank_at(site.name), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+        self.hold(r=config.rank_at(site.names), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
                   groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
                   pair=None, late_start=None, start_name=start,
                   untrained=frozenset() if embedding else starts.freezes(start))  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -103,11 +103,11 @@ class LoraConfig(LayerConfig):
         return [TrainableTokensConfig(token_indices=ids, target_modules=[layer] if layer else None,
                                       disk_folder="token_adapter.") for layer, ids in by_layer.items()]  # fmt: skip
 
-    def rank_at(self, name: str) -> int:
-        """The rank at the module `name`, by `rank_pattern`."""
+    def rank_at(self, name: str | Sequence[str]) -> int:
+        """The rank at the module `name` (or at what has one of these names), by `rank_pattern`."""
         return int(value_for(name, self.rank_pattern, self.r))
 
-    def scaling_at(self, name: str) -> float:
+    def scaling_at(self, name: str | Sequence[str]) -> float:
         """alpha / r (or alpha / sqrt r) at the module `name`, by `alpha_pattern` and `rank_pattern`."""
         alpha, rank = value_for(name, self.alpha_pattern, self.lora_alpha, "alpha_pattern"), self.rank_at(name)
         return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)
