@@ -14,6 +14,7 @@ from typing import Any, Literal, Union
 from ..errors import ConfigError
 
 _EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
+LARGEST = 3e38
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -66,6 +67,8 @@ def _check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
     for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError("not a finite number", where=name, got=number)
+        if isinstance(number, (int, float)) and abs(number) > LARGEST:
+            raise ConfigError("larger than what a float32 holds", where=name, got=number)
         if bounds and isinstance(number, (int, float)):
             low_ok = number >= bounds.get("ge", number) and (number > bounds["gt"] if "gt" in bounds else True)
             high_ok = number <= bounds.get("le", number) and (number < bounds["lt"] if "lt" in bounds else True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
+from ..files.allocation import AllocationLimit
 from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.tuner import check_name
@@ -87,7 +88,8 @@ def _load(model: PeftModel, name: str, place: Path) -> None:
         file = open_adapter(place)
         file.config.inference_mode = True
         with reading(file.path, file.config_path):
-            model._inject(name, file.config, low_memory=True)
+            with AllocationLimit(model.get_base_model(), file.header.shapes):
+                model._inject(name, file.config, low_memory=True)
             load_adapter(model, name, file)
         done = True
     finally:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError, NameTakenError
-from ..combine.unload import delete, strip
+from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.card import write_card
@@ -24,38 +24,17 @@ from ..disk.checkpoint import (
     save_adapter,
 )
 from ..disk.names import own_key
+from ..files.allocation import AllocationLimit
 from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.routing import Place
 from .changes import changes
+from .undo import remember, undone_on_error
 
 if TYPE_CHECKING:
     from .peft_model import PeftModel
 
 _OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "allow_pickle")
-
-
-@contextlib.contextmanager
-def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            undo()
-
-
-def _restore(model: nn.Module) -> Callable[[], None]:
-    """What makes a plain model what it is now: without adapters, with the same parameters trained."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-
-    def undo() -> None:
-        strip(model, keep_saved=False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-    return undo
 
 
 def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
@@ -174,10 +153,11 @@ class Files(nn.Module):
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
-        with reading(file.path, file.config_path), _undone_on_error(_restore(model)):
-            embeddings.fit(model, file.shapes())
-            # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the header was compared.
-            out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
+        with reading(file.path, file.config_path), undone_on_error(remember(model)):
+            with AllocationLimit(model, file.header.shapes):
+                embeddings.fit(model, file.shapes())
+                # Without memory, whatever `low_cpu_mem_usage` says, because the header was not compared yet.
+                out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
             load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
         return out if is_trainable else out.eval()
 
@@ -219,10 +199,11 @@ class Files(nn.Module):
         before = set(self.peft_config)
         fresh = adapter_name not in before
         trainable = self._trainable()
-        with reading(file.path, file.config_path), _undone_on_error(lambda: self._delete_all_but(before)):
+        with reading(file.path, file.config_path), undone_on_error(lambda: self._delete_all_but(before)):
             if fresh:
                 file.config.inference_mode = not is_trainable
-                self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
             else:
                 refuse_other_config(self.peft_config[adapter_name], file)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
@@ -250,7 +231,7 @@ class Files(nn.Module):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-        with _undone_on_error(undo):
+        with undone_on_error(undo):
             for name, place in experts.items():
                 self._load_expert(name, place, autocast)
             yield
@@ -266,7 +247,8 @@ class Files(nn.Module):
                 return self._refuse_other_weights(name, file.tensors(), file.path)
             file.config.inference_mode = True
             with reading(file.path, file.config_path):
-                self._inject(name, file.config, autocast, low_memory=True)
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(name, file.config, autocast, low_memory=True)
                 load_adapter(self, name, file)
         except CheckpointError as error:
             error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"

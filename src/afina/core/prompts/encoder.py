@@ -27,10 +27,10 @@ class PromptLearningConfig(PeftConfig):
     """
 
     num_virtual_tokens: int = bounded(20, ge=1, le=100_000)
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
-    num_attention_heads: int | None = None
-    num_layers: int | None = None
+    token_dim: int | None = bounded(None, ge=1)
+    num_transformer_submodules: int | None = bounded(None, ge=1, le=2)
+    num_attention_heads: int | None = bounded(None, ge=1)
+    num_layers: int | None = bounded(None, ge=1)
     modules_to_save: list[str] | None = None
 
     is_prompt_learning: ClassVar[bool] = True
@@ -196,6 +196,11 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
             filled.append(key)
     if goes_into == "cache" and "token_dim" in filled:
         _key_width(config, text)
+    assert config.token_dim is not None
+    assert config.num_attention_heads is not None
+    if goes_into == "cache" and config.token_dim % config.num_attention_heads:
+        raise ConfigError("must divide token_dim", where="num_attention_heads", got=config.num_attention_heads,
+                          expected=f"a divisor of {config.token_dim}")  # fmt: skip
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     if getattr(config, "encoder_hidden_size", 0) is None:

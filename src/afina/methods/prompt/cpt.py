@@ -45,8 +45,8 @@ class CPTConfig(PromptLearningConfig):
     cpt_tokens_type_mask: list[int] | None = None
     opt_weighted_loss_type: Literal["none", "decay"] | None = "none"
     opt_loss_decay_factor: float = bounded(1.0, gt=0, le=1)
-    opt_projection_epsilon: float = bounded(0.1, ge=0)
-    opt_projection_format_epsilon: float = bounded(0.1, ge=0)
+    opt_projection_epsilon: float = bounded(0.1, ge=0, le=1e6)
+    opt_projection_format_epsilon: float = bounded(0.1, ge=0, le=1e6)
     tokenizer_name_or_path: str | None = None
 
     default_learning_rate: ClassVar[float] = 1e-3

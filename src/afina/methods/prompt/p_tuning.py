@@ -47,8 +47,8 @@ class PromptEncoderConfig(PromptLearningConfig):
     """
 
     encoder_reparameterization_type: str | PromptEncoderReparameterizationType = PromptEncoderReparameterizationType.MLP
-    encoder_hidden_size: int | None = None
-    encoder_num_layers: int = bounded(2, ge=1)
+    encoder_hidden_size: int | None = bounded(None, ge=1)
+    encoder_num_layers: int = bounded(2, ge=1, le=100)
     encoder_dropout: float = bounded(0.0, ge=0, lt=1)
 
     default_learning_rate: ClassVar[float] = 5e-3

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...core.config import register
+from ...core.config import bounded, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 
 PUBLIC = ("PrefixEncoder",)
@@ -30,7 +30,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: compute the prefix by an MLP from narrower embeddings.
     """
 
-    encoder_hidden_size: int | None = None
+    encoder_hidden_size: int | None = bounded(None, ge=1)
     prefix_projection: bool = False
 
     default_learning_rate: ClassVar[float] = 1e-2
