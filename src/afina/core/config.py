@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .hosts.routing import Place
 
 CONFIG_NAME = "adapter_config.json"
-MAX_UNKNOWN = 100
-"""Keys that a config may have besides its fields."""
 FORMAT_VERSION = "0.21.2"
 """The release of the reference whose file format is written; stored as `peft_version`."""
 
@@ -82,8 +80,10 @@ class PeftConfig:
     default_learning_rate: ClassVar[float] = 2e-4
     """Where to start with AdamW; methods differ by two orders of magnitude."""
     is_prompt_learning: ClassVar[bool] = False
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given)."""
     foreign: ClassVar[Mapping[str, bool]] = {}
-    """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
+    """Keys of the reference's format that are not available here: whether one changes the mathematics."""
 
     def __post_init__(self) -> None:
         if self.method_type:
@@ -224,9 +224,8 @@ class LayerConfig(PeftConfig):
         "rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern",
         "target_svd_config",
     )  # fmt: skip
-    """Fields (if there) that are dicts of names or patterns of adapted modules."""
     lists_of_modules: ClassVar[tuple[str, ...]] = ()
-    """Fields that are lists or patterns of adapted modules."""
+    """Fields that are lists or patterns of adapted modules; `keyed_by_module`: that are dicts of them."""
 
     def own_targets(self, model: Any) -> list[str] | str | None:
         """The targets of a method that finds them in any `model` by itself, when the user names none.
@@ -265,9 +264,8 @@ class LayerConfig(PeftConfig):
 def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
     extra = {k: v for k, v in values.items() if k not in names}
-    if len(extra) > MAX_UNKNOWN:
-        raise ConfigError("too many keys that are not known", where=where or cls.__name__, got=len(extra),
-                          expected=f"<= {MAX_UNKNOWN}")  # fmt: skip
+    if len(extra) > 100:  # each is compared with every field
+        raise ConfigError("too many keys that are not known", where=where or cls.__name__, got=len(extra))
     for key in extra:
         typo = next((n for n in names if edit_distance(key, n) <= 2 and len(n) > 4 and n not in values), None)
         if typo:

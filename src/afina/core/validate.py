@@ -136,6 +136,23 @@ def _describe(hint: Any) -> str:
     return " or ".join(names) + (f", e.g. {example}" if example else "")
 
 
+def idle_options(instance: Any, needs: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """The fields that were set and have no effect.
+
+    Args:
+        needs: field -> another field, and the value that this one must have; `...`: any but its default.
+    """
+    defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                for f in dataclasses.fields(instance)}  # fmt: skip
+    out = []
+    for field, (other, needed) in needs.items():
+        value, have = getattr(instance, field), getattr(instance, other)
+        counts = have != defaults[other] if needed is ... else have == needed
+        if value != defaults[field] and not counts:
+            out.append(f"{field} (it needs {other}{'' if needed is ... else f'={needed!r}'})")
+    return out
+
+
 def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance; 3 and more are not told apart."""
     if abs(len(a) - len(b)) > 2:

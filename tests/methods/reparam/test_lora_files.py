@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import afina
 
+from ...battery.kinds import KINDS
 from ...core import tiny
 
 peft = pytest.importorskip("peft")
@@ -98,3 +99,16 @@ def test_combined_adapter_has_the_same_form(tmp_path):
     model.add_weighted_adapter(["a", "b"], [1, -1], "new", combination_type="cat")
     model.save_pretrained(tmp_path, selected_adapters=["new"])
     assert_same_files(tmp_path / "new", written(peft, tmp_path / "new", tmp_path / "theirs"))
+
+
+def test_patterns_of_a_reference_file_that_name_parameters_are_read(tmp_path):
+    """All linear layers, with `target_parameters`: `rank_pattern` and `alpha_pattern` name what is below a module."""
+    kind = KINDS["experts"]
+    options = {"rank_pattern": {r".*\.up": 3}, "alpha_pattern": {r".*\.down": 5}, "init_lora_weights": False}
+    theirs = peft.get_peft_model(
+        kind.build(),
+        peft.LoraConfig(r=2, target_modules="all-linear", target_parameters=["mixture.up", "mixture.down"], **options),
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = afina.PeftModel.from_pretrained(kind.build(), tmp_path)
+    assert torch.equal(ours(*kind.inputs()), theirs(*kind.inputs()))

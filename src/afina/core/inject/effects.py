@@ -10,6 +10,7 @@ from torch import nn
 
 from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig
+from ..validate import idle_options
 from .patterns import Matcher, key_for
 from .targets import Slot, layer_number, leaves_and_paths, matching_slots, slots, slots_in_layers
 
@@ -35,7 +36,9 @@ def warn_of_idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequenc
     Args:
         adapted: the names of each adapted place: its module's path, and its parameter's if it is adapted alone.
     """
-    idle = list(idle_entries(model, config, adapted))
+    idle: list[object] = list(idle_entries(model, config, adapted))
+    # What is loaded to be used was set for a training that is over.
+    idle += [] if config.inference_mode else idle_options(config, config.needs)
     if idle:
         told = [*map(str, idle[:MOST_TOLD]), *([f"{len(idle) - MOST_TOLD} more"] if len(idle) > MOST_TOLD else [])]
         warnings.warn(f"{config.peft_type}: without effect on this model: {'; '.join(told)}", AfinaWarning, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
+from ..validate import idle_options
 
 
 @dataclass(kw_only=True)
@@ -179,6 +181,8 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
     Raises:
         ConfigError: a size is neither given nor found in the model's config.
     """
+    if idle := [] if config.inference_mode else idle_options(config, config.needs):
+        warnings.warn(f"{config.peft_type}: without effect: {'; '.join(idle)}", AfinaWarning, stacklevel=6)
     found: Any = getattr(model, "config", None)
     text = found.get_text_config() if hasattr(found, "get_text_config") else found
     sizes = {
@@ -198,6 +202,11 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
         _key_width(config, text)
     assert config.token_dim is not None
     assert config.num_attention_heads is not None
+    get_words = getattr(model, "get_input_embeddings", None)
+    width = getattr(get_words() if callable(get_words) else None, "embedding_dim", config.token_dim)
+    if goes_into == "embeddings" and config.token_dim != width:
+        raise ConfigError("not the width of the model's embeddings", where="token_dim", got=config.token_dim,
+                          expected=width)  # fmt: skip
     if goes_into == "cache" and config.token_dim % config.num_attention_heads:
         raise ConfigError("must divide token_dim", where="num_attention_heads", got=config.num_attention_heads,
                           expected=f"a divisor of {config.token_dim}")  # fmt: skip

@@ -10,8 +10,9 @@ no gradient checkpointing, which drops it. The file holds the projection too, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -33,6 +34,10 @@ class PrefixTuningConfig(PromptLearningConfig):
     encoder_hidden_size: int | None = bounded(None, ge=1)
     prefix_projection: bool = False
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_hidden_size": ("prefix_projection", True),
+        "num_attention_heads": ("token_dim", ...),
+    }
     default_learning_rate: ClassVar[float] = 1e-2
 
 

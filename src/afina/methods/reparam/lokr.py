@@ -11,7 +11,9 @@ Conv1d/2d/3d (grouped too), Embedding, MultiheadAttention, 2-D parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ class LoKrConfig(LycorisConfig):
     decompose_both: bool = False
     decompose_factor: int = bounded(-1, ge=-1)
     rank_dropout_scale: bool = False
+
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "rank_dropout_scale": ("rank_dropout", ...),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -82,6 +82,14 @@ class LoraConfig(LayerConfig):
         **dict.fromkeys(("megatron_core", "runtime_config"), False),
     }  # fmt: skip
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "qalora_group_size": ("use_qalora", True),
+        "eva_config": ("init_lora_weights", "eva"),
+        "corda_config": ("init_lora_weights", "corda"),
+        "lora_ga_config": ("init_lora_weights", "lora_ga"),
+        "loftq_config": ("init_lora_weights", "loftq"),
+    }
+
     def __post_init__(self) -> None:
         if isinstance(self.loftq_config, LoftQConfig):
             self.loftq_config = asdict(self.loftq_config)
