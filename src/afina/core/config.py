@@ -80,8 +80,10 @@ class PeftConfig:
     default_learning_rate: ClassVar[float] = 2e-4
     """Where to start with AdamW; methods differ by two orders of magnitude."""
     is_prompt_learning: ClassVar[bool] = False
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given)."""
     foreign: ClassVar[Mapping[str, bool]] = {}
-    """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
+    """Keys of the reference's format that are not available here: whether one changes the mathematics."""
 
     def __post_init__(self) -> None:
         first_use()
@@ -219,6 +221,12 @@ class LayerConfig(PeftConfig):
 
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}
     """model_type -> targets, where it differs from the common table of `core.architectures`."""
+    keyed_by_module: ClassVar[tuple[str, ...]] = (
+        "rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern",
+        "target_svd_config",
+    )  # fmt: skip
+    lists_of_modules: ClassVar[tuple[str, ...]] = ()
+    """Fields that are lists or patterns of adapted modules; `keyed_by_module`: that are dicts of them."""
 
     def own_targets(self, model: Any) -> list[str] | str | None:
         """The targets of a method that finds them in any `model` by itself, when the user names none.
@@ -257,6 +265,8 @@ class LayerConfig(PeftConfig):
 def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
     extra = {k: v for k, v in values.items() if k not in names}
+    if len(extra) > 100:  # each is compared with every field
+        raise ConfigError("too many keys that are not known", where=where or cls.__name__, got=len(extra))
     for key in extra:
         typo = next((n for n in names if edit_distance(key, n) <= 2 and len(n) > 4 and n not in values), None)
         if typo:
@@ -264,7 +274,7 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
                               fix=f"did you mean {typo!r}?")  # fmt: skip
         if extra[key] and cls.foreign.get(key):
             raise ConfigError("this option of the reference is not available", where=f"{where or cls.__name__}: {key}",
-                              got=str(extra[key])[:80])  # fmt: skip
+                              got=extra[key])  # fmt: skip
     try:
         config = cls(**{k: v for k, v in values.items() if k in names})
     except ConfigError as error:

@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import ConfigError, NameTakenError
 
 _EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
+LARGEST = 3e38
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -69,6 +70,8 @@ def _check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
     for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError("not a finite number", where=name, got=number)
+        if isinstance(number, (int, float)) and abs(number) > LARGEST:
+            raise ConfigError("larger than what a float32 holds", where=name, got=number)
         if bounds and isinstance(number, (int, float)):
             low_ok = number >= bounds.get("ge", number) and (number > bounds["gt"] if "gt" in bounds else True)
             high_ok = number <= bounds.get("le", number) and (number < bounds["lt"] if "lt" in bounds else True)
@@ -134,6 +137,23 @@ def _describe(hint: Any) -> str:
     if enum is not None:
         example = enum.__members__.copy().popitem()[0]
     return " or ".join(names) + (f", e.g. {example}" if example else "")
+
+
+def idle_options(instance: Any, needs: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """The fields that were set and have no effect.
+
+    Args:
+        needs: field -> another field, and the value that this one must have; `...`: any but its default.
+    """
+    defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                for f in dataclasses.fields(instance)}  # fmt: skip
+    out = []
+    for field, (other, needed) in needs.items():
+        value, have = getattr(instance, field), getattr(instance, other)
+        counts = have != defaults[other] if needed is ... else have == needed
+        if value != defaults[field] and not counts:
+            out.append(f"{field} (it needs {other}{'' if needed is ... else f'={needed!r}'})")
+    return out
 
 
 def edit_distance(a: str, b: str) -> int:

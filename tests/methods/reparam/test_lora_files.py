@@ -15,6 +15,7 @@ from torch import nn
 import afina
 from afina.errors import AfinaWarning
 
+from ...battery.kinds import KINDS
 from ...core import tiny
 
 peft = pytest.importorskip("peft")
@@ -142,3 +143,16 @@ def test_attentions_output_update_means_what_the_release_that_the_file_names_say
     with pytest.warns(AfinaWarning, match="counts twice"):
         again = afina.PeftModel.from_pretrained(base, tmp_path / "again")
     assert torch.equal(attended(again), once)
+
+
+def test_patterns_of_a_reference_file_that_name_parameters_are_read(tmp_path):
+    """All linear layers, with `target_parameters`: `rank_pattern` and `alpha_pattern` name what is below a module."""
+    kind = KINDS["experts"]
+    options = {"rank_pattern": {r".*\.up": 3}, "alpha_pattern": {r".*\.down": 5}, "init_lora_weights": False}
+    theirs = peft.get_peft_model(
+        kind.build(),
+        peft.LoraConfig(r=2, target_modules="all-linear", target_parameters=["mixture.up", "mixture.down"], **options),
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = afina.PeftModel.from_pretrained(kind.build(), tmp_path)
+    assert torch.equal(ours(*kind.inputs()), theirs(*kind.inputs()))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
+from ..files.allocation import AllocationLimit
+from ..files.budget import reading
 from ..hosts import tuner
 from ..validate import check_name
 
@@ -87,8 +89,10 @@ def _load(model: PeftModel, name: str, place: Path) -> None:
     try:
         file = open_adapter(place)
         file.config.inference_mode = True
-        model._inject(name, file.config, low_memory=True)
-        load_adapter(model, name, file)
+        with reading(file.path, file.config_path):
+            with AllocationLimit(model.get_base_model(), file.header.shapes):
+                model._inject(name, file.config, low_memory=True)
+            load_adapter(model, name, file)
         done = True
     finally:
         if not done:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..config import PeftConfig, methods
+from ..config import CONFIG_NAME, PeftConfig, methods
 from ..files.jsonfile import read_json_object
 from ..files.tensorfile import Header, read_tensors
 from .names import own_key
@@ -29,6 +29,11 @@ class AdapterFile:
     notes: dict[str, Any] = field(default_factory=dict)
     key_mapping: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
+
+    @property
+    def config_path(self) -> Path:
+        """Where its configuration lies."""
+        return self.path.with_name(CONFIG_NAME)
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""

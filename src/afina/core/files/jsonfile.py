@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -18,6 +19,8 @@ from .unwritable import told_if_unwritable
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 64
+MAX_VALUES = 200_000
+"""In a file that is no header: settings, or lists of names."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -35,27 +38,25 @@ def read_json_object(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}", where=path) from None
-    value = parse_json(text, path)
+    value = parse_json(text, path, MAX_VALUES)
     if not isinstance(value, dict):
         raise ConfigError("not a JSON object", where=path, got=type(value).__name__, expected="{...}")
     return value
 
 
-def parse_json(text: str, where: object) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN or infinity, at most 64 levels."""
+def parse_json(text: str, where: object, most: int = 10 * MAX_VALUES) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN or infinity, at most 64 levels and `most` values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
-            keys = [k for k, _ in pairs]
-            raise ConfigError("the key appears twice", where=where, got=next(k for k in keys if keys.count(k) > 1))
+            twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
+            raise ConfigError("the key appears twice", where=where, got=twice)
         return out
 
     def refuse(constant: str) -> NoReturn:
         raise ConfigError("not a number", where=where, got=constant)
 
-    if _depth(text) > MAX_DEPTH:
-        raise ConfigError("nested too deeply", where=where, expected=f"<= {MAX_DEPTH} levels")
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
@@ -63,13 +64,19 @@ def parse_json(text: str, where: object) -> Any:
         raise ConfigError(
             f"not valid JSON: {error.msg}", where=f"{where}, line {error.lineno} column {error.colno}", got=repr(around)
         ) from None
+    except RecursionError:
+        raise _too_deep(where) from None
     except ConfigError:
         raise
     except ValueError as error:
         # Numbers of thousands of digits are refused by Python itself.
         raise ConfigError(f"not valid JSON: {str(error).partition(';')[0]}", where=where) from None
-    _refuse_infinite(value, where)
+    _check_values(value, where, most)
     return value
+
+
+def _too_deep(where: object) -> ConfigError:
+    return ConfigError("nested too deeply", where=where, expected=f"<= {MAX_DEPTH} levels")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -151,31 +158,25 @@ def _umask() -> int:
     return current
 
 
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    quoted = escaped = False
-    for c in text:
-        if quoted:
-            quoted, escaped = not (c == '"' and not escaped), c == "\\" and not escaped
-        elif c == '"':
-            quoted = True
-        elif c in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c in "]}":
-            depth -= 1
-    return deepest
-
-
-def _refuse_infinite(value: Any, where: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError("not a finite number", where=where, got=value)
-    if isinstance(value, dict):
-        for v in value.values():
-            _refuse_infinite(v, where)
-    elif isinstance(value, list):
-        for v in value:
-            _refuse_infinite(v, where)
+def _check_values(value: Any, where: object, most: int) -> None:
+    """Refuse depth, and numbers that are not finite; level by level, because a file decides how deep it is."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError("not a finite number", where=where, got=item)
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level, most = inner, most - len(inner)
+        if most < 0:
+            raise ConfigError("too many values", where=where, fix="is this the right file?")
+    if level:
+        raise _too_deep(where)
 
 
 def plain(value: Any) -> Any:

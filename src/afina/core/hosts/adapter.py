@@ -34,6 +34,7 @@ class Site:
         shared: the method's parameters that all layers of one adapter share, if it has any.
         statistics: what a data-driven start gathered for this layer, if anything.
         inside_target: whether the layer is the output projection of an attention that is adapted itself.
+        parameter: the module's parameter that is adapted alone, if one is.
     """
 
     base: BaseWeight
@@ -43,6 +44,12 @@ class Site:
     shared: nn.Module | None = None
     statistics: Any = None
     inside_target: bool = False
+    parameter: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may match: the module's path, and that of its parameter if one is adapted alone."""
+        return (self.name,) if self.parameter is None else (self.name, f"{self.name}.{self.parameter}")
 
     def empty(self, *shape: int) -> nn.Parameter:
         """An uninitialised trainable parameter."""

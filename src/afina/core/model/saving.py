@@ -24,10 +24,12 @@ from ..disk.checkpoint import (
     save_adapter,
 )
 from ..disk.names import own_key
+from ..files.allocation import AllocationLimit
+from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.routing import Place
 from .base_tuner import BaseTuner
-from .changes import changes, undone_on_error
+from .changes import changes, remember, undone_on_error
 
 if TYPE_CHECKING:
     from .peft_model import PeftModel
@@ -148,29 +150,15 @@ class Files(nn.Module):
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
-        trained = [p for p in model.parameters() if p.requires_grad]
         vocabulary = embeddings.Vocabulary(model)
-
-        made: list[PeftModel] = []
-
-        def undo() -> None:
-            for whole in made:
-                whole.unload()
-            vocabulary.restore(model)
-            for parameter in model.parameters():
-                parameter.requires_grad_(any(parameter is p for p in trained))
-
-        with undone_on_error(undo):
-            vocabulary.fit(model, file.shapes())
-            # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the header was compared.
-            built = cls.for_config(file.config)
-            out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
-            made.append(out)
+        with reading(file.path, file.config_path), undone_on_error(remember(model)):
+            with AllocationLimit(model, file.header.shapes):
+                vocabulary.fit(model, file.shapes())
+                # Without memory, whatever `low_cpu_mem_usage` says, because the header was not compared yet.
+                out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
             load_adapter(out, adapter_name, file, allow_other_base=allow_other_base, vocabulary=True)
         out.base_model.vocabulary = vocabulary if vocabulary.differs(model) else None
-        if not is_trainable:
-            out.eval()
-        return out
+        return out if is_trainable else out.eval()
 
     @changes
     def load_adapter(
@@ -214,10 +202,12 @@ class Files(nn.Module):
         fresh = adapter_name not in before
         if not fresh:
             refuse_other_config(self.peft_config[adapter_name], file)
-        with tuner.training_kept(self), undone_on_error(lambda: self._delete_all_but(before)):
+        undone = undone_on_error(lambda: self._delete_all_but(before))
+        with reading(file.path, file.config_path), tuner.training_kept(self), undone:
             if fresh:
                 file.config.inference_mode = not is_trainable
-                self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
             if fresh:
                 tuner.activate(self.base_model, self.base_model.active)
@@ -258,8 +248,10 @@ class Files(nn.Module):
                 refuse_other_config(self.peft_config[name], file)
                 return self._refuse_other_weights(name, file.tensors(), file.path)
             file.config.inference_mode = True
-            self._inject(name, file.config, autocast, low_memory=True)
-            load_adapter(self, name, file)
+            with reading(file.path, file.config_path):
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(name, file.config, autocast, low_memory=True)
+                load_adapter(self, name, file)
         except CheckpointError as error:
             error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -10,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
+from ..validate import idle_options
 
 
 @dataclass(kw_only=True)
@@ -28,10 +30,10 @@ class PromptLearningConfig(PeftConfig):
     """
 
     num_virtual_tokens: int = bounded(20, ge=1, le=100_000)
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
-    num_attention_heads: int | None = None
-    num_layers: int | None = None
+    token_dim: int | None = bounded(None, ge=1)
+    num_transformer_submodules: int | None = bounded(None, ge=1, le=2)
+    num_attention_heads: int | None = bounded(None, ge=1)
+    num_layers: int | None = bounded(None, ge=1)
     modules_to_save: list[str] | None = None
 
     is_prompt_learning: ClassVar[bool] = True
@@ -180,6 +182,8 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
     Raises:
         ConfigError: a size is neither given nor found in the model's config, or is another model's.
     """
+    if idle := [] if config.inference_mode else idle_options(config, config.needs):
+        warnings.warn(f"{config.peft_type}: without effect: {'; '.join(idle)}", AfinaWarning, stacklevel=6)
     given = {key: getattr(config, key) for key in _SIZES}
     for key in _SIZES:
         setattr(config, key, None)
@@ -196,6 +200,11 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
             raise ConfigError("the virtual tokens are for a model of another size", where=key, got=value,
                               expected=f"{own[0]} by this model", fix="is it for another base?")  # fmt: skip
         setattr(config, key, own[0] if value is None else value)
+    assert config.token_dim is not None
+    assert config.num_attention_heads is not None
+    if goes_into == "cache" and config.token_dim % config.num_attention_heads:
+        raise ConfigError("must divide token_dim", where="num_attention_heads", got=config.num_attention_heads,
+                          expected=f"a divisor of {config.token_dim}")  # fmt: skip
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     if getattr(config, "encoder_hidden_size", 0) is None:

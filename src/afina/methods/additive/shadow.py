@@ -51,7 +51,7 @@ class ShadowConfig(LayerConfig):
     shadow_dropout: float = bounded(0.2, ge=0, lt=1)
     init_weights: bool = True
     shadow_model: str = "mirror"
-    shadow_num_hidden_layers: int | None = bounded(None, ge=1)
+    shadow_num_hidden_layers: int | None = bounded(None, ge=1, le=200)
     shadow_hidden_size: int | None = bounded(None, ge=1)
     shadow_num_attention_heads: int | None = bounded(None, ge=1)
     shadow_intermediate_size: int | None = bounded(None, ge=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -45,10 +45,13 @@ class CPTConfig(PromptLearningConfig):
     cpt_tokens_type_mask: list[int] | None = None
     opt_weighted_loss_type: Literal["none", "decay"] | None = "none"
     opt_loss_decay_factor: float = bounded(1.0, gt=0, le=1)
-    opt_projection_epsilon: float = bounded(0.1, ge=0)
-    opt_projection_format_epsilon: float = bounded(0.1, ge=0)
+    opt_projection_epsilon: float = bounded(0.1, ge=0, le=1e6)
+    opt_projection_format_epsilon: float = bounded(0.1, ge=0, le=1e6)
     tokenizer_name_or_path: str | None = None
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "opt_loss_decay_factor": ("opt_weighted_loss_type", "decay"),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
@@ -61,6 +64,9 @@ class CPTConfig(PromptLearningConfig):
             self.cpt_tokens_type_mask = [1] * self.num_virtual_tokens
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         super().__post_init__()
+        if self.num_transformer_submodules not in (None, 1):
+            raise ConfigError("CPT is for causal language models", where="num_transformer_submodules",
+                              got=self.num_transformer_submodules, expected=1)  # fmt: skip
         if self.task_type != TaskType.CAUSAL_LM:
             raise ConfigError("CPT is for causal language models", where="task_type", got=self.task_type)
         for key in ("cpt_mask", "cpt_tokens_type_mask"):

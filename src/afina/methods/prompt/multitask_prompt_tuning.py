@@ -67,6 +67,10 @@ class MultitaskPromptTuningConfig(PromptTuningConfig):
     num_ranks: int = bounded(1, ge=1)
     num_tasks: int = bounded(1, ge=1)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        **PromptTuningConfig.needs,
+        "prompt_tuning_init_task": ("prompt_tuning_init_state_dict_path", ...),
+    }
     default_learning_rate: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ LSTM: tokens · dim, a bidirectional LSTM of h, and (2 h + 1) 2 h + (2 h + 1) di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -47,10 +48,14 @@ class PromptEncoderConfig(PromptLearningConfig):
     """
 
     encoder_reparameterization_type: str | PromptEncoderReparameterizationType = PromptEncoderReparameterizationType.MLP
-    encoder_hidden_size: int | None = None
-    encoder_num_layers: int = bounded(2, ge=1)
+    encoder_hidden_size: int | None = bounded(None, ge=1)
+    encoder_num_layers: int = bounded(2, ge=1, le=100)
     encoder_dropout: float = bounded(0.0, ge=0, lt=1)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_num_layers": ("encoder_reparameterization_type", "LSTM"),
+        "encoder_dropout": ("encoder_reparameterization_type", "LSTM"),
+    }
     default_learning_rate: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:

@@ -10,12 +10,13 @@ no gradient checkpointing, which drops it. The file holds the projection too, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ...core.config import register
+from ...core.config import bounded, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 
 PUBLIC = ("PrefixEncoder",)
@@ -30,9 +31,13 @@ class PrefixTuningConfig(PromptLearningConfig):
         prefix_projection: compute the prefix by an MLP from narrower embeddings.
     """
 
-    encoder_hidden_size: int | None = None
+    encoder_hidden_size: int | None = bounded(None, ge=1)
     prefix_projection: bool = False
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_hidden_size": ("prefix_projection", True),
+        "num_attention_heads": ("token_dim", ...),
+    }
     default_learning_rate: ClassVar[float] = 1e-2
 
 

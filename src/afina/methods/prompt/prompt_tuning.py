@@ -9,6 +9,7 @@ first half). Not mergeable. Models: any that take `inputs_embeds`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -53,6 +54,9 @@ class PromptTuningConfig(PromptLearningConfig):
     tokenizer_name_or_path: str | None = None
     tokenizer_kwargs: dict[str, Any] | None = None
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "prompt_tuning_init_text": ("prompt_tuning_init", "TEXT"),
+    }
     default_learning_rate: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:

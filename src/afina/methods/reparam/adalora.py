@@ -79,6 +79,7 @@ class AdaLoraConfig(LayerConfig):
     bias: str = "none"
     init_lora_weights: bool = True
     rank_pattern: dict[str, Any] | None = None
+    keyed_by_module: ClassVar[tuple[str, ...]] = ()
 
     default_learning_rate: ClassVar[float] = 1e-3
     default_targets: ClassVar[Mapping[str, list[str] | str]] = EVERY_PROJECTION

@@ -69,6 +69,16 @@ class AdamssConfig(LayerConfig):
     svd_threshold: float = bounded(0.1, ge=0, lt=1)
     random_seed: int = bounded(0, ge=0)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "asa_target_subspaces": ("use_asa", True),
+        "init_warmup": ("use_asa", True),
+        "final_warmup": ("use_asa", True),
+        "mask_interval": ("use_asa", True),
+        "asa_importance_beta": ("use_asa", True),
+        "asa_uncertainty_beta": ("use_asa", True),
+        "asa_schedule_exponent": ("use_asa", True),
+        "svd_threshold": ("use_dynamic_rank", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

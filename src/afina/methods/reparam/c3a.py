@@ -40,7 +40,7 @@ class C3AConfig(LayerConfig):
 
     block_size: int = bounded(256, ge=1)
     bias: str = "none"
-    block_size_pattern: dict[str, int] | None = field(default_factory=dict)
+    block_size_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     init_weights: bool | str | None = "xavier_uniform"
 
     default_learning_rate: ClassVar[float] = 1e-1

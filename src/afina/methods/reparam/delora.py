@@ -36,8 +36,8 @@ class DeloraConfig(LayerConfig):
     module_dropout: float = bounded(0.0, ge=0, lt=1)
     bias: str = "none"
     init_weights: bool = True
-    rank_pattern: dict[str, int] | None = field(default_factory=dict)
-    lambda_pattern: dict[str, int | float] | None = field(default_factory=dict)
+    rank_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
+    lambda_pattern: dict[str, int | float] | None = field(default_factory=dict, metadata={"bounds": {"ge": 0}})
 
     default_learning_rate: ClassVar[float] = 1e-3
 

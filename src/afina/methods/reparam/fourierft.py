@@ -41,7 +41,7 @@ class FourierFTConfig(LayerConfig):
     random_loc_seed: int | None = 777
     fan_in_fan_out: bool = False
     bias: str = "none"
-    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict)
+    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     init_weights: bool = False
 
     default_learning_rate: ClassVar[float] = 3e-2

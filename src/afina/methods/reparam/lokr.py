@@ -11,13 +11,16 @@ Conv1d/2d/3d (grouped too), Embedding, MultiheadAttention, 2-D parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...core.config import register
+from ...core.config import bounded, register
 from ...core.hosts.adapter import Site
+from ...errors import ConfigError
 from .lycoris import Lycoris, LycorisConfig
 
 
@@ -32,8 +35,17 @@ class LoKrConfig(LycorisConfig):
     """
 
     decompose_both: bool = False
-    decompose_factor: int = -1
+    decompose_factor: int = bounded(-1, ge=-1)
     rank_dropout_scale: bool = False
+
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "rank_dropout_scale": ("rank_dropout", ...),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decompose_factor == 0:
+            raise ConfigError("no factor", where="decompose_factor", got=0, expected="a factor, or -1")
 
 
 def split(size: int, limit: int = -1) -> tuple[int, int]:

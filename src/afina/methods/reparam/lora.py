@@ -42,13 +42,13 @@ class Lora(LoraFast, LoraForm):
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
         base = site.base
-        alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
-        scaling, start = config.scaling_at(site.name), config.init_lora_weights
+        alpha = value_for(site.names, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
+        scaling, start = config.scaling_at(site.names), config.init_lora_weights
         embedding, experts = base.kind == "embedding", base.kind == "experts"
         # Up to its release 0.21.2 the reference adds the update of attention's output projection twice; that is what
         # such files mean, and what is written here.
         times = 2 if site.inside_target else 1
-        self.hold(r=config.rank_at(site.name), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+        self.hold(r=config.rank_at(site.names), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
                   counted_once=counts_once(config.peft_version),
                   groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
                   pair=None, late_start=None, start_name=start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -91,6 +91,14 @@ class LoraConfig(LayerConfig):
     default_learning_rate: ClassVar[float] = 2e-4
     foreign: ClassVar[Mapping[str, bool]] = {"megatron_config": True, "megatron_core": False}
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "qalora_group_size": ("use_qalora", True),
+        "eva_config": ("init_lora_weights", "eva"),
+        "corda_config": ("init_lora_weights", "corda"),
+        "lora_ga_config": ("init_lora_weights", "lora_ga"),
+        "loftq_config": ("init_lora_weights", "loftq"),
+    }
+
     def __post_init__(self) -> None:
         if isinstance(self.loftq_config, LoftQConfig):
             self.loftq_config = asdict(self.loftq_config)
@@ -113,11 +121,11 @@ class LoraConfig(LayerConfig):
         return [TrainableTokensConfig(token_indices=ids, target_modules=[layer] if layer else None,
                                       disk_folder="token_adapter.") for layer, ids in by_layer.items()]  # fmt: skip
 
-    def rank_at(self, name: str) -> int:
-        """The rank at the module `name`, by `rank_pattern`."""
+    def rank_at(self, name: str | Sequence[str]) -> int:
+        """The rank at the module `name` (or at what has one of these names), by `rank_pattern`."""
         return int(value_for(name, self.rank_pattern, self.r))
 
-    def scaling_at(self, name: str) -> float:
+    def scaling_at(self, name: str | Sequence[str]) -> float:
         """alpha / r (or alpha / sqrt r) at the module `name`, by `alpha_pattern` and `rank_pattern`."""
         alpha, rank = value_for(name, self.alpha_pattern, self.lora_alpha, "alpha_pattern"), self.rank_at(name)
         return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)

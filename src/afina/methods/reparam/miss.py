@@ -11,8 +11,9 @@ and out).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class MissConfig(LayerConfig):
     init_weights: bool | str = True
     bias: str = "none"
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "mini_r": ("init_weights", "mini"),
+    }
     default_learning_rate: ClassVar[float] = 2e-4
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class OFTConfig(LayerConfig):
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = bounded(5, ge=1, le=100)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "eps": ("coft", True),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

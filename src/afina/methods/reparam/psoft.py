@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,12 @@ class PsoftConfig(LayerConfig):
     cayley_neumann_eps: float | None = None
     init_weights: bool = True
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "psoft_svd_lowrank_niter": ("psoft_svd", "lowrank"),
+        "random_seed": ("psoft_svd", "lowrank"),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+        "cayley_neumann_eps": ("use_cayley_neumann", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

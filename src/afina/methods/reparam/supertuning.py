@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ class SupertuningConfig(LayerConfig):
     init_weights: bool = True
     save_precomputed_indices: bool = True
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "lora_alpha": ("r", ...),
+    }
     default_learning_rate: ClassVar[float] = 3e-4
 
 

@@ -49,7 +49,7 @@ class VBLoRAConfig(LayerConfig):
     vblora_dropout: float = bounded(0.0, ge=0, lt=1)
     fan_in_fan_out: bool = False
     bias: str = "none"
-    init_vector_bank_bound: float = bounded(0.02, gt=0)
+    init_vector_bank_bound: float = bounded(0.02, gt=0, le=1e6)
     init_logits_std: float = bounded(0.1, ge=0)
 
     default_learning_rate: ClassVar[float] = 1e-3

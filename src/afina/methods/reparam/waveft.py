@@ -51,7 +51,7 @@ class WaveFTConfig(LayerConfig):
     random_loc_seed: int = bounded(777, ge=0)
     fan_in_fan_out: bool = False
     bias: str = "none"
-    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict)
+    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     proportional_parameters: bool = False
     init_weights: bool = True
 

@@ -61,7 +61,7 @@ class XLoraConfig(LayerConfig):
     enable_softmax: bool = True
     enable_softmax_topk: bool = False
     layerwise_scalings: bool = False
-    xlora_depth: int = bounded(1, ge=1)
+    xlora_depth: int = bounded(1, ge=1, le=100)
     xlora_size: int = bounded(2048, ge=1)
     xlora_dropout_p: float = bounded(0.2, ge=0, lt=1)
     use_trainable_adapters: bool = False
