@@ -21,6 +21,8 @@ from .layerwise import layerwise_parameter_groups
 from .methods.reparam.lora import Lora
 
 _O = TypeVar("_O", bound=Optimizer)
+# The reference has a file for each: `afina.optimizers.lorafa` is looked for below this one.
+__path__: list[str] = []
 
 
 def create_loraplus_optimizer(

@@ -13,6 +13,7 @@ VERSION = "0.21.2"
 """The release that the stand-in answers for."""
 
 _FUNCTIONAL = "afina.compat.functional:"
+_EXTRA = "afina.compat.extras:"
 _STATE = {
     "get_peft_model_state_dict": "afina.core.disk.checkpoint:get_peft_model_state_dict",
     "set_peft_model_state_dict": "afina.core.disk.checkpoint:set_peft_model_state_dict",
@@ -23,9 +24,20 @@ _TUNERS_UTILS = {
     "BaseTunerLayer": "afina.core.hosts.host:Host",
     "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
     "BaseTuner": "afina.core.model.base_tuner:BaseTuner",
+    **{n: _EXTRA + n for n in ("onload_layer", "check_adapters_to_merge", "check_target_module_exists")},
     **_FUNCTIONS,
 }
 _HELPER = "afina.compat.helpers:"
+_BLOOM = {"bloom_model_postprocess_past_key_value": _EXTRA + "bloom_model_postprocess_past_key_value"}
+_REGISTER = {"register_peft_method": _EXTRA + "register_peft_method"}
+_INSTALLED = {
+    f"is_{n}_available": f"{_EXTRA}is_{n}_available"
+    for n in ("bnb", "bnb_4bit", "gptqmodel", "eetq", "aqlm", "hqq", "torchao", "diffusers", "optimum", "inc", "xpu")
+}
+_MERGING = {n: _EXTRA + n for n in ("task_arithmetic", "magnitude_prune", "ties", "dare_linear", "dare_ties")}
+_OPTIMIZERS = {f"create_{n}_optimizer": f"afina.optimizers:create_{n}_optimizer"
+               for n in ("loraplus", "lorafa", "riemannian")}  # fmt: skip
+_STATUS = {n: f"afina.core.model.status:{n}" for n in ("TunerLayerStatus", "TunerModelStatus")}
 _BOTH = {
     **{n: _HELPER + n for n in ("get_base_model_state_dict", "set_base_model_state_dict", "shift_tokens_right")},
     "cast_mixed_precision_params": _FUNCTIONAL + "cast_mixed_precision_params",
@@ -36,6 +48,8 @@ _BOTH = {
 _LAYER = {"BaseTunerLayer": "afina.core.hosts.host:Host"}
 _OTHER = {
     **_BOTH,
+    **_BLOOM,
+    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING": _EXTRA + "POSTPROCESSING",
     **{n: _HELPER + n for n in ("infer_device", "transpose")},
     "INCLUDE_LINEAR_LAYERS_SHORTHAND": _HELPER + "ALL_LINEAR",
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING": "afina.core.inject.architectures:DEFAULT_TARGETS",
@@ -65,6 +79,9 @@ _HOTSWAP = {
 _INJECT = {"inject_adapter_in_model": "afina.compat.loading:inject_adapter_in_model"}
 _MORE = {
     **_BOTH,
+    **_BLOOM,
+    **_REGISTER,
+    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING": _EXTRA + "POSTPROCESSING",
     "get_peft_config": _FUNCTIONAL + "get_peft_config",
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model:MODEL_CLASSES",
 }
@@ -81,16 +98,26 @@ FOLDERS = (
 TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
     {
         "peft": {"PeftMixedModel": "afina.core.model.peft_model:PeftModel", **_MORE, **_STATE, **_INJECT},
-        "peft.auto": {},
-        "peft.config": {},
-        "peft.peft_model": {},
+        "peft.import_utils": _INSTALLED,
+        "peft.auto": {"MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model:MODEL_CLASSES"},
+        "peft.config": {
+            "PeftConfigMixin": "afina:PeftConfig",
+            "PromptLearningConfig": "afina.core.prompts.encoder:PromptLearningConfig",
+        },
+        "peft.peft_model": _STATUS,
         "peft.mixed_model": {"PeftMixedModel": "afina.core.model.peft_model:PeftModel"},
         "peft.mapping": {**_INJECT, "get_peft_config": _FUNCTIONAL + "get_peft_config"},
-        "peft.mapping_func": {},
+        "peft.mapping_func": {"MODEL_TYPE_TO_PEFT_MODEL_MAPPING": "afina.core.model.peft_model:MODEL_CLASSES"},
         "peft.helpers": _HELPERS,
-        "peft.utils": {**_OTHER, **_STATE},
+        "peft.utils": {**_OTHER, **_STATE, **_REGISTER},
         "peft.utils.other": _OTHER,
-        "peft.utils.peft_types": {},
+        "peft.utils.peft_types": _REGISTER,
+        "peft.utils.loftq_utils": {},
+        "peft.utils.merge_utils": _MERGING,
+        "peft.utils.integrations": {
+            "dequantize_module_weight": _EXTRA + "dequantize_module_weight",
+            "init_empty_weights": "accelerate:init_empty_weights",
+        },
         "peft.utils.constants": _OTHER,
         "peft.utils.save_and_load": _STATE,
         "peft.utils.hotswap": _HOTSWAP,
@@ -102,10 +129,11 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         "peft.tuners.tuners_utils": _TUNERS_UTILS,
         **{f"peft.tuners.{folder}.layer": _LAYER for folder in FOLDERS},
         "peft.tuners.lora.conversion": {},
-        "peft.tuners.lora.bnb": {},
+        **{f"peft.tuners.lora.{part}": {} for part in ("bnb", "corda", "eva", "loraga", "arrow", "dora", "variants")},
+        "peft.tuners._buffer_dict": {"BufferDict": _EXTRA + "BufferDict"},
         "peft.tuners.lokr.layer": {**_LAYER, "factorization": "afina.methods.reparam.lokr:split"},
         "peft.tuners.mixed": {"MixedModel": "afina.core.model.base_tuner:BaseTuner"},
-        "peft.optimizers": {},
+        **{f"peft.optimizers{part}": _OPTIMIZERS for part in ("", ".loraplus", ".lorafa", ".riemannian")},
         "peft.functional": {**_FUNCTIONS, **_STATE},
     }
 )  # fmt: skip

@@ -129,7 +129,7 @@ def register(peft_type: str, config: type[PeftConfig]) -> Callable[[_T], _T]:
         if known is not None and known.implementation.__qualname__ != implementation.__qualname__:
             raise ConfigError("two methods have the same name", where="register", got=peft_type)
         config.method_type = peft_type
-        folder = implementation.__module__.split(".")[-2]
+        folder = implementation.__module__.rpartition(".")[0].rpartition(".")[2]
         family = folder if folder in ("selective", "additive", "prompt", "reparam") else "baseline"
         _REGISTRY.table[peft_type] = Method(config, implementation, family)  # type: ignore[arg-type]
         return implementation
