@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import AfinaWarning, ConfigError
 from .files.jsonfile import plain, read_json_object, write_json
@@ -290,9 +290,6 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
             AfinaWarning, stacklevel=4,
         )  # fmt: skip
     return config
-
-
-_C = TypeVar("_C", bound=PeftConfig)
 
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from ..files.tensorfile import Header, read_tensors
 from .names import own_key
 
 _V = TypeVar("_V")
+NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
+"""Fields of a config that do not decide what the tensors mean."""
 
 
 @dataclass
@@ -77,3 +80,20 @@ def foreign_file(config_path: Path, beside: Callable[[str], Path], allow_pickle:
     readers = [getattr(known.implementation, "open_foreign", None) for known in methods().values()]
     found = (reader(values, config_path, beside, allow_pickle) for reader in readers if reader is not None)
     return next((file for file in found if file is not None), None)
+
+
+def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
+    """Weights go only into an adapter of the same configuration.
+
+    Raises:
+        CheckpointError: names the fields that differ.
+    """
+    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
+    different = [k for k in have if k not in NO_MATHS and have[k] != read.get(k)]
+    if different:
+        raise CheckpointError(
+            "the file is of another configuration than the adapter that it is to fill", where=file.path,
+            got=", ".join(f"{k}={read.get(k)}" for k in different),
+            expected=", ".join(f"{k}={have[k]}" for k in different),
+            fix="load it under a new adapter name",
+        )  # fmt: skip

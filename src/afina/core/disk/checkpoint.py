@@ -19,13 +19,12 @@ from ..files.hub import locate
 from ..files.jsonfile import parse_json, publish, read_json_object
 from ..files.tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
 from . import embeddings, fingerprint
-from .adapter_file import AdapterFile, foreign_file
+from .adapter_file import NO_MATHS, AdapterFile, foreign_file
 from .load_plan import LoadPlan
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-_NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 
 
 class LoadResult(NamedTuple):
@@ -115,7 +114,7 @@ def save_adapter(
 
 def config_digest(values: Mapping[str, Any]) -> str:
     """sha256 of the values that decide what the tensors mean."""
-    kept = {k: v for k, v in values.items() if k not in _NO_MATHS}
+    kept = {k: v for k, v in values.items() if k not in NO_MATHS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -158,7 +157,7 @@ def open_adapter(
     if config is None:
         own = notes.get("config")
         # What does not change the meaning of the tensors may be edited in the file.
-        edited = {k: values[k] for k in _NO_MATHS if k in values}
+        edited = {k: values[k] for k in NO_MATHS if k in values}
         config = PeftConfig.from_dict({**own, **edited} if isinstance(own, dict) else values, where=config_path)
     return AdapterFile(path, config, header, notes)
 
@@ -185,23 +184,6 @@ def _matching_config(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
         "weights and config do not belong together (edited by hand, or a save was interrupted)", where=path,
         fix="restore the config that was saved with these weights, or save again",
     )  # fmt: skip
-
-
-def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
-    """Weights go only into an adapter of the same configuration.
-
-    Raises:
-        CheckpointError: names the fields that differ.
-    """
-    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
-    different = [k for k in have if k not in _NO_MATHS and have[k] != read.get(k)]
-    if different:
-        raise CheckpointError(
-            "the file is of another configuration than the adapter that it is to fill", where=file.path,
-            got=", ".join(f"{k}={read.get(k)}" for k in different),
-            expected=", ".join(f"{k}={have[k]}" for k in different),
-            fix="load it under a new adapter name",
-        )  # fmt: skip
 
 
 def load_adapter(

@@ -14,13 +14,13 @@ from ...errors import CheckpointError, ConfigError, NameTakenError
 from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
+from ..disk.adapter_file import refuse_other_config
 from ..disk.card import write_card
 from ..disk.checkpoint import (
     LoadResult,
     get_peft_model_state_dict,
     load_adapter,
     open_adapter,
-    refuse_other_config,
     save_adapter,
 )
 from ..disk.names import own_key
