@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..errors import AfinaWarning, ConfigError
 from .files.jsonfile import plain, read_json_object, write_json
@@ -262,6 +262,9 @@ class LayerConfig(PeftConfig):
                     )  # fmt: skip
 
 
+_C = TypeVar("_C", bound=PeftConfig)
+
+
 def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
     extra = {k: v for k, v in values.items() if k not in names}
@@ -282,8 +285,7 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
             error.where = f"{where}: {error.where}"
         raise
     config.extra = extra
-    unknown = sorted(k for k, v in extra.items() if v and k not in cls.foreign)
-    if unknown:
+    if unknown := sorted(k for k, v in extra.items() if v and k not in cls.foreign):
         warnings.warn(
             f"{where or cls.__name__}: keys not known to this version are kept but have no effect: "
             f"{', '.join(unknown)} (written by peft {values.get('peft_version', 'unknown')})",
