@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ HEAVY = (
 )
 
 
+@functools.cache
 def _loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
