@@ -60,7 +60,7 @@ def test_commands_without_a_model_write_only_ours(tmp_path, model_folder):
                   ("inspect", model_folder, "--methods", "lora,ia3")) == ""  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 def test_a_run_and_what_follows_write_only_ours(tmp_path, model_folder):
     recipe, run = tiny.write_recipe(tmp_path, model_folder), tmp_path / "out"
     chat = ("-p", "n1", "--max-new-tokens", 3)
@@ -72,7 +72,7 @@ def test_a_run_and_what_follows_write_only_ours(tmp_path, model_folder):
     assert others(*commands) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 def test_every_task_trains_with_ours_only(tmp_path, model_folder):
     models = {"llama": model_folder, "t5": tiny.write_t5(tmp_path / "t5"),
               "encoder": tiny.write_encoder(tmp_path / "encoder")}  # fmt: skip
@@ -83,7 +83,7 @@ def test_every_task_trains_with_ours_only(tmp_path, model_folder):
     assert others(*commands) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 @pytest.mark.parametrize(("package", "storages"), [("bitsandbytes", ["nf4", "int8"]), ("torchao", ["int8wo"])])
 def test_quantised_bases_train_with_ours_only(package, storages, tmp_path, model_folder):
     pytest.importorskip(package)
@@ -94,7 +94,7 @@ def test_quantised_bases_train_with_ours_only(package, storages, tmp_path, model
     )
 
 
-@pytest.mark.slow
+@pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 def test_compare_writes_only_ours(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder, training__max_steps=2)
     assert others(("compare", recipe, "--methods", "lora", "--seeds", 1, "--out", tmp_path / "compared")) == ""

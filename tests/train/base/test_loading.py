@@ -3,19 +3,21 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from afina.train.base.loading import load_base, load_tokenizer
 from safetensors.torch import load_file, save_file
 
 from afina.errors import AfinaWarning
+from afina.train.base.base_model import load_tokenizer
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
+from afina.train.tasks import named
 
 from .. import tiny
 
 
 def loaded(folder, recipe):
     recipe = load_recipe(str(recipe))
-    return load_base(recipe, str(folder), None, load_tokenizer(str(folder), recipe.model, Reporter()))
+    task, tokenizer = named(recipe.task), load_tokenizer(str(folder), recipe.model, Reporter())
+    return task.load(recipe.model, str(folder), None, tokenizer)
 
 
 def test_weights_that_the_files_lack_are_told(tmp_path):

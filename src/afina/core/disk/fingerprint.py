@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..hosts.host import Host
+from ..hosts.host import Host, hosts
+from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.walk import outside_adapters
 
 SAMPLED_TENSORS = 64
@@ -45,7 +46,10 @@ def _digest(weight: Tensor) -> str:
 
 def _sample(model: nn.Module) -> dict[str, Tensor]:
     """Some of the base's parameters by the names that they have without hosts; matrices first, for those tell most."""
-    found = {n: p for n, p in base_parameters(model).items() if not p.requires_grad}
+    # What an adapter trains a copy of may be new every time, as a fresh head is.
+    copied = tuple(f"{_plain(path)}." for path, host in hosts(model) if isinstance(host, ModulesToSaveWrapper))
+    own = {n: p for n, p in base_parameters(model).items() if not n.startswith(copied)}
+    found = {n: p for n, p in own.items() if not p.requires_grad}
     matrices = {n: p for n, p in found.items() if p.dim() > 1} or found
     step = max(1, len(matrices) // SAMPLED_TENSORS)
     return dict(list(matrices.items())[::step])
@@ -66,13 +70,18 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             merged[id(module.get_base_layer())] = module.original_parameters()
             continue
         own = {**module._parameters, **{n: p for n, p in merged.get(id(module), {}).items() if "." not in n}}
-        plain = path.replace(".base_layer", "").replace(".original_module", "")
+        plain = _plain(path)
         for name, parameter in own.items():
             # Sharded, quantised and unallocated weights have no bits that could be compared.
             if type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta:
                 place = embeddings if isinstance(module, nn.Embedding) or id(module) in tables else out
                 place[f"{plain}.{name}" if plain else name] = parameter
     return out or embeddings
+
+
+def _plain(path: str) -> str:
+    """A path as it is without hosts."""
+    return path.replace(".base_layer", "").replace(".original_module", "")
 
 
 def _called(model: nn.Module, getter: str) -> Any:

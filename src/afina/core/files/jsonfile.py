@@ -135,7 +135,8 @@ def _publish(folder: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             staged[name] = stage_bytes(folder / name, data)
         for name in files:
-            os.replace(staged.pop(name), folder / name)
+            os.replace(staged[name], folder / name)
+            del staged[name]
         sync_folder(folder)
     finally:
         for left in staged.values():
