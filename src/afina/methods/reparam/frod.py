@@ -100,7 +100,7 @@ class Bases(nn.Module):
             V = self.frod_V.get_buffer(self.kinds[name])
             weight = base.read()[0].double()
             columns_T, singular = torch.linalg.solve_ex(V.to(weight), weight.T)
-            if int(singular):
+            if not singular.is_meta and int(singular):
                 raise CheckpointError("its directions are not independent", where=f"frod_V.{self.kinds[name]}")
             columns = columns_T.T
             # A direction that the weight does not have gets a column of zeros, and l zero.
