@@ -1,15 +1,18 @@
-# Two commands need nothing but Python, make and the package registry: `make demo` and `make test`.
+# Every command needs nothing but Python, make and the package registry.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test test-all test-rest quick mutants check format bench clean help
 help:
-	@echo "make demo    train the embedded example and show that it worked"
-	@echo "make test    run the tests"
-	@echo "make check   ruff and mypy"
-	@echo "make bench   measure against the reference and the floor (about half an hour on two cores)"
+	@echo "make demo      train the embedded example and show that it worked"
+	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
+	@echo "make test-all  run the whole products"
+	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
+	@echo "make mutants   which small faults the tests would notice, on a sample that takes an hour"
+	@echo "make check     ruff and mypy"
+	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,23 +24,40 @@ demo: $(READY)
 	$(BIN)/afina train tweets $(DEMO_ARGS)
 
 # One thread a worker: two workers on two cores are faster than one worker with two threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
+
+test-all: $(READY)
+	$(PYTEST) --size all $(TEST_ARGS)
+
+# Of what `make test` leaves out one half: HALF=0 or 1.
+test-rest: $(READY)
+	$(PYTEST) --half $(HALF) $(TEST_ARGS)
+
+quick: $(READY)
+	$(PYTEST) --size smoke tests/battery tests/core tests/test_*.py $(TEST_ARGS)
+
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cosmic-ray
+	$(BIN)/python scripts/mutants.py $(MUTANTS_ARGS)
 
 check: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 	$(BIN)/mypy
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.ecosystem
 
-# Also renews docs/methods.md, which a test compares with the code.
+# Also renews docs/methods.md, docs/api.md and the type stub, which tests compare with the code.
 format: $(READY)
 	$(BIN)/python scripts/methods_table.py
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/python scripts/api_page.py
+	$(BIN)/ruff check --fix src tests benchmarks scripts
+	$(BIN)/ruff format src tests benchmarks scripts
 
 clean:
 	rm -rf $(VENV) dist build

@@ -20,15 +20,43 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 1e-4
 
 
-def run(name: str, library: str) -> dict[str, float]:
-    """The numbers of one scenario on one library."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "benchmarks.scenarios", name, library], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise RuntimeError(f"{name} on {library} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
+class Library:
+    """What runs scenarios on `peft` or on afina."""
+
+    def __init__(self, name: str) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        self.name = name
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.scenarios", name], cwd=ROOT, text=True,
+                                        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT)  # fmt: skip
+
+    def run(self, scenario: str) -> dict[str, float]:
+        """The numbers of one scenario."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(scenario, file=self.process.stdin, flush=True)
+        said = []
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+            if line == "FAILED\n":
+                break
+            said.append(line)
+        raise RuntimeError(f"{scenario} on {self.name} failed:\n{''.join(said)[-2000:]}")
+
+    def close(self) -> None:
+        """End the process; there is nothing that it keeps."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def run(scenario: str, name: str) -> dict[str, float]:
+    """The numbers of one scenario on one library, in a process of its own."""
+    library = Library(name)
+    try:
+        return library.run(scenario)
+    finally:
+        library.close()
 
 
 def largest_difference(ours: dict[str, float], theirs: dict[str, float]) -> float:
@@ -48,9 +76,9 @@ def main() -> int:
     print(f"peft {version('peft')}; same: every number within {TOLERANCE} (relative above 1)\n")
     print(f"| {'integration':<34} | {'library':<30} | numbers | largest difference | same |")
     print(f"|{'-' * 36}|{'-' * 32}|--------:|-------------------:|------|")
-    failed = 0
+    failed, peft, afina = 0, Library("peft"), Library("afina")
     for name in wanted:
-        theirs, ours = run(name, "peft"), run(name, "afina")
+        theirs, ours = peft.run(name), afina.run(name)
         difference = largest_difference(ours, theirs)
         failed += difference > TOLERANCE
         answer = "yes" if difference <= TOLERANCE else "NO"
@@ -58,6 +86,8 @@ def main() -> int:
             f"| {name:<34} | {library_of(name):<30} | {len(theirs):>7} | {difference:>18.1e} | {answer:<4} |",
             flush=True,
         )
+    peft.close()
+    afina.close()
     return int(failed > 0)
 
 

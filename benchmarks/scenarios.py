@@ -1,6 +1,8 @@
 """What `benchmarks.ecosystem` runs: each function is a user's script that knows only the name `peft`.
 
-Run in a process of its own: `python -m benchmarks.scenarios NAME peft|afina`; prints one JSON object of numbers.
+`python -m benchmarks.scenarios peft|afina` reads names of scenarios, one a line, and answers each with a line: RESULT
+and one JSON object of numbers, or FAILED. Every scenario has a process of its own, forked from one that has imported
+the libraries and nothing more.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 import copy
 import importlib.abc
 import json
+import os
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import torch
@@ -235,20 +239,40 @@ class NoPeft(importlib.abc.MetaPathFinder):
         return None
 
 
+IMPORTED = ("datasets", "diffusers", "sentence_transformers", "transformers.trainer", "trl.trainer.sft_trainer",
+            "trl.trainer.dpo_trainer", "trl.trainer.reward_trainer", "trl.trainer.grpo_trainer")  # fmt: skip
+
+
+def answer(name: str, library: str) -> None:
+    """Run one scenario and print its numbers."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = SCENARIOS[name](Path(folder))
+    import peft
+
+    assert (not hasattr(peft, "__file__")) == (library == "afina")
+    print("RESULT " + json.dumps(copy.copy(found)), flush=True)
+
+
 def main() -> None:
-    name, library = sys.argv[1:3]
+    library = sys.argv[1]
     torch.set_num_threads(1)
     if library == "afina":
         import afina.compat
 
         sys.meta_path.insert(0, NoPeft())
         afina.compat.stand_in()
-    with tempfile.TemporaryDirectory() as folder:
-        found = SCENARIOS[name](Path(folder))
-    import peft
-
-    assert (not hasattr(peft, "__file__")) == (library == "afina")
-    print("RESULT " + json.dumps(copy.copy(found)))
+    for module in IMPORTED:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            try:
+                answer(line.strip(), library)
+            except BaseException:
+                traceback.print_exc()
+                print("FAILED", flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print("FAILED", flush=True)
 
 
 if __name__ == "__main__":

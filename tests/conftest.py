@@ -1,7 +1,49 @@
-"""Tests compare with the real `peft` in their own process; those of the stand-in run scripts in others."""
+"""How much of the suite runs, and what several rooms of it share.
+
+Tests compare with the real `peft` in their own process; those of the stand-in run scripts in others.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .selection import CHOSEN, SIZES, half_of, select
+from .train import tiny
+from .train.child import Child
 
 os.environ["AFINA_STAND_IN"] = "0"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--size", choices=SIZES, default="pairs", help="how much of the suite: see tests/selection.py")
+    parser.addoption("--half", choices=("0", "1"), help="of what --size pairs leaves out, this half")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A test that is named runs.
+    named = any("::" in str(argument) for argument in config.args)
+    left, config.stash[CHOSEN] = select(items, "all" if named else config.getoption("size"))
+    if (half := config.getoption("half")) is not None:
+        rest = half_of(left, int(half))
+        left = {item.nodeid for item in items if item.nodeid not in rest}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+    items[:] = [item for item in items if item.nodeid not in left]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's folder."""
+    return tiny.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def child() -> Iterator[Child]:
+    """The process that trains."""
+    out = Child()
+    yield out
+    out.pool.shutdown()

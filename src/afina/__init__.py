@@ -1,6 +1,7 @@
 """afina: every parameter-efficient fine-tuning method behind one small contract.
 
-Names are imported when they are first used, so that `import afina` costs next to nothing.
+Names are imported when they are first used, so that `import afina` costs next to nothing. Type checkers and editors
+read `__init__.pyi` instead, which `scripts/api_page.py` generates from this file and the methods'.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import sys
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-from .version import __version__
+from .version import __version__ as __version__
 
 _WHERE = {
-    "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "methods", "config_class"),
+    "core.config": ("PeftConfig", "PeftType", "TaskType", "LayerConfig", "config_class"),
     "core.model.mapping": ("get_peft_model", "inject_adapter_in_model"),
     "core.model.peft_model": (
         "PeftModel", "PeftModelForCausalLM", "PeftModelForSeq2SeqLM", "PeftModelForSequenceClassification",
@@ -28,8 +29,15 @@ _WHERE = {
     "core.disk.checkpoint": ("get_peft_model_state_dict", "set_peft_model_state_dict", "load_peft_weights"),
     "core.layers.kbit": ("prepare_model_for_kbit_training",),
     "core.combine.folder": ("load_adapters",),
+    "core.model.hotswap": ("hotswap_adapter", "prepare_model_for_compiled_hotswap"),
     "core.model.status": ("get_layer_status", "get_model_status"),
+    "kernels.speed": ("speed_up",),
     "optimizers": ("create_loraplus_optimizer",),
+    "compat": ("stand_in", "StandInError"),
+    "errors": (
+        "AfinaError", "ConfigError", "TargetError", "NameTakenError", "CheckpointError", "NotMergeable", "NotAWeight",
+        "MergeError", "NumericError", "DataError", "RecipeError", "StoppedError", "AfinaWarning",
+    ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -50,6 +58,8 @@ sys.meta_path.append(_Modules)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":  # by `from afina import *`, which needs the methods' files in any case
+        return _names()
     if name.startswith("__"):
         raise AttributeError(name)
     place = _MODULE_OF.get(name)
@@ -74,10 +84,11 @@ def _found(name: str) -> Any:
     return value
 
 
-def __dir__() -> list[str]:
+def _names() -> list[str]:
     from .methods import public_names
 
-    return sorted({*_MODULE_OF, *public_names(), "__version__"})
+    return sorted({*_MODULE_OF, *public_names()})
 
 
-__all__ = ["__version__", *_MODULE_OF]
+def __dir__() -> list[str]:
+    return ["__version__", *_names()]

@@ -7,6 +7,8 @@ bases (`ValueError`, ...) are those that callers of the reference library alread
 from __future__ import annotations
 
 import difflib
+import heapq
+import itertools
 from collections.abc import Iterable
 
 
@@ -34,10 +36,22 @@ class AfinaError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        first = self.what if self.where is None else f"{self.where}: {self.what}"
-        facts = [f"{k}: {v}" for k, v in (("got", self.got), ("expected", self.expected)) if v is not None]
-        lines = [first, *facts, *([f"fix: {self.fix}"] if self.fix else [])]
-        return "\n".join(" ".join(line.split("\n")) for line in lines)
+        first = _cut(self.what) if self.where is None else f"{_cut(self.where)}: {_cut(self.what)}"
+        facts = [f"{k}: {_cut(v)}" for k, v in (("got", self.got), ("expected", self.expected)) if v is not None]
+        return "\n".join([first, *facts, *([f"fix: {_cut(self.fix)}"] if self.fix else [])])
+
+
+LONGEST = 400
+"""Characters of one part of a message."""
+
+
+def _cut(value: object) -> str:
+    """A part of a message on one line: its middle left out if it is long, without what could steer a terminal."""
+    text = str(value)
+    if len(text) > LONGEST:
+        head, tail = text[: LONGEST * 3 // 4], text[-LONGEST // 8 :]
+        text = f"{head} [... {len(text) - len(head) - len(tail)} characters ...] {tail}"
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(AfinaError, ValueError):
@@ -96,9 +110,27 @@ class AfinaWarning(UserWarning):
     """Something was done that the user should know of."""
 
 
+MOST_COMPARED = 300
+"""Names that are compared letter by letter with one that is not known."""
+
+
 def nearest(word: str, known: Iterable[str], n: int = 1) -> list[str]:
-    """The `n` known words closest to `word`, best first; empty if none is close."""
-    return difflib.get_close_matches(word, list(known), n=n, cutoff=0.4)
+    """The `n` known words closest to `word`, best first; empty if none is close. Linear in their number."""
+    pool = list(dict.fromkeys(known))
+    if len(pool) > MOST_COMPARED:
+        parts, length = set(word.split(".")), len(word)
+        near = heapq.nsmallest(
+            MOST_COMPARED, pool, key=lambda k: (-len(parts.intersection(k.split("."))), abs(len(k) - length))
+        )
+        pool = near
+    return difflib.get_close_matches(word[:200], [k for k in pool if len(k) <= 400], n=n, cutoff=0.4)
+
+
+def nearest_to_all(words: Iterable[str], known: Iterable[str], n: int = 5) -> str:
+    """A `fix` sentence with the known words that are nearest to any of `words`; the first known ones if none is."""
+    pool = list(dict.fromkeys(known))
+    close = list(dict.fromkeys(c for w in itertools.islice(words, 5) for c in nearest(w, pool, n)))
+    return f"nearest names: {', '.join((close or pool)[:n])}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -42,8 +42,11 @@ def create_loraplus_optimizer(
     lr · ratio, and a plain `weight_decay` is not ignored.
 
     Args:
+        model: a model with LoRA adapters.
+        optimizer_cls: the class to build.
         lr: the learning rate of A.
         loraplus_lr_ratio: that of B divided by that of A, at least 1; the paper takes 2^4.
+        loraplus_lr_embedding: learning rate of LoRA on embeddings.
         loraplus_weight_decay: weight decay; `weight_decay` if None.
         **kwargs: for `optimizer_cls`.
 

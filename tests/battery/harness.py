@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pytest
@@ -16,22 +16,38 @@ import afina
 from afina.core.hosts.host import Host, hosts
 
 from .kinds import KINDS, Kind
-from .table import CASES, Row
+from .table import CASES, ROWS, Row
 
 REFERENCE = pytest.importorskip("peft", reason="the reference is the oracle")
 
 Case = tuple[Row, Kind]
 
 
-def cases(*checks: str, kinds: Collection[str] = tuple(KINDS)) -> pytest.MarkDecorator:
-    """Parametrise over every row and kind (of `kinds`) to which a check applies; the others show their reason."""
+Test = Callable[..., None]
+
+
+VARIANT = pytest.mark.whole("the plain row of its method passes the same check")
+
+
+def cases(*checks: str, kinds: Collection[str] = tuple(KINDS), dear: bool = False) -> Callable[[Test], Test]:
+    """Parametrise over every row and kind (of `kinds`) to which a check applies; the others show their reason.
+
+    A dear test is made with one row of each method, unless everything is.
+    """
+    plain = {row.method: row for row in reversed(ROWS)}
 
     def parameter(row: Row, kind: Kind) -> Any:
         gap = next((g for g in (row.gap(check, kind) for check in checks) if g), None)
-        marks = [pytest.mark.skip(reason=gap)] if gap else []
+        marks = [pytest.mark.skip(reason=gap)] if gap else [VARIANT] if dear and plain[row.method] != row else []
         return pytest.param(row, kind, id=f"{row}-{kind}", marks=marks)
 
-    return pytest.mark.parametrize(("row", "kind"), [parameter(*case) for case in CASES if case[1].name in kinds])
+    chosen = [parameter(*case) for case in CASES if case[1].name in kinds]
+    return product("battery", ("row", "kind"), chosen)
+
+
+def product(name: str, parameters: tuple[str, ...], chosen: list[Any]) -> Callable[[Test], Test]:
+    """Parametrise a test that is part of a product: see tests/selection.py."""
+    return lambda test: pytest.mark.product(name)(pytest.mark.parametrize(parameters, chosen)(test))
 
 
 def config(row: Row, kind: Kind) -> Any:

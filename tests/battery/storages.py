@@ -50,6 +50,9 @@ class Storage:
         return not self.package or importlib.util.find_spec(self.package) is not None
 
     def gap(self, check: str, row: Row) -> str | None:
+        """Why a check does not apply, or None if it does."""
+        if check == "oracle" and row.name not in COMPARED.get(self.package, ()):
+            return "the reference cannot adapt this storage with this method"
         return self.gaps.get((check, row.name)) or self.gaps.get((check, "")) or self.gaps.get(("", row.name))
 
     def kind(self, row: Row, dtype: torch.dtype = torch.float32) -> Kind:

@@ -58,8 +58,17 @@ class Row:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def method(self) -> str:
+        """The name without the variant."""
+        return self.name.partition("-")[0]
+
     def gap(self, check: str, kind: Kind) -> str | None:
         """Why a check does not apply, or None if it does."""
+        if check == "merged" and not self.merges:
+            return "the row has no merged form"
+        if check == "oracle" and self.oracle is None:
+            return "the reference has no such method"
         return self.gaps.get((check, kind.name)) or self.gaps.get((check, ""))
 
     def arguments(self, kind: Kind) -> dict[str, Any]:

@@ -95,10 +95,8 @@ def test_forward_equals_merged(row: Row, kind: Kind) -> None:
     assert distance(run(plain, kind), before) < TOLERANCE
 
 
-@cases("merge", "merge_carries")
+@cases("merge", "merged", "merge_carries")
 def test_merged_weights_really_carry_the_adapter(row: Row, kind: Kind) -> None:
-    if not row.merges:
-        pytest.skip("the row has no merged form")
     model = adapted(row, kind)
     before = base_weights(model)
     model.merge_adapter()
@@ -106,10 +104,8 @@ def test_merged_weights_really_carry_the_adapter(row: Row, kind: Kind) -> None:
     assert len(changed) >= len(kind.layers)
 
 
-@cases("merge")
+@cases("merge", "merged")
 def test_unmerge_restores_base_bits(row: Row, kind: Kind) -> None:
-    if not row.merges:
-        pytest.skip("the row has no merged form")
     pristine, model = bits(kind.build()), adapted(row, kind)
     whole, out = bits(model), run(model, kind)
     for _ in range(3):
@@ -145,11 +141,9 @@ def partner(row: Row, kind: Kind) -> Row | None:
     return next((r for r in [*found, *fits] if r.name != row.name), None)
 
 
-@cases("merge")
+@cases("merge", "merged")
 @pytest.mark.parametrize("depth", ["twice", "thrice", "mixed", "mixed_last"])
 def test_stacked_forward_equals_merged(row: Row, kind: Kind, depth: str) -> None:
-    if not row.merges:
-        pytest.skip("the row has no merged form")
     other = partner(row, kind)
     assert other is not None
     rows = {"twice": [row] * 2, "thrice": [row] * 3, "mixed": [row, other, row], "mixed_last": [other, row]}[depth]

@@ -14,9 +14,7 @@ from afina.core.hosts.host import hosts
 
 from .harness import adapted, base_weights, call, cases, cast, config, distance, nudge, run
 from .kinds import Kind
-from .table import CASES, Row
-
-LINEAR_ROWS = [pytest.param(row, kind, id=str(row)) for row, kind in CASES if kind.name == "linear"]
+from .table import Row
 
 
 @cases("bfloat16")
@@ -33,10 +31,8 @@ def test_float32_adapter_on_a_bfloat16_base(row: Row, kind: Kind) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in trained.values())
 
 
-@cases("merge")
+@cases("merge", "merged")
 def test_bfloat16_merge_rounds_the_float32_merge_once(row: Row, kind: Kind) -> None:
-    if not row.merges:
-        pytest.skip("the row has no merged form")
     half = afina.get_peft_model(kind.build().bfloat16(), config(row, kind)).eval()
     full = afina.get_peft_model(kind.build().bfloat16().float(), config(row, kind)).eval()
     nudge(half)
@@ -118,11 +114,8 @@ def test_checkpointing_gives_the_same_gradients(row: Row, kind: Kind, reentrant:
     assert all(distance(a, b) <= close for a, b in zip(again, plain, strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("row", "kind"), LINEAR_ROWS)
+@cases("compile", kinds={"linear"}, dear=True)
 def test_compiles_without_a_graph_break(row: Row, kind: Kind) -> None:
-    if row.gap("compile", kind):
-        pytest.skip(row.gap("compile", kind) or "")
     torch._dynamo.reset()
     model = adapted(row, kind).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -1,5 +1,5 @@
-"""The commands are tested on the same tiny model, and in the same child process, as the training behind them."""
+"""The commands are tested as the training behind them is."""
 
-from ..train.conftest import _quiet_and_alone, child, model_folder
+from ..train.conftest import _quiet_and_alone
 
-__all__ = ["_quiet_and_alone", "child", "model_folder"]
+__all__ = ["_quiet_and_alone"]

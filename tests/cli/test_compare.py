@@ -40,7 +40,6 @@ def test_no_recipe_is_a_mistake(child):
     assert "no recipe" in err
 
 
-@pytest.mark.slow
 def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child):
     out = tmp_path / "out"
     words = ["compare", str(recipe), "--methods", "lora,bitfit", "--ranks", "2", "--seeds", "1", "--out", str(out)]
@@ -56,7 +55,7 @@ def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child):
         assert str(out / name) in said
 
 
-@pytest.mark.slow
+@pytest.mark.whole("tests/compare/test_tune.py searches, and the comparison above is printed alike")
 def test_search_is_part_of_the_result(recipe, tmp_path, child):
     pytest.importorskip("optuna")
     words = ["compare", str(recipe), "--methods", "ia3,lora:lr=0.02", "--tune", "2", "--seeds", "1"]

@@ -1,5 +1,5 @@
-"""Comparisons run on the same tiny model as the training behind them."""
+"""Comparisons are tested as the training behind them is."""
 
-from ..train.conftest import _quiet_and_alone, child, model_folder
+from ..train.conftest import _quiet_and_alone
 
-__all__ = ["_quiet_and_alone", "child", "model_folder"]
+__all__ = ["_quiet_and_alone"]

@@ -58,7 +58,6 @@ def rows(finished):
     return {row["name"]: row for row in finished[1]["rows"]}
 
 
-@pytest.mark.slow
 def test_methods_learn_the_same_items_with_the_same_budget(finished):
     found = rows(finished)
     assert {found[name]["status"] for name in ("full", "lora")} == {"done"}
@@ -67,7 +66,6 @@ def test_methods_learn_the_same_items_with_the_same_budget(finished):
     assert all(len(row["by_seed"]) == 2 and row["complete"] for row in found.values() if row["status"] == "done")
 
 
-@pytest.mark.slow
 def test_everything_is_measured(finished):
     found = rows(finished)
     assert found["full"]["share"] == 1
@@ -83,7 +81,6 @@ def test_everything_is_measured(finished):
         assert row["curves"]["0"] != row["curves"]["1"]
 
 
-@pytest.mark.slow
 def test_refused_and_killed_methods_are_rows_with_their_error(finished):
     found = rows(finished)
     assert found["bitfit"]["status"] == "refused"
@@ -93,7 +90,6 @@ def test_refused_and_killed_methods_are_rows_with_their_error(finished):
     assert found["ia3"]["errors"] == dict.fromkeys("01", "killed by SIGKILL (often: out of memory)")
 
 
-@pytest.mark.slow
 def test_comparison_is_plain_json_and_the_best_comes_first(finished):
     comparison = json.loads(json.dumps(finished[1]))
     assert comparison["rows"][0]["name"] == comparison["best"]
@@ -101,14 +97,12 @@ def test_comparison_is_plain_json_and_the_best_comes_first(finished):
     assert comparison["versions"]["torch"]
 
 
-@pytest.mark.slow
 def test_adapters_are_kept_and_whole_models_are_not(finished):
     out = finished[0].out / "runs"
     assert len(list(out.glob("lora-seed-*/model/adapter_model.safetensors"))) == 2
     assert not list(out.glob("full-seed-*/model"))
 
 
-@pytest.mark.slow
 def test_second_call_trains_nothing_that_was_finished(finished, monkeypatch):
     monkeypatch.setattr(runs, "WORKER", (sys.executable, "-c", "raise SystemExit('nothing may run')"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -122,7 +116,7 @@ def test_second_call_trains_nothing_that_was_finished(finished, monkeypatch):
     assert by_name["lora"]["quality"] == rows(finished)["lora"]["quality"]
 
 
-@pytest.mark.slow
+@pytest.mark.whole("the second call above trains nothing again; here the first one was killed")
 def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder)
     words = [sys.executable, "-c", "from afina.cli import main; main()", "compare", str(recipe), "--methods",

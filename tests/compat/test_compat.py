@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = """
 import sys, importlib.metadata, importlib.util
 import peft
@@ -102,7 +100,6 @@ def imports(library):
                 yield from ((node.module, alias.name) for alias in node.names)
 
 
-@pytest.mark.slow
 def test_everything_that_the_libraries_import_is_there():
     wanted = sorted({pair for library in LIBRARIES for pair in imports(library)})
     assert len(wanted) >= 30

@@ -21,7 +21,7 @@ def without_peft(tmp_path_factory):
     return packages_without_peft(tmp_path_factory.mktemp("packages"))
 
 
-@pytest.mark.slow
+@pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_libraries_imported_first_get_the_references_numbers(name, scripts, without_peft):
     theirs = run(name, "peft")

@@ -11,6 +11,7 @@ from torch import nn
 
 import afina
 from afina.compat import extras
+from afina.core import registry
 from afina.core.config import LayerConfig
 from afina.core.hosts.adapter import Adapter
 from afina.errors import ConfigError
@@ -32,7 +33,8 @@ class Shift(Adapter):
         return weight, self.shift if bias is None else bias + self.shift
 
 
-def test_a_method_of_ones_own_is_trained_saved_loaded_and_merged(tmp_path):
+def test_a_method_of_ones_own_is_trained_saved_loaded_and_merged(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry._REGISTRY, "table", dict(registry.methods()))  # forgotten after the test
     afina.register_peft_method(name="my_shift", config_cls=ShiftConfig, model_cls=Shift, prefix="my_")
     base, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
     plain = base(x)

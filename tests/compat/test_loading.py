@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).with_name("loaded_by_transformers.py")
 TORN = """
 import sys, torch
@@ -37,7 +35,6 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
                           check=False, env=environment)  # fmt: skip
 
 
-@pytest.mark.slow
 def test_every_methods_file_gives_what_from_pretrained_gives() -> None:
     done = run(SCRIPT)
     assert done.returncode == 0, done.stderr[-2000:]

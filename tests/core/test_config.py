@@ -63,6 +63,7 @@ def _wrong_fields() -> list[Any]:
     return out
 
 
+@pytest.mark.product("values of a wrong type")
 @pytest.mark.parametrize(("method", "field", "value"), _wrong_fields())
 def test_wrong_type_names_key_value_and_expected_type(method: str, field: str, value: Any) -> None:
     cls = methods()[method].config

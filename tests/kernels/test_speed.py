@@ -177,7 +177,6 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
     assert torch.allclose(first[0].loss, step(plain)[0].loss, rtol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_give_the_plain_step(checkpointing):
     plain, fast = adapted(llama()), adapted(llama())
@@ -193,6 +192,7 @@ def test_compiled_layers_give_the_plain_step(checkpointing):
     assert torch.allclose(again.eval()(IDS).logits, plain.eval()(IDS).logits, atol=1e-6)
 
 
+@pytest.mark.product("attention")
 @pytest.mark.parametrize("kept", [0, 512])
 @pytest.mark.parametrize("block", [2, 64])
 @pytest.mark.parametrize("mask", [None, "bool", "added", "keys"])

@@ -3,21 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import tiny
-from .child import Child
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    return tiny.write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
-def child():
-    out = Child()
-    yield out
-    out.pool.shutdown()
-
 
 @pytest.fixture(autouse=True)
 def _quiet_and_alone(tmp_path, monkeypatch):

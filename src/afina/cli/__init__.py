@@ -1,7 +1,8 @@
 """The command line: one file per command; the only place that prints.
 
 Exit codes: 0 done; 2 the user's mistake, told in at most four lines; 1 a bug of ours, with its traceback; 130 stopped
-with Ctrl-C. No module here imports torch before a command runs, so that `afina --help` is quick.
+with Ctrl-C, 143 with SIGTERM, 129 with SIGHUP. No module here imports torch before a command runs, so that
+`afina --help` is quick.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def chat(
 
     With several adapters, all answer side by side; /use NAME, /base and /all switch.
     """
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     lines = [prompt] if prompt is not None else _messages()
     reporter = ConsoleReporter()

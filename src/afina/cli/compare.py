@@ -33,7 +33,8 @@ def compare(
     from ..compare.comparison import Request, check
     from ..compare.comparison import compare as run
     from ..compare.report import write
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     source, overrides = split_arguments(args or [])
     if source is None:

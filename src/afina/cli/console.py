@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from logging import ERROR, getLogger
-from typing import Any, TextIO
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..errors import AfinaWarning
 from ..plan.usage import told_bytes
 from ..train.report import events
 
@@ -80,27 +75,3 @@ def _facts(state: events.Progress) -> str:
     rate = f" {state.tokens_per_s:,.0f} tokens/s" if state.tokens_per_s else ""
     memory = f" {told_bytes(state.memory)}" if state.memory is not None else ""
     return rate + memory + (f" loss {state.loss:.3f}" if state.loss is not None else "")
-
-
-def quiet_libraries(reporter: events.Reporter) -> None:
-    """Keep the libraries' own bars and remarks off the terminal; afina's warnings go to the reporter."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    for name in ("torchao", "torch.utils._pytree"):  # kernels for other machines, and remarks on torchao's classes
-        getLogger(name).setLevel(ERROR)
-    # TRL asks for it by its former name at every step.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    default = warnings.showwarning
-
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int,
-        file: TextIO | None = None, line: str | None = None,
-    ) -> Any:  # fmt: skip
-        if issubclass(category, AfinaWarning):
-            reporter.warn(str(message))
-        else:
-            default(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = show

@@ -34,14 +34,18 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     from .. import save_as_lora
+    from ..core.files.overwriting import refuse_overwriting
     from ..train.use.trained import load_trained
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base)
     if not trained.is_adapter:
         raise CheckpointError("the whole model was trained, there is no adapter to convert", where=adapter)
+    inputs = {"the adapter": adapter, "the base model": Path(trained.recipe.model.path).expanduser()}
+    refuse_overwriting(out, inputs, "OUT")
     name = trained.model.active_adapter
     if base is not None:
         trained.model.peft_config[name].base_model_name_or_path = base

@@ -30,7 +30,8 @@ def data(
     from ..train.data.split import rows_of
     from ..train.recipe.sections import DataSection, ModelSection
     from ..train.use.examine import examine
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     columns = _columns(column or [])

@@ -22,7 +22,8 @@ def inspect(
 ) -> None:
     """Show a model's modules and what each method would train in it, or what an adapter holds and whether it fits."""
     from ..train.use.look_model import is_adapter
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

@@ -23,7 +23,8 @@ def merge(
     from ..export.merged import against
     from ..export.merged import merge as export
     from ..train.use.trained import load_trained
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

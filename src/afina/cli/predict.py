@@ -26,17 +26,22 @@ def predict(
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
     import json
 
+    from ..core.files.jsonfile import write_bytes
+    from ..core.files.overwriting import refuse_overwriting
+
     target = out or file.with_name(f"{file.stem}.predictions.jsonl")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
+    refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
     from ..train.data.columns import renamed
     from ..train.data.formats import recognise
     from ..train.data.rows import read_rows
     from ..train.use.predictions import predict as answer
     from ..train.use.trained import load_trained
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     given = read_rows(file)
     reporter = ConsoleReporter()
@@ -44,13 +49,11 @@ def predict(
     trained = load_trained(adapter, reporter, quantize)
     rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    partial = target.with_name(f".{target.name}.partial")
     # The file's own columns, under its own names, and what is new.
     out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
                 for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_bytes(target, text.encode())
     typer.echo(f"{len(done.rows)} predictions in {target}")
     if done.scores is not None:
         typer.echo(str(done.scores))

@@ -63,17 +63,19 @@ def train(
         _plan(recipe)
         return
     from ..train.loop.run import run
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume), recipe.output.dir)
+    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume, source=source), recipe.output.dir)
 
 
 def _plan(recipe: Recipe) -> None:
     """What the run would be and take, as comments below the recipe, so that both together are a recipe still."""
     from ..train.loop.planning import planned
-    from .console import ConsoleReporter, quiet_libraries
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

@@ -9,15 +9,15 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from ..errors import AfinaWarning, ConfigError, did_you_mean
-from .files.jsonfile import read_json_object, write_json
-from .registry import Method, PeftType, first_use, methods, register
-from .validate import validate_fields
+from ..errors import AfinaWarning, ConfigError
+from .files.jsonfile import plain, read_json_object, write_json
+from .registry import Method, PeftType, config_class, first_use, method, methods, register
+from .validate import bounded, edit_distance, extension, validate_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +30,16 @@ FORMAT_VERSION = "0.21.2"
 
 
 class TaskType(str, Enum):
-    """What the adapted model is used for."""
+    """What the adapted model is used for.
+
+    Attributes:
+        SEQ_CLS: one label for a text.
+        SEQ_2_SEQ_LM: an encoder-decoder writes text.
+        CAUSAL_LM: a decoder writes text.
+        TOKEN_CLS: a label for each token.
+        QUESTION_ANS: a span of a text answers a question.
+        FEATURE_EXTRACTION: hidden states, for whatever is done with them.
+    """
 
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
@@ -40,27 +49,19 @@ class TaskType(str, Enum):
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
 
-def bounded(
-    default: Any,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-) -> Any:
-    """A dataclass field whose number must lie in the given range."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return field(default=default, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
-
-
-def extension(default: Any = None) -> Any:
-    """A field that the reference's format lacks: written only when it is set."""
-    return field(default=default, metadata={"extension": True})
-
-
 @dataclass(kw_only=True)
 class PeftConfig:
-    """What every method's configuration has.
+    """What every method's configuration has; `PeftConfig` itself reads the file of any method.
+
+    Attributes:
+        task_type: what the model is for: decides on the class of the `PeftModel`, and whether a head trains along.
+        peft_type: the method's name; set by the class.
+        auto_mapping: class and library of the base; recorded where there is no `task_type`, so that `AutoPeftModel`
+            finds it.
+        peft_version: release of the reference whose format the file has; written when saving.
+        base_model_name_or_path: folder or hub id of the base; recorded, and taken by `AutoPeftModel`.
+        revision: of the base on the hub.
+        inference_mode: nothing trains; set when an adapter is loaded to be used.
 
     Raises:
         ConfigError: a field has a wrong type or lies outside its range.
@@ -79,8 +80,10 @@ class PeftConfig:
     default_learning_rate: ClassVar[float] = 2e-4
     """Where to start with AdamW; methods differ by two orders of magnitude."""
     is_prompt_learning: ClassVar[bool] = False
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given)."""
     foreign: ClassVar[Mapping[str, bool]] = {}
-    """Keys of the reference's format that are not available here: whether setting one changes the mathematics."""
+    """Keys of the reference's format that are not available here: whether one changes the mathematics."""
 
     def __post_init__(self) -> None:
         first_use()
@@ -118,14 +121,14 @@ class PeftConfig:
         return dict(sorted(out.items()))
 
     def save_pretrained(self, save_directory: str | Path, **overrides: Any) -> None:
-        """Write `adapter_config.json` into a folder, creating it."""
+        """Write `adapter_config.json` into the folder `save_directory`, creating it; `overrides` win over fields."""
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / CONFIG_NAME, {**self.to_dict(), "peft_version": FORMAT_VERSION, **overrides})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: object = None) -> Self:
-        """Build the config of the right class from a file's values.
+        """Build the config of the right class from a file's `values`; `where` they stand is told in errors.
 
         Raises:
             ConfigError: unknown `peft_type`, wrong type or range, or a key that is a likely typing error.
@@ -143,19 +146,30 @@ class PeftConfig:
 
     @classmethod
     def from_json_file(cls, path: str | Path, **kwargs: Any) -> dict[str, Any]:
-        """The values of a JSON file, unchecked, as the reference returns them."""
+        """The values of the JSON file `path`, unchecked, as the reference returns them; `kwargs` have no effect."""
         return read_json_object(Path(path))
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
-        """Build the config that the keyword `peft_type` names."""
+        """Build the config that `peft_type` among the `kwargs` names, from the others."""
         return PeftConfig.from_dict(kwargs)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
     ) -> Self:
-        """Read the config of a folder or hub repository; keyword arguments of the class override the file's values."""
+        """Read the config of a folder or hub repository.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the hub's `owner/name`.
+            subfolder: a folder inside it.
+            **kwargs: fields of the class, which win over the file's; and of the hub: `revision`, `cache_dir`, `token`,
+                `force_download`, `local_files_only`.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+            ConfigError: it is damaged, or for another method than the class's.
+        """
         from .files.hub import locate
 
         path = locate(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **kwargs)
@@ -173,7 +187,31 @@ class PeftConfig:
 
 @dataclass(kw_only=True)
 class LayerConfig(PeftConfig):
-    """A method that adapts chosen layers."""
+    """A method that adapts chosen layers.
+
+    `r` and what follows it are fields of many methods, not of this class; where a method says nothing of one, it means
+    what is said here.
+
+    Attributes:
+        target_modules: which modules: a list of names or ends of dotted paths, a pattern that matches whole paths, or
+            "all-linear" (every linear layer but the output head). By default what the method or the architecture's
+            table says.
+        exclude_modules: which of them not: names, ends of paths, or a pattern.
+        layers_to_transform: numbers of the layers to adapt; all by default.
+        layers_pattern: the name before the number in a path ("layers", "h"), where `layers_to_transform` should not
+            mean the last number in it.
+        modules_to_save: modules that train whole, as copies, and are saved with the adapter, such as a fresh head.
+        r: rank of the update.
+        bias: biases of the model that train along: "none", "all", or those of the adapted layers ("lora_only" or any
+            such word).
+        fan_in_fan_out: kept for the reference's files, without effect: a layer's class says how it stores its weight.
+        init_weights: start without changing the outputs; False starts at random, which is of use in tests.
+        rank_pattern: names or patterns of modules -> their own rank; the first counts that matches the end of a path.
+        alpha_pattern: the same for alpha.
+        projection_prng_key: seed of the frozen random matrices.
+        save_projection: store the frozen random matrices too; otherwise a file depends on torch's generator staying as
+            it is.
+    """
 
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = extension()
@@ -183,9 +221,19 @@ class LayerConfig(PeftConfig):
 
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}
     """model_type -> targets, where it differs from the common table of `core.architectures`."""
+    keyed_by_module: ClassVar[tuple[str, ...]] = (
+        "rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern",
+        "target_svd_config",
+    )  # fmt: skip
+    lists_of_modules: ClassVar[tuple[str, ...]] = ()
+    """Fields that are lists or patterns of adapted modules; `keyed_by_module`: that are dicts of them."""
 
     def own_targets(self, model: Any) -> list[str] | str | None:
-        """The targets of a method that finds them in any model by itself, when the user names none."""
+        """The targets of a method that finds them in any `model` by itself, when the user names none.
+
+        Raises:
+            TargetError, ConfigError: the model has no place for the method.
+        """
         return None
 
     def companions(self) -> list[LayerConfig]:
@@ -197,7 +245,7 @@ class LayerConfig(PeftConfig):
         return {}
 
     def find_experts(self, places: Callable[[str], Place]) -> None:
-        """Take the places of `experts` from the caller, because the config was read from a file."""
+        """Take the `places` of `experts` (name -> place) from the caller, because the config was read from a file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,37 +262,22 @@ class LayerConfig(PeftConfig):
                     )  # fmt: skip
 
 
-def method(config: PeftConfig) -> Method:
-    """The method that a config belongs to."""
-    return methods()[str(config.peft_type)]
-
-
-def config_class(name: str, where: object = None) -> type[PeftConfig]:
-    """The config class of a method, by its name in any case and with `-` or `_`.
-
-    Raises:
-        ConfigError: no such method; names the nearest.
-    """
-    key = name.upper().replace("-", "_")
-    if key not in methods():
-        hint = did_you_mean(key, methods())
-        raise ConfigError(
-            "unknown method", where=where or "peft_type", got=name, expected=", ".join(methods()), fix=hint
-        )
-    return methods()[key].config
+_C = TypeVar("_C", bound=PeftConfig)
 
 
 def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
     names = {f.name: f for f in dataclasses.fields(cls) if f.init}
     extra = {k: v for k, v in values.items() if k not in names}
+    if len(extra) > 100:  # each is compared with every field
+        raise ConfigError("too many keys that are not known", where=where or cls.__name__, got=len(extra))
     for key in extra:
-        typo = next((n for n in names if _edit_distance(key, n) <= 2 and len(n) > 4 and n not in values), None)
+        typo = next((n for n in names if edit_distance(key, n) <= 2 and len(n) > 4 and n not in values), None)
         if typo:
             raise ConfigError("unknown key, probably a typing error", where=f"{where or cls.__name__}: {key}",
                               fix=f"did you mean {typo!r}?")  # fmt: skip
         if extra[key] and cls.foreign.get(key):
             raise ConfigError("this option of the reference is not available", where=f"{where or cls.__name__}: {key}",
-                              got=str(extra[key])[:80])  # fmt: skip
+                              got=extra[key])  # fmt: skip
     try:
         config = cls(**{k: v for k, v in values.items() if k in names})
     except ConfigError as error:
@@ -252,46 +285,13 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
             error.where = f"{where}: {error.where}"
         raise
     config.extra = extra
-    unknown = sorted(k for k, v in extra.items() if v and k not in cls.foreign)
-    if unknown:
+    if unknown := sorted(k for k, v in extra.items() if v and k not in cls.foreign):
         warnings.warn(
             f"{where or cls.__name__}: keys not known to this version are kept but have no effect: "
             f"{', '.join(unknown)} (written by peft {values.get('peft_version', 'unknown')})",
             AfinaWarning, stacklevel=4,
         )  # fmt: skip
     return config
-
-
-_C = TypeVar("_C", bound=PeftConfig)
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, str):
-        return str.__str__(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(plain(v) for v in value)
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return value
-
-
-def _edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance; 3 and more are not told apart."""
-    if abs(len(a) - len(b)) > 2:
-        return 3
-    row = list(range(len(b) + 1))
-    for i, ca in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, cb in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
-    return row[-1]
 
 
 __all__ = [

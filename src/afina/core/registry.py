@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from .config import PeftConfig
@@ -88,6 +88,30 @@ _T = TypeVar("_T", bound=type[Any])
 def methods() -> dict[str, Method]:
     """Every registered method by its peft_type, in alphabetic order of the files."""
     return _REGISTRY.loaded()
+
+
+def method(config: PeftConfig) -> Method:
+    """The method that a config belongs to."""
+    return methods()[str(config.peft_type)]
+
+
+def config_class(name: str, where: object = None) -> type[PeftConfig]:
+    """The config class of a method, by its name in any case and with `-` or `_`.
+
+    Args:
+        name: of the method: `lora`, `IA3`, `prefix-tuning`, ...
+        where: what asks, for messages.
+
+    Raises:
+        ConfigError: no such method; names the nearest.
+    """
+    key = name.upper().replace("-", "_")
+    if key not in methods():
+        hint = did_you_mean(key, methods())
+        raise ConfigError(
+            "unknown method", where=where or "peft_type", got=name, expected=", ".join(methods()), fix=hint
+        )
+    return methods()[key].config
 
 
 @functools.cache

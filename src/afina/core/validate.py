@@ -1,20 +1,42 @@
-"""Dataclass fields checked against their annotations and ranges; nothing is coerced silently."""
+"""Dataclass fields: made with a range, checked against annotation and range; nothing is coerced silently. Names too."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal, Union
 
-from ..errors import ConfigError
+from torch import nn
+
+from ..errors import ConfigError, NameTakenError
 
 _EXAMPLES = {int: "8", float: "0.1", str: '"q_proj"', bool: "true"}
+LARGEST = 3e38
 _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def bounded(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """A dataclass field whose number must lie in the given range."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return dataclasses.field(default=default, metadata={"bounds": {k: v for k, v in bounds.items() if v is not None}})
+
+
+def extension(default: Any = None) -> Any:
+    """A field that the reference's format lacks: written only when it is set."""
+    return dataclasses.field(default=default, metadata={"extension": True})
 
 
 @functools.cache
@@ -48,6 +70,8 @@ def _check_range(name: str, value: Any, bounds: Mapping[str, float]) -> None:
     for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError("not a finite number", where=name, got=number)
+        if isinstance(number, (int, float)) and abs(number) > LARGEST:
+            raise ConfigError("larger than what a float32 holds", where=name, got=number)
         if bounds and isinstance(number, (int, float)):
             low_ok = number >= bounds.get("ge", number) and (number > bounds["gt"] if "gt" in bounds else True)
             high_ok = number <= bounds.get("le", number) and (number < bounds["lt"] if "lt" in bounds else True)
@@ -113,3 +137,53 @@ def _describe(hint: Any) -> str:
     if enum is not None:
         example = enum.__members__.copy().popitem()[0]
     return " or ".join(names) + (f", e.g. {example}" if example else "")
+
+
+def idle_options(instance: Any, needs: Mapping[str, tuple[str, Any]]) -> list[str]:
+    """The fields that were set and have no effect.
+
+    Args:
+        needs: field -> another field, and the value that this one must have; `...`: any but its default.
+    """
+    defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                for f in dataclasses.fields(instance)}  # fmt: skip
+    out = []
+    for field, (other, needed) in needs.items():
+        value, have = getattr(instance, field), getattr(instance, other)
+        counts = have != defaults[other] if needed is ... else have == needed
+        if value != defaults[field] and not counts:
+            out.append(f"{field} (it needs {other}{'' if needed is ... else f'={needed!r}'})")
+    return out
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance; 3 and more are not told apart."""
+    if abs(len(a) - len(b)) > 2:
+        return 3
+    row = list(range(len(b) + 1))
+    for i, ca in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, cb in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (ca != cb))
+    return row[-1]
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
+
+
+def check_name(name: str) -> None:
+    """Refuse adapter names that could not be a folder or a module.
+
+    Raises:
+        NameTakenError: with the allowed form.
+    """
+    if (
+        not isinstance(name, str)
+        or not _NAME.fullmatch(name)
+        or _RESERVED.fullmatch(name)
+        or hasattr(nn.ModuleDict(), name)
+        or hasattr(nn.ParameterDict(), name)
+    ):
+        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
+                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip

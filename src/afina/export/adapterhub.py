@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..core.config import CONFIG_NAME
+from ..core.disk.checkpoint import WEIGHTS_NAME as OWN_WEIGHTS
 from ..core.disk.checkpoint import get_peft_model_state_dict
 from ..core.disk.names import own_key
 from ..core.files.jsonfile import publish
@@ -41,6 +42,8 @@ def save(model: PeftModel, folder: str | Path, adapter_name: str = "default", *,
         ConfigError: the layout cannot hold this adapter; nothing was written.
         NumericError: a tensor is not finite.
     """
+    if (Path(folder) / OWN_WEIGHTS).exists():
+        raise ConfigError("this would overwrite an adapter's config", where=folder, fix="choose another folder")
     config, base = model.peft_config.get(adapter_name), model.get_base_model()
     if not isinstance(config, BottleneckConfig):
         raise ConfigError("only bottleneck adapters can be written in AdapterHub's layout", where=adapter_name,

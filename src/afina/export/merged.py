@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.files import leftovers
+from ..core.files.overwriting import refuse_overwriting
+from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, MergeError
 from ..train.tasks.base import Trained
 
@@ -45,6 +48,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
 
     Raises:
         CheckpointError: `out` holds something, or cannot be written.
+        ConfigError: `out` holds the adapter or the base.
         MergeError: the method cannot be merged, or the merged model read back differs from the adapter.
     """
     if not trained.is_adapter:
@@ -52,17 +56,22 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
                          fix="use the folder as it is")  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
         raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
+    base = Path(trained.recipe.model.path).expanduser()
+    located = Path(trained.model.get_base_model().name_or_path)
+    refuse_overwriting(out, {"the adapter": trained.folder, "the base model": base, "the base": located}, "OUT")
     probes = _encoded(trained)
     expected = _logits(trained.model, probes)
     merged = trained.model.merge_and_unload(safe_merge=True)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        leftovers.sweep(out.absolute().parent, out.name)
+        work = Path(tempfile.mkdtemp(prefix=leftovers.prefix(out.name), dir=out.absolute().parent))
     except OSError as error:
         raise CheckpointError("cannot write the merged model", where=out, got=error.strerror) from error
     try:
-        merged.save_pretrained(work)
-        trained.tokenizer.save_pretrained(work)
+        with told_if_unwritable(work, lambda: sum(int(p.nbytes) for p in merged.parameters())):
+            merged.save_pretrained(work)
+            trained.tokenizer.save_pretrained(work)
         check = _compare(expected, _logits(_reloaded(work, merged), probes))
         tolerance = _TOLERANCE_32 if merged.dtype.itemsize >= 4 else _TOLERANCE_16
         if not check.difference <= tolerance:
@@ -130,6 +139,7 @@ def _publish(work: Path, out: Path) -> None:
     open_up(work)
     if out.is_dir():
         former = out.with_name(f".{out.name}.former")
+        shutil.rmtree(former, ignore_errors=True)
         out.rename(former)
         work.rename(out)
         shutil.rmtree(former)

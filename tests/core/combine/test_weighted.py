@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import afina
 from afina.core.combine.low_rank_form import update_of
 from afina.core.combine.offer import TYPES
 from afina.core.hosts.host import hosts
-from afina.errors import ConfigError, MergeError, NameTakenError, NotMergeable
+from afina.errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable
 
 from .. import tiny
 
@@ -349,3 +350,15 @@ def test_dare_keeps_the_share_and_the_expectation():
     assert (total != 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert total.mean().item() == pytest.approx(2, abs=0.05)
     assert set(total.unique().tolist()) == {0.0, 8.0}
+
+
+def test_a_combination_far_from_the_weighted_sum_is_told() -> None:
+    model = afina.get_peft_model(tiny.mlp(), tiny.config(init_lora_weights=False), "a")
+    model.add_adapter("b", tiny.config(init_lora_weights=False))
+    with pytest.warns(AfinaWarning, match="is no weighted sum of a, b: relative error"):
+        kept = model.add_weighted_adapter(["a", "b"], [1.0, -1.0], "far", combination_type="linear")
+    assert kept.total.error >= 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = model.add_weighted_adapter(["a", "b"], [1.0, -1.0], "near", combination_type="cat")
+    assert exact.total.error < 1e-3

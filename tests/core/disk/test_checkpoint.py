@@ -43,7 +43,7 @@ def test_full_disk_leaves_the_old_files(folder: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(jsonfile.os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="No space"):
         trained(seed=9).save_pretrained(folder)
     monkeypatch.undo()
     assert listing(folder) == before

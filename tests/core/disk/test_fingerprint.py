@@ -13,7 +13,7 @@ from ..tiny import config, llama, mlp, trained
 
 def of(model: object) -> dict[str, object]:
     """The fingerprint of an adapted model's base."""
-    return fingerprint(model.get_base_model(), "default")  # type: ignore[attr-defined]
+    return fingerprint(model.get_base_model())  # type: ignore[attr-defined]
 
 
 def test_same_base_has_the_same_fingerprint_whatever_the_adapter() -> None:
@@ -40,11 +40,11 @@ def test_other_weights_change_it() -> None:
 
 
 def test_another_storage_is_not_compared() -> None:
-    compare(of(trained()), trained(mlp().bfloat16()).get_base_model(), "default", "file")
+    compare(of(trained()), trained(mlp().bfloat16()).get_base_model(), "file")
 
 
 def test_what_was_not_recorded_is_not_compared() -> None:
-    compare({}, trained().get_base_model(), "default", "file")
+    compare({}, trained().get_base_model(), "file")
 
 
 @pytest.mark.parametrize(("key", "value"), [("model_type", "gpt2"), ("hidden_size", 4096), ("num_hidden_layers", 80)])
@@ -53,5 +53,5 @@ def test_other_architecture_or_size_is_named(key: str, value: object) -> None:
 
     model = afina.get_peft_model(llama(), afina.LoraConfig())
     with pytest.raises(CheckpointError, match=key) as caught:
-        compare({**of(model), key: value}, model.get_base_model(), "default", "file")
+        compare({**of(model), key: value}, model.get_base_model(), "file")
     assert len(str(caught.value).splitlines()) <= 4

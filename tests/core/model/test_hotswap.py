@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from afina import IA3Config, LoraConfig, PeftModel, get_peft_model
-from afina.core.model.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
-from afina.errors import CheckpointError, ConfigError
+from afina import (
+    CheckpointError,
+    ConfigError,
+    IA3Config,
+    LoraConfig,
+    MergeError,
+    NameTakenError,
+    PeftModel,
+    get_peft_model,
+    hotswap_adapter,
+    prepare_model_for_compiled_hotswap,
+)
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(5))
 
@@ -89,6 +98,13 @@ def test_what_does_not_fit_is_refused_and_nothing_changed(tmp_path, fields, word
     assert torch.equal(model(X), out)
 
 
+def test_an_unknown_name_is_refused(tmp_path):
+    saved(tmp_path / "a")
+    model = PeftModel.from_pretrained(base(), tmp_path / "a")
+    with pytest.raises(NameTakenError, match="other"):
+        hotswap_adapter(model, tmp_path / "a", "other")
+
+
 def test_tensors_for_layers_without_an_adapter_are_refused(tmp_path):
     saved(tmp_path / "both")
     out = saved(tmp_path / "one", targets=("0",))
@@ -109,3 +125,15 @@ def test_other_methods_and_compiled_models_are_refused(tmp_path):
         prepare_model_for_compiled_hotswap(compiled, target_rank=8)
     with pytest.raises(ConfigError, match="higher rank"):
         prepare_model_for_compiled_hotswap(model, target_rank=2)
+
+
+def test_a_merged_adapter_is_not_swapped(tmp_path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), LoraConfig(target_modules=["0"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    model.merge_adapter()
+    before = model(X)
+    with pytest.raises(MergeError, match="merged adapter cannot be swapped"):
+        hotswap_adapter(model, tmp_path, "default")
+    assert torch.equal(model(X), before)
+    model.unmerge_adapter()
+    hotswap_adapter(model, tmp_path, "default")

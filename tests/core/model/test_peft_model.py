@@ -13,7 +13,7 @@ from torch import nn
 
 import afina
 from afina.core.hosts.host_kinds import ModulesToSaveWrapper
-from afina.errors import AfinaError, AfinaWarning, NameTakenError
+from afina.errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 
 from ..tiny import bert, bits, config, inputs, llama, mlp, nudge, same_bits, trained
 
@@ -255,3 +255,20 @@ def test_works_on_a_module_that_is_no_transformer() -> None:
 def test_root_module_itself_cannot_be_replaced_and_says_so() -> None:
     with pytest.raises(AfinaError):
         afina.get_peft_model(nn.Linear(4, 4), config(target_modules="all-linear"))
+
+
+def test_what_trains_goes_on_training_when_another_adapter_comes(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "first")
+    trained(seed=2).save_pretrained(tmp_path / "second")
+    model = afina.PeftModel.from_pretrained(mlp(), tmp_path / "first", "a")
+    assert not any(p.requires_grad for p in model.parameters())
+    model.set_adapter("a")
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert learning
+    model.load_adapter(tmp_path / "second", "b")
+    model.add_adapter("c", config())
+    afina.load_adapters(model, {"d": tmp_path / "second"})
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == learning
+    with pytest.raises(CheckpointError):
+        model.load_adapter(tmp_path / "nowhere", "e")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == learning

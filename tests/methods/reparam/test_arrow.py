@@ -184,7 +184,6 @@ def test_bfloat16_base_routes_in_float32(folders: list[str]) -> None:
     assert (out.float() - logits(routed(folders, top_k=2))).abs().max() < 0.05  # bf16 has 8 bits
 
 
-@pytest.mark.slow
 def test_compiles_without_a_graph_break(folders: list[str]) -> None:
     torch._dynamo.reset()
     model = routed(folders, top_k=2, use_gks=True)

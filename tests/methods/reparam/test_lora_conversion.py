@@ -69,7 +69,7 @@ def test_every_kind_of_layer_is_exact_at_full_rank(row, kind, tmp_path):
     assert_converted(row, kind, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.whole("the two above: every method once, every kind once")
 @pytest.mark.parametrize(("row", "kind"), MERGING, ids=str)
 def test_every_method_on_every_kind_is_exact_at_full_rank(row, kind, tmp_path):
     assert_converted(row, kind, tmp_path)

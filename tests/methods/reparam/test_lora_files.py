@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 import afina
+from afina.errors import AfinaWarning
 
+from ...battery.kinds import KINDS
 from ...core import tiny
 
 peft = pytest.importorskip("peft")
@@ -98,3 +103,56 @@ def test_combined_adapter_has_the_same_form(tmp_path):
     model.add_weighted_adapter(["a", "b"], [1, -1], "new", combination_type="cat")
     model.save_pretrained(tmp_path, selected_adapters=["new"])
     assert_same_files(tmp_path / "new", written(peft, tmp_path / "new", tmp_path / "theirs"))
+
+
+def attention_model(**options: Any) -> Any:
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 4, batch_first=True)}).eval()
+    with pytest.warns(AfinaWarning, match="counts twice"):
+        model = afina.get_peft_model(base, afina.LoraConfig(r=2, target_modules=["attention"], **options))
+    return model.eval()
+
+
+def attended(model: Any) -> torch.Tensor:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model.base_model.model["attention"](x, x, x)[0]
+
+
+def test_attentions_output_update_means_what_the_release_that_the_file_names_says(tmp_path: Path) -> None:
+    model = attention_model(init_lora_weights=False)
+    out = attended(model)
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert values["peft_version"] == "0.21.2"
+    loaded, later = {}, ("0.21.2", "0.22.0", "0.21.3.dev0@abc", None)
+    for version in later:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**values, "peft_version": version}))
+        torch.manual_seed(0)
+        base = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 4, batch_first=True)}).eval()
+        with pytest.warns(AfinaWarning, match="counts twice"):
+            loaded[version] = afina.PeftModel.from_pretrained(base, tmp_path)
+    assert torch.equal(attended(loaded["0.21.2"]), out)
+    assert torch.equal(attended(loaded[None]), out)
+    once = attended(loaded["0.22.0"])
+    assert not torch.allclose(once, out, atol=1e-4)
+    assert torch.equal(attended(loaded["0.21.3.dev0@abc"]), once)
+    loaded["0.22.0"].save_pretrained(tmp_path / "again")  # written so that the release that it names means the same
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 4, batch_first=True)}).eval()
+    with pytest.warns(AfinaWarning, match="counts twice"):
+        again = afina.PeftModel.from_pretrained(base, tmp_path / "again")
+    assert torch.equal(attended(again), once)
+
+
+def test_patterns_of_a_reference_file_that_name_parameters_are_read(tmp_path):
+    """All linear layers, with `target_parameters`: `rank_pattern` and `alpha_pattern` name what is below a module."""
+    kind = KINDS["experts"]
+    options = {"rank_pattern": {r".*\.up": 3}, "alpha_pattern": {r".*\.down": 5}, "init_lora_weights": False}
+    theirs = peft.get_peft_model(
+        kind.build(),
+        peft.LoraConfig(r=2, target_modules="all-linear", target_parameters=["mixture.up", "mixture.down"], **options),
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = afina.PeftModel.from_pretrained(kind.build(), tmp_path)
+    assert torch.equal(ours(*kind.inputs()), theirs(*kind.inputs()))

@@ -105,7 +105,6 @@ def test_reentrant_checkpointing_is_an_error_and_not_a_wrong_gradient(experts: d
         model(input_ids=IDS, labels=IDS).loss.backward()
 
 
-@pytest.mark.slow
 def test_compiles_without_a_graph_break(experts: dict[str, str]) -> None:
     torch._dynamo.reset()
     model = mixed(experts, layerwise_scalings=True, top_k_lora=2)

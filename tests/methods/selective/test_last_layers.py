@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import afina
-from afina.errors import ConfigError, TargetError
+from afina.errors import ConfigError, NumericError, TargetError
 
 from ...core import tiny
 
@@ -83,3 +83,14 @@ def test_float32_blocks_train_inside_a_bfloat16_model(kind: str) -> None:
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in trained)
     assert sum(p.grad is not None and bool(p.grad.any()) for p in trained) > 5
+
+
+@pytest.mark.parametrize("options", [{"peft_type": "LAST_LAYERS"}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_copy_that_is_not_finite_is_not_put_in_place(options: dict[str, Any]) -> None:
+    kind = afina.LastLayersConfig if "peft_type" in options else afina.LoraConfig
+    model = afina.get_peft_model(tiny.llama(), kind(task_type="CAUSAL_LM", **options))
+    copied = next(p for n, p in model.named_parameters() if p.requires_grad and "lora" not in n)
+    copied.data.flatten()[0] = float("nan")
+    with pytest.raises(NumericError, match="trained copy is not finite"):
+        model.merge_and_unload()
+    assert any(p is copied for p in model.parameters())  # nothing was changed

@@ -116,7 +116,10 @@ def resumed_everywhere(folder, model_folder, accumulation, workers):
     return different
 
 
-@pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=pytest.mark.slow)])
+WHOLE = pytest.mark.whole("here without, and in test_resume.py with accumulation")
+
+
+@pytest.mark.parametrize("accumulation", [1, pytest.param(3, marks=WHOLE)])
 def test_grouped_run_resumes_to_the_bit_after_every_step(tmp_path, model_folder, child, accumulation):
     assert child(resumed_everywhere, tmp_path, model_folder, accumulation, 0) == []
 

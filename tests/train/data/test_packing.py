@@ -209,8 +209,8 @@ PACKING = {"training__packing": True, "data__max_length": 80, "training__batch_s
            "training__max_steps": None, "training__save_steps": 1, "training__keep_checkpoints": 20}  # fmt: skip
 
 
-def resumed_everywhere(folder, model_folder):
-    """The steps of a packed run after which a resumed one ends differently."""
+def resumed_after(chosen, folder, model_folder):
+    """Those of the chosen steps of a packed run after which a resumed one ends differently."""
     own = folder / "whole"
     own.mkdir()
     method = {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
@@ -218,7 +218,7 @@ def resumed_everywhere(folder, model_folder):
     whole, heard = train(path)
     steps = whole.report["training"]["steps"]
     different = []
-    for k in range(1, steps):
+    for k in chosen:
         cut = folder / f"cut{k}"
         shutil.copytree(own, cut)
         for file in (cut / "tiny.yaml", cut / "out" / "recipe.yaml"):
@@ -234,12 +234,20 @@ def resumed_everywhere(folder, model_folder):
     return steps, heard.notes, different
 
 
-def test_packed_run_takes_fewer_steps_and_resumes_to_the_bit(tmp_path, model_folder, child):
-    steps, notes, different = child(resumed_everywhere, tmp_path, model_folder)
+STEPS = 18
+IN_AND_BETWEEN_EPOCHS = (5, 6, 11)
+REST = tuple(k for k in range(1, STEPS) if k not in IN_AND_BETWEEN_EPOCHS)
+
+
+@pytest.mark.parametrize(
+    "chosen", [IN_AND_BETWEEN_EPOCHS, pytest.param(REST, marks=pytest.mark.whole("steps between those"))], ids=str
+)
+def test_packed_run_takes_fewer_steps_and_resumes_to_the_bit(tmp_path, model_folder, child, chosen):
+    steps, notes, different = child(resumed_after, chosen, tmp_path, model_folder)
     (said,) = [n for n in notes if n.startswith("packing: 24 rows in ")]
     sequences = int(said.split(" in ")[1].split()[0])
     assert sequences == 12
-    assert steps == 3 * -(-sequences // 2)
+    assert steps == 3 * -(-sequences // 2) == STEPS
     assert different == []
 
 

@@ -32,7 +32,6 @@ OPTIONS = {
     "VBLORA": {"num_vectors": 16, "vector_length": 16},
     "WAVEFT": {"n_frequency": 64},
 }
-QUICK = ("ADALORA", "FULL", "IA3", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "VERA")
 
 
 def method_of(name: str):
@@ -74,12 +73,8 @@ def run_and_use(recipe):
     return result, heard.notes, done, {n: p.detach().clone() for n, p in trained.model.named_parameters()}
 
 
-def cases():
-    for name in methods():
-        yield pytest.param(name, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
-
-
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.product("training by name", strength=1)
+@pytest.mark.parametrize("name", methods())
 def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
     changes = {"max_steps": 3, "save_steps": 3, "learning_rate": None}
     if name == "BITFIT":  # wants biases, which the model of all others has not

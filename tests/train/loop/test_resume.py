@@ -55,7 +55,7 @@ def losses(metrics):
     ]
 
 
-def resumed_everywhere(folder, model_folder, accumulation):
+def resumed_after(steps, folder, model_folder, accumulation):
     """For every k, a run that stopped after step k and was resumed, compared with the one that was not."""
     own = folder / "whole"
     own.mkdir()
@@ -63,7 +63,7 @@ def resumed_everywhere(folder, model_folder, accumulation):
     path = recipe(own, model_folder, training__gradient_accumulation=accumulation)
     whole, _ = train(path)
     different = []
-    for k in range(1, STEPS):
+    for k in steps:
         cut = folder / f"cut{k}"
         shutil.copytree(own, cut)
         text = path.read_text().replace(str(own), str(cut))
@@ -85,10 +85,18 @@ def resumed_everywhere(folder, model_folder, accumulation):
     return different
 
 
-@pytest.mark.slow
+IN_AND_BETWEEN_EPOCHS = (5, 6, 11)
+REST = tuple(k for k in range(1, STEPS) if k not in IN_AND_BETWEEN_EPOCHS)
+
+
+@pytest.mark.parametrize(
+    "steps", [IN_AND_BETWEEN_EPOCHS, pytest.param(REST, marks=pytest.mark.whole("steps between those"))], ids=str
+)
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_resumed_run_is_the_uninterrupted_one_to_the_bit_for_every_step(tmp_path, model_folder, child, accumulation):
-    assert child(resumed_everywhere, tmp_path, model_folder, accumulation) == []
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit_for_every_step(
+    tmp_path, model_folder, child, accumulation, steps
+):
+    assert child(resumed_after, steps, tmp_path, model_folder, accumulation) == []
 
 
 def start(path, *flags):
@@ -105,8 +113,10 @@ def wait_for_step(out: Path, process):
     assert newest_complete(out) is not None, process.communicate()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.whole("SIGTERM takes the same way"))],
+)
 def test_signal_finishes_the_step_saves_and_ends_with_its_code(tmp_path, model_folder, number, code):
     path = recipe(tmp_path, model_folder, training__max_steps=5000, training__keep_checkpoints=2)
     out = Path(load_recipe(str(path)).output.dir)
@@ -121,15 +131,15 @@ def test_signal_finishes_the_step_saves_and_ends_with_its_code(tmp_path, model_f
     assert newest_complete(out).name == f"checkpoint-{step}"
 
 
-@pytest.mark.slow
-def test_killed_runs_resume_from_the_newest_complete_checkpoint(tmp_path, model_folder):
-    """AFINA_KILLS sets the number of kills; the default keeps the suite short."""
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.whole("one kill, and resumed runs above"))])
+def test_killed_runs_resume_from_the_newest_complete_checkpoint(tmp_path, model_folder, kills):
+    """AFINA_KILLS sets another number of kills."""
     path = recipe(tmp_path, model_folder, training__max_steps=4000, training__keep_checkpoints=3)
     out = Path(load_recipe(str(path)).output.dir)
     chance = random.Random(0)
     flags: list[str] = []
     last = 0
-    for _ in range(int(os.environ.get("AFINA_KILLS", "3"))):
+    for _ in range(int(os.environ.get("AFINA_KILLS", kills))):
         process = start(path, *flags)
         before = newest_complete(out)
         deadline = time.monotonic() + 120

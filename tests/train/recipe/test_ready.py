@@ -85,6 +85,8 @@ def test_ready_recipe_of_every_method_is_read_back_with_the_methods_own_settings
     assert config.to_dict() == method_config(recipe, total_steps=1000).to_dict()
 
 
+LACKING = ("BITFIT", "XLORA")
+"""Methods for which the tiny model lacks biases, or adapters to choose from."""
 REQUIRED = {
     "ADAPTION_PROMPT": ("adapter_len", "adapter_layers"), "CPT": ("cpt_token_ids",), "POLY": ("n_tasks",),
     "MULTITASK_PROMPT_TUNING": ("num_tasks",), "TRAINABLE_TOKENS": ("token_indices",), "XLORA": ("adapters",),
@@ -101,13 +103,10 @@ def test_ready_recipe_of_every_task_runs(task, models, child, tmp_path):
     assert result.report["training"]["steps"] == 3
 
 
-# The others are trained by name in test_adapt; a recipe written out must not change what a method does.
-@pytest.mark.parametrize(
-    "name", [n if n in ("IA3", "PROMPT_TUNING") else pytest.param(n, marks=pytest.mark.slow) for n in methods()]
-)
+# Those that are not here are trained by name in test_adapt; a recipe written out must not change what a method does.
+@pytest.mark.product("training by name", strength=1)
+@pytest.mark.parametrize("name", [n for n in methods() if n not in LACKING])
 def test_ready_recipe_of_every_method_runs(name, models, child, tmp_path):
-    if name in ("BITFIT", "XLORA"):
-        pytest.skip("the tiny model has no biases" if name == "BITFIT" else "test_adapt gives it adapters")
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 12)
     file = tmp_path / "r.yaml"
     file.write_text(ready_recipe(name))

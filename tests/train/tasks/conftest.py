@@ -3,9 +3,6 @@ from __future__ import annotations
 import pytest
 
 from .. import tiny
-from ..conftest import _quiet_and_alone, child, model_folder
-
-__all__ = ["_quiet_and_alone", "child", "model_folder"]
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from ...errors import AfinaError, AfinaWarning, CheckpointError, NameTakenError
 from ..config import CONFIG_NAME
 from ..disk.checkpoint import load_adapter, open_adapter
+from ..files.allocation import AllocationLimit
+from ..files.budget import reading
 from ..hosts import tuner
-from ..hosts.tuner import check_name
+from ..validate import check_name
 
 if TYPE_CHECKING:
     from ..model.peft_model import PeftModel
@@ -43,6 +45,7 @@ def load_adapters(
     Each is opened, checked and loaded in its turn, whole or not at all; those before a faulty one stay.
 
     Args:
+        model: a `PeftModel`.
         folder: holds a folder for each adapter, as `save_pretrained` writes them; or the names with their folders.
         skip_faulty: go on past adapters that cannot be loaded, with a warning for each.
         progress: called with the number done and the number in all.
@@ -57,21 +60,23 @@ def load_adapters(
     places = folder if isinstance(folder, Mapping) else adapter_folders(folder)
     names: list[str] = []
     before = tuple(model.active_adapters)
-    try:
-        for number, (name, place) in enumerate(places.items(), 1):
-            try:
-                with model.base_model.scope.users.changing():
-                    _load(model, name, place)
-                names.append(name)
-            except AfinaError as error:
-                if not skip_faulty:
-                    raise
-                warnings.warn(f"adapter {name!r} is left out: {error}", AfinaWarning, stacklevel=2)
-            progress(number, len(places))
-    finally:
-        # Once for all: it visits every adapter on every layer.
-        with model.base_model.scope.users.changing():
-            tuner.activate(model.base_model, before, trainable=model._trainable())
+    users = model.base_model.scope.users
+    with tuner.training_kept(model):
+        try:
+            for number, (name, place) in enumerate(places.items(), 1):
+                try:
+                    with users.changing():
+                        _load(model, name, place)
+                    names.append(name)
+                except AfinaError as error:
+                    if not skip_faulty:
+                        raise
+                    warnings.warn(f"adapter {name!r} is left out: {error}", AfinaWarning, stacklevel=2)
+                progress(number, len(places))
+        finally:
+            # Once for all: it visits every adapter on every layer.
+            with users.changing():
+                tuner.activate(model.base_model, before)
     return names
 
 
@@ -84,8 +89,10 @@ def _load(model: PeftModel, name: str, place: Path) -> None:
     try:
         file = open_adapter(place)
         file.config.inference_mode = True
-        model._inject(name, file.config, low_memory=True)
-        load_adapter(model, name, file)
+        with reading(file.path, file.config_path):
+            with AllocationLimit(model.get_base_model(), file.header.shapes):
+                model._inject(name, file.config, low_memory=True)
+            load_adapter(model, name, file)
         done = True
     finally:
         if not done:

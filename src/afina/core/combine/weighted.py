@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, MergeError, NameTakenError, NotMergeable
+from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable
 from ..config import LayerConfig, PeftConfig
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
-from ..hosts.tuner import check_known, check_name
+from ..hosts.tuner import check_known
 from ..inject.injection import inject
 from ..inject.places import places, ranks_at
 from ..prompts.encoder import PromptLearningConfig
+from ..validate import check_name
 from . import task_vectors
 from .low_rank_form import (
     Factors,
@@ -40,6 +42,8 @@ from .offer import Combination, Vectors
 from .unload import delete
 
 _LOG = logging.getLogger(__name__)
+FAR_OFF = 0.5
+"""Relative error from which a combination is told to be another thing than the weighted sum."""
 _LINEAR = Combination("linear", None, "total", None, None, None)
 
 
@@ -81,6 +85,11 @@ def add_weighted_adapter(
     put(holder, model, adapter_name, config, {p: filler(t) for p, t in taken.items()})
     configs[adapter_name] = config
     _LOG.info("%s = %s of %s: %s", adapter_name, combination.kind, ", ".join(adapters), retained)
+    if combination.kind in ("linear", "cat", "svd") and retained.total.error >= FAR_OFF:
+        warnings.warn(
+            f"{adapter_name!r} is no weighted sum of {', '.join(adapters)}: relative error {retained.total.error:.2f}; "
+            'combination_type="cat" gives the sum itself, "svd" the best of a rank', AfinaWarning, stacklevel=4,
+        )  # fmt: skip
     return retained
 
 

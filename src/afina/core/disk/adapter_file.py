@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,12 +12,14 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..config import PeftConfig, methods
+from ..config import CONFIG_NAME, PeftConfig, methods
 from ..files.jsonfile import read_json_object
 from ..files.tensorfile import Header, read_tensors
 from .names import own_key
 
 _V = TypeVar("_V")
+NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
+"""Fields of a config that do not decide what the tensors mean."""
 
 
 @dataclass
@@ -29,6 +32,11 @@ class AdapterFile:
     notes: dict[str, Any] = field(default_factory=dict)
     key_mapping: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
+
+    @property
+    def config_path(self) -> Path:
+        """Where its configuration lies."""
+        return self.path.with_name(CONFIG_NAME)
 
     def tensors(self) -> dict[str, Tensor]:
         """Read all tensors into memory; keys without the wrappers' prefixes."""
@@ -56,7 +64,7 @@ class AdapterFile:
     def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
         out: dict[str, _V] = {}
         for name, value in values.items():
-            key = self._renamed(own_key(name))
+            key = self._renamed(own_key(name, self.config.is_prompt_learning))
             if key in out:
                 raise CheckpointError("the file holds a tensor twice, under two spellings of its name",
                                       where=self.path, got=name)  # fmt: skip
@@ -72,3 +80,20 @@ def foreign_file(config_path: Path, beside: Callable[[str], Path], allow_pickle:
     readers = [getattr(known.implementation, "open_foreign", None) for known in methods().values()]
     found = (reader(values, config_path, beside, allow_pickle) for reader in readers if reader is not None)
     return next((file for file in found if file is not None), None)
+
+
+def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
+    """Weights go only into an adapter of the same configuration.
+
+    Raises:
+        CheckpointError: names the fields that differ.
+    """
+    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
+    different = [k for k in have if k not in NO_MATHS and have[k] != read.get(k)]
+    if different:
+        raise CheckpointError(
+            "the file is of another configuration than the adapter that it is to fill", where=file.path,
+            got=", ".join(f"{k}={read.get(k)}" for k in different),
+            expected=", ".join(f"{k}={have[k]}" for k in different),
+            fix="load it under a new adapter name",
+        )  # fmt: skip

@@ -19,13 +19,12 @@ from ..files.hub import locate
 from ..files.jsonfile import parse_json, publish, read_json_object
 from ..files.tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
 from . import embeddings, fingerprint
-from .adapter_file import AdapterFile, foreign_file
+from .adapter_file import NO_MATHS, AdapterFile, foreign_file
 from .load_plan import LoadPlan
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-_NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
 
 
 class LoadResult(NamedTuple):
@@ -50,6 +49,8 @@ def get_peft_model_state_dict(
     Args:
         model: a `PeftModel`, or any module with injected adapters (whose keys then have no `base_model.model.` prefix).
         state_dict: gathered state of the whole `model` (FSDP, DeepSpeed) to take the values from.
+        adapter_name: the adapter's name.
+        unwrap_compiled: look inside a compiled model.
         save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
 
     Raises:
@@ -102,7 +103,9 @@ def save_adapter(
     own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
     rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
     disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
-    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root, name)}
+    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root)}
+    if embeddings.wanted(root, save_embedding_layers):
+        notes["vocabulary"] = True
     if config_digest(own) != config_digest(disk):
         notes["config"] = own
     text = json.dumps(disk, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
@@ -111,7 +114,7 @@ def save_adapter(
 
 def config_digest(values: Mapping[str, Any]) -> str:
     """sha256 of the values that decide what the tensors mean."""
-    kept = {k: v for k, v in values.items() if k not in _NO_MATHS}
+    kept = {k: v for k, v in values.items() if k not in NO_MATHS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -154,7 +157,7 @@ def open_adapter(
     if config is None:
         own = notes.get("config")
         # What does not change the meaning of the tensors may be edited in the file.
-        edited = {k: values[k] for k in _NO_MATHS if k in values}
+        edited = {k: values[k] for k in NO_MATHS if k in values}
         config = PeftConfig.from_dict({**own, **edited} if isinstance(own, dict) else values, where=config_path)
     return AdapterFile(path, config, header, notes)
 
@@ -183,25 +186,13 @@ def _matching_config(path: Path, notes: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def refuse_other_config(config: PeftConfig, file: AdapterFile) -> None:
-    """Weights go only into an adapter of the same configuration.
-
-    Raises:
-        CheckpointError: names the fields that differ.
-    """
-    have, read = (json.loads(json.dumps(c.to_dict())) for c in (config, file.config))
-    different = [k for k in have if k not in _NO_MATHS and have[k] != read.get(k)]
-    if different:
-        raise CheckpointError(
-            "the file is of another configuration than the adapter that it is to fill", where=file.path,
-            got=", ".join(f"{k}={read.get(k)}" for k in different),
-            expected=", ".join(f"{k}={have[k]}" for k in different),
-            fix="load it under a new adapter name",
-        )  # fmt: skip
-
-
-def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False) -> None:
+def load_adapter(
+    model: nn.Module, name: str, file: AdapterFile, *, allow_other_base: bool = False, vocabulary: bool = False
+) -> None:
     """Fill an injected adapter from its file; everything is checked before anything is changed.
+
+    Args:
+        vocabulary: the model is this adapter's alone, so that it may bring the embeddings of a resized vocabulary.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen tensors, tensors of the frozen base, or another base.
@@ -212,8 +203,17 @@ def load_adapter(model: nn.Module, name: str, file: AdapterFile, *, allow_other_
     plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
     plan.refuse_problems(file.path)
     if "base" in file.notes and not allow_other_base:
-        fingerprint.compare(file.notes["base"], root, name, file.path)
-    plan.apply(file.tensors())
+        fingerprint.compare(file.notes["base"], root, file.path)
+    tensors = file.tensors()
+    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary}
+    if of_vocabulary:
+        shapes = [tuple(t.shape) for t in of_vocabulary.values()]
+        declared = bool(file.notes.get("vocabulary")) if file.notes else embeddings.is_resized(root, shapes)
+        if vocabulary and declared:
+            embeddings.take_over(root, of_vocabulary)
+        else:
+            embeddings.refuse_others(root, of_vocabulary, file.path)
+    plan.apply(tensors)
 
 
 def set_peft_model_state_dict(
@@ -224,13 +224,25 @@ def set_peft_model_state_dict(
     low_cpu_mem_usage: bool = False,
 ) -> LoadResult:
     """Fill an adapter from tensors under their names on disk, as the reference does: lenient towards missing and
-    unexpected keys, which are returned and warned of. Tensors of the frozen base are never written.
+    unexpected keys, which are warned of. Tensors of the frozen base are never written.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters.
+        peft_model_state_dict: name on disk -> tensor.
+        adapter_name: the adapter's name.
+        ignore_mismatched_sizes: skip tensors of another shape.
+        low_cpu_mem_usage: accepted for the reference's sake, without effect.
+
+    Returns:
+        The missing and the unexpected keys.
 
     Raises:
         CheckpointError: a shape differs (unless `ignore_mismatched_sizes`).
         NumericError: a tensor is not finite.
     """
-    tensors = {own_key(k): t for k, t in peft_model_state_dict.items()}
+    root, container, _ = layout(model)
+    prompts = prompt_piece(container, adapter_name) is not None
+    tensors = {own_key(k, prompts): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
     whole = {k for k, t in tensors.items() if not t.is_floating_point()}
     plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
@@ -240,6 +252,11 @@ def set_peft_model_state_dict(
     if plan.missing or plan.unexpected:
         warnings.warn(f"adapter {adapter_name!r}: missing {plan.missing[:5]}, unexpected {plan.unexpected[:5]} "
                       f"({len(plan.missing)} and {len(plan.unexpected)} keys)", AfinaWarning, stacklevel=2)  # fmt: skip
+    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary if k not in plan.misshapen}
+    if of_vocabulary and embeddings.is_resized(root, [tuple(t.shape) for t in of_vocabulary.values()]):
+        embeddings.take_over(root, of_vocabulary)
+    elif of_vocabulary:
+        embeddings.refuse_others(root, of_vocabulary, "state dict")
     plan.apply(tensors)
     return LoadResult(plan.missing, plan.unexpected)
 
@@ -256,7 +273,16 @@ def layer_config(config: PeftConfig) -> LayerConfig:
 
 
 def load_peft_weights(model_id: str | Path, device: str | None = None, **hub: Any) -> dict[str, Tensor]:
-    """The tensors of an adapter's file under their names on disk."""
+    """The tensors of an adapter's file under their names on disk.
+
+    Args:
+        model_id: folder or hub id.
+        device: where to put them; the processor's memory if None.
+        **hub: of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
     path = locate(model_id, WEIGHTS_NAME, **hub)
     header = read_header(path)
     tensors = read_tensors(path, _notes(header, path).get("tensors_sha256"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ def _plain(module: nn.Module) -> Any:
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The keys on disk under which embeddings may lie, with their shapes."""
-    return {f"{n}{middle}.weight": tuple(_plain(m).weight.shape) for n, m in _layers(model).items()
-            for middle in ("", ".base_layer") if isinstance(getattr(_plain(m), "weight", None), Tensor)}  # fmt: skip
+    return {k: tuple(_plain(m).weight.shape) for n, m in _layers(model).items()
+            for k in _keys(n) if isinstance(getattr(_plain(m), "weight", None), Tensor)}  # fmt: skip
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -84,33 +84,99 @@ def _base_vocabulary(model: nn.Module) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Resize a plain model's vocabulary to that of the embeddings in a file, before adapters are injected."""
-    for name, module in _layers(model).items():
-        for key in (f"{name}.weight", f"{name}.base_layer.weight"):
-            have = getattr(_plain(module), "weight", None)
-            if key in shapes and isinstance(have, Tensor) and shapes[key] != tuple(have.shape):
-                if shapes[key][1:] != tuple(have.shape[1:]) or not hasattr(model, "resize_token_embeddings"):
-                    raise CheckpointError("the file's embeddings do not fit the model", where=key, got=shapes[key],
-                                          expected=tuple(have.shape))  # fmt: skip
-                warnings.warn(f"vocabulary resized from {have.shape[0]} to {shapes[key][0]} tokens, as the adapter's "
-                              "file says", AfinaWarning, stacklevel=4)  # fmt: skip
-                model.resize_token_embeddings(shapes[key][0], mean_resizing=False)  # type: ignore[operator]
-                return
+class Vocabulary:
+    """A model's own embeddings, as they were before a file brought others: `restore` puts them back, to the bit."""
 
+    def __init__(self, model: nn.Module) -> None:
+        config = getattr(model, "config", None)
+        self.size = getattr(config, "vocab_size", None)
+        self.layers = {n: _plain(m) for n, m in _layers(model).items()}
+        self.weights = {n: layer._parameters.get("weight") for n, layer in self.layers.items()}
+        self.resized = False
 
-def apply(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take over the embedding matrices of a file, if it has any."""
-    for name, module in _layers(model).items():
-        for key in (f"{name}.weight", f"{name}.base_layer.weight"):
-            if key not in tensors:
+    def fit(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Resize the plain model's vocabulary to that of the embeddings in a file, before adapters are injected.
+
+        Raises:
+            CheckpointError: the file's embeddings cannot be this model's.
+        """
+        for name, layer in self.layers.items():
+            have = getattr(layer, "weight", None)
+            key = next((k for k in _keys(name) if k in shapes), None)
+            if key is None or not isinstance(have, Tensor) or shapes[key] == tuple(have.shape):
                 continue
-            weight = _plain(module).weight
-            if weight.shape != tensors[key].shape:
-                raise CheckpointError("the file's embeddings do not fit the model", where=key,
-                                      got=tuple(tensors[key].shape), expected=tuple(weight.shape))  # fmt: skip
+            if shapes[key][1:] != tuple(have.shape[1:]) or not hasattr(model, "resize_token_embeddings"):
+                raise CheckpointError("the file's embeddings do not fit the model", where=key, got=shapes[key],
+                                      expected=tuple(have.shape))  # fmt: skip
+            warnings.warn(f"vocabulary resized from {have.shape[0]} to {shapes[key][0]} tokens, as the adapter's "
+                          "file says", AfinaWarning, stacklevel=4)  # fmt: skip
+            self.resized = True
+            model.resize_token_embeddings(shapes[key][0], mean_resizing=False)  # type: ignore[operator]
+            return
+
+    def differs(self, model: nn.Module) -> bool:
+        """Whether the model has other embeddings now."""
+        now = {n: _plain(m)._parameters.get("weight") for n, m in _layers(model).items()}
+        return self.resized or any(now.get(n) is not weight for n, weight in self.weights.items())
+
+    def restore(self, model: nn.Module) -> None:
+        """Give the model its own embeddings back; its hosts have to be gone."""
+        for name, layer in self.layers.items():
+            layer._parameters["weight"] = self.weights[name]
+            owner, _, leaf = name.rpartition(".")
+            model.get_submodule(owner)._modules[leaf] = layer
+        if self.resized:
+            model.config.vocab_size = self.size  # type: ignore[union-attr]
+
+
+def is_resized(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> bool:
+    """Whether embeddings of these shapes are of another vocabulary than the base's own on disk."""
+    base = _base_vocabulary(model)
+    return base is None or any(shape[0] != base for shape in shapes)
+
+
+def take_over(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the embeddings of a file in the places of the model's own, whose parameters stay as they are.
+
+    Raises:
+        CheckpointError: a shape differs.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for name, module in _layers(model).items():
+        key = next((k for k in _keys(name) if k in tensors), None)
+        layer = _plain(module)
+        if key is None:  # a head that shares the table
+            if id(layer.weight) in made:
+                layer._parameters["weight"] = made[id(layer.weight)]
+            continue
+        own, new = layer.weight, tensors[key]
+        if own.shape != new.shape:
+            raise CheckpointError("the file's embeddings do not fit the model", where=key, got=tuple(new.shape),
+                                  expected=tuple(own.shape))  # fmt: skip
+        if not torch.equal(own.detach().cpu(), new.to(own.dtype).cpu()):
+            warnings.warn(f"{key}: the model's embeddings were replaced by those in the adapter's file", AfinaWarning,
+                          stacklevel=4)  # fmt: skip
+        made[id(own)] = nn.Parameter(new.to(own), requires_grad=False)
+        layer._parameters["weight"] = made[id(own)]
+
+
+def refuse_others(model: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
+    """Refuse a file that holds other embeddings than the model has.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    for name, module in _layers(model).items():
+        weight = _plain(module).weight
+        for key in (k for k in _keys(name) if k in tensors):
             if not torch.equal(weight.detach().cpu(), tensors[key].to(weight.dtype).cpu()):
-                warnings.warn(f"{key}: the model's embeddings were replaced by those in the adapter's file",
-                              AfinaWarning, stacklevel=4)  # fmt: skip
-                with torch.no_grad():
-                    weight.copy_(tensors[key])
+                raise CheckpointError(
+                    f"{key}: other embeddings than the model has", where=where,
+                    got="no resized vocabulary, and no trained copy of them",
+                    fix="train embeddings with modules_to_save, and give each such adapter a model of its own",
+                )  # fmt: skip
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Under which keys a file may hold the embeddings of a place."""
+    return f"{name}.weight", f"{name}.base_layer.weight"

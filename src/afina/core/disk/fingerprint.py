@@ -1,4 +1,4 @@
-"""What identifies the base that an adapter was trained on."""
+"""What identifies the base that an adapter was trained on, whatever the method and wherever it sits."""
 
 from __future__ import annotations
 
@@ -11,61 +11,110 @@ from torch import Tensor, nn
 from ...errors import CheckpointError
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
+from ..hosts.walk import outside_adapters
 
-SAMPLED_LAYERS = 64
+SAMPLED_TENSORS = 64
 SAMPLED_NUMBERS = 256
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers")
 
 
-def fingerprint(model: nn.Module, name: str) -> dict[str, Any]:
-    """Architecture, sizes, and a hash of numbers sampled from the weights that the adapter sits on."""
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Architecture, sizes, and hashes of numbers sampled from the base's own frozen parameters, by their names.
+
+    Args:
+        model: the user's model, with hosts in it.
+    """
     config = getattr(model, "config", None)
     facts: dict[str, Any] = {"class": type(model).__name__}
-    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+    for key in _SIZES:
         value = getattr(config, key, None)
         if isinstance(value, (int, str)):
             facts[key] = value
-    weights = list(_adapted_weights(model, name))
-    step = max(1, len(weights) // SAMPLED_LAYERS)
-    total, dtypes = hashlib.sha256(), set()
-    for path, weight in weights[::step]:
-        sample = weight.detach().reshape(-1)[:SAMPLED_NUMBERS].to("cpu").contiguous()
-        total.update(path.encode())
-        total.update(sample.view(torch.uint8).numpy().tobytes())
-        dtypes.add(str(weight.dtype))
-    if weights:
-        facts |= {"weights_sha256": total.hexdigest(), "weights_dtype": ",".join(sorted(dtypes))}
+    sample = _sample(model)
+    if sample:
+        facts["weights"] = {n: _digest(t) for n, t in sample.items()}
+        facts["weights_dtype"] = ",".join(sorted({str(t.dtype) for t in sample.values()}))
     return facts
 
 
-def _adapted_weights(model: nn.Module, name: str) -> list[tuple[str, Tensor]]:
-    out: list[tuple[str, Tensor]] = []
-    for path, host in hosts(model):
-        if isinstance(host, ModulesToSaveWrapper) or isinstance(host.base_layer, Host) or host.adapter(name) is None:
+def _digest(weight: Tensor) -> str:
+    """Of up to 256 numbers that lie evenly in the tensor."""
+    numbers = weight.detach().reshape(-1)
+    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to("cpu").contiguous()
+    return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def _sample(model: nn.Module) -> dict[str, Tensor]:
+    """Some of the base's parameters by the names that they have without hosts; matrices first, for those tell most."""
+    # What an adapter trains a copy of may be new every time, as a fresh head is.
+    copied = tuple(f"{_plain(path)}." for path, host in hosts(model) if isinstance(host, ModulesToSaveWrapper))
+    own = {n: p for n, p in base_parameters(model).items() if not n.startswith(copied)}
+    found = {n: p for n, p in own.items() if not p.requires_grad}
+    matrices = {n: p for n, p in found.items() if p.dim() > 1} or found
+    step = max(1, len(matrices) // SAMPLED_TENSORS)
+    return dict(list(matrices.items())[::step])
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The base's parameters that can be compared, under the names that they have without hosts; of merged layers
+    the original ones.
+
+    Embeddings are left out, because their vocabulary may be resized, where there is anything else.
+    """
+    tables = {id(m) for m in (_called(model, "get_input_embeddings"), _called(model, "get_output_embeddings"))}
+    out: dict[str, nn.Parameter] = {}
+    embeddings: dict[str, nn.Parameter] = {}
+    merged: dict[int, dict[str, nn.Parameter | None]] = {}
+    for path, module in outside_adapters(model):
+        if isinstance(module, Host):
+            merged[id(module.get_base_layer())] = module.original_parameters()
             continue
-        weight = host.original_parameters().get(host.base.weight_name)
-        # Sharded, quantised and unallocated weights have no bits that could be compared.
-        if weight is not None and type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta:
-            out.append((path.replace(".base_layer", ""), weight))
-    return out
+        own = {**module._parameters, **{n: p for n, p in merged.get(id(module), {}).items() if "." not in n}}
+        plain = _plain(path)
+        for name, parameter in own.items():
+            # Sharded, quantised and unallocated weights have no bits that could be compared.
+            if type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta:
+                place = embeddings if isinstance(module, nn.Embedding) or id(module) in tables else out
+                place[f"{plain}.{name}" if plain else name] = parameter
+    return out or embeddings
 
 
-def compare(saved: dict[str, Any], model: nn.Module, name: str, where: object) -> None:
+def _plain(path: str) -> str:
+    """A path as it is without hosts."""
+    return path.replace(".base_layer", "").replace(".original_module", "")
+
+
+def _called(model: nn.Module, getter: str) -> Any:
+    get = getattr(model, getter, None)
+    try:
+        found = get() if callable(get) else None
+    except NotImplementedError:
+        return None
+    return found.get_base_layer() if isinstance(found, Host) else found
+
+
+def compare(saved: dict[str, Any], model: nn.Module, where: object) -> None:
     """Refuse an adapter that was trained on other weights; what was not recorded is not compared.
 
     Raises:
         CheckpointError: other architecture, size or weights.
     """
-    here = fingerprint(model, name)
-    facts = ("model_type", "hidden_size", "num_hidden_layers")
-    different: list[str] = [k for k in facts if k in saved and k in here
-                 and saved[k] != here[k]]  # fmt: skip
-    same_storage = saved.get("weights_dtype") == here.get("weights_dtype")
-    if not different and (not same_storage or saved.get("weights_sha256") == here.get("weights_sha256")):
+    here = fingerprint(model)
+    different: list[str] = [k for k in _SIZES if k in saved and k in here and saved[k] != here[k]]
+    before, now = saved.get("weights"), here.get("weights", {})
+    if not different and isinstance(before, dict) and saved.get("weights_dtype") == here.get("weights_dtype"):
+        everything = base_parameters(model) if before.keys() - now.keys() else {}
+        now = {**now, **{n: _digest(everything[n]) for n in before.keys() & everything.keys()}}
+        different = [n for n in before if now.get(n) != before[n]]
+        saved, here = before, now
+    if not different:
         return
-    keys = different or ["weights_sha256"]
     raise CheckpointError(
         "the adapter was trained on another base model", where=where,
-        got=f"this model: {', '.join(f'{k}={str(here.get(k))[:16]}' for k in keys)}",
-        expected=", ".join(f"{k}={str(saved.get(k))[:16]}" for k in keys),
+        got=f"this model: {_told(here, different)}", expected=_told(saved, different),
         fix="load the base named in adapter_config.json, or pass allow_other_base=True",
     )  # fmt: skip
+
+
+def _told(facts: dict[str, Any], keys: list[str]) -> str:
+    return ", ".join(f"{k}={str(facts.get(k))[:16]}" for k in keys[:3])

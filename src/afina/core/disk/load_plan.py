@@ -30,14 +30,18 @@ class LoadPlan:
             raise CheckpointError("the model has no adapter of this name", where=name)
         self.expected: dict[str, tuple[int, ...]] = {}
         self.owned: list[tuple[Piece, list[str]]] = []
+        there = _below({p.path for p in self.pieces}, found)
         for piece in self.pieces:
-            shapes = _piece_shapes(piece, found)
+            shapes = _piece_shapes(piece, there[piece.path])
             self.expected |= shapes
             self.owned.append((piece, list(shapes)))
         tables = embeddings.shapes(root)
         known = {**tables, **self.expected}
+        # Embeddings that no adapter trains a copy of: the base's own, or a resized vocabulary's.
+        self.of_vocabulary = [k for k in found if k in tables and k not in self.expected]
         self.missing = [k for k in self.expected if k not in found]
-        self.unexpected = [k for k in found if k not in known and k not in _leftovers(root, found)]
+        leftovers = _leftovers(root, found)
+        self.unexpected = [k for k in found if k not in known and k not in leftovers]
         self.misshapen = [k for k in known if k in found and found[k] != known[k]]
         self.known = known
         floating = {k for p in self.pieces for k, t in piece_state(p, None).items() if t.is_floating_point()}
@@ -90,7 +94,6 @@ class LoadPlan:
             if adapter is not None and host.base.device.type != "meta":
                 # A file is read into main memory.
                 adapter.to(host.base.device)
-        embeddings.apply(self.root, {k: t for k, t in tensors.items() if k not in self.misshapen})
 
 
 def _leftovers(root: nn.Module, found: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -104,10 +107,23 @@ def _on_meta(module: nn.Module) -> bool:
     return any(p.is_meta for p in module.parameters())
 
 
-def _piece_shapes(piece: Piece, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _below(paths: Collection[str], found: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Path of a place -> what was found below it, by its name there."""
+    out: dict[str, dict[str, tuple[int, ...]]] = {path: {} for path in paths}
+    for key, shape in found.items():
+        at = 0
+        while True:
+            if key[:at] in out:
+                out[key[:at]][key[at:]] = shape
+            dot = key.find(".", at)
+            if dot < 0:
+                break
+            at = dot + 1
+    return out
+
+
+def _piece_shapes(piece: Piece, there: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     if piece.bias_of is None and isinstance(piece.owner, (Adapter, PromptEncoder)):
-        at = len(piece.path)
-        there = {k[at:]: s for k, s in found.items() if k.startswith(piece.path)}
         return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}
     return {k: tuple(t.shape) for k, t in piece_state(piece, None).items()}
 

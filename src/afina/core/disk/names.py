@@ -87,12 +87,17 @@ def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, T
     return {f"{piece.path}{n}": t for n, t in own.items()}
 
 
-def own_key(key: str) -> str:
-    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class."""
+def own_key(key: str, prompts: bool = False) -> str:
+    """A key without the prefixes of wrappers (compiled, sharded, parallel) and of the model class.
+
+    Args:
+        prompts: the key is of an adapter with virtual tokens, in whose files nothing but `base_model.` stands before
+            the path, so that a path may begin with `model.`.
+    """
     for wrapper in _WRAPPERS:
         key = key.removeprefix(wrapper).replace(f".{wrapper}", ".")
     key = key.removeprefix("module.") if key.startswith("module.base_model.") else key
-    return key.removeprefix(PREFIX) if key.startswith(PREFIX) else key.removeprefix("base_model.")
+    return key.removeprefix(PREFIX) if key.startswith(PREFIX) and not prompts else key.removeprefix("base_model.")
 
 
 def layout(model: nn.Module) -> tuple[nn.Module, nn.Module, str]:

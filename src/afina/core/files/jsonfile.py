@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import CheckpointError, ConfigError
+from . import leftovers
+from .unwritable import told_if_unwritable
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 64
+MAX_VALUES = 200_000
+"""In a file that is no header: settings, or lists of names."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -31,27 +38,25 @@ def read_json_object(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}", where=path) from None
-    value = parse_json(text, path)
+    value = parse_json(text, path, MAX_VALUES)
     if not isinstance(value, dict):
         raise ConfigError("not a JSON object", where=path, got=type(value).__name__, expected="{...}")
     return value
 
 
-def parse_json(text: str, where: object) -> Any:
-    """Parse JSON strictly: no duplicate keys, no NaN or infinity, at most 64 levels."""
+def parse_json(text: str, where: object, most: int = 10 * MAX_VALUES) -> Any:
+    """Parse JSON strictly: no duplicate keys, no NaN or infinity, at most 64 levels and `most` values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
-            keys = [k for k, _ in pairs]
-            raise ConfigError("the key appears twice", where=where, got=next(k for k in keys if keys.count(k) > 1))
+            twice, _ = Counter(k for k, _ in pairs).most_common(1)[0]
+            raise ConfigError("the key appears twice", where=where, got=twice)
         return out
 
     def refuse(constant: str) -> NoReturn:
         raise ConfigError("not a number", where=where, got=constant)
 
-    if _depth(text) > MAX_DEPTH:
-        raise ConfigError("nested too deeply", where=where, expected=f"<= {MAX_DEPTH} levels")
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
@@ -59,13 +64,19 @@ def parse_json(text: str, where: object) -> Any:
         raise ConfigError(
             f"not valid JSON: {error.msg}", where=f"{where}, line {error.lineno} column {error.colno}", got=repr(around)
         ) from None
+    except RecursionError:
+        raise _too_deep(where) from None
     except ConfigError:
         raise
     except ValueError as error:
         # Numbers of thousands of digits are refused by Python itself.
         raise ConfigError(f"not valid JSON: {str(error).partition(';')[0]}", where=where) from None
-    _refuse_infinite(value, where)
+    _check_values(value, where, most)
     return value
+
+
+def _too_deep(where: object) -> ConfigError:
+    return ConfigError("nested too deeply", where=where, expected=f"<= {MAX_DEPTH} levels")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,21 +86,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename; the mode follows the umask."""
-    os.replace(stage_bytes(path, data), path)
-    sync_folder(path.parent)
+    """Write a file whole or not at all: temporary file, fsync, rename; the mode follows the umask.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    with told_if_unwritable(path.parent, lambda: len(data)):
+        os.replace(stage_bytes(path, data), path)
+        sync_folder(path.parent)
 
 
 def stage_bytes(path: Path, data: bytes) -> Path:
-    """Write `data` to a synced temporary file beside `path` and return its path."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write `data` to a synced temporary file beside `path` and return its path; those of killed saves go."""
+    leftovers.sweep(path.parent, path.name)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=leftovers.prefix(path.name))
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o666 & ~_umask())
-    except OSError:
+    except BaseException:  # a signal, too
         os.unlink(name)
         raise
     return Path(name)
@@ -99,20 +116,27 @@ def publish(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files that belong together: all are on disk before the first takes its name.
 
     Raises:
-        CheckpointError: the folder is a file, or one of the names is a link that leads elsewhere.
+        CheckpointError: the folder is a file, one of the names is a link that leads elsewhere, the disk is full, or
+            the folder cannot be written; what was there before is whole.
     """
     if folder.exists() and not folder.is_dir():
         raise CheckpointError("this is a file, not a folder", where=folder, fix="choose another output folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for name in files:
         if (folder / name).is_symlink():
             raise CheckpointError("refusing to write through a link", where=folder / name)
+    with told_if_unwritable(folder, lambda: sum(map(len, files.values()))):
+        _publish(folder, files)
+
+
+def _publish(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     staged: dict[str, Path] = {}
     try:
         for name, data in files.items():
             staged[name] = stage_bytes(folder / name, data)
         for name in files:
-            os.replace(staged.pop(name), folder / name)
+            os.replace(staged[name], folder / name)
+            del staged[name]
         sync_folder(folder)
     finally:
         for left in staged.values():
@@ -135,28 +159,39 @@ def _umask() -> int:
     return current
 
 
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    quoted = escaped = False
-    for c in text:
-        if quoted:
-            quoted, escaped = not (c == '"' and not escaped), c == "\\" and not escaped
-        elif c == '"':
-            quoted = True
-        elif c in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c in "]}":
-            depth -= 1
-    return deepest
+def _check_values(value: Any, where: object, most: int) -> None:
+    """Refuse depth, and numbers that are not finite; level by level, because a file decides how deep it is."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ConfigError("not a finite number", where=where, got=item)
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level, most = inner, most - len(inner)
+        if most < 0:
+            raise ConfigError("too many values", where=where, fix="is this the right file?")
+    if level:
+        raise _too_deep(where)
 
 
-def _refuse_infinite(value: Any, where: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError("not a finite number", where=where, got=value)
-    if isinstance(value, dict):
-        for v in value.values():
-            _refuse_infinite(v, where)
-    elif isinstance(value, list):
-        for v in value:
-            _refuse_infinite(v, where)
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(v) for v in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value

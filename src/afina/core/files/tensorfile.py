@@ -19,7 +19,11 @@ from torch import Tensor
 from ...errors import CheckpointError, NumericError
 from .jsonfile import parse_json
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 16_000_000
+MAX_TENSORS = 100_000
+"""An adapter on each of 256 experts of 60 layers has 92,160 tensors, whose names take 14 MB."""
+MAX_SIZE = 2**48
+MAX_DIMENSIONS = 8
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -46,8 +50,11 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
+        if size < 8 or length > size - 8:
             raise _torn(path, f"the header says {length} bytes, the file has {size}")
+        if length > MAX_HEADER:
+            raise CheckpointError("the header is too large for an adapter", where=path, got=f"{length} bytes",
+                                  expected=f"<= {MAX_HEADER}")  # fmt: skip
         raw = file.read(length)
     try:
         entries = parse_json(raw.decode("utf-8"), f"{path} (header)")
@@ -58,6 +65,9 @@ def read_header(path: Path) -> Header:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _torn(path, "the metadata are not strings")
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError("too many tensors for an adapter", where=path, got=len(entries),
+                              expected=f"<= {MAX_TENSORS}")  # fmt: skip
     _check_spans(path, entries, size - 8 - length)
     return Header(
         {n: tuple(e["shape"]) for n, e in entries.items()}, {n: e["dtype"] for n, e in entries.items()}, metadata
@@ -68,6 +78,10 @@ def _torn(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"not a whole safetensors file: {why}", where=path, fix="re-download or re-save it")
 
 
+def _is_size(n: object) -> bool:
+    return type(n) is int and 0 <= n <= MAX_SIZE
+
+
 def _check_spans(path: Path, entries: Mapping[str, object], size: int) -> None:
     """Every tensor's bytes must follow the one before and end with the file."""
     spans: list[tuple[int, int, str]] = []
@@ -76,7 +90,8 @@ def _check_spans(path: Path, entries: Mapping[str, object], size: int) -> None:
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         shape, dtype, offsets = entry["shape"], entry["dtype"], entry["data_offsets"]
         lists = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
-        if not lists or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)) or dtype not in list(_BYTES):
+        known = isinstance(dtype, str) and dtype in _BYTES
+        if not known or not lists or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, (*shape, *offsets))):
             raise _torn(path, f"tensor {name!r} has a malformed entry")
         if math.prod(shape) * _BYTES[dtype] != offsets[1] - offsets[0]:
             raise _torn(path, f"tensor {name!r} has shape {shape} but {offsets[1] - offsets[0]} bytes")

@@ -34,6 +34,7 @@ class Site:
         shared: the method's parameters that all layers of one adapter share, if it has any.
         statistics: what a data-driven start gathered for this layer, if anything.
         inside_target: whether the layer is the output projection of an attention that is adapted itself.
+        parameter: the module's parameter that is adapted alone, if one is.
     """
 
     base: BaseWeight
@@ -43,6 +44,12 @@ class Site:
     shared: nn.Module | None = None
     statistics: Any = None
     inside_target: bool = False
+    parameter: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may match: the module's path, and that of its parameter if one is adapted alone."""
+        return (self.name,) if self.parameter is None else (self.name, f"{self.name}.{self.parameter}")
 
     def empty(self, *shape: int) -> nn.Parameter:
         """An uninitialised trainable parameter."""
@@ -89,6 +96,8 @@ class Adapter(nn.Module):
     """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
+    attention_note: ClassVar[str] = ""
+    """What is said once when the method is put on both projections of an nn.MultiheadAttention."""
     rank_dims: Mapping[str, int] = MappingProxyType({})
     """Parameter -> its dimension that counts ranks, where more ranks of zeros change nothing (padding)."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []

@@ -225,8 +225,10 @@ class Host(LightModule, ReferenceSpelling):
     def _merge(self, wanted: tuple[str, ...], requantise: bool = False) -> None:
         if not wanted and self.own_bias() is None:
             return
-        if any(isinstance(a, Replacement) and not a.is_weight for a in self._named(wanted)):
+        if wholes := [a for a in self._named(wanted) if isinstance(a, Replacement) and not a.is_weight]:
             # A trained copy of a whole module has no weight to merge; `result` gives the copy itself.
+            for whole in wholes:
+                whole.refuse_not_finite()
             return
         for adapter in self._named(wanted):
             if type(adapter).merged is Adapter.merged:

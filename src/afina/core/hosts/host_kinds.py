@@ -58,7 +58,15 @@ class ModulesToSaveWrapper(Host):
     def merge(
         self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
     ) -> None:
-        """A copy is not merged; `result` gives it when the host goes."""
+        """A copy is not merged; `result` gives it when the host goes.
+
+        Raises:
+            NumericError: it is not finite.
+        """
+        for name in self.active if adapter_names is None else adapter_names:
+            copy = self.adapter(name)
+            if isinstance(copy, Replacement):
+                copy.refuse_not_finite()
 
     def result(self, keep: bool = True) -> nn.Module:
         found = self.stack[-1] if self.stack and keep else None

@@ -6,12 +6,15 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from ...errors import NumericError
 from ..layers.recognise import base_weight
 from ..layers.weights import in_own_dtype
 from ..layers.whole_model import dense_copy
 from .adapter import Adapter, Site
+from .tied import Tied
 
 if TYPE_CHECKING:
     from .view import View
@@ -29,7 +32,8 @@ class Replacement(Adapter):
 
     def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
         super().__init__(site, config)
-        self.copy = dense_copy(site.base.module if module is None else module).requires_grad_(True)
+        self.copy = _bare(dense_copy(site.base.module if module is None else module)).requires_grad_(True)
+        self.ties = bool(getattr(config, "ensure_weight_tying", False))
         self.is_weight = site.base.kind != "module"
         if site.dtype.is_floating_point:
             self.copy.to(site.dtype)
@@ -48,8 +52,34 @@ class Replacement(Adapter):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()
 
+    def refuse_not_finite(self) -> None:
+        """Refuse to be put in the module's place for good.
+
+        Raises:
+            NumericError: a number of the copy is not finite.
+        """
+        for name, parameter in self.copy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NumericError("the trained copy is not finite", where=name)
+
+    def tied(self, site: Site) -> Adapter | None:
+        """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
+        return Tied(site, self) if self.ties else None
+
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n.removeprefix("copy."): t for n, t in own.items()}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.assign({f"copy.{n}": t for n, t in tensors.items()})
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A copied module without the hosts of other adapters in it: each place gets its layer with the original bits."""
+    for parent in list(module.modules()):
+        for name, child in parent._modules.items():
+            found: Any = child
+            while getattr(type(found), "base_slot", None) is not None:
+                found.unmerge()
+                found = found.base_layer
+            parent._modules[name] = found
+    return module

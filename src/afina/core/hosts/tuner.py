@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,6 @@ from .host import Host, hosts
 from .routing import routers
 from .walk import shared_holder
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
-
 
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of all adapters on a model, in the order of their arrival."""
@@ -38,23 +35,6 @@ def scope_of(model: nn.Module) -> Scope:
     found = getattr(model, "scope", None) if isinstance(model, Tuner) else None
     found = found or next((h.scope for _, h in hosts(model)), None)
     return Scope() if found is None else found
-
-
-def check_name(name: str) -> None:
-    """Refuse adapter names that could not be a folder or a module.
-
-    Raises:
-        NameTakenError: with the allowed form.
-    """
-    if (
-        not isinstance(name, str)
-        or not _NAME.fullmatch(name)
-        or _RESERVED.fullmatch(name)
-        or hasattr(nn.ModuleDict(), name)
-        or hasattr(nn.ParameterDict(), name)
-    ):
-        raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
-                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
 
 
 def check_known(names: Iterable[str], known: Iterable[str]) -> None:
@@ -105,6 +85,18 @@ def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: boo
             found = [] if adapter is None else list(adapter.trainable().values())
             for parameter in [*found, *([host.biases[name]] if name in host.biases else [])]:
                 parameter.requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def training_kept(model: nn.Module) -> Iterator[None]:
+    """What trains goes on training and nothing else does, whatever adapters come inside, or fail to."""
+    trained = {id(p): p for p in model.parameters() if p.requires_grad}
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            if parameter.requires_grad != (id(parameter) in trained):
+                parameter.requires_grad_(id(parameter) in trained)
 
 
 def shared_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -191,6 +183,8 @@ class Tuner(nn.Module):
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.scope = Scope()
+        self.vocabulary: Any = None
+        """The model's own embeddings, where a file has brought others."""
 
     @property
     def prefix(self) -> str:
@@ -251,8 +245,12 @@ class Tuner(nn.Module):
             for parameter in encoder.trainable().values():
                 parameter.requires_grad_(name in learning)
 
-    def add_prompt(self, name: str, config: PromptLearningConfig, autocast: bool) -> None:
-        """Build the encoder of an adapter with virtual tokens."""
+    def made_prompt(self, config: PromptLearningConfig, autocast: bool) -> PromptEncoder:
+        """The encoder of an adapter with virtual tokens, to be put into `prompt_encoder` under its name.
+
+        Raises:
+            ConfigError: it does not fit the model.
+        """
         implementation = method(config).implementation
         complete(config, self.model, implementation.goes_into)
         sizes = config.token_dim, config.num_layers, config.num_attention_heads
@@ -266,7 +264,8 @@ class Tuner(nn.Module):
             get_embeddings() if callable(get_embeddings) else None,
             torch.float32 if half else first.dtype, first.device, self.model,
         )  # fmt: skip
-        self.prompt_encoder[name] = implementation(site, config)
+        made: PromptEncoder = implementation(site, config).train(self.training)
+        return made
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning, NameTakenError, TargetError, nearest
+from ...errors import AfinaWarning, NameTakenError, TargetError, nearest_to_all
 from ..config import LayerConfig, method
+from ..files.budget import budget
 from ..hosts.adapter import Adapter, Site
 from ..hosts.host import Host
 from ..hosts.host_kinds import ModulesToSaveWrapper, ReadHost
 from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
-from ..hosts.tuner import adapter_names, check_name, scope_of
+from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.weights import BaseWeight
-from .patterns import name_in
-from .targets import Slot, output_head, select_slots, slots
+from ..validate import check_name
+from .effects import warn_of_idle_entries
+from .patterns import Matcher
+from .targets import Slot, output_head, refuse_container, select_slots, slots
 
 
 @dataclass
@@ -35,6 +38,7 @@ class _Planned:
     bias: nn.Parameter | None = None
 
 
+@budget()
 def inject(
     model: nn.Module,
     config: LayerConfig,
@@ -94,6 +98,11 @@ def _bare(module: nn.Module) -> nn.Module:
     return _chain(module)[-1]
 
 
+def _own_parameter(name: str, host: Host) -> tuple[str, ...]:
+    """The path of the parameter that a host adapts alone, if it does so."""
+    return () if host.parameter is None else (f"{name}.{host.parameter.rpartition('.')[2]}".strip("."),)
+
+
 def _no_op(module: nn.Module, args: Any) -> None:
     return None
 
@@ -135,9 +144,12 @@ class _Builder:
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
         if shared is not None:
+            shared.train(self.container.training)
             hold_shared(self.container, self.name, shared)
             if isinstance(shared, Router):
                 shared.name, shared.scope = self.name, self.scope
+        adapted = [(s.name, *_own_parameter(s.name, h)) for s, h in places]
+        warn_of_idle_entries(self.model, self.config, adapted)
         self._tied(planned)
         self._biases(planned)
         for companion in self.config.companions():
@@ -191,6 +203,7 @@ class _Builder:
     def _adapter(self, name: str, host: Host, shared: nn.Module | None) -> Adapter:
         site = self._site(name, host.base, shared)
         site.inside_target = name in self.inside
+        site.parameter = next(iter(_own_parameter("", host)), None)
         return self.adapter_class(site, self.config)
 
     def _shared(self, layers: Mapping[str, BaseWeight]) -> nn.Module | None:
@@ -217,6 +230,8 @@ class _Builder:
         chosen = {s.name for s in targets}
         extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
         self.inside = frozenset(extra)
+        if self.inside and self.adapter_class.attention_note:
+            warnings.warn(f"{extra[0]}: {self.adapter_class.attention_note}", AfinaWarning, stacklevel=5)
         missing = self.inside - chosen
         return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
 
@@ -226,17 +241,17 @@ class _Builder:
         if not wanted:
             return []
         places: list[tuple[Slot, Host]] = []
+        is_wanted = Matcher(wanted, "target_parameters")
         for slot in slots(self.model):
             bare = _bare(slot.module)
             for parameter, _ in bare.named_parameters(recurse=False):
-                if name_in(f"{slot.name}.{parameter}", wanted, "target_parameters"):
+                if is_wanted(f"{slot.name}.{parameter}"):
                     host = self._parameter_host(slot, parameter, places)
                     places.append((slot, host))
         if not places:
             every = [n for n, p in self.model.named_parameters() if p.dim() in (2, 3)]
-            close = list(dict.fromkeys(c for w in wanted for c in nearest(w, every, 5)))[:5]
             raise TargetError("the targets match no parameter of the model", where="target_parameters", got=wanted,
-                              fix=f"nearest names: {', '.join(close or every[:5])}")  # fmt: skip
+                              fix=nearest_to_all(wanted, every))  # fmt: skip
         return places
 
     def _parameter_host(self, slot: Slot, parameter: str, places: list[tuple[Slot, Host]]) -> Host:
@@ -255,21 +270,18 @@ class _Builder:
         """Trainable copies of whole modules."""
         wanted = self.config.modules_to_save or []
         planned: list[_Planned] = []
+        is_wanted = Matcher(wanted, "modules_to_save")
         for slot in slots(self.model):
-            if wanted and name_in(slot.name, wanted, "modules_to_save"):
-                if isinstance(_bare(slot.module), (nn.ModuleDict, nn.ModuleList)):
-                    raise TargetError("it only holds modules, nobody calls it", where=f"modules_to_save: {slot.name}",
-                                      got=type(_bare(slot.module)).__name__, fix="name what is in it")  # fmt: skip
+            if is_wanted(slot.name):
+                refuse_container(slot, "modules_to_save")
                 wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
                 if wrapper is None and isinstance(slot.module, Host):
                     raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
                 host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
                 planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
-        if wanted and not planned and not getattr(self.config, "heads_added", False):
-            names = [s.name for s in slots(self.model)]
-            close = list(dict.fromkeys(c for w in wanted for c in nearest(w, names, 5)))[:5]
+        if wanted and not planned:
             raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,
-                              fix=f"nearest names: {', '.join(close or names[:5])}")  # fmt: skip
+                              fix=nearest_to_all(wanted, (s.name for s in slots(self.model))))  # fmt: skip
         return planned
 
     def _biases(self, planned: list[_Planned]) -> None:

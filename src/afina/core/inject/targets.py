@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from ...errors import TargetError, nearest
+from ...errors import TargetError, nearest_to_all
 from ..config import LayerConfig
+from ..files.budget import budget
 from ..layers.recognise import base_weight
 from ..layers.storages import quantised_weight
 from .architectures import DEFAULT_TARGETS
-from .patterns import WholeNames, full_match, name_in
+from .patterns import Matcher, full_match
 
 
 @dataclass
@@ -65,6 +66,17 @@ def output_head(model: nn.Module) -> nn.Module | None:
     except NotImplementedError:
         return None
     return head if isinstance(head, nn.Module) else None
+
+
+def refuse_container(slot: Slot, where: str) -> None:
+    """A copy of a module that only holds others would not be used.
+
+    Raises:
+        TargetError: it is one.
+    """
+    if isinstance(plain := _plain(slot.module), (nn.ModuleDict, nn.ModuleList)):
+        raise TargetError("it only holds modules, nobody calls it", where=f"{where}: {slot.name}",
+                          got=type(plain).__name__, fix="name what is in it")  # fmt: skip
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -124,8 +136,8 @@ def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
         return config.target_modules
     own = config.own_targets(model)
     if own is not None:
-        saved = config.modules_to_save or []
-        return own if isinstance(own, str) else [n for n in own if not name_in(n, saved, "modules_to_save")]
+        saved = Matcher(config.modules_to_save or [], "modules_to_save")
+        return own if isinstance(own, str) else [n for n in own if not saved(n)]
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = {**DEFAULT_TARGETS, **config.default_targets}
     if model_type in known:
@@ -146,44 +158,65 @@ def select(model: nn.Module, config: LayerConfig) -> list[str]:
     return [slot.name for slot in select_slots(model, config)]
 
 
+@budget()
 def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
     """As `select`, with the places themselves."""
     every = list(slots(model))
-    saved = config.modules_to_save or []
-    head = output_head(model)
-    if config.target_modules is None and getattr(config, "target_parameters", None):
-        found = []
-    elif config.target_modules == "all-linear":
-        found = [s for s in every if is_linear(_plain(s.module)) and _plain(s.module) is not _plain(head)
-                 and not name_in(s.name, saved, "modules_to_save")]  # fmt: skip
-    else:
-        wanted = resolve_targets(model, config)
-        # A set is looked up once for each ending of a name, which matters where targets are hundreds of whole names.
-        quick = frozenset(wanted) if isinstance(wanted, list) and not isinstance(wanted, WholeNames) else wanted
-        found = [s for s in every if name_in(s.name, quick)]
-    matched = len(found)
-    found = [s for s in found if _in_layers(s.name, config)]
-    in_layers = len(found)
-    if config.exclude_modules:
-        found = [s for s in found if not name_in(s.name, config.exclude_modules, "exclude_modules")]
+    matching = matching_slots(model, config, every)
+    in_layers = slots_in_layers(matching, config)
+    excluded = Matcher(config.exclude_modules or [], "exclude_modules")
+    found = [s for s in in_layers if not excluded(s.name)] if config.exclude_modules else in_layers
     if not found and not getattr(config, "target_parameters", None):
-        _explain(every, config, matched, in_layers)
+        _explain(every, config, len(matching), len(in_layers))
     return found
 
 
+def matching_slots(model: nn.Module, config: LayerConfig, every: list[Slot]) -> list[Slot]:
+    """Those that `target_modules` means, in whatever layer, excluded or not."""
+    if config.target_modules is None and getattr(config, "target_parameters", None):
+        return []
+    if config.target_modules == "all-linear":
+        head, saved = _plain(output_head(model)), Matcher(config.modules_to_save or [], "modules_to_save")
+        return [s for s in every if is_linear(_plain(s.module)) and _plain(s.module) is not head and not saved(s.name)]
+    wanted = Matcher(resolve_targets(model, config))
+    return [s for s in every if wanted(s.name)]
+
+
+def slots_in_layers(found: list[Slot], config: LayerConfig) -> list[Slot]:
+    """Those of the layers that are to be adapted."""
+    if config.layers_to_transform is None:
+        return found
+    wanted = config.layers_to_transform
+    numbers = frozenset(wanted if isinstance(wanted, list) else [wanted])
+    return [s for s in found if layer_number(s.name, config.layers_pattern) in numbers]
+
+
+@budget()
 def settle(model: nn.Module, config: LayerConfig) -> list[str] | str | None:
     """The targets as they are written to the file: "all-linear" and defaults become names, so that they mean the same
     on every base."""
     wanted = config.target_modules
     if wanted is None:
-        return None if getattr(config, "target_parameters", None) else resolve_targets(model, config)
+        return None if getattr(config, "target_parameters", None) else _present(model, resolve_targets(model, config))
     if wanted != "all-linear":
         return wanted
     chosen = {s.name for s in select_slots(model, config)}
     leaves = {n.rsplit(".", 1)[-1] for n in chosen}
     others = {s.name for s in slots(model)} - chosen
-    unique = {leaf for leaf in leaves if not leaf.isdigit() and not any(name_in(o, [leaf]) for o in others)}
+    elsewhere = {name.rsplit(".", 1)[-1] for name in others}
+    unique = {leaf for leaf in leaves if not leaf.isdigit() and leaf not in elsewhere}
     return sorted(unique | {n for n in chosen if n.rsplit(".", 1)[-1] not in unique})
+
+
+def _present(model: nn.Module, defaults: list[str] | str) -> list[str] | str:
+    """The default targets that this model has, of a list for many."""
+    if isinstance(defaults, str):
+        return defaults
+    known = Matcher(defaults)
+    for slot in slots(model):
+        known(slot.name)
+    idle = set(known.unused())
+    return type(defaults)(n for n in defaults if n not in idle) or defaults
 
 
 def _plain(module: Any) -> Any:
@@ -194,14 +227,6 @@ def _plain(module: Any) -> Any:
     return module
 
 
-def _in_layers(name: str, config: LayerConfig) -> bool:
-    if config.layers_to_transform is None:
-        return True
-    number = layer_number(name, config.layers_pattern)
-    wanted = config.layers_to_transform
-    return number is not None and number in (wanted if isinstance(wanted, list) else [wanted])
-
-
 def layer_number(name: str, patterns: list[str] | str | None = None) -> int | None:
     """The number of the layer that a module belongs to: the component after `patterns`, else the last number inside."""
     parts = name.split(".")
@@ -209,9 +234,9 @@ def layer_number(name: str, patterns: list[str] | str | None = None) -> int | No
         inside = [int(p) for p in parts[1:-1] if p.isdigit()]
         return inside[-1] if inside else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        match = full_match(rf"(?:.*\.)?{pattern}\.(\d+)(?:\..*)?", name, "layers_pattern")
+        match = full_match(pattern, name, "layers_pattern", r"(?:.*\.)?{}\.(?P<number>\d+)(?:\..*)?")
         if match:
-            return int(match.group(1))
+            return int(match.group("number"))
     return None
 
 
@@ -230,8 +255,11 @@ def _explain(every: list[Slot], config: LayerConfig, matched: int, in_layers: in
     if matched:
         raise TargetError(f"{matched} modules match, but none in the chosen layers", where="layers_to_transform",
                           got=config.layers_to_transform)  # fmt: skip
-    words = [wanted] if isinstance(wanted, str) else list(wanted or [])
-    names = list(dict.fromkeys([*(s.name.rsplit(".", 1)[-1] for s in every), *(s.name for s in every)]))
-    close = list(dict.fromkeys(n for w in words for n in nearest(w, names, 5)))[:5] or names[:5]
+    words = [wanted] if isinstance(wanted, str) else wanted or []
     raise TargetError("the targets match no module of the model", where="target_modules", got=wanted,
-                      fix=f"nearest names: {', '.join(close)}")  # fmt: skip
+                      fix=nearest_to_all(words, leaves_and_paths(every)))  # fmt: skip
+
+
+def leaves_and_paths(every: list[Slot]) -> list[str]:
+    """What a module can be called in a list: the last part of its path, or all of it."""
+    return list(dict.fromkeys([*(s.name.rsplit(".", 1)[-1] for s in every), *(s.name for s in every)]))

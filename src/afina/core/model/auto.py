@@ -12,9 +12,12 @@ from .peft_model import MODEL_CLASSES, PeftModel
 
 
 class AutoPeftModel:
-    """Loads the base that an adapter's config names, then the adapter.
+    """Loads the base that an adapter's config names, then the adapter; only `from_pretrained` makes one.
 
     The base's class follows from the task, or from `auto_mapping`, where it must be a class of transformers.
+
+    Raises:
+        OSError: an object of this class is asked for.
     """
 
     task: ClassVar[str | None] = None
@@ -33,7 +36,15 @@ class AutoPeftModel:
         revision: str | None = None,
         **kwargs: Any,
     ) -> PeftModel:
-        """The base with its adapter. Unknown keyword arguments go to the base's `from_pretrained`.
+        """The base with its adapter.
+
+        Args:
+            pretrained_model_name_or_path: the adapter's folder or hub id.
+            adapter_name: the adapter's name.
+            is_trainable: let it train on.
+            config: its configuration, in place of the file's.
+            revision: of the adapter on the hub.
+            **kwargs: `subfolder` of the adapter; all else goes to the base's `from_pretrained`.
 
         Raises:
             ConfigError: the adapter is for another task, or its base is not named or not of transformers.
@@ -88,36 +99,36 @@ def _base_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 class AutoPeftModelForCausalLM(AutoPeftModel):
-    """For causal language models."""
+    """`AutoPeftModel` for causal language models."""
 
     task, loader = "CAUSAL_LM", "AutoModelForCausalLM"
 
 
 class AutoPeftModelForSeq2SeqLM(AutoPeftModel):
-    """For encoder-decoder language models."""
+    """`AutoPeftModel` for encoder-decoder language models."""
 
     task, loader = "SEQ_2_SEQ_LM", "AutoModelForSeq2SeqLM"
 
 
 class AutoPeftModelForSequenceClassification(AutoPeftModel):
-    """For sequence classifiers."""
+    """`AutoPeftModel` for sequence classifiers."""
 
     task, loader = "SEQ_CLS", "AutoModelForSequenceClassification"
 
 
 class AutoPeftModelForTokenClassification(AutoPeftModel):
-    """For token classifiers."""
+    """`AutoPeftModel` for token classifiers."""
 
     task, loader = "TOKEN_CLS", "AutoModelForTokenClassification"
 
 
 class AutoPeftModelForQuestionAnswering(AutoPeftModel):
-    """For extractive question answering."""
+    """`AutoPeftModel` for extractive question answering."""
 
     task, loader = "QUESTION_ANS", "AutoModelForQuestionAnswering"
 
 
 class AutoPeftModelForFeatureExtraction(AutoPeftModel):
-    """For encoders."""
+    """`AutoPeftModel` for encoders."""
 
     task, loader = "FEATURE_EXTRACTION", "AutoModel"

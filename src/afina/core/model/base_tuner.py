@@ -131,6 +131,9 @@ class BaseTuner(tuner.Tuner):
         if self.replicated is not None:
             self.replicated.undo()
             self.replicated = None
+        if self.vocabulary is not None:
+            self.vocabulary.restore(self.model)
+            self.vocabulary = None
         return self.model
 
     @property
@@ -184,6 +187,9 @@ class BaseTuner(tuner.Tuner):
         """Combine adapters into a new one, neither active nor trainable.
 
         Args:
+            adapters: names of loaded adapters.
+            weights: a finite number for each.
+            adapter_name: the new one's name.
             combination_type: `cat` puts the factors side by side and `svd` cuts the weighted sum of the updates ΔW to
                 `svd_rank`: both mean that sum. `linear`, `ties`, `dare_linear`, `dare_ties` and `magnitude_prune`
                 combine A and B each by themselves, which does not; with `_svd` they combine the updates. The `svd`
@@ -191,6 +197,7 @@ class BaseTuner(tuner.Tuner):
             svd_rank: the largest rank of the adapters if None.
             svd_clamp: clamp the factors to this quantile of theirs.
             svd_full_matrices: accepted for the reference's sake; the result is the same.
+            svd_driver: for `torch.linalg.svd`, on GPUs.
             density: the share of elements that `ties`, `dare` and `magnitude_prune` keep.
             majority_sign_method: of `ties`: "total" or "frequency".
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import AfinaWarning, CheckpointError, ConfigError
+from ...errors import AfinaWarning, CheckpointError, ConfigError, MergeError
 from ..config import PeftConfig, method
 from ..disk.checkpoint import open_adapter
 from ..disk.names import layout, own_key
@@ -24,13 +24,23 @@ def hotswap_adapter(
     model: nn.Module, model_name_or_path: str | os.PathLike[str], adapter_name: str, torch_device: str | None = None,
     **hub: Any,
 ) -> None:  # fmt: skip
-    """Put an adapter from disk in the place of a loaded one.
+    """Put an adapter from disk in the place of a loaded one, in the same memory, so that compiled code stays valid.
+
+    Args:
+        model: a `PeftModel`.
+        model_name_or_path: folder or hub id.
+        adapter_name: the loaded one, which keeps its name.
+        torch_device: accepted for the reference's sake, without effect.
+        **hub: of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`.
 
     Raises:
+        NameTakenError: no adapter of this name is loaded.
+        MergeError: the adapter is merged.
         CheckpointError, ConfigError: the two do not fit; nothing was changed.
     """
     file = open_adapter(str(model_name_or_path), **hub)
     configs: dict[str, PeftConfig] = model.peft_config  # type: ignore[assignment]
+    tuner.check_known([adapter_name], configs)
     check_hotswap_configs_compatible(configs[adapter_name], file.config)
     hotswap_adapter_from_state_dict(model, file.tensors(), adapter_name, file.config)
 
@@ -61,9 +71,13 @@ def hotswap_adapter_from_state_dict(
 
     Raises:
         CheckpointError: tensors for layers that the loaded adapter does not have, or of another shape.
+        MergeError: the adapter is merged.
         NumericError: a tensor is not finite.
     """
     tuner.check_known([adapter_name], tuner.adapter_names(model))
+    if any(adapter_name in host.merged for _, host in hosts(layout(model)[0])):
+        raise MergeError("a merged adapter cannot be swapped: the layers would keep the old one", where=adapter_name,
+                         fix="call unmerge_adapter() first")  # fmt: skip
     check_finite(state_dict, "state dict")
     tensors = {own_key(k.replace(f".{adapter_name}.", ".")): t for k, t in state_dict.items()}
     root, _, _ = layout(model)
@@ -142,6 +156,9 @@ def prepare_model_for_compiled_hotswap(
     ranks and scalings can be swapped in without compiling again.
 
     Args:
+        model: a `PeftModel`, or any module with injected adapters.
+        target_rank: rank to pad to; None keeps all as they are.
+        config: accepted for the reference's sake, without effect.
         check_compiled: "error", "warn" or "ignore" when the model is compiled already.
 
     Raises:

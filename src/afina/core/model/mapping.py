@@ -31,8 +31,15 @@ def get_peft_model(
 
     Args:
         model: any `torch.nn.Module`; changed in place.
+        peft_config: what to adapt and how; copied.
+        adapter_name: the adapter's name.
         mixed: accepted for the reference's sake; adapters of several methods always may be mixed.
+        autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
         revision: the base model's revision, recorded in the config.
+        low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+
+    Returns:
+        A `PeftModel`, of the class that the config's `task_type` asks for.
 
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
@@ -52,10 +59,17 @@ def inject_adapter_in_model(
 ) -> nn.Module:
     """Put an adapter into a model in place, without wrapping it, activate it, and return the model.
 
+    The config is recorded in `model.peft_config`, where libraries that load adapters by themselves look for it.
+
     Args:
+        peft_config: what to adapt and how; copied.
+        model: any `torch.nn.Module`.
+        adapter_name: the adapter's name.
+        low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
         state_dict: an adapter's tensors (names on disk); exactly the modules that they name are adapted.
 
-    The config is recorded in `model.peft_config`, where libraries that load adapters by themselves look for it.
+    Raises:
+        TargetError, ConfigError, NameTakenError: nothing was changed.
     """
     config = copy.copy(layer_config(peft_config))
     exact = config

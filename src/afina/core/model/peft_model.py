@@ -14,7 +14,6 @@ from ..config import LayerConfig, PeftConfig, TaskType
 from ..disk import card
 from ..disk.checkpoint import get_peft_model_state_dict, layer_config
 from ..hosts import tuner
-from ..hosts.calls import switched_off
 from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
@@ -22,14 +21,17 @@ from ..inject.architectures import HEAD_NAMES
 from ..layers.kbit import require_input_gradients
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
+from ..validate import check_name
 from .base_tuner import BaseTuner
 from .changes import changes
 from .replication import replicate
-from .running import Running
+from .verbs import Verbs
 
 
-class PeftModel(Running):
-    """A base model and its adapters.
+class PeftModel(Verbs):
+    """A base model and its adapters, of any methods.
+
+    What is not found here is looked up in the base model.
 
     Args:
         model: any `torch.nn.Module`; it is changed in place (hosts take the place of the adapted layers).
@@ -37,6 +39,7 @@ class PeftModel(Running):
         adapter_name: the first adapter's name.
         autocast_adapter_dtype: keep adapters in float32 on a 16-bit base.
         low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+        **kwargs: accepted for the reference's sake, without effect.
 
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
@@ -65,11 +68,14 @@ class PeftModel(Running):
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
-        self._add_heads(config)
+        if not low_memory:  # a file says itself which heads it holds
+            self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
-            tuner.check_name(name)
+            check_name(name)
+            # Made first, because that compares sizes and changes nothing of the model.
+            encoder = self.base_model.made_prompt(config, autocast)
             inject.inject(self.get_base_model(), config.as_layers(), name, container=self.base_model)
-            self.base_model.add_prompt(name, config, autocast)
+            self.base_model.prompt_encoder[name] = encoder
             return self._record(name, config)
         config = layer_config(config)
         with self._with_experts(config, autocast), self._with_replicated_layers(config):
@@ -125,48 +131,34 @@ class PeftModel(Running):
         low_cpu_mem_usage: bool = False,
         autocast_adapter_dtype: bool = True,
     ) -> None:
-        """Add a fresh adapter; it is not activated. Any method may join any other."""
-        self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
-        tuner.activate(self.base_model, self.base_model.active, trainable=self._trainable())
+        """Add a fresh adapter; it is not activated. Any method may join any other.
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
-        self.base_model.set_adapter(adapter_name, inference_mode)
+        Args:
+            adapter_name: a new name.
+            peft_config: what to adapt and how.
+            low_cpu_mem_usage: create the adapter without memory, to be filled by loading.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter; if it was the only active one, the first of the remaining becomes active."""
-        self.base_model.delete_adapter(adapter_name)
+        Raises:
+            TargetError, ConfigError, NameTakenError: nothing was changed.
+        """
+        with tuner.training_kept(self):
+            self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
+            tuner.activate(self.base_model, self.base_model.active)
 
     @classmethod
     def for_config(cls, config: PeftConfig) -> type[PeftModel]:
-        """The class of a config's task, unless this is a particular one."""
-        return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
+        """The class of a config's task, unless this is a particular one.
 
-    @contextlib.contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The base model's own bits for what this thread (or asyncio task) calls inside the context; other threads, and
-        what is merged, are not touched."""
-        with switched_off(self.base_model.scope):
-            yield
+        Args:
+            config: of any adapter of the model.
+        """
+        return MODEL_CLASSES.get(str(getattr(config.task_type, "value", "")), PeftModel) if cls is PeftModel else cls
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:  # type: ignore[override]
         """Adapter name -> its config."""
         return self.base_model.peft_config
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """The active adapters, in the order in which they apply."""
-        return list(self.base_model.active)
-
-    @property
-    def active_adapter(self) -> str:
-        """The (first) active adapter."""
-        return next(iter(self.base_model.active), "")
-
-    @active_adapter.setter
-    def active_adapter(self, name: str) -> None:
-        self.base_model.set_adapter(name)
 
     @property
     def active_peft_config(self) -> PeftConfig:
@@ -178,9 +170,6 @@ class PeftModel(Running):
         """The active adapter's method."""
         return self.active_peft_config.peft_type
 
-    def _trainable(self) -> tuple[str, ...]:
-        return tuple(n for n in self.base_model.active if not self.peft_config[n].inference_mode)
-
     def get_base_model(self) -> nn.Module:
         """The user's model, with hosts in it."""
         return self.base_model.model
@@ -190,12 +179,13 @@ class PeftModel(Running):
         return count_parameters(self)
 
     def get_nb_savable_parameters(self, adapter_name: str = "default") -> tuple[int, int]:
-        """(in the adapter's file, all) numbers of parameters."""
+        """(in the file of the adapter `adapter_name`, all) numbers of parameters."""
         state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
         return sum(t.numel() for t in state.values()), count_parameters(self)[1]
 
     def prepare_model_for_gradient_checkpointing(self, model: nn.Module) -> None:
-        """Let gradients flow into the embeddings' output, unless the model is quantised, whose preparation does it."""
+        """Let gradients flow into the output of the embeddings of `model`, unless it is quantised, whose preparation
+        does it."""
         if not getattr(model, "is_quantized", False):
             require_input_gradients(model)
 

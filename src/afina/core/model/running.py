@@ -32,8 +32,16 @@ class Running(Files):
 
     @LikeTheBase
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward with the active adapters, or, with `adapter_names` (a name or "__base__" for every
-        row of the batch), with each row's own; how many passes that takes, `passes.plan` says."""
+        """The base model's forward with the active adapters, or with each row's own.
+
+        Args:
+            *args: of the base model.
+            **kwargs: of the base model; what methods consume (`task_ids`, `alora_offsets`); `adapter_names`: a name or
+                "__base__" for every row of the batch, in as many passes as docs/serving.md says.
+
+        Raises:
+            ConfigError: in the first training step: an adapted layer was not called, so that it would learn nothing.
+        """
         if torch.compiler.is_compiling():  # which knows no locks
             return self._passes(args, kwargs)
         with self.base_model.scope.users.calling():
@@ -66,7 +74,12 @@ class Running(Files):
         return self.base_model.enabled and (call is None or call.enabled)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's `generate` with the active adapters, or each row's own (`adapter_names`)."""
+        """The base model's `generate` with the active adapters, or with each row's own.
+
+        Args:
+            *args: of the base model.
+            **kwargs: of the base model, and as for `forward`.
+        """
         with self.base_model.scope.users.calling():
             rows = take_rows(self, args, kwargs)
             several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,36 +14,27 @@ from ...errors import CheckpointError, ConfigError, NameTakenError
 from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
+from ..disk.adapter_file import refuse_other_config
 from ..disk.card import write_card
 from ..disk.checkpoint import (
     LoadResult,
     get_peft_model_state_dict,
     load_adapter,
     open_adapter,
-    refuse_other_config,
     save_adapter,
 )
 from ..disk.names import own_key
+from ..files.allocation import AllocationLimit
+from ..files.budget import reading
 from ..hosts import tuner
 from ..hosts.routing import Place
 from .base_tuner import BaseTuner
-from .changes import changes
+from .changes import changes, remember, undone_on_error
 
 if TYPE_CHECKING:
     from .peft_model import PeftModel
 
 _OPEN_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "allow_pickle")
-
-
-@contextlib.contextmanager
-def _undone_on_error(undo: Callable[[], None]) -> Iterator[None]:
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        if not done:
-            undo()
 
 
 def _find_experts(config: PeftConfig, source: str, options: Mapping[str, Any]) -> None:
@@ -73,7 +64,6 @@ class Files(nn.Module):
         active_adapter: str
 
         def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
-        def _trainable(self) -> tuple[str, ...]: ...
         @classmethod
         def for_config(cls, config: PeftConfig) -> type[PeftModel]: ...
         def get_base_model(self) -> nn.Module: ...
@@ -91,8 +81,18 @@ class Files(nn.Module):
     ) -> None:
         """Write adapters: "default" into the folder itself, others into subfolders of their names.
 
+        Args:
+            save_directory: the folder; created where it is missing.
+            safe_serialization: False, the reference's pickle, is refused.
+            selected_adapters: names; all if None.
+            save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
+            is_main_process: False writes nothing.
+            state_dict: gathered state of the whole model (FSDP, DeepSpeed) to take the values from.
+            **kwargs: accepted for the reference's sake, without effect.
+
         Raises:
             CheckpointError, NumericError: what was on disk before is still there.
+            ConfigError: a pickle is asked for.
         """
         if not safe_serialization:
             raise ConfigError("adapters are only written as safetensors: loading a pickle can run code",
@@ -126,13 +126,23 @@ class Files(nn.Module):
         """A model with an adapter from a folder or the hub.
 
         Args:
+            model: the base; any `torch.nn.Module`, changed in place.
+            model_id: folder or hub id.
+            adapter_name: the adapter's name.
             is_trainable: let it train on; otherwise it is frozen and the model in eval mode.
+            config: its configuration, in place of the file's.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
+            ephemeral_gpu_offload: accepted for the reference's sake, without effect.
+            low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
             key_mapping: patterns of the file's keys (without `base_model.model.`) -> what stands in their place here.
             allow_other_base: load even if the weights below are not those that it was trained on.
-            **kwargs: of the hub; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`.
+            **kwargs: `subfolder`; of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`;
+                `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`; `adapters`: name -> folder
+                or hub id of those that the adapter routes among (X-LoRA).
 
         Raises:
             CheckpointError: the file is damaged, or does not fit the model or its config.
+            ConfigError: the config is damaged, or `key_mapping` is given.
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
@@ -140,22 +150,15 @@ class Files(nn.Module):
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         file.config.inference_mode = not is_trainable
-        embeddings.fit(model, file.shapes())
-        built = cls.for_config(file.config)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        # Without memory, whatever `low_cpu_mem_usage` says: nothing is allocated before the file's header was compared.
-        out = built(model, file.config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage=True)
-
-        def undo() -> None:
-            out.unload()
-            for parameter in trained:
-                parameter.requires_grad_(True)
-
-        with _undone_on_error(undo):
-            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base)
-        if not is_trainable:
-            out.eval()
-        return out
+        vocabulary = embeddings.Vocabulary(model)
+        with reading(file.path, file.config_path), undone_on_error(remember(model)):
+            with AllocationLimit(model, file.header.shapes):
+                vocabulary.fit(model, file.shapes())
+                # Without memory, whatever `low_cpu_mem_usage` says, because the header was not compared yet.
+                out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
+            load_adapter(out, adapter_name, file, allow_other_base=allow_other_base, vocabulary=True)
+        out.base_model.vocabulary = vocabulary if vocabulary.differs(model) else None
+        return out if is_trainable else out.eval()
 
     @changes
     def load_adapter(
@@ -173,6 +176,21 @@ class Files(nn.Module):
     ) -> LoadResult:
         """Load another adapter, or other weights into one that is already here; it is not activated.
 
+        Args:
+            model_id: folder or hub id.
+            adapter_name: a new name, or that of an adapter of the same configuration.
+            is_trainable: let it train once it is active.
+            torch_device: accepted for the reference's sake, without effect.
+            autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
+            ephemeral_gpu_offload: accepted for the reference's sake, without effect.
+            low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
+            key_mapping: as for `from_pretrained`.
+            allow_other_base: load even if the weights below are not those that it was trained on.
+            **kwargs: as for `from_pretrained`.
+
+        Returns:
+            Two empty lists: nothing was missing or unexpected.
+
         Raises:
             CheckpointError, ConfigError: the model is as before.
         """
@@ -182,17 +200,17 @@ class Files(nn.Module):
         _find_experts(file.config, str(model_id), kwargs)
         before = set(self.peft_config)
         fresh = adapter_name not in before
-        if fresh:
-            file.config.inference_mode = not is_trainable
-            self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
-        else:
+        if not fresh:
             refuse_other_config(self.peft_config[adapter_name], file)
-        trainable = self._trainable()
-
-        with _undone_on_error(lambda: self._delete_all_but(before)):
+        undone = undone_on_error(lambda: self._delete_all_but(before))
+        with reading(file.path, file.config_path), tuner.training_kept(self), undone:
+            if fresh:
+                file.config.inference_mode = not is_trainable
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
-        if fresh:
-            tuner.activate(self.base_model, self.base_model.active, trainable=trainable)
+            if fresh:
+                tuner.activate(self.base_model, self.base_model.active)
         return LoadResult([], [])
 
     def _delete_all_but(self, names: set[str]) -> None:
@@ -215,7 +233,7 @@ class Files(nn.Module):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-        with _undone_on_error(undo):
+        with undone_on_error(undo):
             for name, place in experts.items():
                 self._load_expert(name, place, autocast)
             yield
@@ -230,8 +248,10 @@ class Files(nn.Module):
                 refuse_other_config(self.peft_config[name], file)
                 return self._refuse_other_weights(name, file.tensors(), file.path)
             file.config.inference_mode = True
-            self._inject(name, file.config, autocast, low_memory=True)
-            load_adapter(self, name, file)
+            with reading(file.path, file.config_path):
+                with AllocationLimit(self.get_base_model(), file.header.shapes):
+                    self._inject(name, file.config, autocast, low_memory=True)
+                load_adapter(self, name, file)
         except CheckpointError as error:
             error.fix = "say where the adapters lie: adapters={name: folder or hub id, ...}"
             raise
@@ -243,14 +263,15 @@ class Files(nn.Module):
             raise NameTakenError("the model has another adapter of this name", where=name, got=path)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write README.md: what this is, its base, and how to load it; text that is already there is kept."""
+        """Write README.md into `output_dir`: what this is, its base, how to load it; text that is there is kept."""
         config = (
             self.peft_config[self.active_adapter] if self.base_model.active else next(iter(self.peft_config.values()))
         )
         write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
-        """Upload what `save_pretrained` writes; needs `huggingface_hub` and a token."""
+        """Upload what `save_pretrained` writes as `repo_id` (owner/name; a new one is `private` or not), with the hub's
+        `token`; `kwargs` may have a `commit_message`. Needs `huggingface_hub`."""
         import tempfile
 
         from huggingface_hub import HfApi

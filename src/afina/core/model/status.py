@@ -56,6 +56,13 @@ class TunerModelStatus:
 def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
     """The state of every adapted layer.
 
+    Args:
+        model: a `PeftModel`, or any module with injected adapters.
+
+    Returns:
+        For each layer its name and class, whether it is enabled, and of its adapters which are there, active and
+        merged, which require gradients, and where they lie.
+
     Raises:
         ConfigError: the model has none.
     """
@@ -99,6 +106,12 @@ def _same(values: Iterable[Any]) -> Any:
 
 def get_model_status(model: nn.Module) -> TunerModelStatus:
     """The state of all adapters of a model.
+
+    Args:
+        model: a `PeftModel`, or any module with injected adapters.
+
+    Returns:
+        The same over all layers ("irregular" where they differ), with the numbers of parameters and of adapted layers.
 
     Raises:
         ConfigError: the model has none.

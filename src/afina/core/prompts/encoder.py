@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
+from ..validate import idle_options
 
 
 @dataclass(kw_only=True)
 class PromptLearningConfig(PeftConfig):
-    """What every method with virtual tokens has; sizes that are None are taken from the model."""
+    """What every method with virtual tokens has; sizes that are None are taken from the model.
+
+    Attributes:
+        num_virtual_tokens: how many.
+        token_dim: width of a token's embedding; for methods that fill the cache, of one key with all its heads.
+        num_transformer_submodules: 2 for encoder-decoder models, else 1.
+        num_attention_heads: heads of the keys.
+        num_layers: layers of the model.
+        modules_to_save: modules that train whole, as copies, and are saved with the adapter, such as a fresh head.
+    """
 
     num_virtual_tokens: int = bounded(20, ge=1, le=100_000)
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
-    num_attention_heads: int | None = None
-    num_layers: int | None = None
+    token_dim: int | None = bounded(None, ge=1)
+    num_transformer_submodules: int | None = bounded(None, ge=1, le=2)
+    num_attention_heads: int | None = bounded(None, ge=1)
+    num_layers: int | None = bounded(None, ge=1)
     modules_to_save: list[str] | None = None
 
     is_prompt_learning: ClassVar[bool] = True
@@ -79,6 +91,10 @@ class PromptEncoder(nn.Module):
     table is computed by a network, the network is stored too, so that training can go on. A file without the network
     (the reference drops it) loads as a fixed table.
 
+    Args:
+        site: sizes, dtype, device and embeddings of the base.
+        config: the method's configuration.
+
     Attributes:
         goes_into: "embeddings": before the input embeddings; "cache": before every layer's keys and values.
         inputs: keyword arguments of the model's forward that the encoder consumes (`task_ids`).
@@ -100,7 +116,7 @@ class PromptEncoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: int, **inputs: Any) -> Tensor:
-        """The virtual tokens of a batch: (batch, tokens, width)."""
+        """The virtual tokens of a `batch` of rows: (batch, tokens, width); `inputs`: what the encoder consumes."""
         table = self.encode() if self.table is None else self.table
         return table.unsqueeze(0).expand(batch, -1, -1)
 
@@ -128,13 +144,13 @@ class PromptEncoder(nn.Module):
         }
 
     def disk_shapes(self, found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """What a file must hold; the network may be missing as a whole."""
+        """What a file must hold (name -> shape), if it has what was `found`; the network may be missing as a whole."""
         full = {n: tuple(t.shape) for n, t in self.disk_state().items()}
         network = [n for n in full if n.startswith("prompt_encoder.")]
         return full if any(n in found for n in network) else {n: s for n, s in full.items() if n not in network}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a file's tensors."""
+        """Take over a file's `tensors`, by their names on disk."""
         own = {n: self.disk_names.get(n, f"prompt_encoder.{n}") for n in self.state_dict() if n != "table"}
         if all(disk in tensors for disk in own.values()):
             self.table = None
@@ -161,32 +177,61 @@ class TablePromptEncoder(PromptEncoder):
 
 
 def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> None:
-    """Fill in the sizes that the config leaves to the model.
+    """Fill in the sizes that the `config` leaves to the `model`, and compare those that it gives.
 
     Raises:
-        ConfigError: a size is neither given nor found in the model's config.
+        ConfigError: a size is neither given nor found in the model's config, or is another model's.
     """
-    found: Any = getattr(model, "config", None)
-    text = found.get_text_config() if hasattr(found, "get_text_config") else found
-    sizes = {
-        "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
-        "token_dim": ("hidden_size", "n_embd", "d_model"),
-        "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
-    }
-    filled = []
-    for key, names in sizes.items():
-        if getattr(config, key) is None:
-            value = next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
-            if value is None:
-                raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
+    if idle := [] if config.inference_mode else idle_options(config, config.needs):
+        warnings.warn(f"{config.peft_type}: without effect: {'; '.join(idle)}", AfinaWarning, stacklevel=6)
+    given = {key: getattr(config, key) for key in _SIZES}
+    for key in _SIZES:
+        setattr(config, key, None)
+    try:
+        found = _found(config, model, goes_into)
+    finally:
+        for key, value in given.items():
             setattr(config, key, value)
-            filled.append(key)
-    if goes_into == "cache" and "token_dim" in filled:
-        _key_width(config, text)
+    for key, own in found.items():
+        value = given[key]
+        if value is None and own[0] is None:
+            raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
+        if value is not None and own[0] is not None and value not in own and key != "num_attention_heads":
+            raise ConfigError("the virtual tokens are for a model of another size", where=key, got=value,
+                              expected=f"{own[0]} by this model", fix="is it for another base?")  # fmt: skip
+        setattr(config, key, own[0] if value is None else value)
+    assert config.token_dim is not None
+    assert config.num_attention_heads is not None
+    if goes_into == "cache" and config.token_dim % config.num_attention_heads:
+        raise ConfigError("must divide token_dim", where="num_attention_heads", got=config.num_attention_heads,
+                          expected=f"a divisor of {config.token_dim}")  # fmt: skip
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     if getattr(config, "encoder_hidden_size", 0) is None:
         config.encoder_hidden_size = config.token_dim  # type: ignore[attr-defined]
+
+
+_SIZES: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "num_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+    "token_dim": ("hidden_size", "n_embd", "d_model"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads"),
+})  # fmt: skip
+"""Field -> how configs of models call it."""
+
+
+def _found(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> dict[str, tuple[int | None, ...]]:
+    """Field -> what this model says: the size to take, and others that mean the same."""
+    own: Any = getattr(model, "config", None)
+    text = own.get_text_config() if hasattr(own, "get_text_config") else own
+    sizes = {k: next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
+             for k, names in _SIZES.items()}  # fmt: skip
+    out: dict[str, tuple[int | None, ...]] = {k: (v,) for k, v in sizes.items()}
+    if goes_into == "cache" and sizes["token_dim"] is not None and sizes["num_attention_heads"] is not None:
+        config.token_dim, config.num_attention_heads = sizes["token_dim"], sizes["num_attention_heads"]
+        _key_width(config, text)
+        out["token_dim"] = (config.token_dim, sizes["token_dim"])
+        out["num_attention_heads"] = (config.num_attention_heads, sizes["num_attention_heads"])
+    return out
 
 
 def _key_width(config: PromptLearningConfig, text: Any) -> None:

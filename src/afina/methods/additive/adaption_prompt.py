@@ -24,7 +24,13 @@ from ..selective.last_layers import block_stack
 
 @dataclass(kw_only=True)
 class AdaptionPromptConfig(LayerConfig):
-    """Configuration of LLaMA-Adapter; fields as in the reference. `target_modules`: the attention's name in a block."""
+    """Configuration of LLaMA-Adapter; fields as in the reference.
+
+    Attributes:
+        adapter_len: tokens of a layer's prompt; must be given.
+        adapter_layers: how many of the last layers to adapt; must be given.
+        target_modules: a string: the name of the attention inside a block, "self_attn" by default. A list: whole paths.
+    """
 
     adapter_len: int | None = bounded(None, ge=1)
     adapter_layers: int | None = bounded(None, ge=1)

@@ -26,8 +26,12 @@ class BottleneckConfig(LayerConfig):
         placement: after which sublayers, when no targets are named: both ("houlsby"), feed-forward ("pfeiffer"), or
             beside the feed-forward ("parallel").
         reduction_factor: width = dim / reduction_factor, at least 1; or one for each layer's number, and "default".
+        non_linearity: σ between the two layers of the network.
         scaling: s; "learned" makes it a trained number that starts at 1, "channel" one for each element.
         use_gating: multiply the network's output with a trained gate, averaged over the sequence.
+        dropout: dropout on what the network gives.
+        init_weights: "mam_adapter" starts without changing the outputs; "bert" (N(0, 0.02²)) and "houlsby" (N(0,
+            0.01²), cut off at two deviations) nearly so.
         stochastic_depth: probability of leaving a row's adapter out in training.
         leave_out: numbers of layers without adapters, counted through encoder and decoder.
         mh_adapter, output_adapter, cross_adapter: adapt attention, feed-forward, cross-attention.
@@ -72,12 +76,12 @@ class BottleneckConfig(LayerConfig):
             )  # fmt: skip
 
     def rule(self, key: str) -> bool:
-        """One of the overriding fields, or what the placement says of it."""
+        """The overriding field `key`, or what the placement says of it."""
         own = getattr(self, key)
         return key in _PLACEMENTS[self.placement] if own is None else bool(own)
 
     def factor(self, layer: int | None) -> float:
-        """The reduction factor of a layer.
+        """The reduction factor of the layer with the number `layer`.
 
         Raises:
             ConfigError: the mapping has neither the layer nor "default".

@@ -52,13 +52,19 @@ _DEFAULTS: Mapping[str, tuple[list[str], list[str]]] = MappingProxyType(
 
 @dataclass(kw_only=True)
 class IA3Config(LayerConfig):
-    """Configuration of IA³; fields as in the reference. `feedforward_modules`: the targets that are scaled at input."""
+    """Configuration of IA³; fields as in the reference.
+
+    Attributes:
+        feedforward_modules: the targets that are scaled at their inputs, not at their outputs; known names by default.
+        init_ia3_weights: start at 1, without changing the outputs; False starts at random.
+    """
 
     feedforward_modules: list[str] | str | None = None
     fan_in_fan_out: bool = False
     init_ia3_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 5e-3
+    lists_of_modules: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
         {k: a + b for k, (a, b) in _DEFAULTS.items()}
     )

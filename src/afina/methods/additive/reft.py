@@ -27,8 +27,11 @@ class ReftConfig(LayerConfig):
     """Configuration of ReFT; without targets, every block of the model's stack (or those in `layers`).
 
     Attributes:
+        r: dimensions of the subspace.
         variant: "loreft", "noreft" or "direft".
         layers: numbers of the blocks to edit; None means all.
+        prefix_positions: first positions of a sequence to edit.
+        suffix_positions: last positions to edit; all, if both are 0.
     """
 
     r: int = bounded(4, ge=1)

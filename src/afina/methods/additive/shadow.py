@@ -29,14 +29,29 @@ from .shadow_network import ShadowNetwork
 
 @dataclass(kw_only=True)
 class ShadowConfig(LayerConfig):
-    """Configuration of ShadowPEFT; fields as in the reference. `target_modules`: whole blocks, all by default."""
+    """Configuration of ShadowPEFT; fields as in the reference.
+
+    Attributes:
+        r: rank of what is fed into a block.
+        shadow_alpha: α.
+        shadow_dropout: dropout on h - s.
+        shadow_model: "mirror" is all there is: S is built like the model.
+        shadow_num_hidden_layers: layers of S; 1 if None.
+        shadow_hidden_size: width of S; the model's if None.
+        shadow_num_attention_heads: attention heads of S; the model's if None.
+        shadow_intermediate_size: feed-forward width of S; the model's if None.
+        share_embeddings: feed S with the model's embeddings, where it is as wide.
+        update_hidden_size: u, hidden width of T and G; r if None.
+        auxiliary_loss_weight: weight of S's own loss in training.
+        target_modules: whole blocks; all of the model's stack by default.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     shadow_alpha: float = 0.1
     shadow_dropout: float = bounded(0.2, ge=0, lt=1)
     init_weights: bool = True
     shadow_model: str = "mirror"
-    shadow_num_hidden_layers: int | None = bounded(None, ge=1)
+    shadow_num_hidden_layers: int | None = bounded(None, ge=1, le=200)
     shadow_hidden_size: int | None = bounded(None, ge=1)
     shadow_num_attention_heads: int | None = bounded(None, ge=1)
     shadow_intermediate_size: int | None = bounded(None, ge=1)

@@ -37,10 +37,13 @@ class CordaConfig:
     """Settings of CorDA; fields as in the reference.
 
     Attributes:
+        cache_file, verbose, prune_temporary_fields: kept for the file format; a `cache_file` is refused.
         covariance_file: where the covariances are read from if it exists, else written to (safetensors).
         corda_method: "ipm" or "kpm".
         use_float16_for_covariance: keep the finished covariances in half precision.
-        cache_file, verbose, prune_temporary_fields: kept for the file format; a `cache_file` is refused.
+
+    Raises:
+        ConfigError: no such `corda_method`.
     """
 
     cache_file: str | None = None
@@ -106,6 +109,7 @@ def preprocess_corda(
 
     Args:
         model: the plain model.
+        lora_config: with `init_lora_weights="corda"`; takes the covariances.
         run_model: runs the model on sample data; 256 sequences of some length are enough for LLMs (the paper's choice).
         hooked_model: the model that `run_model` runs, if it is not `model`.
 

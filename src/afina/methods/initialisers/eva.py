@@ -64,8 +64,11 @@ def get_eva_state_dict(
     Args:
         model: the plain model, or a PeftModel (its adapters are off during the run).
         dataloader: batches; read once, as far as needed.
+        peft_config: the LoRA config with `eva_config`; that of `adapter_name` if None.
+        forward_fn: (model, batch) -> anything; runs the model.
         prepare_model_inputs_fn: (batch, config) -> what `prepare_layer_inputs_fn` gets as its second argument.
         prepare_layer_inputs_fn: (layer input, that, layer name) -> rows (N, in); or a mapping of such by layer name.
+        adapter_name: the adapter's name.
         gather_distributed_inputs: not supported on several processes; give each the same data and set it to False.
         show_progress_bar: nothing is printed here; kept for the reference's callers.
 
@@ -116,8 +119,14 @@ def initialize_lora_eva_weights(
 
     Args:
         model: a PeftModel whose adapter has init_lora_weights="eva"; returned.
-        dataloader: as for `get_eva_state_dict`, like all arguments that are not named here.
+        dataloader: as for `get_eva_state_dict`, like all arguments below but the next.
         eva_state_dict: what `get_eva_state_dict` gave before, instead of a dataloader.
+        forward_fn: runs the model.
+        prepare_model_inputs_fn: says what counts of a batch.
+        prepare_layer_inputs_fn: picks rows of a layer's input.
+        adapter_name: the adapter's name.
+        gather_distributed_inputs: not supported on several processes.
+        show_progress_bar: accepted for the reference's sake, without effect.
 
     Raises:
         ConfigError: the adapter is not set up for EVA; neither data nor directions are given.

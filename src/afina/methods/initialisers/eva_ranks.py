@@ -26,8 +26,12 @@ class EvaConfig:
         rho: a layer may get up to rho · r directions; 1 leaves all ranks as they are.
         tau: |cosine| between a direction before and after a batch at which it counts as found.
         use_label_mask: use only positions whose label is not `label_mask_value` (where the batch has labels).
+        label_mask_value: label of positions that do not count.
         whiten: divide each direction by the standard deviation along it.
         adjust_scaling_factors: change alpha with the rank, so that a layer's scale stays.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     rho: float = 2.0

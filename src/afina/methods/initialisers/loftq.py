@@ -39,6 +39,9 @@ class LoftQConfig:
     Attributes:
         loftq_bits: bits of the normal-float base, 2 to 8.
         loftq_iter: alternating steps, at least 1.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     loftq_bits: int = 4
@@ -85,6 +88,10 @@ def preprocess_loftq(model: nn.Module, lora_config: Any) -> None:
     The starts are kept as `lora_config.statistics` (module name -> Start), never saved, where `get_peft_model(model,
     lora_config)` finds them. The adapter that is trained afterwards belongs to this quantised model: save it too.
 
+    Args:
+        model: the plain model.
+        lora_config: with `init_lora_weights="loftq"`; takes the starts.
+
     Raises:
         ConfigError: a rank exceeds min(in, out), or a target is quantised already.
     """
@@ -117,6 +124,7 @@ def replace_lora_weights_loftq(
     Args:
         peft_model: a model with a LoRA adapter whose base is stored quantised.
         model_path: safetensors file, or folder of them, with the unquantised weights; None for the base's own folder.
+        adapter_name: the adapter's name.
         callback: called after each layer with (peft_model, module name); where it returns False, the layer is rolled
             back.
 

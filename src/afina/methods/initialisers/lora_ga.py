@@ -37,6 +37,9 @@ class LoraGAConfig:
             (the other way round), "ArBr" (B the 1st, 3rd, ..., A the 2nd, 4th, ...), "random" (a random half each).
         scale: the size of the factors, see the module's formula.
         stable_gamma: γ of "stable"; larger means a smaller start.
+
+    Raises:
+        ConfigError: no such direction or scale, or `stable_gamma` is not positive.
     """
 
     direction: Literal["ArBr", "A2rBr", "ArB2r", "random"] = "ArB2r"
@@ -106,6 +109,7 @@ def preprocess_loraga(
 
     Args:
         model: the plain model, not quantised.
+        lora_config: with `init_lora_weights="lora_ga"`; takes the gradients.
         train_step: runs the model forward and the loss backward on sample data, as often as it likes.
         cache_file: read if it exists, else written (safetensors).
 

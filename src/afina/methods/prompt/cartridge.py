@@ -24,7 +24,11 @@ PUBLIC = ("CartridgeEncoder", "initialize_kv_prefix_from_text", "initialize_kv_p
 
 @dataclass(kw_only=True)
 class CartridgeConfig(PromptLearningConfig):
-    """Configuration of cartridges; fields as in the reference."""
+    """Configuration of cartridges; fields as in the reference.
+
+    Attributes:
+        num_frozen_tokens: first tokens of the cache, which do not train.
+    """
 
     num_frozen_tokens: int = bounded(1, ge=0)
 
@@ -63,7 +67,7 @@ class CartridgeEncoder(PromptEncoder):
         self.fill(tensors["prompt_embeddings"])
 
     def fill(self, table: Tensor) -> None:
-        """Take over a whole table (tokens, 2 · layers · kv_dim)."""
+        """Take over a whole `table` (tokens, 2 · layers · kv_dim)."""
         with torch.no_grad():
             self.frozen_embedding.copy_(table[: len(self.frozen_embedding)])
             self.trainable_embedding.copy_(table[len(self.frozen_embedding) :])
@@ -72,7 +76,15 @@ class CartridgeEncoder(PromptEncoder):
 def initialize_kv_prefix_from_past_key_values(
     model: Any, adapter_name: str = "default", past_key_values: Any = None
 ) -> Tensor:
-    """Fill a cartridge with the first tokens of a cache of batch size 1; returns the table.
+    """Fill a cartridge with the first tokens of a cache.
+
+    Args:
+        model: a `PeftModel` with a cartridge.
+        adapter_name: the adapter's name.
+        past_key_values: a cache of batch size 1 with at least as many tokens as the cartridge.
+
+    Returns:
+        The table that it holds now: (tokens, 2 · layers · kv_dim).
 
     Raises:
         ConfigError: the cache holds fewer tokens than the cartridge.
@@ -94,7 +106,21 @@ def initialize_kv_prefix_from_past_key_values(
 def initialize_kv_prefix_from_text(
     model: Any, tokenizer: Any, *, text: str, adapter_name: str = "default", max_chunk_length: int | None = None
 ) -> Tensor:
-    """Run a text through the frozen base and fill a cartridge with its keys and values; returns the table."""
+    """Run a text through the frozen base and fill a cartridge with its keys and values.
+
+    Args:
+        model: a `PeftModel` with a cartridge.
+        tokenizer: the base's.
+        text: what the cartridge is to stand for.
+        adapter_name: the adapter's name.
+        max_chunk_length: cut the text to so many tokens; None takes all.
+
+    Returns:
+        The table that it holds now: (tokens, 2 · layers · kv_dim).
+
+    Raises:
+        ConfigError: the text has fewer tokens than the cartridge.
+    """
     ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :max_chunk_length]
     device = next(model.parameters()).device
     with torch.no_grad(), model.disable_adapter():

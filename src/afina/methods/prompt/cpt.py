@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,17 +27,31 @@ PUBLIC = ("CPTEmbedding",)
 
 @dataclass(kw_only=True)
 class CPTConfig(PromptLearningConfig):
-    """Configuration of CPT; fields as in the reference."""
+    """Configuration of CPT; fields as in the reference.
+
+    Attributes:
+        cpt_token_ids: token ids of the context.
+        cpt_mask: kept for the reference's files, without effect: all of the context is attended to.
+        cpt_tokens_type_mask: type of each of these tokens, as this module counts them.
+        opt_weighted_loss_type: "decay": earlier answers of the context count less in the loss.
+        opt_loss_decay_factor: of that: how much less from one answer to the one before it.
+        opt_projection_epsilon: ε, bound on the difference of an input token of 2048 numbers.
+        opt_projection_format_epsilon: ε_format, the same for template tokens.
+        tokenizer_name_or_path: kept for the reference's files, without effect.
+    """
 
     cpt_token_ids: list[int] | None = None
     cpt_mask: list[int] | None = None
     cpt_tokens_type_mask: list[int] | None = None
     opt_weighted_loss_type: Literal["none", "decay"] | None = "none"
     opt_loss_decay_factor: float = bounded(1.0, gt=0, le=1)
-    opt_projection_epsilon: float = bounded(0.1, ge=0)
-    opt_projection_format_epsilon: float = bounded(0.1, ge=0)
+    opt_projection_epsilon: float = bounded(0.1, ge=0, le=1e6)
+    opt_projection_format_epsilon: float = bounded(0.1, ge=0, le=1e6)
     tokenizer_name_or_path: str | None = None
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "opt_loss_decay_factor": ("opt_weighted_loss_type", "decay"),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
@@ -50,6 +64,9 @@ class CPTConfig(PromptLearningConfig):
             self.cpt_tokens_type_mask = [1] * self.num_virtual_tokens
         self.task_type = self.task_type or TaskType.CAUSAL_LM
         super().__post_init__()
+        if self.num_transformer_submodules not in (None, 1):
+            raise ConfigError("CPT is for causal language models", where="num_transformer_submodules",
+                              got=self.num_transformer_submodules, expected=1)  # fmt: skip
         if self.task_type != TaskType.CAUSAL_LM:
             raise ConfigError("CPT is for causal language models", where="task_type", got=self.task_type)
         for key in ("cpt_mask", "cpt_tokens_type_mask"):
@@ -67,8 +84,7 @@ class CPTEmbedding(PromptEncoder):
     def __init__(self, site: PromptSite, config: CPTConfig) -> None:
         super().__init__(site, config)
         ids, kinds = torch.tensor(config.cpt_token_ids), torch.tensor(config.cpt_tokens_type_mask)
-        start = site.normal(site.tokens, site.dim).detach() if config.inference_mode else site.rows(ids)
-        self.register_buffer("context", start, persistent=False)
+        self.register_buffer("context", site.rows(ids), persistent=False)
         self.delta = site.zeros(site.tokens, site.dim)
         bound = torch.zeros(len(kinds))
         bound[(kinds > 0) & (kinds % 4 == 2)] = config.opt_projection_epsilon

@@ -29,7 +29,15 @@ PUBLIC = ("MultitaskPromptTuningInit",)
 
 
 class MultitaskPromptTuningInit(str, Enum):
-    """Where the shared prompt starts."""
+    """Where the shared prompt starts.
+
+    Attributes:
+        TEXT: at the embeddings of a text.
+        RANDOM: at random.
+        AVERAGE_SOURCE_TASKS: at a file's prompt, every task at the mean of the file's.
+        EXACT_SOURCE_TASK: at a file's prompt, every task at one of the file's.
+        ONLY_SOURCE_SHARED: at a file's prompt, tasks at random.
+    """
 
     TEXT = "TEXT"
     RANDOM = "RANDOM"
@@ -43,7 +51,15 @@ _FROM_FILE = ("AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED")
 
 @dataclass(kw_only=True)
 class MultitaskPromptTuningConfig(PromptTuningConfig):
-    """Configuration of multitask prompt tuning; fields as in the reference."""
+    """Configuration of multitask prompt tuning; fields as in the reference.
+
+    Attributes:
+        prompt_tuning_init: where the shared prompt starts: a `MultitaskPromptTuningInit` or its name.
+        prompt_tuning_init_state_dict_path: the weights' file of the starts that need one.
+        prompt_tuning_init_task: of EXACT_SOURCE_TASK: which task of the file.
+        num_ranks: rank of a task's factor.
+        num_tasks: how many there are.
+    """
 
     prompt_tuning_init: Any = MultitaskPromptTuningInit.RANDOM
     prompt_tuning_init_state_dict_path: str | None = None
@@ -51,6 +67,10 @@ class MultitaskPromptTuningConfig(PromptTuningConfig):
     num_ranks: int = bounded(1, ge=1)
     num_tasks: int = bounded(1, ge=1)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        **PromptTuningConfig.needs,
+        "prompt_tuning_init_task": ("prompt_tuning_init_state_dict_path", ...),
+    }
     default_learning_rate: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:

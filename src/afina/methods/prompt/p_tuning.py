@@ -9,6 +9,7 @@ LSTM: tokens · dim, a bidirectional LSTM of h, and (2 h + 1) 2 h + (2 h + 1) di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -24,7 +25,12 @@ PUBLIC = ("PromptEncoderReparameterizationType", "PromptEncoder")
 
 
 class PromptEncoderReparameterizationType(str, Enum):
-    """The network that computes the virtual tokens."""
+    """The network that computes the virtual tokens.
+
+    Attributes:
+        MLP: three linear layers.
+        LSTM: a bidirectional LSTM, then two linear layers.
+    """
 
     MLP = "MLP"
     LSTM = "LSTM"
@@ -32,13 +38,24 @@ class PromptEncoderReparameterizationType(str, Enum):
 
 @dataclass(kw_only=True)
 class PromptEncoderConfig(PromptLearningConfig):
-    """Configuration of P-tuning; fields as in the reference."""
+    """Configuration of P-tuning; fields as in the reference.
+
+    Attributes:
+        encoder_reparameterization_type: the network: a `PromptEncoderReparameterizationType` or its name.
+        encoder_hidden_size: hidden width; `token_dim` if None.
+        encoder_num_layers: layers of the LSTM.
+        encoder_dropout: dropout between them.
+    """
 
     encoder_reparameterization_type: str | PromptEncoderReparameterizationType = PromptEncoderReparameterizationType.MLP
-    encoder_hidden_size: int | None = None
-    encoder_num_layers: int = bounded(2, ge=1)
+    encoder_hidden_size: int | None = bounded(None, ge=1)
+    encoder_num_layers: int = bounded(2, ge=1, le=100)
     encoder_dropout: float = bounded(0.0, ge=0, lt=1)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_num_layers": ("encoder_reparameterization_type", "LSTM"),
+        "encoder_dropout": ("encoder_reparameterization_type", "LSTM"),
+    }
     default_learning_rate: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:

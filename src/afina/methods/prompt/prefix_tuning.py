@@ -10,12 +10,13 @@ no gradient checkpointing, which drops it. The file holds the projection too, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ...core.config import extension, register
+from ...core.config import bounded, extension, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 
 PUBLIC = ("PrefixEncoder",)
@@ -23,13 +24,22 @@ PUBLIC = ("PrefixEncoder",)
 
 @dataclass(kw_only=True)
 class PrefixTuningConfig(PromptLearningConfig):
-    """Configuration of prefix tuning; fields as in the reference."""
+    """Configuration of prefix tuning; fields as in the reference.
 
-    encoder_hidden_size: int | None = None
+    Attributes:
+        encoder_hidden_size: hidden width of the MLP; `token_dim` if None.
+        prefix_projection: compute the prefix by an MLP from narrower embeddings.
+        init_weights: "zero" begins with zeros instead of random numbers.
+    """
+
+    encoder_hidden_size: int | None = bounded(None, ge=1)
     prefix_projection: bool = False
     init_weights: Literal["zero"] | None = extension()
-    """Zeros instead of random numbers for the first prefix."""
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "encoder_hidden_size": ("prefix_projection", True),
+        "num_attention_heads": ("token_dim", ...),
+    }
     default_learning_rate: ClassVar[float] = 1e-2
 
 

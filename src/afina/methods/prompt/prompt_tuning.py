@@ -9,6 +9,7 @@ first half). Not mergeable. Models: any that take `inputs_embeds`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -24,7 +25,13 @@ PUBLIC = ("PromptTuningInit", "PromptEmbedding")
 
 
 class PromptTuningInit(str, Enum):
-    """Where the virtual tokens start."""
+    """Where the virtual tokens start.
+
+    Attributes:
+        TEXT: at the embeddings of a text, repeated or cut to the number of tokens.
+        SAMPLE_VOCAB: at the embeddings of random tokens.
+        RANDOM: from N(0, 1).
+    """
 
     TEXT = "TEXT"
     SAMPLE_VOCAB = "SAMPLE_VOCAB"
@@ -33,13 +40,23 @@ class PromptTuningInit(str, Enum):
 
 @dataclass(kw_only=True)
 class PromptTuningConfig(PromptLearningConfig):
-    """Configuration of prompt tuning; fields as in the reference."""
+    """Configuration of prompt tuning; fields as in the reference.
+
+    Attributes:
+        prompt_tuning_init: where the tokens start: a `PromptTuningInit` or its name.
+        prompt_tuning_init_text: of TEXT: the text.
+        tokenizer_name_or_path: of TEXT: the tokenizer of the base.
+        tokenizer_kwargs: of TEXT: for the tokenizer's `from_pretrained`.
+    """
 
     prompt_tuning_init: PromptTuningInit | str = PromptTuningInit.RANDOM
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
     tokenizer_kwargs: dict[str, Any] | None = None
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "prompt_tuning_init_text": ("prompt_tuning_init", "TEXT"),
+    }
     default_learning_rate: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:

@@ -44,7 +44,24 @@ EVERY_PROJECTION: Mapping[str, list[str] | str] = MappingProxyType(
 
 @dataclass(kw_only=True)
 class AdaLoraConfig(LayerConfig):
-    """Configuration of AdaLoRA; fields as in the reference. `rank_pattern`: `NAME.lora_E` -> which ranks are kept."""
+    """Configuration of AdaLoRA; fields as in the reference.
+
+    Attributes:
+        target_r: rank that is left of a layer at the end, on average.
+        init_r: rank of every layer at the start.
+        tinit: steps before the first pruning.
+        tfinal: last steps, in which the ranks that are left train alone.
+        deltaT: steps from one pruning to the next.
+        beta1: decay of the smoothed importance.
+        beta2: decay of its smoothed spread.
+        orth_reg_weight: w, weight of the penalty that keeps the factors orthonormal.
+        total_step: steps of the whole run; must be given, and exceed tinit + tfinal.
+        r: kept for the reference's files, without effect: `init_r` and `target_r` count.
+        lora_alpha: s = lora_alpha / init_r.
+        lora_dropout: dropout on the layer's input.
+        init_lora_weights: start without changing the outputs (E = 0); False starts at random.
+        rank_pattern: `NAME.lora_E` -> for each of the init_r ranks, whether it is kept; set when the budget is final.
+    """
 
     target_r: int = bounded(8, ge=1, le=2**20)
     init_r: int = bounded(12, ge=1, le=2**20)
@@ -62,6 +79,7 @@ class AdaLoraConfig(LayerConfig):
     bias: str = "none"
     init_lora_weights: bool = True
     rank_pattern: dict[str, Any] | None = None
+    keyed_by_module: ClassVar[tuple[str, ...]] = ()
 
     default_learning_rate: ClassVar[float] = 1e-3
     default_targets: ClassVar[Mapping[str, list[str] | str]] = EVERY_PROJECTION

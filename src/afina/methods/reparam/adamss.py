@@ -32,7 +32,26 @@ from .subspaces import k_means, leading_rows, leading_vectors
 
 @dataclass(kw_only=True)
 class AdamssConfig(LayerConfig):
-    """Configuration of AdaMSS; fields as in the reference. `use_dynamic_rank`: `subspace_rank` is an upper bound."""
+    """Configuration of AdaMSS; fields as in the reference.
+
+    Attributes:
+        r: directions of the row space that all clusters' updates lie in.
+        num_subspaces: clusters of a layer's rows.
+        subspace_rank: rank of a cluster's update; with `use_dynamic_rank` the largest.
+        init_weights: "orthogonal" starts without changing the outputs, None at random.
+        use_asa: let fewer and fewer clusters learn.
+        asa_target_subspaces: of `use_asa`: clusters of all layers together that learn to the end.
+        init_warmup: of `use_asa`: the step at which their number begins to fall.
+        final_warmup: of `use_asa`: the step at which it has fallen to the target.
+        mask_interval: of `use_asa`: steps from one choice to the next.
+        asa_importance_beta: of `use_asa`: decay of the smoothed importance.
+        asa_uncertainty_beta: of `use_asa`: decay of its smoothed spread.
+        asa_schedule_exponent: of `use_asa`: how early the number falls; 1 is a straight line, more is earlier.
+        use_dynamic_rank: let a cluster's rank follow from its singular values.
+        svd_threshold: of `use_dynamic_rank`: the share of the largest squared singular value that a direction must
+            exceed.
+        random_seed: of the random projection that finds V.
+    """
 
     r: int = bounded(100, ge=1, le=2**20)
     num_subspaces: int = bounded(5, ge=1, le=2**20)
@@ -50,6 +69,16 @@ class AdamssConfig(LayerConfig):
     svd_threshold: float = bounded(0.1, ge=0, lt=1)
     random_seed: int = bounded(0, ge=0)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "asa_target_subspaces": ("use_asa", True),
+        "init_warmup": ("use_asa", True),
+        "final_warmup": ("use_asa", True),
+        "mask_interval": ("use_asa", True),
+        "asa_importance_beta": ("use_asa", True),
+        "asa_uncertainty_beta": ("use_asa", True),
+        "asa_schedule_exponent": ("use_asa", True),
+        "svd_threshold": ("use_dynamic_rank", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

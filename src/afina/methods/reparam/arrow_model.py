@@ -29,9 +29,14 @@ def create_arrow_model(
     """Load LoRAs as `task_0`, ... (and general ones as `gks_0`, ...), and route among them as `arrow_router`.
 
     Args:
+        base_model: the plain model; changed in place.
         task_specific_adapter_paths: folders, hub ids, or hub ids followed by a subfolder.
+        arrow_config: settings of the router; takes the adapters' names.
         general_adapter_paths: what is subtracted if `use_gks`.
-        adapter_kwargs: for `from_pretrained` and `load_adapter`.
+        **adapter_kwargs: for `from_pretrained` and `load_adapter`.
+
+    Returns:
+        The model, with the router active.
 
     Raises:
         ConfigError, TargetError, CheckpointError: the model has no adapters then.

@@ -24,7 +24,14 @@ from .oft import cayley
 
 @dataclass(kw_only=True)
 class BOFTConfig(LayerConfig):
-    """Configuration of BOFT; fields as in the reference. One of `boft_block_size` and `boft_block_num` is 0."""
+    """Configuration of BOFT; fields as in the reference. Exactly one of the first two is 0.
+
+    Attributes:
+        boft_block_size: b, inputs of a block.
+        boft_block_num: blocks of a layer.
+        boft_n_butterfly_factor: factors of the product.
+        boft_dropout: probability that a block's rotation is left out in a training step.
+    """
 
     boft_block_size: int = bounded(4, ge=0)
     boft_block_num: int = bounded(0, ge=0)

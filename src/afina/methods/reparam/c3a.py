@@ -29,11 +29,18 @@ _STARTS = (True, False, "gaussian", "kaiming_uniform", "xavier_uniform")
 
 @dataclass(kw_only=True)
 class C3AConfig(LayerConfig):
-    """Configuration of C3A; fields as in the reference. `init_weights=True` starts at zero."""
+    """Configuration of C3A; fields as in the reference.
+
+    Attributes:
+        block_size: b, side of a circulant block.
+        block_size_pattern: names or patterns of modules -> their own b.
+        init_weights: True starts at zero; "gaussian", "kaiming_uniform" and "xavier_uniform" (also False and None) at
+            random.
+    """
 
     block_size: int = bounded(256, ge=1)
     bias: str = "none"
-    block_size_pattern: dict[str, int] | None = field(default_factory=dict)
+    block_size_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     init_weights: bool | str | None = "xavier_uniform"
 
     default_learning_rate: ClassVar[float] = 1e-1

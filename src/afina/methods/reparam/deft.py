@@ -22,7 +22,17 @@ from ...core.hosts.view import View
 
 @dataclass(kw_only=True)
 class DeftConfig(LayerConfig):
-    """Configuration of DEFT; fields as in the reference."""
+    """Configuration of DEFT; fields as in the reference.
+
+    Attributes:
+        r: dimensions of the subspace.
+        decomposition_method: how the projections follow from P.
+        init_scale: factor of P at the start.
+        alpha: s = alpha / r; None for s = 1.
+        para: only take the subspace out (PaRa): there is no R.
+        deft_dropout: dropout on the input of the part that is put in.
+        init_weights: choose R so that the outputs do not change; False starts it at random.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     decomposition_method: Literal["relu", "qr"] = "relu"

@@ -23,15 +23,21 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class DeloraConfig(LayerConfig):
-    """Configuration of DeLoRA; fields as in the reference."""
+    """Configuration of DeLoRA; fields as in the reference.
+
+    Attributes:
+        delora_lambda: λ at the start.
+        module_dropout: probability that a layer's update is left out in a training step.
+        lambda_pattern: names or patterns of modules -> their own λ.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     delora_lambda: int | float = bounded(15, gt=0)
     module_dropout: float = bounded(0.0, ge=0, lt=1)
     bias: str = "none"
     init_weights: bool = True
-    rank_pattern: dict[str, int] | None = field(default_factory=dict)
-    lambda_pattern: dict[str, int | float] | None = field(default_factory=dict)
+    rank_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
+    lambda_pattern: dict[str, int | float] | None = field(default_factory=dict, metadata={"bounds": {"ge": 0}})
 
     default_learning_rate: ClassVar[float] = 1e-3
 

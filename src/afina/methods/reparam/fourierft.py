@@ -25,14 +25,23 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class FourierFTConfig(LayerConfig):
-    """Configuration of FourierFT; fields as in the reference. `init_weights` starts the coefficients at zero."""
+    """Configuration of FourierFT; fields as in the reference.
+
+    Attributes:
+        n_frequency: n, trained coefficients of a layer.
+        scaling: s.
+        random_loc_seed: of the places; no file could be read again without.
+        n_frequency_pattern: names or patterns of modules -> their own n.
+        init_weights: start without changing the outputs; False, the reference's choice, draws the coefficients from
+            N(0, 1).
+    """
 
     n_frequency: int = bounded(1000, ge=1)
     scaling: float = bounded(150.0, gt=0)
     random_loc_seed: int | None = 777
     fan_in_fan_out: bool = False
     bias: str = "none"
-    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict)
+    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     init_weights: bool = False
 
     default_learning_rate: ClassVar[float] = 3e-2

@@ -24,13 +24,23 @@ from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import DeltaWeight, Site
 from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight
-from ...errors import ConfigError
+from ...errors import CheckpointError, ConfigError
 from .joint_basis import joint_basis
 
 
 @dataclass(kw_only=True)
 class FrodConfig(LayerConfig):
-    """Configuration of FRoD; fields as in the reference."""
+    """Configuration of FRoD; fields as in the reference.
+
+    Attributes:
+        projection_prng_key: seed of S's places.
+        save_projection: store V and S's places; otherwise they are computed from the base and the seed.
+        frod_dropout: dropout on the layer's input.
+        sparse_rate: trained entries of S, as a share of in².
+        regularization_alpha: what ε is made of.
+        progressbar: kept for the reference's files, without effect.
+        runtime_offload_base_weight: kept for the reference's files, without effect.
+    """
 
     projection_prng_key: int = bounded(0, ge=0)
     save_projection: bool = True
@@ -89,7 +99,10 @@ class Bases(nn.Module):
         for name, base in self.layers.items():
             V = self.frod_V.get_buffer(self.kinds[name])
             weight = base.read()[0].double()
-            columns = torch.linalg.solve(V.to(weight), weight.T).T
+            columns_T, singular = torch.linalg.solve_ex(V.to(weight), weight.T)
+            if not singular.is_meta and int(singular):
+                raise CheckpointError("its directions are not independent", where=f"frod_V.{self.kinds[name]}")
+            columns = columns_T.T
             # A direction that the weight does not have gets a column of zeros, and l zero.
             lengths = torch.linalg.vector_norm(columns, dim=0)
             U = columns / lengths.clamp_min(torch.finfo(V.dtype).tiny)
@@ -98,6 +111,11 @@ class Bases(nn.Module):
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         result = super().load_state_dict(*args, **kwargs)
+        for kind, places in self.frod_s_indices.named_buffers():
+            width = len(self.frod_V.get_buffer(kind))
+            if places.numel() and not 0 <= int(places.min()) <= int(places.max()) < width:
+                raise CheckpointError("a place lies outside the matrix", where=f"frod_s_indices.{kind}",
+                                      got=int(places.max()), expected=f"< {width}")  # fmt: skip
         self._solve()
         return result
 

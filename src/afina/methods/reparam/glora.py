@@ -31,7 +31,14 @@ _FORMS = (
 
 @dataclass(kw_only=True)
 class GloraConfig(LayerConfig):
-    """Configuration of GLoRA; fields as in the reference."""
+    """Configuration of GLoRA; fields as in the reference.
+
+    Attributes:
+        r: rank of matrices whose form is "lora".
+        config_A_B: form of A and B: "lora", "vector", "constant" or "none".
+        config_C: form of C: "lora", "vector" or "none".
+        config_D_E: form of D and E: "vector", "constant" or "none".
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     bias: str = "none"

@@ -24,7 +24,15 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class GraloraConfig(LayerConfig):
-    """Configuration of GraLoRA; fields as in the reference."""
+    """Configuration of GraLoRA; fields as in the reference.
+
+    Attributes:
+        r: rank of a row of blocks together; one block has r / gralora_k.
+        hybrid_r: rank of the plain LoRA beside the grid; 0 for none.
+        alpha: s = alpha / (r + hybrid_r).
+        gralora_dropout: dropout on the layer's input.
+        gralora_k: blocks along a side of the grid; divides r.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     hybrid_r: int = bounded(0, ge=0, le=2**20)

@@ -22,7 +22,11 @@ from ...core.inject.patterns import value_for
 
 @dataclass(kw_only=True)
 class HiraConfig(LayerConfig):
-    """Configuration of HiRA; fields as in the reference."""
+    """Configuration of HiRA; fields as in the reference.
+
+    Attributes:
+        hira_dropout: dropout on the layer's input.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     hira_dropout: float = bounded(0.0, ge=0, lt=1)

@@ -23,7 +23,12 @@ from .oft import as_rows, from_rows
 
 @dataclass(kw_only=True)
 class HRAConfig(LayerConfig):
-    """Configuration of HRA; fields as in the reference."""
+    """Configuration of HRA; fields as in the reference.
+
+    Attributes:
+        r: reflections; an even number starts without changing the outputs.
+        apply_GS: make their directions orthogonal, which leaves no start without a change.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     apply_GS: bool = False

@@ -28,7 +28,13 @@ from ...core.layers.weights import BaseWeight
 
 @dataclass(kw_only=True)
 class LilyConfig(LayerConfig):
-    """Configuration of Lily; fields as in the reference."""
+    """Configuration of Lily; fields as in the reference.
+
+    Attributes:
+        stride_A: neighbouring layers that share one A.
+        num_B: experts of a set.
+        scaling: factor of the update.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     stride_A: int = bounded(1, ge=1)

@@ -21,7 +21,7 @@ from .lycoris import Lycoris, LycorisConfig
 
 @dataclass(kw_only=True)
 class LoHaConfig(LycorisConfig):
-    """Configuration of LoHa; fields as in the reference."""
+    """Configuration of LoHa; fields as in the reference, all of them `LycorisConfig`'s."""
 
 
 @register("LOHA", LoHaConfig)

@@ -11,26 +11,43 @@ Conv1d/2d/3d (grouped too), Embedding, MultiheadAttention, 2-D parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...core.config import register
+from ...core.config import bounded, register
 from ...core.hosts.adapter import Site
+from ...errors import ConfigError
 from .lycoris import Lycoris, LycorisConfig
 
 
 @dataclass(kw_only=True)
 class LoKrConfig(LycorisConfig):
-    """Configuration of LoKr; fields as in the reference."""
+    """Configuration of LoKr; fields as in the reference.
+
+    Attributes:
+        decompose_both: let w1 be low-rank too, where that is smaller.
+        decompose_factor: one factor of in and out, where it divides them; -1 makes both as equal as possible.
+        rank_dropout_scale: divide by the share of rows that `rank_dropout` leaves.
+        init_weights: as elsewhere; "lycoris", W2 = 0, is the start that is made here anyway.
+    """
 
     decompose_both: bool = False
-    decompose_factor: int = -1
+    decompose_factor: int = bounded(-1, ge=-1)
     rank_dropout_scale: bool = False
     init_weights: bool | Literal["lycoris"] = True  # type: ignore[assignment]
-    """LyCORIS' start, W2 = 0, is the one that is made here anyway."""
+
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "rank_dropout_scale": ("rank_dropout", ...),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decompose_factor == 0:
+            raise ConfigError("no factor", where="decompose_factor", got=0, expected="a factor, or -1")
 
 
 def split(size: int, limit: int = -1) -> tuple[int, int]:

@@ -5,7 +5,9 @@
 Hu et al. 2021, arXiv 2106.09685; rsLoRA: Kalajdzievski 2023, arXiv 2312.03732. Starts that the papers subtract from W
 (PiSSA, OLoRA, CorDA, LoRA-GA) are kept as a frozen pair, ΔW = s · (B A - B0 A0), so that W keeps its bits.
 Trainable: r · (in + out) a layer (convolution: r · (in · kernel + out); experts: times their number). Mergeable, except
-grouped convolutions. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, MultiheadAttention, 2-D and 3-D parameters.
+grouped convolutions. Layers: Linear, Conv1D, Conv1d/2d/3d, Embedding, MultiheadAttention (whose output projection's
+update counts twice, as in the reference up to 0.21.2; files of later releases are read as they mean it), 2-D and 3-D
+parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ...core.inject.patterns import value_for
 from ...core.layers.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
-from .lora_config import LoraConfig
+from .lora_config import LoraConfig, counts_once
 from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
@@ -34,17 +36,20 @@ class Lora(LoraFast, LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
     prefix = "lora_"
+    attention_note = "the output projection's update counts twice, as in files of the reference up to 0.21.2"
     reference_attributes = frozenset({"r", "lora_alpha", "scaling", "lora_dropout"})
 
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
         base = site.base
-        alpha = value_for(site.name, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
-        scaling, start = config.scaling_at(site.name), config.init_lora_weights
+        alpha = value_for(site.names, config.alpha_pattern, config.lora_alpha, "alpha_pattern")
+        scaling, start = config.scaling_at(site.names), config.init_lora_weights
         embedding, experts = base.kind == "embedding", base.kind == "experts"
-        # The reference adds the update of attention's output projection twice; that is what its files mean.
+        # Up to its release 0.21.2 the reference adds the update of attention's output projection twice; that is what
+        # such files mean, and what is written here.
         times = 2 if site.inside_target else 1
-        self.hold(r=config.rank_at(site.name), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+        self.hold(r=config.rank_at(site.names), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+                  counted_once=counts_once(config.peft_version),
                   groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
                   pair=None, late_start=None, start_name=start,
                   untrained=frozenset() if embedding else starts.freezes(start))  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -28,7 +30,37 @@ from .lora_options import (
 
 @dataclass(kw_only=True)
 class LoraConfig(LayerConfig):
-    """Configuration of LoRA; fields as in the reference."""
+    """Configuration of LoRA; fields as in the reference.
+
+    Attributes:
+        lora_alpha: alpha.
+        lora_dropout: dropout on the layer's input.
+        use_rslora: s = alpha / sqrt(r), not alpha / r.
+        init_lora_weights: True: A Kaiming-uniform, B zero; False: both at random; or the name of a start: "gaussian",
+            "orthogonal", "pissa", "pissa_niter_N", "olora", "mica", "loftq", and from data "eva", "corda", "lora_ga".
+        use_dora: train the lengths of the weight's rows by themselves (DoRA).
+        lora_bias: train a bias on B.
+        target_parameters: names or ends of paths of plain parameters to adapt, such as stacked experts.
+        loftq_config: settings of the start "loftq": a `LoftQConfig`.
+        eva_config: settings of the start "eva".
+        corda_config: settings of the start "corda".
+        lora_ga_config: settings of the start "lora_ga".
+        use_bdlora: if given, a factor is block-diagonal (BD-LoRA).
+        kasa_config: if given, the smallest singular components are learnt anew (KaSA).
+        monteclora_config: if given, A is drawn from a learnt mixture (MonteCLoRA).
+        velora_config: if given, inputs are kept in compressed form for the backward pass (VeLoRA).
+        arrow_config: if given, the adapter routes among others (Arrow); see `create_arrow_model`.
+        alora_invocation_tokens: if given, the adapter acts only from these token ids' last occurrence on (aLoRA).
+        use_qalora: one column of A for each group of inputs (QA-LoRA).
+        qalora_group_size: inputs of such a group.
+        trainable_token_indices: token ids whose embeddings train along; or name of the embedding -> ids.
+        ensure_weight_tying: give an output head that shares the adapted embedding's weight the same update.
+        layer_replication: (from, to) pairs of layers; the model is given the layers of all these ranges, in this order,
+            and those that stand twice share their base.
+        megatron_config: null; Megatron's layers are not adapted.
+        megatron_core: kept as it is read.
+        runtime_config: what does not belong to the file: a `LoraRuntimeConfig`.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     lora_alpha: int | float = bounded(8, gt=0, le=1e9)
@@ -62,6 +94,14 @@ class LoraConfig(LayerConfig):
     runtime_config: Any = field(default=None, metadata={"runtime": True})
     default_learning_rate: ClassVar[float] = 2e-4
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "qalora_group_size": ("use_qalora", True),
+        "eva_config": ("init_lora_weights", "eva"),
+        "corda_config": ("init_lora_weights", "corda"),
+        "lora_ga_config": ("init_lora_weights", "lora_ga"),
+        "loftq_config": ("init_lora_weights", "loftq"),
+    }
+
     def __post_init__(self) -> None:
         if isinstance(self.loftq_config, LoftQConfig):
             self.loftq_config = asdict(self.loftq_config)
@@ -87,11 +127,22 @@ class LoraConfig(LayerConfig):
         return [TrainableTokensConfig(token_indices=ids, target_modules=[layer] if layer else None,
                                       disk_folder="token_adapter.") for layer, ids in by_layer.items()]  # fmt: skip
 
-    def rank_at(self, name: str) -> int:
-        """The rank at a module, by `rank_pattern`."""
+    def rank_at(self, name: str | Sequence[str]) -> int:
+        """The rank at the module `name` (or at what has one of these names), by `rank_pattern`."""
         return int(value_for(name, self.rank_pattern, self.r))
 
-    def scaling_at(self, name: str) -> float:
-        """alpha / r (or alpha / sqrt r) at a module, by `alpha_pattern` and `rank_pattern`."""
+    def scaling_at(self, name: str | Sequence[str]) -> float:
+        """alpha / r (or alpha / sqrt r) at the module `name`, by `alpha_pattern` and `rank_pattern`."""
         alpha, rank = value_for(name, self.alpha_pattern, self.lora_alpha, "alpha_pattern"), self.rank_at(name)
         return float(alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+COUNTED_TWICE = (0, 21, 2)
+"""The last release of the format whose files count the update of attention's output projection twice; what comes after
+counts it once, and so do its files."""
+
+
+def counts_once(version: str | None) -> bool:
+    """Whether files of this release of the format count the update of attention's output projection once."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version or "")[:3])
+    return numbers > COUNTED_TWICE

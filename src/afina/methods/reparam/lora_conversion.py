@@ -61,12 +61,19 @@ def convert_to_lora(
         model: a `PeftModel`, or any module with injected adapters.
         rank: an int is the rank everywhere (or a layer's smaller side, where that is less); a float in (0, 1] is the
             share of each layer's ||ΔW||² to keep, by the smallest rank that does so.
+        adapter_name: the adapter's name.
+        progressbar: show one on the terminal.
         compile_kwargs: compile the decomposition with these arguments of `torch.compile`.
+
+    Returns:
+        (config, tensors under their names on disk), with `retained`: for each layer and in total the rank, the share of
+        ||ΔW||² kept and the relative error.
 
     Raises:
         NotMergeable: the adapter is no change of weights alone (it acts on activations, tokens or biases).
         ConfigError: `rank` is no rank and no share.
         TargetError: LoRA cannot be put on one of its layers.
+        NameTakenError: no such adapter.
     """
     with _beside(model, rank, adapter_name, progressbar, compile_kwargs) as (name, config, retained):
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -84,6 +91,14 @@ def save_as_lora(
     compile_kwargs: Mapping[str, Any] | None = None,
 ) -> Retained:
     """Write what `convert_to_lora` gives into the folder `path`, as any adapter is written.
+
+    Args:
+        path: the folder.
+        model: as for `convert_to_lora`, like all below.
+        rank: a rank, or a share to keep.
+        adapter_name: the adapter's name.
+        progressbar: show one on the terminal.
+        compile_kwargs: compile the decomposition.
 
     Returns:
         What was kept of the update.

@@ -31,6 +31,8 @@ class LoraFiles(DeltaWeight):
     late_start: Callable[[], Any] | None
     start_name: bool | str
     untrained: frozenset[str]
+    times: int
+    counted_once: bool
 
     @property
     def rank_dims(self) -> Mapping[str, int]:  # type: ignore[override]
@@ -99,6 +101,8 @@ class LoraFiles(DeltaWeight):
         return shapes
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.times == 2 and self.counted_once and "lora_B.weight" in tensors:
+            tensors = {**tensors, "lora_B.weight": tensors["lora_B.weight"] / 2}
         A, B = tensors.get("lora_A.weight"), tensors.get("lora_B.weight")
         late, self.late_start = self.late_start, None
         if self.pair is None or A is None or B is None or A.shape[0] == self.r:

@@ -89,9 +89,16 @@ class LoraRuntimeConfig(_Options):
 
 
 def runtime_config(given: LoraRuntimeConfig | Mapping[str, Any] | None) -> LoraRuntimeConfig:
-    """The settings of a process as a file or a caller gives them; unknown ones are told and left out."""
+    """The settings of a process as a file or a caller gives them; unknown ones are told and left out.
+
+    Raises:
+        ConfigError: neither of both.
+    """
     if isinstance(given, LoraRuntimeConfig):
         return given
+    if not isinstance(given, Mapping | None):
+        raise ConfigError("wrong type", where="runtime_config", got=str(given)[:80],
+                          expected="a LoraRuntimeConfig or its fields")  # fmt: skip
     values, known = dict(given or {}), {f.name for f in fields(LoraRuntimeConfig)}
     if unknown := sorted(values.keys() - known):
         warnings.warn(f"runtime_config: {', '.join(unknown)[:80]} is not known here and has no effect", AfinaWarning, 4)

@@ -15,7 +15,14 @@ from ...core.inject.patterns import value_for
 
 @dataclass(kw_only=True)
 class LycorisConfig(LayerConfig):
-    """Fields that LoHa and LoKr have in common, as in the reference."""
+    """Fields that LoHa and LoKr have in common, as in the reference.
+
+    Attributes:
+        alpha: the update counts alpha / r.
+        rank_dropout: probability that a row of the update is left out in a training step.
+        module_dropout: probability that the whole update is.
+        use_effective_conv2d: give kernels larger than 1 a Tucker core.
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     alpha: int | float = bounded(8, gt=0, le=1e9)

@@ -11,8 +11,9 @@ and out).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,14 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class MissConfig(LayerConfig):
-    """Configuration of MiSS; fields as in the reference. `init_weights`: True, False (random), "bat" or "mini"."""
+    """Configuration of MiSS; fields as in the reference.
+
+    Attributes:
+        r: rows of D; of "bat", the side of a block.
+        miss_dropout: dropout on the layer's input.
+        mini_r: of "mini": columns of D.
+        init_weights: True starts without changing the outputs, False at random; "bat" and "mini" choose these variants.
+    """
 
     r: int = bounded(64, ge=1, le=2**20)
     miss_dropout: float = bounded(0.0, ge=0, lt=1)
@@ -33,6 +41,9 @@ class MissConfig(LayerConfig):
     init_weights: bool | str = True
     bias: str = "none"
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "mini_r": ("init_weights", "mini"),
+    }
     default_learning_rate: ClassVar[float] = 2e-4
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,18 @@ from ...errors import AfinaWarning, ConfigError
 
 @dataclass(kw_only=True)
 class OFTConfig(LayerConfig):
-    """Configuration of OFT; fields as in the reference. Exactly one of `r` (blocks) and `oft_block_size` is not 0."""
+    """Configuration of OFT; fields as in the reference. Exactly one of the first two is 0.
+
+    Attributes:
+        r: blocks of a layer.
+        oft_block_size: b, inputs of a block.
+        module_dropout: probability that a block's rotation is left out in a training step.
+        coft: keep the rotations near the identity (constrained OFT).
+        eps: of `coft`: how near.
+        block_share: one block for all.
+        use_cayley_neumann: replace the inverse by a Neumann series.
+        num_cayley_neumann_terms: terms of that series.
+    """
 
     r: int = bounded(0, ge=0)
     oft_block_size: int = bounded(32, ge=0)
@@ -41,6 +52,10 @@ class OFTConfig(LayerConfig):
     use_cayley_neumann: bool = True
     num_cayley_neumann_terms: int = bounded(5, ge=1, le=100)
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "eps": ("coft", True),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

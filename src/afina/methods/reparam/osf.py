@@ -25,7 +25,14 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class OSFConfig(LayerConfig):
-    """Configuration of OSF; fields as in the reference. `effective_rank` counts the frozen directions."""
+    """Configuration of OSF; fields as in the reference.
+
+    Attributes:
+        effective_rank: directions that stay frozen: a number, or a share (float) of min(in, out); None for half.
+        rank_pattern: names or patterns of modules -> their own `effective_rank`.
+        init_weights: kept for the reference's files, without effect.
+        target_svd_config: as `rank_pattern`, and before it.
+    """
 
     effective_rank: int | float | None = bounded(None, gt=0)
     rank_pattern: dict[str, int | float] | None = None
@@ -35,7 +42,7 @@ class OSFConfig(LayerConfig):
     default_learning_rate: ClassVar[float] = 5e-5
 
     def own_targets(self, model: nn.Module) -> list[str] | None:
-        """All linear layers of a model that the table of defaults does not know."""
+        # As in the reference: all linear layers of a model that the table of defaults does not know.
         known = getattr(getattr(model, "config", None), "model_type", None) in DEFAULT_TARGETS
         return None if known else linear_layers(model)
 

@@ -31,7 +31,14 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(kw_only=True)
 class PeanutConfig(LayerConfig):
-    """Configuration of PEANuT; fields as in the reference."""
+    """Configuration of PEANuT; fields as in the reference.
+
+    Attributes:
+        r: width of the network.
+        depth: encoder steps, and as many decoder steps.
+        act_fn: σ.
+        scaling: s.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     depth: int = bounded(0, ge=0, le=64)

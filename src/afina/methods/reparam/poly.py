@@ -25,7 +25,15 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class PolyConfig(LayerConfig):
-    """Configuration of Poly; fields as in the reference."""
+    """Configuration of Poly; fields as in the reference.
+
+    Attributes:
+        r: rank of a skill.
+        poly_type: "poly" is all there is.
+        n_tasks: how many there are.
+        n_skills: LoRAs that are mixed.
+        n_splits: parts of inputs and outputs with mixtures of their own (more than 1 is multi-head routing).
+    """
 
     r: int = bounded(8, ge=1, le=2**20)
     init_weights: bool = True

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,23 @@ from .oft import cayley, skew
 
 @dataclass(kw_only=True)
 class PsoftConfig(LayerConfig):
-    """Configuration of PSOFT; fields as in the reference."""
+    """Configuration of PSOFT; fields as in the reference.
+
+    Attributes:
+        r: dimensions of the subspace.
+        psoft_alpha: s = psoft_alpha / r.
+        psoft_dropout: dropout on the layer's input.
+        ab_svd_init: how A and B share the singular values: "psoft_init" or "pissa_init".
+        psoft_svd: "full", or "lowrank" for a randomised decomposition.
+        psoft_svd_lowrank_niter: of "lowrank": power iterations.
+        random_seed: of "lowrank".
+        psoft_orth: keep R's inner part orthogonal.
+        psoft_mag_b: train the diagonal b.
+        psoft_mag_a: train the diagonal a.
+        use_cayley_neumann: replace the inverse by a Neumann series.
+        num_cayley_neumann_terms: terms of that series.
+        cayley_neumann_eps: largest ||Q|| in that series; None for no bound.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     psoft_alpha: int | float = bounded(32, gt=0, le=1e9)
@@ -44,6 +60,12 @@ class PsoftConfig(LayerConfig):
     cayley_neumann_eps: float | None = None
     init_weights: bool = True
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "psoft_svd_lowrank_niter": ("psoft_svd", "lowrank"),
+        "random_seed": ("psoft_svd", "lowrank"),
+        "num_cayley_neumann_terms": ("use_cayley_neumann", True),
+        "cayley_neumann_eps": ("use_cayley_neumann", True),
+    }
     default_learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:

@@ -31,8 +31,15 @@ from .vera import Projections
 
 @dataclass(kw_only=True)
 class PveraConfig(LayerConfig):
-    """Configuration of PVeRA; fields as in the reference. `generator_seed` has no effect: torch's own generator draws
-    the samples, because checkpointing replays that one."""
+    """Configuration of PVeRA; fields as in the reference.
+
+    Attributes:
+        r: rank of the frozen matrices.
+        pvera_dropout: dropout on the layer's input.
+        d_initial: d at the start.
+        sample_at_inference: draw z outside of training too.
+        generator_seed: without effect: torch's own generator draws, because checkpointing replays that one.
+    """
 
     r: int = bounded(256, ge=1, le=2**20)
     projection_prng_key: int = bounded(0, ge=0)

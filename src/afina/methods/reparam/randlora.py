@@ -30,7 +30,15 @@ _NAMES = ("randlora_A", "randlora_B")
 
 @dataclass(kw_only=True)
 class RandLoraConfig(LayerConfig):
-    """Configuration of RandLoRA; fields as in the reference."""
+    """Configuration of RandLoRA; fields as in the reference.
+
+    Attributes:
+        r: rank of one summand.
+        sparse: make A and B of signs, two thirds of them zero.
+        very_sparse: make A and B of signs, nearly all of them zero.
+        randlora_dropout: dropout on the layer's input.
+        randlora_alpha: s = randlora_alpha / r.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     projection_prng_key: int = bounded(0, ge=0)

@@ -25,7 +25,12 @@ _PER_OUTPUT = (("road_1", 0.5), ("road_2", 1.0), ("road_4", 2.0))
 
 @dataclass(kw_only=True)
 class RoadConfig(LayerConfig):
-    """Configuration of RoAd; fields as in the reference."""
+    """Configuration of RoAd; fields as in the reference.
+
+    Attributes:
+        variant: "road_1", "road_2" or "road_4".
+        group_size: g, outputs of a group; an even number.
+    """
 
     variant: str = "road_1"
     group_size: int = bounded(64, ge=2)

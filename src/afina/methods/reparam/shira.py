@@ -24,7 +24,13 @@ from ...errors import CheckpointError, ConfigError
 
 @dataclass(kw_only=True)
 class ShiraConfig(LayerConfig):
-    """Configuration of SHiRA; fields as in the reference. Without a seed torch's own generator draws."""
+    """Configuration of SHiRA; fields as in the reference.
+
+    Attributes:
+        r: as many values are trained as a LoRA of this rank has.
+        mask_type: "random" is all there is.
+        random_seed: of the places; None lets torch's own generator draw.
+    """
 
     r: int = bounded(32, ge=1, le=2**20)
     mask_type: str = "random"

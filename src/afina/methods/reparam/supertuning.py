@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,16 @@ from ...core.hosts.adapter import DeltaWeight, Site
 
 @dataclass(kw_only=True)
 class SupertuningConfig(LayerConfig):
-    """Configuration of SuperTuning; fields as in the reference."""
+    """Configuration of SuperTuning; fields as in the reference.
+
+    Attributes:
+        sparsity: share of a layer's weights that have no difference of their own.
+        select_top: train at the largest weights; False at the smallest.
+        r: rank of the LoRA for the rest; None for none.
+        lora_alpha: alpha of that; 2 r if None.
+        lora_dropout: dropout on the layer's input.
+        save_precomputed_indices: store the places; otherwise they are found in the base again.
+    """
 
     sparsity: float = bounded(0.99, ge=0, lt=1)
     select_top: bool = True
@@ -32,6 +41,9 @@ class SupertuningConfig(LayerConfig):
     init_weights: bool = True
     save_precomputed_indices: bool = True
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "lora_alpha": ("r", ...),
+    }
     default_learning_rate: ClassVar[float] = 3e-4
 
 

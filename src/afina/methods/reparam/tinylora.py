@@ -26,7 +26,18 @@ from .low_rank import LowRankDelta
 
 @dataclass(kw_only=True)
 class TinyLoraConfig(LayerConfig):
-    """Configuration of TinyLoRA; fields as in the reference. `init_weights`: True (zero), False or "uniform"."""
+    """Configuration of TinyLoRA; fields as in the reference.
+
+    Attributes:
+        r: dimensions of the subspace.
+        u: trained numbers of a group of layers.
+        weight_tying: how much layers share: from 0, each has its own numbers, to 1, all have the same.
+        projection_seed: of the matrices P.
+        save_projection: store P; A and B are stored in any case.
+        init_v_bound: bound of the uniform start.
+        tinylora_dropout: dropout on the layer's input.
+        init_weights: True starts without changing the outputs; False and "uniform" within `init_v_bound`.
+    """
 
     r: int = bounded(2, ge=1, le=2**20)
     u: int = bounded(64, ge=1)

@@ -20,13 +20,22 @@ from torch import Tensor, nn
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Site
 from ...core.layers.weights import BaseWeight
-from ...errors import CheckpointError
+from ...errors import CheckpointError, ConfigError
 from .low_rank import LowRankDelta
 
 
 @dataclass(kw_only=True)
 class UniLoraConfig(LayerConfig):
-    """Configuration of Uni-LoRA; fields as in the reference."""
+    """Configuration of Uni-LoRA; fields as in the reference.
+
+    Attributes:
+        proj_seed: seed of the indices.
+        theta_d_length: numbers of θ, all that is trained.
+        unilora_dropout: dropout on the layer's input.
+        init_theta_d_bound: bound of θ's uniform start; so the outputs change a little from the beginning.
+        init_weights: start within that bound; False draws from N(0, 1).
+        save_indices: store the indices with every layer.
+    """
 
     r: int = bounded(4, ge=1, le=2**20)
     proj_seed: int = bounded(42, ge=0)
@@ -34,7 +43,7 @@ class UniLoraConfig(LayerConfig):
     unilora_dropout: float = bounded(0.0, ge=0, lt=1)
     fan_in_fan_out: bool = False
     bias: str = "none"
-    init_theta_d_bound: float = bounded(0.02, gt=0)
+    init_theta_d_bound: float = bounded(0.02, gt=0, le=1e6)
     init_weights: bool = True
     save_indices: bool = False
 
@@ -62,7 +71,10 @@ class Theta(nn.Module):
         bound = config.init_theta_d_bound
         self.unilora_theta_d = nn.Parameter(theta.uniform_(-bound, bound) if config.init_weights else theta.normal_())
         shapes = [base.shape for base in layers.values()]
-        sizes = [config.r * n for s in shapes for n in (math.prod(s[1:]), s[0])]
+        sides = [n for s in shapes for n in (math.prod(s[1:]), s[0])]
+        if config.r > max(sides):
+            raise ConfigError("larger than the layers", where="r", got=config.r, expected=f"<= {max(sides)}")
+        sizes = [config.r * n for n in sides]
         every = balanced_indices(sum(sizes), config.theta_d_length, config.proj_seed)
         self.scales = torch.bincount(every, minlength=config.theta_d_length).clamp(min=1).rsqrt()
         pieces = torch.split(every, sizes)

@@ -29,7 +29,17 @@ _NAMES = ("vblora_logits_A", "vblora_logits_B")
 
 @dataclass(kw_only=True)
 class VBLoRAConfig(LayerConfig):
-    """Configuration of VB-LoRA; fields as in the reference."""
+    """Configuration of VB-LoRA; fields as in the reference.
+
+    Attributes:
+        num_vectors: vectors of the bank.
+        vector_length: v, numbers of a vector.
+        topk: vectors that are mixed for a piece.
+        save_only_topk_weights: write a small file, from which no training can go on.
+        vblora_dropout: dropout on the layer's input.
+        init_vector_bank_bound: bound of the bank's uniform start.
+        init_logits_std: standard deviation of the logits' start.
+    """
 
     r: int = bounded(4, ge=1, le=2**20)
     num_vectors: int = bounded(256, ge=2, le=2**31 - 1)
@@ -39,7 +49,7 @@ class VBLoRAConfig(LayerConfig):
     vblora_dropout: float = bounded(0.0, ge=0, lt=1)
     fan_in_fan_out: bool = False
     bias: str = "none"
-    init_vector_bank_bound: float = bounded(0.02, gt=0)
+    init_vector_bank_bound: float = bounded(0.02, gt=0, le=1e6)
     init_logits_std: float = bounded(0.1, ge=0)
 
     default_learning_rate: ClassVar[float] = 1e-3

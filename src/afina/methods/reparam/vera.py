@@ -26,7 +26,13 @@ from .low_rank import LowRankDelta, kaiming
 
 @dataclass(kw_only=True)
 class VeraConfig(LayerConfig):
-    """Configuration of VeRA; fields as in the reference."""
+    """Configuration of VeRA; fields as in the reference.
+
+    Attributes:
+        r: rank of the frozen matrices.
+        vera_dropout: dropout on the layer's input.
+        d_initial: d at the start.
+    """
 
     r: int = bounded(256, ge=1, le=2**20)
     projection_prng_key: int = bounded(0, ge=0)

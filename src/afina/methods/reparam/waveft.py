@@ -32,7 +32,17 @@ from .wavelets import FAMILIES, low_pass
 
 @dataclass(kw_only=True)
 class WaveFTConfig(LayerConfig):
-    """Configuration of WaveFT; fields as in the reference."""
+    """Configuration of WaveFT; fields as in the reference.
+
+    Attributes:
+        n_frequency: n, trained coefficients of a layer.
+        scaling: s.
+        wavelet_family: the filters' name.
+        use_idwt: transform the coefficients; False takes them as the update itself.
+        random_loc_seed: of the places.
+        n_frequency_pattern: names or patterns of modules -> their own n.
+        proportional_parameters: give layers coefficients in proportion to their size, `n_frequency` on average.
+    """
 
     n_frequency: int = bounded(2592, ge=1)
     scaling: float = bounded(25.0, gt=0)
@@ -41,7 +51,7 @@ class WaveFTConfig(LayerConfig):
     random_loc_seed: int = bounded(777, ge=0)
     fan_in_fan_out: bool = False
     bias: str = "none"
-    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict)
+    n_frequency_pattern: dict[str, int] | None = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     proportional_parameters: bool = False
     init_weights: bool = True
 

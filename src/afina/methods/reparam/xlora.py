@@ -39,9 +39,21 @@ class XLoraConfig(LayerConfig):
 
     Attributes:
         hidden_size: of the model's last hidden state; taken from the model's config if None.
-        adapters: name -> folder or hub id of every expert; an empty string for one that is on the model already.
-            When the config is read from a file, only the names count: the experts lie in subfolders of these names, or
-            where `from_pretrained(..., adapters={name: folder})` says.
+        adapters: name -> folder or hub id of every expert; an empty string for one that is on the model already. When
+            the config is read from a file, only the names count: the experts lie in subfolders of these names, or where
+            `from_pretrained(..., adapters={name: folder})` says.
+        enable_softmax: let the weights of a token sum to 1.
+        enable_softmax_topk: the same after `top_k_lora`.
+        layerwise_scalings: weights for each layer; False has the same for all.
+        xlora_depth: linear layers of the classifier.
+        xlora_size: its hidden width, where there are more than one.
+        xlora_dropout_p: dropout between them.
+        use_trainable_adapters: let the experts train too.
+        softmax_temperature: divides the logits.
+        top_k_lora: experts that count at a token; None for all.
+        scaling_pass_value: weight of every expert in the first pass.
+        global_scaling_weight: g.
+        modules_to_save: as in every method; written to the file only if it is set.
     """
 
     hidden_size: int | None = bounded(None, ge=1)
@@ -49,7 +61,7 @@ class XLoraConfig(LayerConfig):
     enable_softmax: bool = True
     enable_softmax_topk: bool = False
     layerwise_scalings: bool = False
-    xlora_depth: int = bounded(1, ge=1)
+    xlora_depth: int = bounded(1, ge=1, le=100)
     xlora_size: int = bounded(2048, ge=1)
     xlora_dropout_p: float = bounded(0.2, ge=0, lt=1)
     use_trainable_adapters: bool = False
@@ -81,8 +93,8 @@ class XLoraConfig(LayerConfig):
     def find_experts(self, places: Callable[[str], Place]) -> None:
         self.places = {name: places(name) for name in self.adapters or {}}
 
+    # Every layer that has one of the experts; also settles `hidden_size`.
     def own_targets(self, model: Any) -> list[str]:
-        """Every layer that has one of the experts; also settles `hidden_size`."""
         if not self.adapters:
             raise ConfigError("X-LoRA needs experts", where="adapters", got="none",
                               expected="name -> folder or hub id of trained LoRAs")  # fmt: skip

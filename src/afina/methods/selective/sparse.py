@@ -11,7 +11,7 @@ Gradient and Fisher masks need `preprocess_sparse(model, config, train_step)` fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -42,6 +42,9 @@ class SparseConfig(LayerConfig):
     selection: Literal["random", "magnitude", "gradient", "fisher"] = "magnitude"
     seed: int = 0
 
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "seed": ("selection", "random"),
+    }
     default_learning_rate: ClassVar[float] = 3e-4
 
     def own_targets(self, model: Any) -> str:
@@ -89,6 +92,7 @@ def preprocess_sparse(model: Any, config: SparseConfig, train_step: Callable[[],
 
     Args:
         model: the plain model; its weights, gradients and flags stay as they were.
+        config: with `selection="gradient"` or "fisher"; takes the scores.
         train_step: runs forward and backward on one calibration batch; it is called once for every backward pass that
             counts, by calling `backward` inside it as often as there are batches.
 

@@ -26,7 +26,12 @@ from ...errors import ConfigError
 
 @dataclass(kw_only=True)
 class TrainableTokensConfig(LayerConfig):
-    """Configuration of trainable tokens; fields as in the reference. Without targets: the input embedding."""
+    """Configuration of trainable tokens; fields as in the reference. Without targets: the input embedding.
+
+    Attributes:
+        token_indices: distinct ids of the tokens; must be given.
+        init_weights: start at the tokens' own embeddings; False adds noise from N(0, 1).
+    """
 
     token_indices: list[int] = field(default_factory=list, metadata={"bounds": {"ge": 0}})
     init_weights: bool = True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import CheckpointError, RecipeError
+from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
 from . import quantize
@@ -89,12 +89,15 @@ def config_of(location: str, section: ModelSection) -> Any:
         raise _unloadable("config", location, error) from error
 
 
-def load_base(section: ModelSection, location: str, loader: str, options: Mapping[str, Any]) -> PreTrainedModel:
-    """The base model in its storage.
+def load_base(
+    section: ModelSection, location: str, loader: str, options: Mapping[str, Any], fresh: Iterable[str] = ()
+) -> PreTrainedModel:
+    """The base model in its storage. Weights that its files lack are told in a warning: they are random then.
 
     Args:
         loader: transformers' auto class.
         options: what it is loaded with beside what the section says.
+        fresh: names of heads that are trained from nothing, whose weights are missing by right.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -106,14 +109,22 @@ def load_base(section: ModelSection, location: str, loader: str, options: Mappin
     auto: Any = getattr(transformers, loader)
     stored = quantize.loading_options(section, _dtype(location, section))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model = auto.from_pretrained(
-                location, dtype=section.dtype, revision=section.revision or "main", **stored, **options
-            )
+        model, found = auto.from_pretrained(
+            location, dtype=section.dtype, revision=section.revision or "main", output_loading_info=True,
+            **stored, **options,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
+    _tell_missing(found["missing_keys"], fresh, location)
     return quantize.after_loading(section, model)
+
+
+def _tell_missing(keys: Iterable[str], fresh: Iterable[str], location: str) -> None:
+    """Warn of weights that are not in the model's files, but for those of heads that are trained from nothing."""
+    missing = sorted(key for key in keys if not {*key.split(".")} & {*fresh})
+    if missing:
+        told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        warnings.warn(f"{location} lacks weights of the model, which are random now: {told}", AfinaWarning, 3)
 
 
 def _dtype(location: str, section: ModelSection) -> torch.dtype:

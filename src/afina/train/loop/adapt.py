@@ -73,6 +73,11 @@ def counts(model: Any) -> tuple[int, int]:
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 
+def checkpoint_bytes(model: Any) -> int:
+    """About what a checkpoint takes: what trains, with the two moments that most optimizers keep of it."""
+    return 3 * sum(int(p.nbytes) for p in model.parameters() if p.requires_grad)
+
+
 def planned_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of a run on one device, as the Trainer counts them."""
     t = recipe.training

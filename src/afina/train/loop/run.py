@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.hosts.routing import routers
+from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
@@ -18,19 +19,23 @@ from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
-from ..recipe.resuming import check_resumable
+from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
 from ..recipe.yamlfile import dump
 from ..report.events import Reporter
-from ..report.output import RECIPE_NAME, REPORT, Output, claim
+from ..report.interrupts import Interrupted, interruptible
+from ..report.output import RECIPE_NAME, REPORT, Output
 from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.examples import encode
-from .adapt import adapted, counts, plan, planned_steps, save, switched_off
+from .adapt import adapted, checkpoint_bytes, counts, plan, planned_steps, save, switched_off
+from .claimed import claimed, spare_inputs
+from .contents import contents
 from .method_state import read_method_state
+from .trackers import check_trackers
 from .trainer import Setup, make_trainer
 
 _BEFORE = "before.json"
@@ -46,32 +51,48 @@ class Result:
     after: Scores | None
 
 
-def run(recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: bool = False) -> Result:
+def run(
+    recipe: Recipe, reporter: Reporter, *, overwrite: bool = False, resume: bool = False, source: str | None = None
+) -> Result:
     """Train as the recipe says and leave everything in its output folder.
+
+    Args:
+        source: the file that the recipe was read from, if it was.
 
     Raises:
         AfinaError: a mistake in the recipe or the data, or training that cannot go on. A former run in the output
             folder is untouched then; checkpoints of this one are kept.
+        StoppedError: a signal asked for the end; nothing that was finished is lost.
     """
     from ...compat import stand_in
 
-    chosen = recipe.model.dtype == "auto"
-    recipe, split, labels = prepared(recipe, reporter)
-    stand_in()  # the Trainer takes our PeftModel for the one that it knows
-    output = claim(recipe.output.dir, overwrite=overwrite, resume=resume)
-    with ExitStack() as undo:
-        undo.callback(output.abandon)
-        if output.checkpoint is not None:
-            former = load_recipe(str(output.work))
-            if chosen:  # a measurement may come out otherwise, but a run keeps its dtype
-                recipe.model.dtype = former.model.dtype
-            check_resumable(former, recipe, reporter)
-            reporter.note(f"resuming from {output.checkpoint.name}")
-        (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
-        result = _trained(recipe, split, labels, output, reporter)
-        undo.pop_all()
-    output.publish()
-    return result
+    try:
+        with interruptible():
+            stand_in()  # the Trainer takes our PeftModel for the one that it knows
+            check_trackers(recipe)
+            ready, split, labels = prepared(recipe, reporter)
+            if not resume:
+                spare_inputs(ready, split, source)
+            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume) as output:
+                if output.checkpoint is not None:
+                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto")
+                (output.work / RECIPE_NAME).write_text(dump(ready), encoding="utf-8")
+                return _trained(ready, split, labels, output, reporter)
+    except Interrupted as error:
+        raise StoppedError(f"stopped by {error.name} before the run began: nothing is lost", fix="run it again",
+                           exit_code=error.exit_code) from error  # fmt: skip
+
+
+def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool) -> None:
+    """What a run that goes on stands on is as it was; damaged checkpoints are told."""
+    assert output.checkpoint is not None
+    for path, fault in output.faults.items():
+        reporter.warn(f"{path.name} is not whole ({fault}): going on from {output.checkpoint.name}")
+    former = load_recipe(str(output.work))
+    if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
+        recipe.model.dtype = former.model.dtype
+    check_resumable(former, recipe, reporter)
+    reporter.note(f"resuming from {output.checkpoint.name}")
 
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
@@ -110,6 +131,11 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     from transformers import set_seed
 
     location = base_location(recipe.model, reporter)
+    stands_on = contents(split, recipe.model, location)
+    if output.checkpoint is None:
+        output.remember(stands_on)
+    else:
+        check_contents(output.contents, stands_on, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
     shown = range(min(2, len(data.train)))
@@ -122,6 +148,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
     _speed_up(recipe, model, data, steps, reporter)
+    output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
     assert recipe.training.learning_rate is not None

@@ -1,38 +1,34 @@
-"""Ending a run early: on SIGTERM or Ctrl-C after the step that runs, or when the held-out loss no longer falls."""
+"""Ending a run early, after the step that runs: on SIGTERM, SIGHUP or Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
-import threading
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...errors import StoppedError
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from ..report.interrupts import ENDING, hand_back, listen
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]
-    """The first SIGTERM or Ctrl-C lets the step finish and saves a checkpoint; the second one ends at once."""
+    """The first SIGTERM, SIGHUP or Ctrl-C lets the step finish and saves a checkpoint; the second one ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.before: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Listen; only a main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        """Listen."""
+        self.before = listen(self._receive, (*ENDING, signal.SIGINT))
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int) -> None:
         self.received = number
         self.release()
 
     def release(self) -> None:
         """Hand the signals back."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        hand_back(self.before)
         self.before = {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:

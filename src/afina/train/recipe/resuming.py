@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from ...errors import RecipeError
 from ..report.events import Reporter
@@ -29,11 +29,27 @@ def check_resumable(former: Recipe, now: Recipe, reporter: Reporter) -> None:
         reporter.note(f"resumed with another {key}: {changed[key][1]} instead of {changed[key][0]}")
     if not fixed:
         return
-    reporter.note(_table(fixed))
-    key, (before, after) = next(iter(fixed.items()))
-    more = f" and {len(fixed) - 1} more" if len(fixed) > 1 else ""
-    raise RecipeError("a resumed run has the settings that it began with", where=key + more, got=after,
-                      expected=before, fix="set it back, or use --overwrite")  # fmt: skip
+    _refuse(fixed, "a resumed run has the settings that it began with", "set it back, or use --overwrite", reporter)
+
+
+def check_contents(former: Mapping[str, str], now: Mapping[str, str], reporter: Reporter) -> None:
+    """Compare the hashes of data and base with those that the run began with.
+
+    Raises:
+        RecipeError: one differs; a table of these differences is noted before.
+    """
+    changed = {k: (former.get(k, "not there"), now.get(k, "not there")) for k in {**former, **now}}
+    changed = {k: v for k, v in changed.items() if v[0] != v[1]}
+    if changed:
+        what = "a resumed run has the data and the base that it began with"
+        _refuse(changed, what, "bring the former contents back, or use --overwrite", reporter)
+
+
+def _refuse(changed: Mapping[str, tuple[Any, Any]], what: str, fix: str, reporter: Reporter) -> NoReturn:
+    reporter.note(_table(changed))
+    key, (before, after) = next(iter(changed.items()))
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    raise RecipeError(what, where=key + more, got=after, expected=before, fix=fix)
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

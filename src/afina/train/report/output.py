@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.files.unwritable import free_bytes
 from ...errors import RecipeError
 from ...version import __version__
-from .checkpoints import newest_complete
+from .checkpoints import checkpoints, clear, is_sealed, look
+from .interrupts import postponed
 
-_MARK = "afina_run.json"
+_MARK, _LOCK = "afina_run.json", ".lock"
 RECIPE_NAME, REPORT = "recipe.yaml", "report.json"
 """Of the run's settings; and written last: a folder that has it holds a finished run."""
+_BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", "before.json")
+"""What a run writes before it has a checkpoint."""
 
 
 @dataclass
@@ -23,32 +27,44 @@ class Output:
 
     Attributes:
         checkpoint: the checkpoint to go on from, or None.
+        faults: newer checkpoints that are not whole, and why.
+        needed: bytes that a checkpoint takes, once that is known.
     """
 
     final: Path
     work: Path
     checkpoint: Path | None
     lock: Any
+    faults: dict[Path, str] = field(default_factory=dict)
+    needed: int | None = None
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Hashes of what the run began with; empty where none are known."""
+        known = _mark(self.work).get("contents")
+        return known if isinstance(known, dict) else {}
+
+    def remember(self, contents: dict[str, str]) -> None:
+        """Keep the hashes of what the run begins with."""
+        _write_mark(self.work, {**_mark(self.work), "contents": contents})
 
     def publish(self) -> None:
         """Put a finished run in its place; only now is the former one given up."""
-        self.lock.release()
-        (self.work / ".lock").unlink(missing_ok=True)
-        if self.work == self.final:
-            return
-        former = self.final.with_name(f".{self.final.name}.former")
-        shutil.rmtree(former, ignore_errors=True)
-        self.final.rename(former)
-        self.work.rename(self.final)
-        shutil.rmtree(former)
-        self.work = self.final
+        with postponed():
+            if self.work != self.final:
+                former = self.final.with_name(f".{self.final.name}.former")
+                shutil.rmtree(former, ignore_errors=True)
+                self.final.rename(former)
+                self.work.rename(self.final)
+                shutil.rmtree(former)
+                self.work = self.final
+            _free(self.final, self.lock)
 
     def abandon(self) -> None:
         """Give up a failed run: what can be resumed stays, the rest goes."""
-        self.lock.release()
-        (self.work / ".lock").unlink(missing_ok=True)
-        if newest_complete(self.work) is None:
+        if not any(map(is_sealed, checkpoints(self.work))):
             shutil.rmtree(self.work, ignore_errors=True)
+        _free(self.final, self.lock)
 
 
 def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
@@ -61,14 +77,57 @@ def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
     final = Path(directory).expanduser().absolute()
     if final.exists() and not final.is_dir():
         raise RecipeError("the output is a file", where="output.dir", got=final)
-    filled = final.is_dir() and any(final.iterdir())
-    if filled and not (final / _MARK).is_file():
-        raise RecipeError(
-            "the output folder holds something that is not a run of afina",
-            where="output.dir",
-            got=final,
-            fix="choose another output.dir",
-        )
+    try:
+        if final.is_dir() and not (final / _MARK).is_file() and {p.name for p in final.iterdir()} - {_LOCK}:
+            raise RecipeError(
+                "the output folder holds something that is not a run of afina",
+                where="output.dir",
+                got=final,
+                fix="choose another output.dir",
+            )
+        lock = _locked(final)
+        try:
+            return _claimed(final, lock, overwrite, resume)
+        except BaseException:
+            _free(final, lock)
+            raise
+    except OSError as error:
+        got = f"{final} ({error.strerror}, {free_bytes(final):,} bytes free)"
+        raise RecipeError("cannot write to the output folder", where="output.dir", got=got) from error
+
+
+def _locked(final: Path) -> Any:
+    """The lock of the folder that the result belongs in; it holds for whichever folder is worked in.
+
+    Raises:
+        RecipeError: another run has it.
+    """
+    from filelock import FileLock, Timeout
+
+    final.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(final / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RecipeError("another run writes to the output folder", where="output.dir", got=final) from error
+    if not (final / _LOCK).exists():  # another run ended and took the file along in this very moment
+        lock.release()
+        raise RecipeError("another run wrote to the output folder until now", where="output.dir", got=final,
+                          fix="look at it, and run again")  # fmt: skip
+    return lock
+
+
+def _free(final: Path, lock: Any) -> None:
+    """Give the lock back, and a folder that was made for it alone."""
+    (final / _LOCK).unlink(missing_ok=True)
+    lock.release()
+    if final.is_dir() and not any(final.iterdir()):
+        final.rmdir()
+
+
+def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool) -> Output:
+    begun = (final / _MARK).is_file() and not (final / REPORT).is_file() and not any(map(is_sealed, checkpoints(final)))
+    filled = (final / _MARK).is_file() and not begun
     if filled and resume and not overwrite and (final / REPORT).is_file():
         raise RecipeError(
             "the run is finished, there is nothing to resume",
@@ -76,7 +135,6 @@ def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
             got=final,
             fix="--overwrite to run anew, or --overwrite --resume to go on with such a run that was cut off",
         )
-    work = final.with_name(f"{final.name}.partial") if filled and overwrite else final
     if filled and not overwrite and not resume:
         raise RecipeError(
             "the output folder holds a former run",
@@ -84,35 +142,55 @@ def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
             got=final,
             fix="choose another output.dir, or --overwrite, or --resume if it was cut off",
         )
-    return _claimed(final, work, resume)
+    work = final.with_name(f"{final.name}.partial") if filled and overwrite else final
+    if work != final and work.exists() and _mark(work).get("replaces") != final.name:
+        raise RecipeError("this folder is in the way", where="output.dir", got=work, fix="move it away")
+    output = Output(final, work, None, lock)
+    if resume:
+        output.checkpoint, output.faults = _newest(work)
+        clear(output.faults)
+        return output
+    work.mkdir(parents=True, exist_ok=True)
+    _empty(work, ("*",) if work != final else _BEGUN)  # left by a run that was cut off
+    _write_mark(work, {"afina": __version__, **({"replaces": final.name} if work != final else {})})
+    return output
 
 
-def _claimed(final: Path, work: Path, resume: bool) -> Output:
-    from filelock import FileLock, Timeout
+def _newest(work: Path) -> tuple[Path, dict[Path, str]]:
+    """The checkpoint to go on from, and what is wrong with newer ones.
 
-    checkpoint = newest_complete(work) if resume else None
-    if resume and checkpoint is None:
-        raise RecipeError("nothing to resume: no complete checkpoint", where="output.dir", got=work)
-    try:
-        if work != final and work.exists() and not (work / _MARK).is_file():
-            raise RecipeError("this folder is in the way", where="output.dir", got=work, fix="move it away")
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / ".lock", timeout=0)
-        lock.acquire()
-        if work != final and not resume:
-            _empty(work)  # left by a run that was to replace `final` and was cut off
-        (work / _MARK).write_text(json.dumps({"afina": __version__}) + "\n", encoding="utf-8")
-    except Timeout as error:
-        raise RecipeError("another run writes to the output folder", where="output.dir", got=work) from error
-    except OSError as error:
-        got = f"{work} ({error.strerror})"
-        raise RecipeError("cannot write to the output folder", where="output.dir", got=got) from error
-    return Output(final, work, checkpoint, lock)
+    Raises:
+        RecipeError: there is none.
+    """
+    found = look(work)
+    if found.whole is not None:
+        return found.whole, found.faults
+    damaged = [f"{path.name}: {fault}" for path, fault in found.faults.items() if is_sealed(path)]
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise RecipeError("no checkpoint is whole, there is nothing to resume", where=work, got=damaged[0] + more,
+                          fix="--overwrite to run anew")  # fmt: skip
+    raise RecipeError("nothing to resume: no run was cut off here after its first checkpoint", where="output.dir",
+                      got=work, fix="leave --resume out")  # fmt: skip
 
 
-def _empty(work: Path) -> None:
-    for path in work.iterdir():
-        if path.is_dir():
+def _empty(work: Path, patterns: tuple[str, ...]) -> None:
+    for path in [path for pattern in patterns for path in work.glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif path.name != _LOCK:
             path.unlink()
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_mark(folder: Path, values: dict[str, Any]) -> None:
+    partial = folder / f".{_MARK}"
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / _MARK)

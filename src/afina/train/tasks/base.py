@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
 from ..base.base_model import load_base
@@ -112,6 +113,11 @@ class Task(ABC):
     loss_only: ClassVar[bool] = True
 
     @property
+    def fresh_heads(self) -> tuple[str, ...]:
+        """Heads that are trained from nothing."""
+        return MODEL_CLASSES[self.task_type].head_names
+
+    @property
     def task_type(self) -> str:
         """What the method's config is told (`afina.TaskType`)."""
         return TASK_TYPES[self.name]
@@ -139,7 +145,7 @@ class Task(ABC):
         Raises:
             CheckpointError: it cannot be loaded.
         """
-        model = load_base(section, location, self.loader, self.load_options(labels))
+        model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
         self.loaded(model, tokenizer)
         return model
 

@@ -75,7 +75,7 @@ def _origin(folder: Path, file: AdapterFile) -> list[str]:
     facts = file.notes.get("base")
     if isinstance(facts, dict):
         known = [f"{k} {facts[k]}" for k in ("class", "hidden_size", "num_hidden_layers") if k in facts]
-        out.append("trained on " + ", ".join(known) + (", weights recorded" if "weights_sha256" in facts else ""))
+        out.append("trained on " + ", ".join(known) + (", weights recorded" if "weights" in facts else ""))
     if (folder / REPORT).is_file():
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         training, after = report["training"], report.get("after") or {}

@@ -1,0 +1,34 @@
+"""Outputs that would replace what they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ...errors import ConfigError
+
+
+def refuse_overwriting(out: Path, inputs: Mapping[str, Path], where: str) -> None:
+    """Refuse to write to a file or folder that is an input, holds one, or is a file of one.
+
+    Args:
+        out: what will be written, or replaced as a whole.
+        inputs: file or folder by what it is; those that are not there are not compared.
+        where: the option that names the output.
+
+    Raises:
+        ConfigError: it would replace an input.
+    """
+    for name, path in inputs.items():
+        if not path.exists() or not out.exists():
+            continue
+        if _within(path, out) or (out.is_file() and _within(out, path)):
+            raise ConfigError(f"this would overwrite {name}", where=where, got=out, fix="choose another place to write")
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder, or lies in it, by its own name or where links lead."""
+    real = path.expanduser().resolve()
+    given = path.expanduser().absolute()
+    # `samefile` also sees other names of one folder: mounts, file systems that take a and A for one.
+    return any(here.exists() and here.samefile(folder) for here in (given, *given.parents, real, *real.parents))

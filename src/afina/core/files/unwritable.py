@@ -1,0 +1,71 @@
+"""Disks that are full and folders that cannot be written, told as what they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ...errors import CheckpointError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_TORCH = ("inline_container", "PytorchStreamWriter failed", "Parent directory")
+"""In what `torch.save` says when a file cannot be written, whatever the reason."""
+
+
+@contextmanager
+def told_if_unwritable(
+    folder: Path, needed: Callable[[], int | None] | None = None, fix: Callable[[], str] | None = None
+) -> Iterator[None]:
+    """Turn what systems and libraries raise when a file cannot be written into what the user can mend.
+
+    Args:
+        folder: what is written to.
+        needed: how many bytes are to be written.
+        fix: what to do then.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _reason(error, folder)
+        if reason is None:
+            raise
+        wanted = needed() if needed else None
+        raise CheckpointError(
+            f"cannot write: {reason}",
+            where=folder,
+            got=f"{free_bytes(folder):,} bytes free",
+            expected=None if wanted is None else f"{wanted:,} bytes",
+            fix=fix() if fix else "make room, or choose a folder that can be written",
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the disk that a folder is on, or would be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _reason(error: Exception, folder: Path) -> str | None:
+    """Why a file could not be written; None if something else went wrong."""
+    if isinstance(error, OSError):
+        if error.errno in _FULL:
+            return os.strerror(error.errno)
+        name = error.filename
+        inside = not isinstance(name, str) or Path(name).absolute().is_relative_to(folder.absolute())
+        return os.strerror(error.errno) if error.errno in _CLOSED and inside else None
+    # safetensors and torch raise errors of their own, which name the system's in words at best.
+    said = str(error)
+    for number in (*_FULL, *_CLOSED):
+        if f"(os error {number})" in said or os.strerror(number) in said:
+            return os.strerror(number)
+    return "a file could not be written to its end" if any(word in said for word in _TORCH) else None

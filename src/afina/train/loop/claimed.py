@@ -1,0 +1,71 @@
+"""The output folder around a run: what ends it early is told with what is left, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...core.files.overwriting import refuse_overwriting
+from ...core.files.unwritable import told_if_unwritable
+from ...errors import StoppedError
+from ..data.split import Split
+from ..recipe.sections import Recipe
+from ..report.checkpoints import newest_complete
+from ..report.interrupts import Interrupted, postponed
+from ..report.output import RECIPE_NAME, Output, claim
+
+
+@contextmanager
+def claimed(directory: str, *, overwrite: bool, resume: bool) -> Iterator[Output]:
+    """The output folder for one run; the result is put in its place if the context ends well.
+
+    Raises:
+        RecipeError: the folder cannot be had.
+        CheckpointError: the disk is full, or the folder can no longer be written.
+        StoppedError: a signal asked for the end.
+    """
+    output = claim(directory, overwrite=overwrite, resume=resume)
+    try:
+        with told_if_unwritable(output.work, lambda: output.needed, lambda: f"make room, then {_left(output)}"):
+            yield output
+    except Interrupted as error:
+        stopped = StoppedError(f"stopped by {error.name} outside of training steps: no saved step is lost",
+                               fix=_left(output), exit_code=error.exit_code)  # fmt: skip
+        _abandon(output)
+        raise stopped from error
+    except BaseException:
+        _abandon(output)
+        raise
+    output.publish()
+
+
+def _abandon(output: Output) -> None:
+    with postponed():
+        output.abandon()
+
+
+def _left(output: Output) -> str:
+    """What there is to go on from."""
+    whole = newest_complete(output.work)
+    if whole is None:
+        return "run it again: it had no checkpoint yet"
+    flags = "--resume" if output.work == output.final else "--overwrite --resume"
+    return f"go on with {flags}: {whole.name} is whole"
+
+
+def spare_inputs(recipe: Recipe, split: Split, source: str | None) -> None:
+    """Refuse an output folder that holds what the run is made from.
+
+    Args:
+        source: the file that the recipe was read from, if it was.
+
+    Raises:
+        ConfigError: the run would overwrite it.
+    """
+    out = Path(recipe.output.dir).expanduser()
+    inputs = {f"the rows of {rows.path.name}": rows.path for rows in split.parts}
+    inputs["the base model"] = Path(recipe.model.path).expanduser()
+    if source is not None and Path(source).absolute() not in (out.absolute(), out.absolute() / RECIPE_NAME):
+        inputs["the recipe"] = Path(source)  # but for the one that a run writes itself, and writes again
+    refuse_overwriting(out, inputs, "output.dir")

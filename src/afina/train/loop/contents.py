@@ -1,0 +1,39 @@
+"""What a run stands on, as hashes: the rows, and the files of the base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ...cache import sha256
+from ..base.base_model import config_of
+from ..data.rows import Rows
+from ..data.split import Split
+from ..recipe.sections import ModelSection
+
+_PARTS = frozenset({".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py"})
+"""Kinds of files that a model folder's weights, config and tokenizer are in."""
+
+
+def contents(split: Split, section: ModelSection, location: str) -> dict[str, str]:
+    """What a resumed run must find as it was.
+
+    Args:
+        location: folder or hub id of the base model, as `base_location` gives it.
+    """
+    out = {f"rows of {name}": _rows(rows) for name, rows in zip(("train", "eval"), split.parts, strict=False)}
+    folder = Path(location)
+    if not folder.is_dir():
+        # The hub's files are known by their commit.
+        return {**out, "commit of the base": str(getattr(config_of(location, section), "_commit_hash", None))}
+    files = sorted(path for path in folder.iterdir() if path.suffix in _PARTS and path.is_file())
+    return {**out, **{f"base: {path.name}": sha256(path) for path in files}}
+
+
+def _rows(rows: Rows) -> str:
+    """Of the rows that are used, in their order, whatever file they come from."""
+    out = hashlib.sha256()
+    for row in rows.values:
+        out.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return out.hexdigest()
