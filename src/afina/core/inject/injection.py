@@ -271,14 +271,13 @@ class _Builder:
         wanted = self.config.modules_to_save or []
         planned: list[_Planned] = []
         is_wanted = Matcher(wanted, "modules_to_save")
-        for slot in slots(self.model):
-            if is_wanted(slot.name):
-                refuse_container(slot, "modules_to_save")
-                wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
-                if wrapper is None and isinstance(slot.module, Host):
-                    raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
-                host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
-                planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
+        for slot in (s for s in slots(self.model) if is_wanted(s.name)):
+            refuse_container(slot, "modules_to_save")
+            wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
+            if wrapper is None and isinstance(slot.module, Host):
+                raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
+            host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
+            planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
         if wanted and not planned:
             raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,
                               fix=nearest_to_all(wanted, (s.name for s in slots(self.model))))  # fmt: skip
