@@ -5,6 +5,7 @@ Tests compare with the real `peft` in their own process; those of the stand-in r
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from .train import tiny
 from .train.child import Child
 
 os.environ["AFINA_STAND_IN"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no network: a name that is no folder is refused at once
+gc.disable()  # until all is collected, which makes nothing but what stays
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left = {item.nodeid for item in items if item.nodeid not in rest}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
     items[:] = [item for item in items if item.nodeid not in left]
+
+
+def pytest_collection_finish() -> None:
+    # Tens of thousands of tests are not looked at again by every collection of garbage.
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

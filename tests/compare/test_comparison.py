@@ -45,7 +45,6 @@ def finished(tmp_path_factory, model_folder):
     (folder / "worker.py").write_text(WORKER)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFINA_CACHE", str(folder / "cache"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(runs, "WORKER", (sys.executable, str(folder / "worker.py")))
         recipe = tiny.write_recipe(folder, model_folder, training__max_steps=80)

@@ -53,7 +53,7 @@ def run_code(
     before = [] if packages is None else ["-S"]
     where = [*paths, ROOT / "src", *([] if packages is None else [packages])]
     environment = {k: v for k, v in os.environ.items() if k != "AFINA_STAND_IN"}
-    environment |= {"PYTHONPATH": os.pathsep.join(map(str, where)), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, where)), "OMP_NUM_THREADS": "1",
                     "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     return subprocess.run([sys.executable, *before, "-c", code], capture_output=True, text=True, check=False,
                           env=environment, cwd=cwd)  # fmt: skip

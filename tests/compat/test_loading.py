@@ -30,7 +30,7 @@ except afina.errors.CheckpointError as error:
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "afina.compat", *map(str, words)], capture_output=True, text=True,
                           check=False, env=environment)  # fmt: skip
 

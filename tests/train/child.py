@@ -23,7 +23,6 @@ def _alone() -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def _with_cache(cache: str, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -8,10 +8,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _quiet_and_alone(tmp_path, monkeypatch):
-    """A cache of its own, no hub, one thread, and SIGHUP as it is in a terminal, also where `nohup` ignores it."""
+    """A cache of its own, one thread, and SIGHUP as it is in a terminal, also where `nohup` ignores it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     monkeypatch.setenv("AFINA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     yield
     signal.signal(signal.SIGHUP, before)
