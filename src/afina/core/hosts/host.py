@@ -282,7 +282,11 @@ class Host(LightModule, ReferenceSpelling):
             if name.startswith("__") or self.base_slot not in modules or self.adapter_slot not in modules:
                 raise
         spelled = reference_view(modules[self.adapter_slot], name)
-        return getattr(modules[self.base_slot], name) if spelled is None else spelled
+        return getattr(self._in_use(), name) if spelled is None else spelled
+
+    def _in_use(self) -> nn.Module:
+        """The module that answers for what the host does not have."""
+        return self.base_layer
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:

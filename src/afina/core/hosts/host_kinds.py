@@ -71,3 +71,7 @@ class ModulesToSaveWrapper(Host):
     def result(self, keep: bool = True) -> nn.Module:
         found = self.stack[-1] if self.stack and keep else None
         return found.copy if isinstance(found, Replacement) else self.base_layer
+
+    def _in_use(self) -> nn.Module:
+        call = current(self.scope)
+        return self.base_layer if call is not None and not call.enabled else self.result()

@@ -52,6 +52,12 @@ class Replacement(Adapter):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()
 
+    def __getattr__(self, name: str) -> Any:
+        copy = self.__dict__.get("_modules", {}).get("copy")
+        if copy is not None and name in copy._parameters:
+            return copy._parameters[name]  # the reference has the copy itself here
+        return super().__getattr__(name)
+
     def refuse_not_finite(self) -> None:
         """Refuse to be put in the module's place for good.
 

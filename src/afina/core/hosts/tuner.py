@@ -21,6 +21,7 @@ from .batch_rows import Rows
 from .calls import Scope, current
 from .host import Host, hosts
 from .routing import routers
+from .view import shared_view
 from .walk import shared_holder
 
 
@@ -277,4 +278,5 @@ class Tuner(nn.Module):
             if name in getattr(shared, "offers", ()):
                 # What a method does around optimizer steps is called on the whole model.
                 return getattr(shared, name)
-        return getattr(self.model, name)
+        found = {} if hasattr(self.model, name) else shared_view(shared_modules(self), name)
+        return found or getattr(self.model, name)

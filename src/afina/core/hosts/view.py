@@ -130,4 +130,13 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | N
                     out[key] = value
         if name in adapter.reference_attributes:
             out[key] = getattr(adapter, name)
+        elif isinstance(held := getattr(adapter, "shared", None), nn.Module):
+            out |= shared_view({key: held}, name)
     return out or None
+
+
+def shared_view(shared: Mapping[str, nn.Module], name: str) -> dict[str, Any]:
+    """Adapter name -> what all its layers share under a name: a tensor, or a module that holds several."""
+    of_name = {k: getattr(m, name) for k, m in shared.items() if name in {**m._parameters, **m._buffers, **m._modules}}
+    by_adapter = {k: v[k] if isinstance(v, nn.ModuleDict) and k in v else v for k, v in of_name.items()}
+    return {k: v for k, v in by_adapter.items() if v is not None}
