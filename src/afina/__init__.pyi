@@ -58,6 +58,7 @@ from .methods.initialisers.corda import preprocess_corda as preprocess_corda
 from .methods.initialisers.eva import get_eva_state_dict as get_eva_state_dict
 from .methods.initialisers.eva import initialize_lora_eva_weights as initialize_lora_eva_weights
 from .methods.initialisers.eva_ranks import EvaConfig as EvaConfig
+from .methods.initialisers.kappa import find_kappa_target_modules as find_kappa_target_modules
 from .methods.initialisers.loftq import LoftQConfig as LoftQConfig
 from .methods.initialisers.loftq import preprocess_loftq as preprocess_loftq
 from .methods.initialisers.loftq import replace_lora_weights_loftq as replace_lora_weights_loftq
@@ -69,6 +70,8 @@ from .methods.prompt.cartridge import (
     initialize_kv_prefix_from_past_key_values as initialize_kv_prefix_from_past_key_values,
 )
 from .methods.prompt.cartridge import initialize_kv_prefix_from_text as initialize_kv_prefix_from_text
+from .methods.prompt.cartridge import prompt_embeddings_from_past_key_values as prompt_embeddings_from_past_key_values
+from .methods.prompt.cartridge_composition import compose_cartridge_adapters as compose_cartridge_adapters
 from .methods.prompt.cpt import CPTConfig as CPTConfig
 from .methods.prompt.cpt import CPTEmbedding as CPTEmbedding
 from .methods.prompt.multitask_prompt_tuning import MultitaskPromptTuningConfig as MultitaskPromptTuningConfig
@@ -238,10 +241,12 @@ __all__ = [
     "VeraConfig",
     "WaveFTConfig",
     "XLoraConfig",
+    "compose_cartridge_adapters",
     "config_class",
     "convert_to_lora",
     "create_arrow_model",
     "create_loraplus_optimizer",
+    "find_kappa_target_modules",
     "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
@@ -260,6 +265,7 @@ __all__ = [
     "preprocess_loftq",
     "preprocess_loraga",
     "preprocess_sparse",
+    "prompt_embeddings_from_past_key_values",
     "replace_lora_weights_loftq",
     "save_as_lora",
     "set_peft_model_state_dict",

@@ -99,13 +99,23 @@ def save_adapter(
     """
     root, _, _ = layout(model)
     tensors = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=save_embedding_layers)
+    notes: dict[str, Any] = {"base": fingerprint.fingerprint(root)}
+    if embeddings.wanted(root, save_embedding_layers):
+        notes["vocabulary"] = True
+    write_pair(folder, config, tensors, notes)
+
+
+def write_pair(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> None:
+    """Write tensors with their config, and notes of what they belong to.
+
+    Raises:
+        CheckpointError: a tensor is empty, or the folder is a file.
+    """
     implementation = method(config).implementation
     own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
     rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
     disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
-    notes: dict[str, Any] = {"config_sha256": config_digest(disk), "base": fingerprint.fingerprint(root)}
-    if embeddings.wanted(root, save_embedding_layers):
-        notes["vocabulary"] = True
+    notes = {**notes, "config_sha256": config_digest(disk)}
     if config_digest(own) != config_digest(disk):
         notes["config"] = own
     text = json.dumps(disk, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"

@@ -286,7 +286,8 @@ class Host(LightModule, ReferenceSpelling):
 
     def _in_use(self) -> nn.Module:
         """The module that answers for what the host does not have."""
-        return self.base_layer
+        module: nn.Module = self.base_layer
+        return module
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:

@@ -19,7 +19,8 @@ from ...core.config import bounded, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 from ...errors import ConfigError
 
-PUBLIC = ("CartridgeEncoder", "initialize_kv_prefix_from_text", "initialize_kv_prefix_from_past_key_values")
+PUBLIC = ("CartridgeEncoder", "initialize_kv_prefix_from_text", "initialize_kv_prefix_from_past_key_values",
+          "prompt_embeddings_from_past_key_values")  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -73,6 +74,32 @@ class CartridgeEncoder(PromptEncoder):
             self.trainable_embedding.copy_(table[len(self.frozen_embedding) :])
 
 
+def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_tokens: int) -> Tensor:
+    """The first tokens of a cache as a cartridge's table.
+
+    Args:
+        past_key_values: a cache of batch size 1: transformers' own, or a (keys, values) pair for each layer.
+        num_virtual_tokens: how many tokens to take.
+
+    Returns:
+        (num_virtual_tokens, 2 · layers · kv_dim), as a file's `prompt_embeddings`.
+
+    Raises:
+        ConfigError: the cache is of several sequences, or holds fewer tokens.
+    """
+    layers = getattr(past_key_values, "layers", None)
+    pairs = list(past_key_values) if layers is None else [(layer.keys, layer.values) for layer in layers]
+    if not pairs or pairs[0][0].shape[0] != 1:
+        raise ConfigError("a cache of one sequence is needed", where="past_key_values",
+                          got=f"{len(pairs)} layers, {pairs[0][0].shape[0] if pairs else 0} sequences")  # fmt: skip
+    # (1, heads, tokens, width) -> (tokens, heads · width)
+    table = torch.cat([part[0].transpose(0, 1).flatten(1) for pair in pairs for part in pair[:2]], dim=1)
+    if len(table) < num_virtual_tokens:
+        raise ConfigError("the text is shorter than the cartridge", where="num_virtual_tokens", got=len(table),
+                          expected=f">= {num_virtual_tokens} tokens")  # fmt: skip
+    return table[:num_virtual_tokens]
+
+
 def initialize_kv_prefix_from_past_key_values(
     model: Any, adapter_name: str = "default", past_key_values: Any = None
 ) -> Tensor:
@@ -90,17 +117,9 @@ def initialize_kv_prefix_from_past_key_values(
         ConfigError: the cache holds fewer tokens than the cartridge.
     """
     encoder: CartridgeEncoder = model.prompt_encoder[adapter_name]
-    rows = []
-    for layer in past_key_values.layers:
-        for part in (layer.keys, layer.values):
-            # (1, heads, tokens, width) -> (tokens, heads · width)
-            rows.append(part[0].transpose(0, 1).flatten(1))
-    table = torch.cat(rows, dim=1)
-    if len(table) < encoder.tokens:
-        raise ConfigError("the text is shorter than the cartridge", where="num_virtual_tokens", got=len(table),
-                          expected=f">= {encoder.tokens} tokens")  # fmt: skip
-    encoder.fill(table[: encoder.tokens])
-    return table[: encoder.tokens]
+    table = prompt_embeddings_from_past_key_values(past_key_values, num_virtual_tokens=encoder.tokens)
+    encoder.fill(table)
+    return table
 
 
 def initialize_kv_prefix_from_text(
