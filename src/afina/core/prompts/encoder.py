@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
 from ..validate import idle_options
+from .key_shapes import key_shapes, layer_keys, text_config, widest
 
 
 @dataclass(kw_only=True)
@@ -205,6 +206,8 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
     if goes_into == "cache" and config.token_dim % config.num_attention_heads:
         raise ConfigError("must divide token_dim", where="num_attention_heads", got=config.num_attention_heads,
                           expected=f"a divisor of {config.token_dim}")  # fmt: skip
+    if goes_into == "cache" and config.num_layers is not None:
+        layer_keys(model, config.num_layers, config.token_dim, config.num_attention_heads)
     if config.num_transformer_submodules is None:
         config.num_transformer_submodules = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
     if getattr(config, "encoder_hidden_size", 0) is None:
@@ -221,25 +224,21 @@ _SIZES: Mapping[str, tuple[str, ...]] = MappingProxyType({
 
 def _found(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> dict[str, tuple[int | None, ...]]:
     """Field -> what this model says: the size to take, and others that mean the same."""
-    own: Any = getattr(model, "config", None)
-    text = own.get_text_config() if hasattr(own, "get_text_config") else own
+    text = text_config(model)
     sizes = {k: next((getattr(text, n) for n in names if isinstance(getattr(text, n, None), int)), None)
              for k, names in _SIZES.items()}  # fmt: skip
     out: dict[str, tuple[int | None, ...]] = {k: (v,) for k, v in sizes.items()}
     if goes_into == "cache" and sizes["token_dim"] is not None and sizes["num_attention_heads"] is not None:
         config.token_dim, config.num_attention_heads = sizes["token_dim"], sizes["num_attention_heads"]
-        _key_width(config, text)
+        _key_width(config, text, sizes["num_layers"] or 1)
         out["token_dim"] = (config.token_dim, sizes["token_dim"])
         out["num_attention_heads"] = (config.num_attention_heads, sizes["num_attention_heads"])
     return out
 
 
-def _key_width(config: PromptLearningConfig, text: Any) -> None:
+def _key_width(config: PromptLearningConfig, text: Any, layers: int) -> None:
     """Keys may have fewer heads than queries, and heads of a width of their own."""
     assert config.token_dim is not None
     assert config.num_attention_heads is not None
-    width = (
-        getattr(text, "head_dim", None) or getattr(text, "d_kv", None) or config.token_dim // config.num_attention_heads
-    )
-    heads = getattr(text, "num_key_value_heads", None) or config.num_attention_heads
+    heads, width = widest(key_shapes(text, layers, config.token_dim, config.num_attention_heads))
     config.num_attention_heads, config.token_dim = heads, width * heads

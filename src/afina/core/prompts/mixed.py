@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import TaskType
+from .key_shapes import text_config
 from .placement import Placement, after_prompt, arguments, generating, weighted_loss, word_embeddings
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class MixedPlacement:
             if p.encoder.goes_into == "cache"
         }
         cache = DynamicCache()
-        for layer, pair in enumerate(next(iter(made.values()))):
+        for layer, pair in next(iter(made.values())).items():
             of_layer = []
             for which, like in enumerate(pair):
 
@@ -166,7 +167,7 @@ def can_mix(model: nn.Module, placements: Mapping[str, Placement], kwargs: Mappi
     """Whether the virtual tokens of these adapters can share one pass of the model: a decoder whose attention sees
     masks and positions, and nothing in the call that would have to be rearranged."""
     config: Any = getattr(model, "config", None)
-    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(model)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     windows = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
     mask = kwargs.get("attention_mask")

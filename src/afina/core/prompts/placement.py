@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ..config import TaskType
 from .encoder import PromptEncoder, PromptLearningConfig
+from .key_shapes import layer_keys
 
 
 class Placement:
@@ -117,12 +119,12 @@ class Placement:
         from transformers import DynamicCache, EncoderDecoderCache
 
         cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self.keys_and_values(batch, call)):
+        for layer, (keys, values) in self.keys_and_values(batch, call).items():
             cache.update(keys, values, layer)
         return EncoderDecoderCache(cache, DynamicCache()) if self.is_encoder_decoder else cache
 
-    def keys_and_values(self, batch: int, call: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-        """Of every layer: (batch, heads, tokens, width of a head) each."""
+    def keys_and_values(self, batch: int, call: dict[str, Any]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of every layer that takes a prefix: (batch, heads, tokens, width of a head) each."""
         first = next(p for p in self.model.parameters() if p.is_floating_point())
         flat = self.encode(batch, call, first)
         layers, heads = self.config.num_layers, self.config.num_attention_heads
@@ -131,8 +133,21 @@ class Placement:
         split = flat.view(batch, self.count, layers * 2, heads, -1).permute(2, 0, 3, 1, 4)
         # With two submodules the files' order is: the list gone through twice, every second pair belonging to a layer.
         step = 4 if self.config.num_transformer_submodules == 2 else 2
-        places = [(step * layer) % (2 * layers) for layer in range(layers)]
-        return [(split[i], split[i + 1]) for i in places]
+        out = {}
+        for layer, (own_heads, width) in self.layer_keys.items():
+            place = (step * layer) % (2 * layers)
+            keys, values = (split[i][:, :own_heads, :, :width] for i in (place, place + 1))
+            out[layer] = keys, values
+        return out
+
+    @functools.cached_property
+    def layer_keys(self) -> dict[int, tuple[int, int]]:
+        """Layer -> heads and width of its keys, of those that take a prefix."""
+        config = self.config
+        assert config.num_layers is not None
+        assert config.token_dim is not None
+        assert config.num_attention_heads is not None
+        return layer_keys(self.model, config.num_layers, config.token_dim, config.num_attention_heads)
 
     # -- generating -------------------------------------------------------------------------------------------------
 
