@@ -217,7 +217,12 @@ torch.save(out, sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+ALONE = ("tied", "tied-seq2seq", "classifier")
+
+
+@pytest.mark.parametrize(
+    "shape", [s if s in ALONE else pytest.param(s, marks=pytest.mark.whole("each kind once")) for s in SHAPES]
+)
 def test_another_process_reads_the_same(shape: str, tmp_path: Path, beside: Path) -> None:
     wanted = {}
     for case in whole.cases():

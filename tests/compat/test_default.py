@@ -37,7 +37,10 @@ def test_a_script_that_no_library_has_a_part_in_is_told_nothing():
     assert SAYS not in done.stderr
 
 
-@pytest.mark.parametrize("before", ["", "import transformers.trainer;"])
+@pytest.mark.parametrize(
+    "before",
+    [pytest.param("", marks=pytest.mark.whole("the other one goes the longer way")), "import transformers.trainer;"],
+)
 def test_libraries_take_the_stand_in_for_peft_from_the_first_config_on(before, without_peft):
     code = f"""
 {before}
@@ -61,7 +64,13 @@ def test_the_variable_switches_it_off():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("use", ["import peft", "from peft.tuners.lora import LoraLayer as Mine"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param("import peft", marks=pytest.mark.whole("the other one goes the longer way")),
+        "from peft.tuners.lora import LoraLayer as Mine",
+    ],
+)
 def test_a_script_that_imports_the_real_peft_keeps_it_and_is_told_once(use):
     code = f"{use}; from afina import LoraConfig; LoraConfig(); LoraConfig(); import peft; assert peft.__file__"
     done = run_code(code, None)
