@@ -152,7 +152,7 @@ def wait_for(process, sign):
     raise AssertionError(said)
 
 
-@pytest.mark.product("signals before the first step", 1)
+@pytest.mark.product("signals before the first step", strength=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("sign", ["rows of", "trainable parameters"])
 def test_signal_before_the_first_step_ends_in_good_order_and_a_rerun_works(tmp_path, model_folder, number, sign, child):
