@@ -20,7 +20,7 @@ from .registry import Method, PeftType, config_class, first_use, method, methods
 from .validate import bounded, edit_distance, extension, validate_fields
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
     from .hosts.routing import Place
 
