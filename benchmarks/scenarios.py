@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from .heads import auto_and_pipelines, dpo_with_head, grpo_with_head, seq2seq
 from .loading import diffusers_pipeline, loop, sentence
 from .toys import (
     adapter_size,
@@ -218,12 +219,16 @@ def grpo(folder):
 
 SCENARIOS = {
     "transformers.Trainer": trainer_run,
+    "transformers.Seq2SeqTrainer": seq2seq,
     "transformers mixin": transformers_mixin,
+    "Auto classes and pipelines": auto_and_pipelines,
     "trl.SFTTrainer": sft,
     "trl.DPOTrainer": dpo,
     "trl.DPOTrainer on an adapter": dpo_from_adapter,
     "trl.RewardTrainer": reward,
+    "trl.DPOTrainer with a trained head": dpo_with_head,
     "trl.GRPOTrainer": grpo,
+    "trl.GRPOTrainer with a trained head": grpo_with_head,
     "accelerate": loop,
     "diffusers": diffusers_pipeline,
     "sentence-transformers": sentence,

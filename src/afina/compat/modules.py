@@ -21,7 +21,7 @@ _STATE = {
 }
 _FUNCTIONS = {n: _FUNCTIONAL + n for n in ("set_adapter", "delete_adapter", "set_requires_grad", "cast_adapter_dtype")}
 _TUNERS_UTILS = {
-    "BaseTunerLayer": "afina.core.hosts.host:Host",
+    "BaseTunerLayer": "afina.compat.tuners:BaseTunerLayer",
     "AuxiliaryTrainingWrapper": "afina.core.hosts.host:Host",
     "BaseTuner": "afina.core.model.base_tuner:BaseTuner",
     **{n: _EXTRA + n for n in ("onload_layer", "check_adapters_to_merge", "check_target_module_exists")},
@@ -45,7 +45,7 @@ _BOTH = {
     "PeftError": "afina.errors:AfinaError",
     "PeftWarning": "afina.errors:AfinaWarning",
 }
-_LAYER = {"BaseTunerLayer": "afina.core.hosts.host:Host"}
+_LAYER = {"BaseTunerLayer": "afina.compat.tuners:BaseTunerLayer"}
 _OTHER = {
     **_BOTH,
     **_BLOOM,

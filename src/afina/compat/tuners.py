@@ -86,6 +86,19 @@ class _Layer(type):
         return wanted and cls.test(instance)
 
 
+class _AnyLayer(type):
+    """The class of `BaseTunerLayer`."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        if cls is not BaseTunerLayer:
+            return super().__instancecheck__(instance)
+        return isinstance(instance, Host) and not isinstance(instance, ModulesToSaveWrapper)
+
+
+class BaseTunerLayer(Host, metaclass=_AnyLayer):
+    """What every layer with adapters is an instance of; trained copies of whole modules are none."""
+
+
 class _Model(type):
     """The class of a method's model classes."""
 

@@ -7,12 +7,13 @@ import contextlib
 import copy
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 import afina
@@ -248,6 +249,16 @@ def test_it_is_an_error_where_the_call_of_a_layer_cannot_be_known() -> None:
         a.sum().backward()
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing of other tests is compiled, and all layers, which share their code, may be for each kind of call."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_layers_see_their_own_call() -> None:
     model = llama({"second": {}})
     layers = model.get_base_model().model.layers

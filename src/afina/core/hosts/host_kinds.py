@@ -73,5 +73,6 @@ class ModulesToSaveWrapper(Host):
         return found.copy if isinstance(found, Replacement) else self.base_layer
 
     def _in_use(self) -> nn.Module:
+        self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)
         return self.base_layer if call is not None and not call.enabled else self.result()
