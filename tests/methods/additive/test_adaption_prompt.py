@@ -18,13 +18,13 @@ peft = pytest.importorskip("peft", reason="the reference is the oracle")
 IDS = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(2))
 
 
-def base() -> Any:
-    return tiny.llama(num_key_value_heads=1, initializer_range=0.3)
+def base(kind: str = "llama") -> Any:
+    return tiny.llama(num_key_value_heads=1, initializer_range=0.3) if kind == "llama" else tiny.gpt2()
 
 
-def adapted(library: Any, layers: int) -> Any:
+def adapted(library: Any, layers: int, kind: str = "llama") -> Any:
     config = library.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=layers)
-    return tiny.nudge(library.get_peft_model(base(), config)).eval()
+    return tiny.nudge(library.get_peft_model(base(kind), config)).eval()
 
 
 def output(model: Any) -> torch.Tensor:
@@ -32,18 +32,19 @@ def output(model: Any) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_files_are_exchanged_with_the_reference(layers: int, tmp_path: Path) -> None:
+def test_files_are_exchanged_with_the_reference(layers: int, kind: str, tmp_path: Path) -> None:
     for writer, reader in ((afina, peft), (peft, afina)):
-        written = adapted(writer, layers)
+        written = adapted(writer, layers, kind)
         written.save_pretrained(tmp_path / writer.__name__)
-        read = reader.PeftModel.from_pretrained(base(), tmp_path / writer.__name__).eval()
+        read = reader.PeftModel.from_pretrained(base(kind), tmp_path / writer.__name__).eval()
         assert torch.allclose(output(read), output(written), atol=1e-5)
-        assert (output(written) - output(base())).abs().max() > 1e-3
+        assert (output(written) - output(base(kind))).abs().max() > 1e-3
     ours, theirs = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("afina", "peft"))
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     # len · dim + 1 a layer
-    assert adapted(afina, layers).get_nb_trainable_parameters()[0] == layers * (4 * 16 + 1)
+    assert adapted(afina, layers, kind).get_nb_trainable_parameters()[0] == layers * (4 * 16 + 1)
 
 
 def test_it_starts_at_the_base_and_switches_as_others_do() -> None:
@@ -87,6 +88,6 @@ def test_generation_with_and_without_a_cache_is_the_same() -> None:
 
 
 def test_other_attention_and_too_many_layers_are_refused() -> None:
-    for model, layers in ((tiny.gpt2(), 1), (base(), 3)):
+    for model, layers in ((tiny.bert(), 1), (base(), 3)):
         with pytest.raises(TargetError):
             afina.get_peft_model(model, afina.AdaptionPromptConfig(adapter_len=4, adapter_layers=layers))
