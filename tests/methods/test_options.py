@@ -24,16 +24,36 @@ METHODS = [name for name in methods() if name != "FULL"]
 COMMON = {f.name for f in dataclasses.fields(LayerConfig)}
 """Fields of every method, which have tests of their own."""
 
-OTHER: Mapping[str, Any] = MappingProxyType({
-    "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 3}, "lambda_pattern": {"q_proj": 3.0},
+OTHER: Mapping[tuple[str, str], list[Any]] = MappingProxyType({
+    ("", "rank_pattern"): [{"q_proj": 3}], ("", "alpha_pattern"): [{"q_proj": 3}],
+    ("", "lambda_pattern"): [{"q_proj": 3.0}], ("", "n_frequency_pattern"): [{"q_proj": 7}],
+    ("LAST_LAYERS", "layer_range"): [[0, 1]], ("REFT", "layers"): [[0]],
+    ("TRAINABLE_TOKENS", "token_indices"): [[3]],
+    ("BOTTLENECK", "leave_out"): [[0]], ("IA3", "feedforward_modules"): [["v_proj"]],
+    ("CPT", "cpt_token_ids"): [[5, 6, 8]], ("CPT", "cpt_mask"): [[1, 1, 0]],
+    ("CPT", "cpt_tokens_type_mask"): [[1, 2, 4]],
+    ("P_TUNING", "encoder_reparameterization_type"): ["LSTM"], ("ADAMSS", "init_weights"): [None],
+    ("C3A", "block_size_pattern"): [{"q_proj": 8}], ("C3A", "init_weights"): ["gaussian", "kaiming_uniform", True],
+    ("GLORA", "config_A_B"): ["vector", "constant", "none"], ("GLORA", "config_C"): ["vector", "none"],
+    ("GLORA", "config_D_E"): ["vector", "none"], ("OSF", "target_svd_config"): [{"model.layers.0.self_attn.q_proj": 3}],
+    ("PSOFT", "ab_svd_init"): ["pissa_init"], ("PSOFT", "psoft_svd"): ["lowrank"],
+    ("ROAD", "variant"): ["road_2", "road_4"], ("WAVEFT", "wavelet_family"): ["db2"],
+    ("LORA", "target_parameters"): [["q_proj.weight"]], ("LORA", "alora_invocation_tokens"): [[3]],
+    ("LORA", "trainable_token_indices"): [[3]], ("LORA", "layer_replication"): [[[0, 2], [1, 2]]],
+    ("LORA", "init_lora_weights"): [False, "pissa", "olora", "orthogonal", "mica"],
+    ("LORA", "use_bdlora"): [{"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": [], "nblocks": 2}],
+    **{("LORA", name): [{}] for name in ("kasa_config", "monteclora_config", "velora_config")},
 })  # fmt: skip
-"""Values that cannot be made from the type."""
+"""(method, or "" for all; field) -> values that cannot be made from the type."""
 
 
-def other(hint: Any, default: Any, name: str) -> list[Any]:
+def other(method: str, hint: Any, default: Any, name: str) -> list[Any]:
     """Values of a field that are not its default."""
-    if name in OTHER:
-        return [OTHER[name]]
+    for key in ((method, name), ("", name)):
+        if key in OTHER:
+            return OTHER[key]
+    if name == "bias":
+        return ["all", f"{method.lower()}_only"]
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int):
@@ -47,6 +67,8 @@ def other(hint: Any, default: Any, name: str) -> list[Any]:
         found += [2, 3]
     if float in options and default is None:
         found += [0.5]
+    if bool in options and default is None:
+        found += [True, False]
     return found
 
 
@@ -88,13 +110,10 @@ _CHANCE, _SHAPE = "acts at random, or not, in one pass", "matters for other shap
 EXEMPT: Mapping[tuple[str, str], str] = MappingProxyType({
     **{("", f): _FILE for f in ("save_projection", "save_indices", "save_only_topk_weights",
                                 "save_precomputed_indices")},
-    **{("", f): _RECORDED for f in ("fan_in_fan_out", "num_layers", "num_attention_heads", "progressbar",
-                                    "runtime_offload_base_weight")},
+    **{("", f): _RECORDED for f in ("fan_in_fan_out", "num_layers", "num_attention_heads", "progressbar")},
     **{("", f): _CHANCE for f in ("module_dropout", "rank_dropout")},
     **{("", f): _SHAPE for f in ("use_effective_conv2d", "decompose_both", "block_share")},
     **{("ADALORA", f): _STEPS for f in ("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step")},
-    ("ADALORA", "r"): "init_r is what counts, as in the reference",
-    ("OSF", "init_weights"): _RECORDED,
     ("CPT", "opt_projection_epsilon"): _STEPS, ("CPT", "opt_projection_format_epsilon"): _STEPS,
     ("CPT", "num_virtual_tokens"): "it is the number of cpt_token_ids",
     ("LORA", "ensure_weight_tying"): "tests/battery/whole.py: on tied models",
@@ -113,7 +132,7 @@ def fields(method: str) -> list[tuple[str, list[Any]]]:
     for f in dataclasses.fields(kind):
         exempt = f.name in COMMON or ("", f.name) in EXEMPT or (method, f.name) in EXEMPT
         default = given.get(f.name, None if f.default is dataclasses.MISSING else f.default)
-        values = [] if exempt else other(hints[f.name], default, f.name)
+        values = [] if exempt else other(method, hints[f.name], default, f.name)
         if values and f.name not in ("places", "streams", "adapters"):
             out.append((f.name, values))
     return out
@@ -127,6 +146,42 @@ def test_every_option_has_an_effect_or_is_told_of(method: str) -> None:
     assert not idle
 
 
+NESTED = ("kasa_config", "monteclora_config", "velora_config", "use_bdlora")
+INSIDE = {"use_bdlora": OTHER["LORA", "use_bdlora"][0]}
+IDLE_INSIDE = {
+    **{("use_bdlora", f): "lists, whose entries are told" for f in ("target_modules_bd_a", "target_modules_bd_b")},
+    ("velora_config", "num_groups"): "the layers here are narrow: as many groups as it takes",
+}
+"""(option, setting) -> why another value may change nothing here."""
+
+
+@pytest.mark.parametrize("option", NESTED)
+def test_every_setting_inside_an_option_has_an_effect_or_is_told_of(option: str) -> None:
+    hints = typing.get_type_hints(methods()["LORA"].config)
+    kind: Any = next(k for k in typing.get_args(hints[option]) if dataclasses.is_dataclass(k))
+    given = INSIDE.get(option, {})
+    plain, idle = seen("LORA", {option: given}), []
+    for f in dataclasses.fields(kind):
+        default = given.get(f.name, None if f.default is dataclasses.MISSING else f.default)
+        values = other("", typing.get_type_hints(kind)[f.name], default, f.name)
+        if (option, f.name) not in IDLE_INSIDE and all(
+            same(plain, seen("LORA", {option: {**given, f.name: value}})) for value in values
+        ):
+            idle.append(f.name)
+    assert not idle
+
+
+@pytest.mark.parametrize(("method", "options", "told"), [
+    ("LORA", {"use_bdlora": {"target_modules_bd_a": ["q_proj", "nothing"], "match_strict": False}}, "'nothing'"),
+    ("ADALORA", {"rank_pattern": {"nowhere.lora_E": [True] * 12}}, "'nowhere.lora_E'"),
+    ("BOTTLENECK", {"leave_out": [9]}, "leave_out: 9"),
+    ("BOTTLENECK", {"reduction_factor": {"default": 4, "9": 2}}, "'9'"),
+], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
+def test_what_names_nothing_inside_an_option_is_told(method: str, options: Any, told: str, tmp_path: Path) -> None:
+    with pytest.warns(AfinaWarning, match=f"without effect.*{told}"):
+        whole.Case(method, whole.SHAPES["decoder"], "plain", options).adapted(tmp_path)
+
+
 def _given(method: str, field: str) -> Any:
     kind = methods()[method].config
     hints, default = typing.get_type_hints(kind), {f.name: f.default for f in dataclasses.fields(kind)}[field]
@@ -134,7 +189,7 @@ def _given(method: str, field: str) -> Any:
         return {}
     if field in ("loftq_config", "prompt_tuning_init_text"):
         return {"loftq_bits": 4} if field == "loftq_config" else "words"
-    return next(v for v in other(hints[field], default, field) if v != default and not (v == 1.25 or v == 1.1))
+    return next(v for v in other(method, hints[field], default, field) if v != default and not (v == 1.25 or v == 1.1))
 
 
 @pytest.mark.parametrize(
@@ -144,10 +199,10 @@ def test_option_without_the_one_that_it_needs_is_told(method: str, field: str, t
     kind = methods()[method].config
     needed, value = kind.needs[field]
     options = {field: _given(method, field)}
-    if getattr(kind, needed, None) == value:
+    if needed is not None and getattr(kind, needed, None) == value:
         options[needed] = not value
     case = whole.Case(method, whole.SHAPES["decoder"], "plain", options)
-    with pytest.warns(AfinaWarning, match=rf"without effect.*{field} \(it needs"):
+    with pytest.warns(AfinaWarning, match=rf"without effect.*{field} \({'it needs' if needed else value}"):
         case.adapted(tmp_path)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -80,8 +80,9 @@ class PeftConfig:
     default_learning_rate: ClassVar[float] = 2e-4
     """Where to start with AdamW; methods differ by two orders of magnitude."""
     is_prompt_learning: ClassVar[bool] = False
-    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {}
-    """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given)."""
+    needs: ClassVar[Mapping[str, tuple[str | None, Any]]] = {}
+    """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given); or
+    None, and why it never has one."""
     foreign: ClassVar[Mapping[str, bool]] = {}
     """Keys of the reference's format that are not available here: whether one changes the mathematics."""
 
@@ -235,6 +236,10 @@ class LayerConfig(PeftConfig):
             TargetError, ConfigError: the model has no place for the method.
         """
         return None
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        """What of the method's own options has no effect on a `model` whose modules at `paths` are adapted."""
+        return ()
 
     def companions(self) -> list[LayerConfig]:
         """Configs of other methods that are injected along, under the same adapter name."""

@@ -139,17 +139,22 @@ def _describe(hint: Any) -> str:
     return " or ".join(names) + (f", e.g. {example}" if example else "")
 
 
-def idle_options(instance: Any, needs: Mapping[str, tuple[str, Any]]) -> list[str]:
+def idle_options(instance: Any, needs: Mapping[str, tuple[str | None, Any]]) -> list[str]:
     """The fields that were set and have no effect.
 
     Args:
-        needs: field -> another field, and the value that this one must have; `...`: any but its default.
+        needs: field -> another field, and the value that this one must have (`...`: any but its default); or None, and
+            why nothing here uses it.
     """
     defaults = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
                 for f in dataclasses.fields(instance)}  # fmt: skip
     out = []
     for field, (other, needed) in needs.items():
-        value, have = getattr(instance, field), getattr(instance, other)
+        value = getattr(instance, field)
+        if other is None:
+            out += [f"{field} ({needed})"] if value != defaults[field] else []
+            continue
+        have = getattr(instance, other)
         counts = have != defaults[other] if needed is ... else have == needed
         if value != defaults[field] and not counts:
             out.append(f"{field} (it needs {other}{'' if needed is ... else f'={needed!r}'})")

@@ -37,6 +37,7 @@ def warn_of_idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequenc
         adapted: the names of each adapted place: its module's path, and its parameter's if it is adapted alone.
     """
     idle: list[object] = list(idle_entries(model, config, adapted))
+    idle += config.idle(model, [place[0] for place in adapted])
     # What is loaded to be used was set for a training that is over.
     idle += [] if config.inference_mode else idle_options(config, config.needs)
     if idle:

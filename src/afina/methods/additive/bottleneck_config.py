@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ...core.config import LayerConfig, bounded, extension
 from ...errors import ConfigError
-from .bottleneck_places import default_targets
+from .bottleneck_places import default_targets, idle_options
 
 _PLACEMENTS: Mapping[str, frozenset[str]] = {
     "houlsby": frozenset({"mh_adapter", "output_adapter", "original_ln_after"}),
@@ -96,6 +96,9 @@ class BottleneckConfig(LayerConfig):
 
     def own_targets(self, model: Any) -> list[str]:
         return default_targets(model, self)
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        return () if self.is_stream else idle_options(model, self, paths)
 
     def companions(self) -> list[LayerConfig]:
         streams = {p.stream for p in self.places.values() if p.stream is not None}

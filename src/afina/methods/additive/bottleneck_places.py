@@ -7,6 +7,7 @@ whose input is `h + r`. Where it needs `r` alone, a companion on the module that
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,17 @@ def default_targets(model: Any, config: BottleneckConfig) -> list[str]:
     attention, feed_forward = sublayers(model)
     found = (attention if config.rule("mh_adapter") else []) + (feed_forward if config.rule("output_adapter") else [])
     return [n for n in found if layer_number(f"{n}.") not in (config.leave_out or [])]
+
+
+def idle_options(model: Any, config: BottleneckConfig, paths: Sequence[str]) -> Iterator[str]:
+    """The flags, and the numbers of layers, that no adapted place has."""
+    places = find_places(model, config)
+    flags = {p.flag for p in places.values()} if places else {"mh_adapter", "output_adapter"}
+    yield from (f"{f} (no such sublayer)" for f in FLAGS.values() if getattr(config, f) and f not in flags)
+    numbers: set[int | None] = {p.layer for p in places.values()} or {layer_number(f"{n}.") for n, _ in model.named_modules()}
+    yield from (f"leave_out: {n}" for n in config.leave_out or [] if n not in numbers)
+    factors = config.reduction_factor if isinstance(config.reduction_factor, dict) else {}
+    yield from (f"reduction_factor: {k!r}" for k in factors if k != "default" and k not in map(str, numbers))
 
 
 class ResidualStream(Activation):

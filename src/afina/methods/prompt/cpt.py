@@ -11,6 +11,7 @@ Trainable: tokens · dim. Not mergeable. Models: causal language models.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ...core.config import TaskType, bounded, register
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
-from ...errors import ConfigError
+from ...errors import AfinaWarning, ConfigError
 
 PUBLIC = ("CPTEmbedding",)
 
@@ -31,7 +32,7 @@ class CPTConfig(PromptLearningConfig):
 
     Attributes:
         cpt_token_ids: token ids of the context.
-        cpt_mask: kept for the reference's files, without effect: all of the context is attended to.
+        cpt_mask: kept for the reference's files: all of the context is attended to, also where it has zeros.
         cpt_tokens_type_mask: type of each of these tokens, as this module counts them.
         opt_weighted_loss_type: "decay": earlier answers of the context count less in the loss.
         opt_loss_decay_factor: of that: how much less from one answer to the one before it.
@@ -73,6 +74,8 @@ class CPTConfig(PromptLearningConfig):
             if len(getattr(self, key)) != len(ids):
                 raise ConfigError("needs as many numbers as cpt_token_ids", where=key, got=len(getattr(self, key)),
                                   expected=len(ids))  # fmt: skip
+        if not all(self.cpt_mask):
+            warnings.warn("cpt_mask: without effect: all of the context is attended to", AfinaWarning, stacklevel=4)
 
 
 @register("CPT", CPTConfig)

@@ -13,7 +13,7 @@ MultiheadAttention, 2-D parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -81,6 +81,7 @@ class AdaLoraConfig(LayerConfig):
     rank_pattern: dict[str, Any] | None = None
     keyed_by_module: ClassVar[tuple[str, ...]] = ()
 
+    needs: ClassVar[Mapping[str, tuple[str | None, Any]]] = {"r": (None, "init_r and target_r count")}
     default_learning_rate: ClassVar[float] = 1e-3
     default_targets: ClassVar[Mapping[str, list[str] | str]] = EVERY_PROJECTION
     foreign: ClassVar[Mapping[str, bool]] = {
@@ -106,6 +107,10 @@ class AdaLoraConfig(LayerConfig):
             if not isinstance(kept, list) or not all(isinstance(k, bool) for k in kept) or len(kept) != self.init_r:
                 raise ConfigError("must say for every rank whether it is kept", where=f"rank_pattern: {key}",
                                   got=str(kept)[:80], expected=f"{self.init_r} of true and false")  # fmt: skip
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        names = {f"{p}.lora_E" for p in paths}
+        return [f"rank_pattern: {key[:80]!r}" for key in self.rank_pattern or {} if key not in names]
 
 
 @register("ADALORA", AdaLoraConfig)

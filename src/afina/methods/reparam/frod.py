@@ -53,6 +53,10 @@ class FrodConfig(LayerConfig):
     progressbar: bool = True
     runtime_offload_base_weight: bool = False
 
+    needs: ClassVar[Mapping[str, tuple[str | None, Any]]] = {
+        "runtime_offload_base_weight": (None, "layers are read where they lie"),
+    }
+
     default_learning_rate: ClassVar[float] = 1e-3
 
 

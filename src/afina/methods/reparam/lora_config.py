@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -120,6 +120,13 @@ class LoraConfig(LayerConfig):
         for option in ("use_bdlora", "kasa_config", "use_qalora"):
             if getattr(self, option):
                 check_plain_start(self.init_lora_weights, option)
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        if self.use_bdlora is None:
+            return []
+        there = "".join(f".{path}." for path in paths)
+        lists = {n: getattr(self.use_bdlora, n) or [] for n in ("target_modules_bd_a", "target_modules_bd_b")}
+        return [f"use_bdlora.{n}: {part!r}" for n, parts in lists.items() for part in parts if f".{part}." not in there]
 
     def companions(self) -> list[LayerConfig]:
         wanted = self.trainable_token_indices

@@ -125,6 +125,11 @@ class MontecloraConfig(_Options):
     kl_loss_weight: float = bounded(1e-5, ge=0)
     buffer_size: int = bounded(150, ge=1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buffer_size != 150:
+            warnings.warn("buffer_size: without effect: numbers are drawn when they are needed", AfinaWarning, 4)
+
 
 @dataclass
 class VeloraConfig(_Options):

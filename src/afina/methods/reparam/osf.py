@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class OSFConfig(LayerConfig):
     init_weights: bool = True
     target_svd_config: dict[str, int] | None = None
 
+    needs: ClassVar[Mapping[str, tuple[str | None, Any]]] = {"init_weights": (None, "there is one start")}
     default_learning_rate: ClassVar[float] = 5e-5
 
     def own_targets(self, model: nn.Module) -> list[str] | None:
