@@ -177,8 +177,8 @@ class PeftConfig:
         values = read_json_object(path)
         # Fields given by the caller win over the file's: they are the caller's word.
         kind = config_class(str(values.get("peft_type", cls.method_type)), where=path)
-        names = {f.name for f in dataclasses.fields(kind)}
-        given = {k: v for k, v in kwargs.items() if k in names and k not in ("revision",)}
+        names = {f.name for f in dataclasses.fields(kind)} - {"revision"}
+        given = {k: v for k, v in kwargs.items() if k in names}
         return cls.from_dict({**values, **given}, where=path)
 
     def copy(self) -> Self:
@@ -255,16 +255,13 @@ class LayerConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError(
-                "it has no effect without layers_to_transform", where="layers_pattern", got=self.layers_pattern
-            )
+            raise ConfigError("it has no effect without layers_to_transform", where="layers_pattern",
+                              got=self.layers_pattern)  # fmt: skip
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
             for key in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, key) is not None:
-                    raise ConfigError(
-                        "it cannot be combined with a pattern in target_modules", where=key, got=getattr(self, key),
-                        fix="put the layer numbers into the pattern, or give target_modules as a list",
-                    )  # fmt: skip
+                    raise ConfigError("it cannot be combined with a pattern in target_modules", where=key,
+                                      got=getattr(self, key), fix="put the numbers into the pattern")  # fmt: skip
 
 
 _C = TypeVar("_C", bound=PeftConfig)
@@ -291,11 +288,9 @@ def _build(cls: type[_C], values: Mapping[str, Any], where: object) -> _C:
         raise
     config.extra = extra
     if unknown := sorted(k for k, v in extra.items() if v and k not in cls.foreign):
-        warnings.warn(
-            f"{where or cls.__name__}: keys not known to this version are kept but have no effect: "
-            f"{', '.join(unknown)} (written by peft {values.get('peft_version', 'unknown')})",
-            AfinaWarning, stacklevel=4,
-        )  # fmt: skip
+        warnings.warn(f"{where or cls.__name__}: keys not known to this version are kept but have no effect: "
+                      f"{', '.join(unknown)} (written by peft {values.get('peft_version', 'unknown')})",
+                      AfinaWarning, stacklevel=4)  # fmt: skip
     return config
 
 

@@ -103,7 +103,9 @@ def idle_options(model: Any, config: BottleneckConfig, paths: Sequence[str]) -> 
     places = find_places(model, config)
     flags = {p.flag for p in places.values()} if places else {"mh_adapter", "output_adapter"}
     yield from (f"{f} (no such sublayer)" for f in FLAGS.values() if getattr(config, f) and f not in flags)
-    numbers: set[int | None] = {p.layer for p in places.values()} or {layer_number(f"{n}.") for n, _ in model.named_modules()}
+    numbers: set[int | None] = {p.layer for p in places.values()} or {
+        layer_number(f"{n}.") for n, _ in model.named_modules()
+    }
     yield from (f"leave_out: {n}" for n in config.leave_out or [] if n not in numbers)
     factors = config.reduction_factor if isinstance(config.reduction_factor, dict) else {}
     yield from (f"reduction_factor: {k!r}" for k in factors if k != "default" and k not in map(str, numbers))
