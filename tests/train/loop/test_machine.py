@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -179,6 +180,23 @@ def test_hangup_finishes_the_step_and_saves(tmp_path, model_folder):
     assert process.returncode == 129, said
     step = int(said.split("stopped by SIGHUP after step ")[1].split()[0])
     assert newest_complete(tmp_path / "out").name == f"checkpoint-{step}"
+
+
+def test_a_terminal_that_goes_away_costs_no_step(tmp_path, model_folder):
+    path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=5000, training__save_steps=1,
+                             training__keep_checkpoints=2, evaluation__enabled=False)  # fmt: skip
+    terminal, inside = os.openpty()
+    code = "import os, sys; os.login_tty(int(sys.argv.pop(1))); from afina.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(inside), "train", str(path)], pass_fds=[inside])
+    os.close(inside)
+    # What is printed is read, or the run would wait for its reader.
+    while newest_complete(tmp_path / "out") is None:
+        assert os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(timeout=120) == 128 + signal.SIGHUP
+    step = int(newest_complete(tmp_path / "out").name.removeprefix("checkpoint-"))
+    assert 0 < step < 5000
+    assert load_file(newest_complete(tmp_path / "out") / "adapter_model.safetensors")
 
 
 def test_kill_before_the_first_checkpoint_costs_nothing(tmp_path, model_folder, child):
