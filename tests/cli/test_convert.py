@@ -125,3 +125,12 @@ def test_former_adapter_is_replaced_when_asked_for(adapters, tmp_path, child):
     mistake(child(command, *words, "2"))
     ok(child(command, *words, "2", "--overwrite"))
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_an_adapter_is_not_overwritten_by_what_is_made_of_it(adapters, model_folder, child):
+    before = {p.name: p.read_bytes() for p in (adapters / "loha").iterdir()}
+    for out in (adapters / "loha", model_folder):
+        code, said, err = child(command, "convert", adapters / "loha", out, "--overwrite")
+        assert code == 2, said + err
+        assert "would overwrite" in err or "only an adapter is replaced" in err
+    assert {p.name: p.read_bytes() for p in (adapters / "loha").iterdir()} == before

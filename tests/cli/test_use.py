@@ -153,6 +153,22 @@ def test_merge_keeps_what_is_in_the_way(adapters, tmp_path, child):
     assert [p.name for p in (tmp_path / "merged").iterdir()] == ["precious.txt"]
 
 
+def bytes_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_a_command_reads_is_never_overwritten(adapters, model_folder, tmp_path, child):
+    rows, adapter = tiny.write_rows(tmp_path / "rows.jsonl", 2), tmp_path / "adapter"
+    shutil.copytree(adapters["causal_lm"], adapter)
+    before, base = bytes_of(adapter), bytes_of(model_folder)
+    for words in (
+        ("merge", adapter, model_folder), ("merge", adapter, adapter),
+        ("predict", adapter, rows, "--out", rows), ("predict", adapter, rows, "--out", adapter / "adapter_config.json"),
+    ):  # fmt: skip
+        assert "would overwrite" in mistake(child(command, *words, "--overwrite"))
+    assert (bytes_of(adapter), bytes_of(model_folder), len(rows.read_text().splitlines())) == (before, base, 2)
+
+
 def merge_with_a_fault(adapter, out):
     """Merge, with one weight of what is written falsified."""
     from pathlib import Path

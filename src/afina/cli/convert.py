@@ -31,21 +31,20 @@ def convert(
     if to != "lora":
         raise ConfigError("no such form", where="--to", got=to, expected="lora")
     wanted = _rank(rank)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
-        raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     from .. import save_as_lora
-    from ..core.files.overwriting import refuse_overwriting
+    from ..core.files.overwriting import refuse_occupied, refuse_overwriting
     from ..train.use.trained import load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
+    refuse_overwriting(out, {"the adapter": adapter}, "OUT")
+    refuse_occupied(out, "an adapter", (out / "adapter_config.json").is_file(), overwrite)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base)
     if not trained.is_adapter:
         raise CheckpointError("the whole model was trained, there is no adapter to convert", where=adapter)
-    inputs = {"the adapter": adapter, "the base model": Path(trained.recipe.model.path).expanduser()}
-    refuse_overwriting(out, inputs, "OUT")
+    refuse_overwriting(out, {"the base model": Path(trained.recipe.model.path).expanduser()}, "OUT")
     name = trained.model.active_adapter
     if base is not None:
         trained.model.peft_config[name].base_model_name_or_path = base
@@ -68,11 +67,6 @@ def _rank(text: str) -> float:
         raise ConfigError("neither a rank nor a share", where="--rank", got=text,
                           expected="an int of at least 1, or a number such as 0.95")  # fmt: skip
     return number
-
-
-def _replaceable(out: Path, overwrite: bool) -> bool:
-    """A former adapter may be replaced if asked for; anything else never is."""
-    return overwrite and (out / "adapter_config.json").is_file()
 
 
 def _tell(retained: Retained) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import leftovers
-from ..core.files.overwriting import refuse_overwriting
+from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, MergeError
 from ..train.tasks.base import Trained
@@ -54,11 +54,11 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     if not trained.is_adapter:
         raise MergeError("nothing to merge: the whole model was trained", where=trained.folder,
                          fix="use the folder as it is")  # fmt: skip
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not _replaceable(out, overwrite):
-        raise CheckpointError("the output holds something", where=out, fix="choose another folder, or --overwrite")
     base = Path(trained.recipe.model.path).expanduser()
     located = Path(trained.model.get_base_model().name_or_path)
     refuse_overwriting(out, {"the adapter": trained.folder, "the base model": base, "the base": located}, "OUT")
+    is_model = (out / "config.json").is_file() and any(out.glob("*.safetensors"))
+    refuse_occupied(out, "a model", is_model, overwrite)
     probes = _encoded(trained)
     expected = _logits(trained.model, probes)
     merged = trained.model.merge_and_unload(safe_merge=True)
@@ -98,11 +98,6 @@ def against(trained: Trained, merged: Path) -> Check:
     probes = _encoded(trained)
     model = type(trained.model.get_base_model()).from_pretrained(merged, dtype="auto").to(trained.model.device)
     return _compare(_logits(trained.model, probes), _logits(model, probes))
-
-
-def _replaceable(out: Path, overwrite: bool) -> bool:
-    """A former model may be replaced if asked for; anything else never is."""
-    return overwrite and (out / "config.json").is_file() and any(out.glob("*.safetensors"))
 
 
 def _encoded(trained: Trained) -> list[Any]:

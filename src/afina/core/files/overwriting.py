@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors import ConfigError
+from ...errors import CheckpointError, ConfigError
 
 
 def refuse_overwriting(out: Path, inputs: Mapping[str, Path], where: str) -> None:
@@ -24,6 +24,24 @@ def refuse_overwriting(out: Path, inputs: Mapping[str, Path], where: str) -> Non
             continue
         if _within(path, out) or (out.is_file() and _within(out, path)):
             raise ConfigError(f"this would overwrite {name}", where=where, got=out, fix="choose another place to write")
+
+
+def refuse_occupied(out: Path, kind: str, is_one: bool, overwrite: bool) -> None:
+    """Refuse to write into a folder that holds something, unless that is what may be replaced and was asked for.
+
+    Args:
+        out: the folder.
+        kind: what may be replaced: "a merged model".
+        is_one: whether that is what it holds.
+        overwrite: it was asked for.
+
+    Raises:
+        CheckpointError: it is a file, or holds something else, or it was not asked for.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or (is_one and overwrite):
+        return
+    fix = "choose another folder, or --overwrite" if is_one else f"choose another folder: only {kind} is replaced"
+    raise CheckpointError("the output holds something", where=out, fix=fix)
 
 
 def _within(path: Path, folder: Path) -> bool:
