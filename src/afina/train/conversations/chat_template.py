@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -100,9 +100,20 @@ class ChatTemplate:
         """Messages with the keys and roles that the template knows."""
         renamed = {} if self.reads("developer") else {"developer": "system"}
         return [
-            {**{k: v for k, v in m.items() if k != "train"}, "role": renamed.get(m["role"], m["role"])}
+            {**{k: v for k, v in m.items() if k != "train"}, "role": renamed.get(m["role"], m["role"]),
+             "content": [{"type": "text", "text": m["content"]}] if self._in_parts else m["content"]}
             for m in messages
-        ]
+        ]  # fmt: skip
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether it writes content only in parts, as some templates of models with images do."""
+        tokenizer: Any = self.tokenizer
+        for content, found in ((MARK, False), ([{"type": "text", "text": MARK}], True)):
+            with suppress(*_refusals()):
+                if MARK in tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False):
+                    return found
+        return False
 
     @cached_property
     def ending(self) -> Ending:
@@ -166,6 +177,7 @@ class ChatTemplate:
         user, answer = _says("user", "a"), _says(ASSISTANT, "b")
         call = {"role": ASSISTANT, "content": "", "tool_calls": [_CALL]}
         trial = {
+            ASSISTANT: [user, _says(ASSISTANT, MARK)],
             "system": [_says("system", MARK), user, answer],
             "developer": [_says("developer", MARK), user, answer],
             "tool": [user, call, {**_says("tool", MARK), "name": "f", "tool_call_id": "call00000"}],
@@ -178,14 +190,19 @@ def _says(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the code of a template raises."""
+    from jinja2 import TemplateError
+
+    return TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError
+
+
 @contextmanager
 def _refusing(where: str) -> Iterator[None]:
     """Tells what a template refuses with file and line."""
-    from jinja2 import TemplateError
-
     try:
         yield
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except _refusals() as error:
         words = str(error).strip() or type(error).__name__
         raise DataError("the chat template refuses the messages", where=where, got=words,
                         fix="change the rows, or the template") from error  # fmt: skip

@@ -66,6 +66,8 @@ def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list
         ledger.told[
             "conversations whose answers end in the tokenizer's end token, since the chat template has none"
         ] += 1
+    if not template.writes(ASSISTANT):
+        raise DataError("the chat template writes no answers of text", where=talk.where, fix="use another template")
     out = []
     for index, message in enumerate(talk.messages):
         if message["role"] != ASSISTANT or message.get("train") is False:
@@ -75,6 +77,8 @@ def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list
             continue
         prompt = talk.opened(template, index)
         answer = _answer(template, talk, index, prompt)
+        if _thought(message)[0] not in "".join(span.text for span in answer):
+            ledger.unread["thoughts of answers, for which the prompt or the chat template has no place"] += 1
         if answer:
             out.append(Turn(prompt, answer))
         else:
@@ -89,11 +93,14 @@ def _answer(template: ChatTemplate, talk: Conversation, index: int, prompt: str)
     message = messages[-1]
     if whole.startswith(prompt) and _has_thought(template, message, whole[len(prompt) :]):
         text = _ended(template, message, whole[len(prompt) :])
-        marks = template.marked(messages, **given) if template.marks_answers else [(0, len(whole))]
-        return _cut(text, [(a - len(prompt), b - len(prompt)) for a, b in marks], template.ending.text)
+        if not template.marks_answers:
+            return [Span(text, True)]
+        rendered = len(whole.rstrip())
+        marks = [(a - len(prompt), min(b, rendered) - len(prompt)) for a, b in template.marked(messages, **given)]
+        return _cut(text, marks, template.ending.text)
     blank = {key: value for key, value in message.items() if key not in (*REASONING, "tool_calls")}
     trial = template.render([*messages[:-1], {**blank, "content": MARK}], open_turn=False, **given)
-    start = shared_length(prompt, trial)
+    start = min(shared_length(prompt, trial), shared_length(prompt, whole))
     return [Span(_ended(template, message, _rebuilt(template, message, prompt[start:], whole[start:])), True)]
 
 
@@ -102,12 +109,13 @@ def _rebuilt(template: ChatTemplate, message: Message, opener: str, rest: str) -
     thought, raw = _thought(message)
     for head, tail in THOUGHTS:
         begin, end = head.strip(), tail.strip()
+        if end in opener.rpartition(begin)[2]:  # the prompt has closed the thought: none is written
+            return rest.rpartition(end)[2].lstrip() if end in rest else rest
         _, found, begun = opener.rpartition(begin)
-        if not found or end in begun:
-            continue
-        if rest.lstrip().startswith(begin):
+        if found and rest.lstrip().startswith(begin):
             return rest.lstrip().removeprefix(begin).removeprefix(begun)
-        return head[len(begin + begun) :] + thought + tail + rest.lstrip()
+        if found:
+            return head[len(begin + begun) :] + thought + tail + rest.lstrip()
     if thought and thought not in rest:  # the template takes it away, but the model has to write it
         head, tail = next(way for way in THOUGHTS if way[1].strip() in (raw or template.source))
         return (raw or head + thought + tail) + rest.lstrip()
@@ -167,12 +175,9 @@ def _unread(template: ChatTemplate, talk: Conversation) -> Iterator[str]:
     if talk.tools and not template.reads("tools"):
         yield "column 'tools', for which the chat template has no place"
     yield from (f"option {name!r} of the chat template" for name in talk.options if not template.reads(name))
-    thinks = knows_thoughts(template) or any(map(template.reads, REASONING))
     for message in talk.messages:
         if not template.writes(message["role"]):
             yield f"messages of role {message['role']!r}, which the chat template leaves out"
         for key in message:
-            if key in ("role", "content", "train", "tool_calls") or (key in REASONING and thinks):
-                continue
-            if not template.reads(key):
+            if key not in ("role", "content", "train", "tool_calls", *REASONING) and not template.reads(key):
                 yield f"key {key!r} of messages"
