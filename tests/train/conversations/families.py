@@ -1,3 +1,5 @@
+# ruff: noqa: RUF001
+# (DeepSeek's tokens have wide bars.)
 """Chat templates of the known families, written from their published formats, and what each has to learn of one talk.
 
 `answers` are written by hand from the format: what the model has to produce after the prompt, up to the token at which
@@ -115,9 +117,11 @@ MISTRAL_V3 = _mistral_later(" ", "", " ")
 TEKKEN = _mistral_later("", "", "")
 
 GEMMA_2 = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = m['role'] %}"
-    "{% endif %}{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% set role = 'model' %}"
+    "{% else %}{% set role = m['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 
@@ -145,14 +149,16 @@ QWEN_25 = (
     "{% if tools %}{{ '\n\n# Tools\n<tools>' }}{% for t in tools %}{{ '\n' + (t | tojson) }}{% endfor %}"
     "{{ '\n</tools>' }}{% endif %}{{ '<|im_end|>\n' }}"
     "{% for m in messages %}"
-    "{% if m.role == 'user' or (m.role == 'system' and not loop.first) or (m.role == 'assistant' and not m.tool_calls) %}"
+    "{% if m.role == 'user' or (m.role == 'system' and not loop.first)"
+    " or (m.role == 'assistant' and not m.tool_calls) %}"
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant' }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
     '{% for c in m.tool_calls %}{{ \'\n<tool_call>\n{"name": "\' + c.function.name + \'", "arguments": \''
     " + (c.function.arguments | tojson) + '}\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
     "{% elif m.role == 'tool' %}{% if loop.first or messages[loop.index0 - 1].role != 'tool' %}"
     "{{ '<|im_start|>user' }}{% endif %}{{ '\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
-    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}{% endif %}{% endfor %}"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\n' }}{% endif %}{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -170,7 +176,8 @@ QWEN_3 = (
     "{{ '<|im_start|>assistant\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}"
     "{% else %}{{ '<|im_start|>assistant\n' + content }}{% endif %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
 )
 
 PHI_3 = (
@@ -296,8 +303,10 @@ FAMILIES = (
            ("<｜end▁of▁sentence｜>",), 2, bos="<｜begin▁of▁sentence｜>", thinks=True,
            why="the prompt begins the thought; the template drops thoughts, also the last"),
     Family("gpt-oss (harmony)", HARMONY, "<|return|>", OSS,
-           ("<|channel|>analysis<|message|>In Lisbon?<|end|><|start|>assistant<|channel|>final<|message|>Tejo<|return|>",
-            "<|channel|>analysis<|message|>Porto.<|end|><|start|>assistant<|channel|>final<|message|>Douro<|return|>"),
+           ("<|channel|>analysis<|message|>In Lisbon?<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>Tejo<|return|>",
+            "<|channel|>analysis<|message|>Porto.<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>Douro<|return|>"),
            ("<|return|>", "<|call|>"), 2, thinks=True, why="`<|return|>` ends an answer, `<|end|>` an earlier one"),
     Family("Command R", COMMAND_R, "<|END_OF_TURN_TOKEN|>", COHERE,
            ("Tejo<|END_OF_TURN_TOKEN|>", "Douro<|END_OF_TURN_TOKEN|>"), ("<|END_OF_TURN_TOKEN|>",), bos="<BOS_TOKEN>"),

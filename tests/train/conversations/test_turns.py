@@ -1,6 +1,9 @@
-"""For every family of templates: what is learnt is what the model has to write after the prompt that inference sends."""
+"""For every family of templates: what is learnt is what the model has to write after what inference sends."""
 
 from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,12 +68,9 @@ def test_prompt_of_predict_is_that_of_training(family):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_generation_stops_at_every_token_that_ends_an_answer(family):
-    class Model:
-        class generation_config:
-            eos_token_id = [5, 7]
-
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[5, 7]))
     prompter = Prompter(DataSection(train="d.jsonl"), family.tokenizer())
-    ids = end_tokens(Model, prompter)
+    ids = end_tokens(model, prompter)
     assert {5, 7} <= set(ids)
     assert set(prompter.tokenizer.convert_tokens_to_ids(list(family.ends))) == set(ids) - {5, 7}
 
@@ -90,8 +90,7 @@ def test_no_token_of_begin_or_end_stands_twice(family):
     items, prompter = encoded(family, family.talk())
     special = [prompter.tokenizer.bos_token_id, *prompter.tokenizer.convert_tokens_to_ids(list(family.ends))]
     for item in items:
-        ids = item["input_ids"]
-        assert not [a for a, b in zip(ids, ids[1:], strict=False) if a == b and a in special]
+        assert not [a for a, b in pairwise(item["input_ids"]) if a == b and a in special]
 
 
 def test_last_learns_the_last_answer_only():
@@ -131,7 +130,7 @@ def test_thoughts_within_the_content_are_learnt_as_those_in_a_key_of_their_own()
 def test_answer_without_a_thought_closes_the_one_that_the_prompt_begins():
     family = BY_NAME["DeepSeek R1"]
     items, prompter = encoded(family, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<b>a</b>"}])
-    assert prompter.tokenizer.decode(learnt(items[0])[0][1]) == "\n</think>\n\n<b>a</b><｜end▁of▁sentence｜>"
+    assert prompter.tokenizer.decode(learnt(items[0])[0][1]) == "\n</think>\n\n<b>a</b>" + family.eos
 
 
 def test_tool_calls_and_results_are_read_and_learnt():
@@ -140,7 +139,8 @@ def test_tool_calls_and_results_are_read_and_learnt():
     talk = [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "two"},
             {"role": "assistant", "content": "2"}]  # fmt: skip
     answers = {
-        "Qwen 2.5 instruct": ['<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>', "2<|im_end|>"],
+        "Qwen 2.5 instruct": ['<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>',
+                              "2<|im_end|>"],
         "gpt-oss (harmony)": [' to=functions.f<|channel|>commentary json<|message|>{"x": 1}<|call|>',
                               "<|channel|>final<|message|>2<|return|>"],
         "Mistral v3": ['[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}}]</s>', " 2</s>"],
@@ -201,13 +201,16 @@ def test_keys_and_roles_that_the_template_does_not_write_are_named():
 
 def test_developer_is_the_system_where_the_template_knows_none():
     talk = BY_NAME["ChatML"].talk()
-    (item,), prompter = encoded(BY_NAME["ChatML"], [{**talk[0], "role": "developer"}, *talk[1:]])
+    (item,), _ = encoded(BY_NAME["ChatML"], [{**talk[0], "role": "developer"}, *talk[1:]])
     assert item == encoded(BY_NAME["ChatML"], talk)[0][0]
     assert "developer" in BY_NAME["gpt-oss (harmony)"].template
 
 
 def test_template_without_an_end_ends_in_the_tokenizers():
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     prompter = Prompter(DataSection(train="d"), BY_NAME["ChatML"].tokenizer())
     prompter.tokenizer.chat_template = template
     row = rows({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})

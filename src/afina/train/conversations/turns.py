@@ -37,6 +37,10 @@ class Conversation:
         """What the model reads before it answers the first `upto` messages."""
         return template.render(self.messages[:upto], open_turn=True, where=self.where, tools=self.tools, **self.options)
 
+    def closed(self, template: ChatTemplate) -> str:
+        """All of it, answers included, as the template writes it where nothing is to be answered."""
+        return template.render(self.messages, open_turn=False, where=self.where, tools=self.tools, **self.options)
+
     @property
     def asked(self) -> Conversation:
         """The messages without the answer that they may end in."""
@@ -161,7 +165,7 @@ def _cut(text: str, marks: Sequence[tuple[int, int]], end: str) -> list[Span]:
     out, done = [], 0
     for start, stop in marks:
         start, stop = max(start, done), min(stop, len(text))
-        if text[stop:].strip() == end.strip():
+        if end.strip().endswith(text[stop:].strip()):
             stop = len(text)
         if start >= stop:
             continue

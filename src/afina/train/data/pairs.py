@@ -52,6 +52,14 @@ class Pair:
         """Tokens of the prompt, or of prompt and answer `piece`."""
         return token_ids(prompter, self.text(prompter, piece), first=True)
 
+    def scored_ids(self, prompter: Prompter, piece: Piece) -> list[int]:
+        """Tokens of prompt and answer as a reward model reads them: a conversation to its very end."""
+        if self.talk is None:
+            return self.ids(prompter, piece)
+        assert isinstance(piece, list)
+        whole = replace(self.talk, messages=[*self.talk.messages, *piece])
+        return token_ids(prompter, whole.closed(prompter.template), first=True)
+
     def answers(self, prompter: Prompter) -> tuple[list[int], list[int], list[int]]:
         """Tokens of the prompt, of the chosen and of the rejected answer; the prompt ends where both leave it."""
         prompt, chosen, rejected = (

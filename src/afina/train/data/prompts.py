@@ -111,6 +111,13 @@ class Prompter:
         talk = self._conversation(rows, index, kind, answered=False)
         return self.plain(rows, index) if talk is None else talk.asked.opened(self.template)
 
+    def whole(self, rows: Rows, index: int, kind: str) -> str:
+        """A row with its answer, to its very end."""
+        talk = self._conversation(rows, index, kind, answered=True)
+        if talk is not None:
+            return talk.closed(self.template)
+        return self.plain(rows, index) + self.ended(self.answer(rows, index))
+
     def plain(self, rows: Rows, index: int) -> str:
         """The prompt of a row by itself, outside of any chat template."""
         return self._filled(rows, index, self.data.prompt or "{prompt}", "data.prompt")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import DataError
 from ..answers.evaluate import of_pairs
 from ..answers.judge import text_scores
 from ..data.encode import Data, Encoded, check_vocabulary, token_ids
@@ -51,7 +50,7 @@ class Reward(OfPairs):
         out, limit = Encoded(rows=rows), prompter.data.max_length
         for index in range(len(rows)):
             pair = pair_of(prompter, rows, index)
-            chosen, rejected = pair.ids(prompter, pair.chosen), pair.ids(prompter, pair.rejected)
+            chosen, rejected = pair.scored_ids(prompter, pair.chosen), pair.scored_ids(prompter, pair.rejected)
             check_vocabulary([*chosen, *rejected], rows.where(index), vocab_size)
             out.truncated += max(len(chosen), len(rejected)) > limit
             out.items.append({"chosen_ids": chosen[:limit], "rejected_ids": rejected[:limit]})
@@ -127,10 +126,7 @@ class Reward(OfPairs):
 def _text_ids(prompter: Prompter, rows: Rows, index: int, kind: str) -> list[int]:
     """The tokens of a text that is to be scored, as in training: of messages, of prompt and completion, or of text."""
     if kind == "chat" or "completion" in rows.values[index] or prompter.data.completion is not None:
-        turns = prompter.turns(rows, index, kind)
-        if not turns:
-            raise DataError("nothing to score: the answer is empty", where=rows.where(index))
-        text = turns[-1].prompt + "".join(span.text for span in turns[-1].answer)
+        text = prompter.whole(rows, index, kind)
     else:
         text = prompter.ended(rows.text(index, prompter.data.text_column))
     return token_ids(prompter, text, first=True)
