@@ -76,6 +76,14 @@ def end_tokens(model: Any, prompter: Prompter) -> list[int]:
     return list(dict.fromkeys(int(token) for token in out if token is not None))
 
 
+def keep_ends(model: Any, prompter: Prompter) -> None:
+    """Write the tokens that end an answer into the model's own settings, for whoever loads it from its files."""
+    settings = getattr(model, "generation_config", None)
+    ends = end_tokens(model, prompter)
+    if settings is not None and ends:
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
 def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
     """`input_ids` and `attention_mask`, both [rows, longest], padded on the left."""
     import torch

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...core.hosts.routing import routers
+from ...core.model.peft_model import PeftModel
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
+from ..answers.generate import keep_ends
 from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..data.encode import Data
 from ..data.prompts import Prompter
@@ -236,6 +238,8 @@ def _save(
     """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
     prompter.tokenizer.save_pretrained(work)
+    if named(recipe.task).streams and not isinstance(setup.trainer.model, PeftModel):
+        keep_ends(setup.trainer.model, prompter)
     (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
     save(setup.trainer.model, recipe, work)
     with (work / "README.md").open("a", encoding="utf-8") as card:
