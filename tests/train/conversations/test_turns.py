@@ -219,6 +219,17 @@ def test_template_without_an_end_ends_in_the_tokenizers():
     assert "since the chat template has none" in prompter.ledger.lines[0]
 
 
+def test_end_of_turn_that_is_no_token_is_learnt_before_the_tokenizers_and_not_told():
+    prompter = Prompter(DataSection(train="d"), BY_NAME["Granite"].tokenizer())
+    prompter.tokenizer.chat_template = BY_NAME["ChatML"].template
+    row = rows({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    (item,) = encode_answers(row, prompter, len(prompter.tokenizer)).items
+    assert prompter.tokenizer.decode(learnt(item)[0][1]) == "a<|im_end|><|end_of_text|>"
+    assert prompter.said("a<|im_end|>") == "a"
+    two = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    assert len(encode_answers(rows({"messages": two}), prompter, len(prompter.tokenizer)).items) == 2
+
+
 def test_marks_of_the_template_keep_what_they_leave_out_from_the_loss():
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}note: "

@@ -48,7 +48,7 @@ def answers(
             tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
-                out[i] = str(prompter.tokenizer.decode(row, skip_special_tokens=True)).strip()
+                out[i] = prompter.said(str(prompter.tokenizer.decode(row, skip_special_tokens=True)))
             progress(start + len(batch))
     model.train(was_training)
     return out

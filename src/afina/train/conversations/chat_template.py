@@ -215,5 +215,5 @@ def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> list[int]:
     """The numbers of tokens that the tokenizer has as such."""
-    known = tokenizer.get_vocab()
-    return [known[token] for token in tokens if token in known]
+    numbers = [(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens]
+    return [n for token, n in numbers if isinstance(n, int) and tokenizer.convert_ids_to_tokens(n) == token]

@@ -187,6 +187,13 @@ class Prompter:
         eos = str(self.tokenizer.eos_token or "")
         return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
 
+    def said(self, text: str) -> str:
+        """A decoded answer by itself: no outer blanks, and no end of turn that the tokenizer has no token for."""
+        if self.chats and not self.template.ending.own:
+            written = self.template.ending.text.removesuffix("".join(self.template.ending.tokens)).strip()
+            text = text.strip().removesuffix(written)
+        return text.strip()
+
     def _conversation(self, rows: Rows, index: int, kind: str, *, answered: bool) -> Conversation | None:
         """A row as messages; None where it is text that goes into no chat template."""
         if kind == "chat":
