@@ -133,6 +133,15 @@ def test_answer_without_a_thought_closes_the_one_that_the_prompt_begins():
     assert prompter.tokenizer.decode(learnt(items[0])[0][1]) == "\n</think>\n\n<b>a</b>" + family.eos
 
 
+def test_question_of_one_word_of_the_turns_head_is_a_question():
+    for word in ("think", "n", "<think>"):
+        items, prompter = encoded(BY_NAME["DeepSeek R1"], [{"role": "user", "content": word},
+                                                           {"role": "assistant", "content": "a"}])  # fmt: skip
+        assert prompter.tokenizer.decode(learnt(items[0])[0][1]).endswith(
+            "</think>\n\na" + prompter.tokenizer.eos_token
+        )
+
+
 def test_tool_calls_and_results_are_read_and_learnt():
     call = {"role": "assistant", "content": None, "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]}  # fmt: skip
@@ -242,3 +251,50 @@ def test_marks_of_the_template_keep_what_they_leave_out_from_the_loss():
     (item,) = encode_answers(row, prompter, len(prompter.tokenizer)).items
     assert [prompter.tokenizer.decode(ids) for _, ids in learnt(item)] == ["a<|im_end|>"]
     assert prompter.tokenizer.decode(item["input_ids"]).endswith("assistant\nnote: a<|im_end|>")
+
+
+def test_options_of_a_row_reach_the_template_and_others_are_named():
+    family = BY_NAME["Qwen 3 thinking"]
+    options = {"chat_template_kwargs": {"enable_thinking": False, "tools": 1, "style": "x"}}
+    plain = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in family.talk()]
+    items, prompter = encoded(family, plain, row=options)
+    runs = [(prompter.tokenizer.decode(i["input_ids"][:at]), prompter.tokenizer.decode(ids))
+            for i in items for at, ids in learnt(i)]  # fmt: skip
+    assert [answer for _, answer in runs] == ["Tejo<|im_end|>", "Douro<|im_end|>"]
+    assert all(prompt.endswith("<think>\n\n</think>\n\n") for prompt, _ in runs)
+    assert prompter.ledger.unread_line == (
+        "option 'tools' of the chat template (1), option 'style' of the chat template (1)"
+    )
+
+
+def test_thought_that_the_prompt_has_closed_is_not_learnt_and_named():
+    family = BY_NAME["Qwen 3 thinking"]
+    items, prompter = encoded(family, family.talk(), row={"chat_template_kwargs": {"enable_thinking": False}})
+    assert [prompter.tokenizer.decode(ids) for i in items for _, ids in learnt(i)] == [
+        "Tejo<|im_end|>", "Douro<|im_end|>"
+    ]  # fmt: skip
+    assert "thoughts of answers" in prompter.ledger.unread_line
+
+
+def test_template_that_writes_the_question_anew_once_it_is_answered_is_refused():
+    prompter = Prompter(DataSection(train="d"), BY_NAME["ChatML"].tokenizer())
+    prompter.tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ '?' if m.role == 'user' and add_generation_prompt else m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = rows({"messages": [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "a"}]})
+    with pytest.raises(DataError, match=r"d\.jsonl:1: the chat template writes what stands before"):
+        encode_answers(row, prompter, len(prompter.tokenizer))
+
+
+def test_template_that_takes_content_in_parts_gets_parts():
+    prompter = Prompter(DataSection(train="d"), BY_NAME["ChatML"].tokenizer())
+    prompter.tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}"
+        "{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = rows({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
+    (item,) = encode_answers(row, prompter, len(prompter.tokenizer)).items
+    assert prompter.tokenizer.decode(item["input_ids"]) == BY_NAME["ChatML"].tokenizer().apply_chat_template(
+        row.values[0]["messages"], tokenize=False
+    ).rstrip("\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MARK = "\ue0f0answer\ue0f1"
 """Stands for an answer's text in trial renderings; of characters that no data and no template has."""
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": 1}}}
 
@@ -57,6 +59,10 @@ class ChatTemplate:
             self._asked[name] = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", self.source) is not None
         return self._asked[name]
 
+    def taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of its own that the template reads; what it is given anyway is no such."""
+        return {name: value for name, value in options.items() if self.reads(name) and name not in _GIVEN}
+
     @cached_property
     def marks_answers(self) -> bool:
         """Whether it marks what is to be learnt (`{% generation %}`)."""
@@ -64,7 +70,7 @@ class ChatTemplate:
 
     def render(
         self, messages: Sequence[Message], *, open_turn: bool, where: str = "data.chat_template",
-        tools: list[dict[str, Any]] | None = None, **options: Any,
+        tools: list[dict[str, Any]] | None = None, options: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:  # fmt: skip
         """Messages as the template writes them, up to where the model's turn begins if `open_turn`.
 
@@ -74,12 +80,16 @@ class ChatTemplate:
         with _refusing(where):
             return str(
                 self.tokenizer.apply_chat_template(
-                    self._given(messages), tools=tools, tokenize=False, add_generation_prompt=open_turn, **options
+                    self._given(messages),
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=open_turn,
+                    **self.taken(options),
                 )
             )
 
     def marked(
-        self, messages: Sequence[Message], where: str, tools: list[dict[str, Any]] | None, **options: Any
+        self, messages: Sequence[Message], where: str, tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> list[tuple[int, int]]:
         """Where in the rendered messages the template marks what is to be learnt.
 
@@ -92,7 +102,7 @@ class ChatTemplate:
             _, found = render_jinja_template(
                 conversations=[self._given(messages)], tools=tools, return_assistant_tokens_mask=True,
                 chat_template=self.tokenizer.get_chat_template(tools=tools),
-                **{**self.tokenizer.special_tokens_map, **options},
+                **{**self.tokenizer.special_tokens_map, **self.taken(options)},
             )  # fmt: skip
         return list(found[0])
 

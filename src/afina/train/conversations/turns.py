@@ -35,11 +35,13 @@ class Conversation:
 
     def opened(self, template: ChatTemplate, upto: int | None = None) -> str:
         """What the model reads before it answers the first `upto` messages."""
-        return template.render(self.messages[:upto], open_turn=True, where=self.where, tools=self.tools, **self.options)
+        return template.render(
+            self.messages[:upto], open_turn=True, where=self.where, tools=self.tools, options=self.options
+        )
 
     def closed(self, template: ChatTemplate) -> str:
         """All of it, answers included, as the template writes it where nothing is to be answered."""
-        return template.render(self.messages, open_turn=False, where=self.where, tools=self.tools, **self.options)
+        return template.render(self.messages, open_turn=False, where=self.where, tools=self.tools, options=self.options)
 
     @property
     def asked(self) -> Conversation:
@@ -92,7 +94,7 @@ def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list
 
 def _answer(template: ChatTemplate, talk: Conversation, index: int, prompt: str) -> list[Span]:
     messages = talk.messages[: index + 1]
-    given = {"where": talk.where, "tools": talk.tools, **talk.options}
+    given: dict[str, Any] = {"where": talk.where, "tools": talk.tools, "options": talk.options}
     whole = template.render(messages, open_turn=False, **given)
     message = messages[-1]
     if whole.startswith(prompt) and _has_thought(template, message, whole[len(prompt) :]):
@@ -105,7 +107,16 @@ def _answer(template: ChatTemplate, talk: Conversation, index: int, prompt: str)
     blank = {key: value for key, value in message.items() if key not in (*REASONING, "tool_calls")}
     trial = template.render([*messages[:-1], {**blank, "content": MARK}], open_turn=False, **given)
     start = min(shared_length(prompt, trial), shared_length(prompt, whole))
+    if index and start < len(prompt) - _opening(template, messages[:-1], given):
+        raise DataError("the chat template writes what stands before an answer otherwise once it is answered",
+                        where=talk.where, fix="leave such rows out, or mend the template")  # fmt: skip
     return [Span(_ended(template, message, _rebuilt(template, message, prompt[start:], whole[start:])), True)]
+
+
+def _opening(template: ChatTemplate, messages: list[Message], given: dict[str, Any]) -> int:
+    """How many characters of a prompt stand after the text of its last message."""
+    trial = template.render([*messages[:-1], {**messages[-1], "content": MARK}], open_turn=True, **given)
+    return len(trial.rpartition(MARK)[2])
 
 
 def _rebuilt(template: ChatTemplate, message: Message, opener: str, rest: str) -> str:
@@ -178,7 +189,9 @@ def _unread(template: ChatTemplate, talk: Conversation) -> Iterator[str]:
     """What the template does not write."""
     if talk.tools and not template.reads("tools"):
         yield "column 'tools', for which the chat template has no place"
-    yield from (f"option {name!r} of the chat template" for name in talk.options if not template.reads(name))
+    yield from (
+        f"option {name!r} of the chat template" for name in talk.options if name not in template.taken(talk.options)
+    )
     for message in talk.messages:
         if not template.writes(message["role"]):
             yield f"messages of role {message['role']!r}, which the chat template leaves out"

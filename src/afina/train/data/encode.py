@@ -120,6 +120,7 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
     kind = prompter.resolved_format(rows)
     out = Encoded(rows=rows)
     for index in range(len(rows)):
+        prompter.refuse_unwanted(rows, index)
         parts = [_part(prompter, turn) for turn in prompter.turns(rows, index, kind)]
         if not parts:
             prompter.ledger.told["rows without an answer to learn, which are left out"] += 1

@@ -89,8 +89,6 @@ class Prompter:
         Raises:
             DataError: a column is missing or not text, messages are malformed, or the chat template refuses them.
         """
-        if kind != "chat":
-            self._refuse_unwanted(rows, index)
         talk = self._conversation(rows, index, kind, answered=True)
         if talk is not None:
             if kind == "chat" and not any(m["role"] == ASSISTANT for m in talk.messages):
@@ -224,8 +222,12 @@ class Prompter:
             raise DataError("column 'system' is not text", where=rows.where(index), got=type(value).__name__)
         return value or None
 
-    def _refuse_unwanted(self, rows: Rows, index: int) -> None:
-        """Answers that the data calls bad (`label: false`) are no examples."""
+    def refuse_unwanted(self, rows: Rows, index: int) -> None:
+        """Answers that the data calls bad (`label: false`) are no examples.
+
+        Raises:
+            DataError: this is one.
+        """
         named = [n for t in (self.data.prompt, self.data.completion) if t for n in columns_of(t, "data.prompt")]
         if "label" not in named and rows.values[index].get("label") is False:
             raise DataError("the answer is labelled false, and would be learnt as a good one", where=rows.where(index),

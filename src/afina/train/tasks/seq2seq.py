@@ -28,6 +28,7 @@ class Seq2Seq(Answering):
         out, limit = Encoded(rows=rows), prompter.data.max_length
         kind = prompter.resolved_format(rows)
         for index in range(len(rows)):
+            prompter.refuse_unwanted(rows, index)
             for turn in prompter.turns(rows, index, kind)[-1 if prompter.data.turns == "last" else 0 :]:
                 whole = encoder_ids(prompter, turn.prompt)
                 ids, answer = cut_prompt(whole, limit), self._answer_ids(prompter, turn)
