@@ -50,7 +50,7 @@ false` or `loss: false` on a message switch its answer off. Empty answers are no
 | | forms |
 |---|---|
 | messages | `messages` of OpenAI (`role`, `content`), ShareGPT's `conversations` (`from`, `value`); lists in `prompt` and `completion`, `chosen` and `rejected`; JSON of such a list |
-| system | a message (`system`, `developer`), a column `system`, or `data.system` for rows without one, alike in `train`, `predict` and `chat` |
+| system | a message (`system`, `developer`), a column `system`, or `data.system` for rows without one, alike in `train`, `predict` and `chat`; one that all rows have becomes the trained recipe's |
 | earlier turns | alpaca's `history`: pairs of question and answer |
 | tools | a column `tools`, list or JSON, with or without `{"type": "function"}` around each |
 | calls and results | `tool_calls`, `function_call`, roles `tool`, `function`, `observation`, `function_call`; arguments as objects or JSON; `content: null` |

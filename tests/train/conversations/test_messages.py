@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from afina.errors import DataError
-from afina.train.conversations.messages import is_empty, message_of, normalised, tools_of
+from afina.train.conversations.messages import is_empty, message_of, normalised, shared_system, tools_of
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 SHAPES = {
@@ -71,3 +71,11 @@ def test_an_answer_is_empty_if_it_has_neither_text_nor_call_nor_thought():
     assert is_empty({"role": "assistant", "content": " \n"})
     assert not is_empty({"role": "assistant", "content": "", "tool_calls": [CALL]})
     assert not is_empty({"role": "assistant", "content": "", "reasoning": "b"})
+
+
+def test_shared_system_is_that_of_all_rows_or_none():
+    first, user = {"role": "system", "content": "s"}, {"role": "user", "content": "a"}
+    assert shared_system([{"messages": [first, user]}, {"prompt": "a", "system": "s"}]) == "s"
+    assert shared_system([{"messages": [first, user]}, {"messages": [user]}]) is None
+    assert shared_system([{"messages": [first, user]}, {"system": "t"}]) is None
+    assert shared_system([{"prompt": "a"}]) is None

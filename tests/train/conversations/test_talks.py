@@ -100,6 +100,14 @@ def test_predict_answers_the_last_question_and_stops_at_the_end_of_the_turn(run_
     assert child(predictions, folder, asked) == ["odd", "even"] == child(predictions, folder, answered)
 
 
+def test_system_message_that_all_rows_have_is_kept_for_rows_without(run_of_talks, tmp_path, child):
+    folder, notes = run_of_talks
+    assert load_recipe(str(folder)).data.system == "Say it."
+    assert any(note.startswith("data.system: the system message that all rows have") for note in notes)
+    without = write_rows(tmp_path / "without.jsonl", [{"messages": talk(i, answered=False)[1:]} for i in range(2)])
+    assert child(predictions, folder, without) == ["odd", "even"]
+
+
 def test_how_turns_are_learnt_is_a_note_of_the_run(run_of_talks):
     notes = [note for note in run_of_talks[1] if "data.turns" in note]
     assert notes == ["conversations with all answers in one sequence (data.turns): 26"]

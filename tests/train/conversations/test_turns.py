@@ -291,7 +291,8 @@ def test_template_that_takes_content_in_parts_gets_parts():
     prompter = Prompter(DataSection(train="d"), BY_NAME["ChatML"].tokenizer())
     prompter.tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}"
-        "{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     row = rows({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})
     (item,) = encode_answers(row, prompter, len(prompter.tokenizer)).items

@@ -148,3 +148,18 @@ def is_empty(message: Message) -> bool:
 def thought_of(message: Message) -> str:
     """The thoughts that a message has in a key of their own."""
     return next((str(message[key]) for key in REASONING if message.get(key)), "")
+
+
+def shared_system(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """The system message that all rows have, in a column or as their first message; None where they differ."""
+    found = {_system(row) for row in rows}
+    (only,) = found if len(found) == 1 else (None,)
+    return only
+
+
+def _system(row: Mapping[str, Any]) -> str | None:
+    messages, own = row.get("messages"), row.get("system")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
+        own = first.get("content")
+    return own if isinstance(own, str) and own else None
