@@ -39,3 +39,12 @@ def test_data_maps_columns_and_says_the_task(tmp_path):
     code, _, err = command("data", tmp_path / "d.jsonl", "--column", "prompt")
     assert code == 2
     assert "NAME=COLUMN" in err
+
+
+def test_data_names_what_nothing_reads(tmp_path, model_folder, child):
+    row = {"messages": [{"role": "user", "content": "a", "mood": "x"}, {"role": "assistant", "content": "b"}], "id": 1}
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    code, out, err = child(command, "data", tmp_path / "d.jsonl", "--model", model_folder)
+    assert code == 0, err
+    said = " ".join((out + err).split())
+    assert "note: nothing reads: key 'mood' of messages (3), column 'id' (3)" in said

@@ -59,6 +59,11 @@ def test_methods_page_is_what_the_registry_says() -> None:
     assert done.returncode == 0, "run: python scripts/methods_table.py"
 
 
+def test_conversations_page_is_what_is_learnt() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "conversations_page.py", "--check"], check=False)
+    assert done.returncode == 0, "run: python scripts/conversations_page.py"
+
+
 def test_api_page_and_stub_are_what_the_docstrings_say() -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts" / "api_page.py", "--check"], check=False)
     assert done.returncode == 0, "run: python scripts/api_page.py"

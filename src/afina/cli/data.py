@@ -56,6 +56,8 @@ def data(
     show(Text(f"duplicate rows: {found.duplicates}"))
     for where in found.empty:
         show(Text(f"empty text: {where}"))
+    for note in found.notes:
+        show(Text(f"note: {note}"))
     for problem in found.problems[:20]:
         show(Text(f"problem: {problem}"))
     if len(found.problems) > 20:

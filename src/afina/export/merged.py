@@ -12,6 +12,7 @@ from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, MergeError
+from ..train.answers.generate import keep_ends
 from ..train.tasks.base import Trained
 
 # Text of several kinds; what matters is that the two models see the same.
@@ -70,6 +71,8 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
         raise CheckpointError("cannot write the merged model", where=out, got=error.strerror) from error
     try:
         with told_if_unwritable(work, lambda: sum(int(p.nbytes) for p in merged.parameters())):
+            if trained.task.streams:
+                keep_ends(merged, trained.prompter)
             merged.save_pretrained(work)
             trained.tokenizer.save_pretrained(work)
         check = _compare(expected, _logits(_reloaded(work, merged), probes))

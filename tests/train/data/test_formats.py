@@ -38,7 +38,7 @@ def test_shape_is_recognised_by_columns(tmp_path, row, shape, adds):
 def test_row_of_another_shape_is_told_with_its_line(tmp_path, second):
     with pytest.raises(DataError, match=r"d\.jsonl:2"):
         recognise(rows(tmp_path, {"instruction": "a", "output": "b"}, second))
-    with pytest.raises(DataError, match="malformed turn"):
+    with pytest.raises(DataError, match="unknown role"):
         recognise(rows(tmp_path, {"conversations": [{"from": "alien", "value": "a"}]}))
 
 

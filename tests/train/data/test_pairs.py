@@ -50,3 +50,30 @@ def test_prompt_ends_where_the_tokens_of_both_answers_leave_it():
 def test_template_makes_the_prompt():
     pair = pair_of(prompter(prompt="Q: {q}"), rows({"q": "a", "chosen": "b", "rejected": "c"}), 0)
     assert pair.prompt == [says("user", "Q: a")]
+
+
+def test_sharegpt_pairs_are_pairs():
+    from afina.train.data.formats import recognise
+
+    row = {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "good"},
+           "rejected": {"from": "gpt", "value": "bad"}, "system": "s"}  # fmt: skip
+    shaped, shape = recognise(rows(row))
+    assert shape == "preference"
+    pair = pair_of(prompter(), shaped, 0)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ([says("system", "s"), USER], [GOOD], [BAD])
+    assert not shaped.unread()
+    assert prompt_text(prompter(), shaped, 0) == "<|system|>s\n<|user|>q\n<|assistant|>"
+
+
+def test_instruction_is_the_prompt_of_a_pair():
+    from afina.train.data.formats import recognise
+
+    shaped, _ = recognise(rows({"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"}))
+    assert pair_of(prompter(), shaped, 0).prompt == [USER]
+
+
+def test_answers_of_a_pair_end_as_the_template_ends_them():
+    p = prompter()
+    pair = pair_of(p, rows(SHAPES["text"]), 0)
+    texts = [p.tokenizer.decode(ids) for ids in pair.answers(p)]
+    assert texts == ["<|user|>q\n<|assistant|>", "good<eos>", "bad<eos>"]

@@ -26,18 +26,25 @@ def with_parts(recipe, look):
     return result, found["it"]
 
 
+KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
 def tokens_and_loss(parts):
-    """TRL's tokens and loss of the held-out pairs, ours of the same, and the adapters."""
+    """TRL's tokens of the held-out pairs as text, ours, TRL's loss of ours, and the adapters."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
     from afina.train.tasks.preference import as_dataset
 
-    trainer, data = parts["trainer"], parts["data"]
-    columns = ("prompt", "chosen", "rejected")
-    theirs = trainer._prepare_dataset(as_dataset(data.held_out, columns), trainer.processing_class, trainer.args, "x")
-    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
-    measured = trainer.evaluate(as_dataset(data.held_out, columns))
+    trainer, held_out = parts["trainer"], parts["data"].held_out
+    decode = trainer.processing_class.decode
+    texts = [{"prompt": decode(item["prompt_ids"]), "chosen": decode(item["chosen_ids"]),
+              "rejected": decode(item["rejected_ids"])} for item in held_out.items]  # fmt: skip
+    theirs = DPOTrainer._prepare_dataset(trainer, Dataset.from_list(texts), trainer.processing_class, trainer.args, "x")
+    measured = trainer.evaluate(as_dataset(held_out, KEYS))
     return {
-        "theirs": [[row[k] for k in keys] for row in theirs],
-        "ours": [[item[k] for k in keys] for item in data.held_out.items],
+        "theirs": [[row[k] for k in KEYS] for row in theirs],
+        "ours": [[item[k] for k in KEYS] for item in held_out.items],
         "loss": measured["eval_loss"], "accuracy": measured["eval_rewards/accuracies"],
         "adapters": list(trainer.model.peft_config),
     }  # fmt: skip

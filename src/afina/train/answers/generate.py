@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..data.encode import token_ids
+from ..conversations.chat_template import ids_of
+from ..data.encode import cut_prompt, encoder_ids, token_ids
 from ..data.prompts import Prompter
 
 
@@ -30,7 +31,7 @@ def answers(
 
     limit = prompter.data.max_length
     if encoder:
-        encoded = list(prompter.tokenizer(list(prompts), truncation=True, max_length=limit)["input_ids"])
+        encoded = [cut_prompt(encoder_ids(prompter, text), limit) for text in prompts]
     else:
         encoded = [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
@@ -44,16 +45,16 @@ def answers(
             inputs = pad([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
             if tasks is not None:
                 inputs["task_ids"] = torch.tensor([tasks[i] for i in batch], device=model.device)
-            tokens = model.generate(**inputs, **greedy(prompter, max_new_tokens))
+            tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
-                out[i] = str(prompter.tokenizer.decode(row, skip_special_tokens=True)).strip()
+                out[i] = prompter.said(str(prompter.tokenizer.decode(row, skip_special_tokens=True)))
             progress(start + len(batch))
     model.train(was_training)
     return out
 
 
-def greedy(prompter: Prompter, max_new_tokens: int) -> dict[str, Any]:
+def greedy(model: Any, prompter: Prompter, max_new_tokens: int) -> dict[str, Any]:
     """Settings of `generate` for reproducible answers."""
     return {
         "max_new_tokens": max_new_tokens,
@@ -62,8 +63,25 @@ def greedy(prompter: Prompter, max_new_tokens: int) -> dict[str, Any]:
         "top_p": None,
         "top_k": None,
         "pad_token_id": prompter.tokenizer.pad_token_id,
-        "eos_token_id": prompter.tokenizer.eos_token_id,
+        "eos_token_id": end_tokens(model, prompter) or None,
     }
+
+
+def end_tokens(model: Any, prompter: Prompter) -> list[int]:
+    """All tokens that end an answer: the tokenizer's, those of the model's own settings, and the chat template's."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    out = [prompter.tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own])]
+    if prompter.tokenizer.chat_template:
+        out += ids_of(prompter.tokenizer, prompter.template.ending.tokens)
+    return list(dict.fromkeys(int(token) for token in out if token is not None))
+
+
+def keep_ends(model: Any, prompter: Prompter) -> None:
+    """Write the tokens that end an answer into the model's own settings, for whoever loads it from its files."""
+    settings = getattr(model, "generation_config", None)
+    ends = end_tokens(model, prompter)
+    if settings is not None and ends:
+        settings.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
@@ -134,5 +152,5 @@ def stream(model: Any, prompter: Prompter, prompt: str, *, max_new_tokens: int, 
     inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
     streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with torch.no_grad():
-        model.generate(**inputs, **greedy(prompter, max_new_tokens), streamer=streamer)
+        model.generate(**inputs, **greedy(model, prompter, max_new_tokens), streamer=streamer)
     return "".join(pieces)

@@ -11,7 +11,7 @@ from .rows import Row, Rows
 
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
-    "rejected", "tokens", "tags",
+    "rejected", "tokens", "tags", "system", "tools", "history",
 )  # fmt: skip
 """Names that formats are recognised by."""
 
@@ -42,7 +42,7 @@ def renamed(rows: Rows, columns: Mapping[str, str] | None, *, whole: bool = True
     """
     if not columns:
         return rows
-    return Rows(rows.path, [_renamed(rows, i, columns, whole) for i in range(len(rows))], rows.lines)
+    return Rows(rows.path, [_renamed(rows, i, columns, whole) for i in range(len(rows))], rows.lines, rows.read)
 
 
 def _renamed(rows: Rows, index: int, columns: Mapping[str, str], whole: bool) -> Row:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from ...errors import DataError
+from ..conversations.turns import Turn
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from .labels import label_of
 from .prompts import Prompter
-from .rows import Rows
+from .rows import HALF, Rows, lone_surrogate
 from .split import Split
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class Encoded(Dataset[dict[str, Any]]):
         Raises:
             DataError: none is left, or more than 1 % are lost and the recipe does not allow it.
         """
+        if not self.items and not self.masked:
+            raise DataError("no row has an answer to learn", where=rows.path)
         if not self.items or (self.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
             kept = f"within data.max_length={data.max_length} tokens"
             more = ", or set data.allow_masked=true to drop them" if self.items else ""
@@ -106,9 +109,10 @@ def check_vocabulary(ids: list[int], where: str, vocab_size: int) -> None:
 
 
 def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
-    """Rows for a language model: the loss is taken on answers only, the token that ends them included.
+    """Rows for a language model: the loss is taken on answers only, what ends them included.
 
-    Pieces are tokenised one by one, so that the prompt's tokens are those seen at inference.
+    A prompt's tokens are those that inference sends. Several answers share a sequence only if each sees there what it
+    will see then (`data.turns`).
 
     Raises:
         DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
@@ -116,16 +120,71 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
     kind = prompter.resolved_format(rows)
     out = Encoded(rows=rows)
     for index in range(len(rows)):
-        ids: list[int] = []
-        labels: list[int] = []
-        for span in prompter.spans(rows, index, kind):
-            piece = token_ids(prompter, span.text, first=not ids)
-            ids += piece
-            labels += piece if span.trained else [IGNORED] * len(piece)
-        check_vocabulary(ids, rows.where(index), vocab_size)
-        _append(out, index, ids, labels, prompter.data.max_length)
+        prompter.refuse_unwanted(rows, index)
+        parts = [_part(prompter, turn) for turn in prompter.turns(rows, index, kind)]
+        if not parts:
+            prompter.ledger.told["rows without an answer to learn, which are left out"] += 1
+        for ids, labels in _sequences(parts, prompter, rows.where(index)):
+            check_vocabulary(ids, rows.where(index), vocab_size)
+            _append(out, index, ids, labels, prompter.data.max_length)
     out.check_masked(rows, prompter.data)
     return out
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Tokens of a prompt and of its answer, and the labels of the answer."""
+
+    prompt: list[int]
+    answer: list[int]
+    labels: list[int]
+
+
+def _part(prompter: Prompter, turn: Turn) -> _Part:
+    prompt = done = token_ids(prompter, turn.prompt, first=True)
+    text, labels = turn.prompt, list[int]()
+    for span in turn.answer:
+        text += span.text
+        joint = token_ids(prompter, text, first=True)
+        # Tokens that straddle the edge are none that the model could write after this prompt.
+        clean = joint[: len(done)] == done
+        piece = joint[len(done) :] if clean else token_ids(prompter, span.text, first=not done)
+        done = done + piece
+        labels += piece if span.trained else [IGNORED] * len(piece)
+    return _Part(prompt, done[len(prompt) :], labels)
+
+
+def _sequences(parts: list[_Part], prompter: Prompter, where: str) -> list[tuple[list[int], list[int]]]:
+    """Tokens and labels of the sequences that a row makes.
+
+    Raises:
+        DataError: all answers are wanted in one, and the chat template writes earlier ones otherwise.
+    """
+    wanted = prompter.data.turns
+    if wanted == "last":
+        parts = parts[-1:]
+    elif wanted != "each" and len(parts) > 1:
+        whole = _joined(parts)
+        if whole is None and wanted == "all":
+            raise DataError("the chat template writes earlier turns otherwise than they were answered", where=where,
+                            fix="data.turns=each: every answer in a sequence of its own")  # fmt: skip
+        if whole is not None:
+            prompter.ledger.told["conversations with all answers in one sequence (data.turns)"] += 1
+            return [whole]
+        prompter.ledger.told["conversations with a sequence for each answer, because the chat template writes earlier "
+                             "turns otherwise than they were answered (data.turns)"] += 1  # fmt: skip
+    return [(p.prompt + p.answer, [IGNORED] * len(p.prompt) + p.labels) for p in parts]
+
+
+def _joined(parts: list[_Part]) -> tuple[list[int], list[int]] | None:
+    """All answers in one sequence; None where one would not see there what it sees at inference."""
+    ids, labels = list[int](), list[int]()
+    for part in parts:
+        if part.prompt[: len(ids)] != ids:
+            return None
+        labels += [IGNORED] * (len(part.prompt) - len(ids)) + part.labels
+        ids = part.prompt + part.answer
+    return ids, labels
 
 
 def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_length: int) -> None:
@@ -140,7 +199,13 @@ def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_len
 
 
 def token_ids(prompter: Prompter, text: str, first: bool) -> list[int]:
-    """Tokens of a piece of text; the first piece gets the tokenizer's own start token, if a template gave none."""
+    """Tokens of a piece of text; the first piece gets the tokenizer's own start token, if a template gave none.
+
+    Raises:
+        DataError: the text is none (a lone surrogate).
+    """
+    if (half := lone_surrogate(text)) is not None:
+        raise DataError(HALF, got=ascii(half)[1:-1])
     tokenizer = prompter.tokenizer
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not first or (prompter.chats and ids):
@@ -148,6 +213,16 @@ def token_ids(prompter: Prompter, text: str, first: bool) -> list[int]:
     special = tokenizer("", add_special_tokens=True)["input_ids"]
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in special else []
     return start + ids if ids[: len(start)] != start else ids
+
+
+def encoder_ids(prompter: Prompter, text: str) -> list[int]:
+    """Tokens of a prompt for an encoder; a chat template has already put around it what belongs there."""
+    return list(prompter.tokenizer(text, add_special_tokens=not prompter.chats)["input_ids"])
+
+
+def cut_prompt(ids: list[int], limit: int) -> list[int]:
+    """An encoder's prompt of at most `limit` tokens, with the token that ends it."""
+    return ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]
 
 
 def encode_classes(

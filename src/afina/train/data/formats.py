@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
 
 from ...errors import DataError
+from ..conversations.messages import message_of, normalised
 from .rows import Row, Rows
-
-_SHAREGPT_ROLES = MappingProxyType(
-    {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-     "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool", "function_response": "tool"}
-)  # fmt: skip
-
 
 IN_WORDS = MappingProxyType(
     {"alpaca": "alpaca form, taken as prompts and completions", "sharegpt": "ShareGPT form, taken as messages",
@@ -34,37 +28,37 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
         DataError: a row has not the shape of the first; has file and line.
     """
     columns = set(rows.values[0])
+    if "conversations" in columns and "messages" not in columns:
+        rows = _converted(rows, _sharegpt)
+    if {"chosen", "rejected"} <= columns:
+        return (_converted(rows, _instruction) if "instruction" in columns else rows), "preference"
     if {"instruction", "output"} <= columns:
         return _converted(rows, _alpaca), "alpaca"
     if "conversations" in columns:
-        return _converted(rows, _sharegpt), "sharegpt"
-    known = (("preference", {"chosen", "rejected"}), ("chat", {"messages"}),
-             ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
+        return rows, "sharegpt"
+    known = (("chat", {"messages"}), ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
              ("tagged", {"tokens", "tags"}))  # fmt: skip
     return rows, next((name for name, needed in known if needed <= columns), "columns")
 
 
 def _converted(rows: Rows, convert: Callable[[Rows, int], Row]) -> Rows:
-    return Rows(rows.path, [{**rows.values[i], **convert(rows, i)} for i in range(len(rows))], rows.lines)
+    return Rows(rows.path, [{**rows.values[i], **convert(rows, i)} for i in range(len(rows))], rows.lines, rows.read)
 
 
 def _alpaca(rows: Rows, index: int) -> Row:
-    prompt, more = rows.text(index, "instruction"), rows.values[index].get("input") or ""
+    return {**_instruction(rows, index), "completion": rows.text(index, "output")}
+
+
+def _instruction(rows: Rows, index: int) -> Row:
+    prompt, more = rows.text(index, "instruction"), rows.get(index, "input") or ""
     if not isinstance(more, str):
         raise DataError("column 'input' is not text", where=rows.where(index), got=type(more).__name__)
-    return {"prompt": f"{prompt}\n\n{more}" if more.strip() else prompt, "completion": rows.text(index, "output")}
+    return {"prompt": f"{prompt}\n\n{more}" if more.strip() else prompt}
 
 
 def _sharegpt(rows: Rows, index: int) -> Row:
-    turns: Any = rows.value(index, "conversations")
-    if not isinstance(turns, list):
-        raise DataError("'conversations' is not a list", where=rows.where(index), got=type(turns).__name__)
-    messages = []
-    for turn in turns:
-        role = _SHAREGPT_ROLES.get(str(turn.get("from", turn.get("role")))) if isinstance(turn, dict) else None
-        text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(text, str):
-            raise DataError("malformed turn", where=rows.where(index), got=str(turn)[:80],
-                            expected='{"from": "human", "value": "..."}')  # fmt: skip
-        messages.append({"role": role, "content": text})
-    return {"messages": messages}
+    """The turns as messages; those of pairs end in one turn, better and worse."""
+    where = rows.where(index)
+    sides = {side: [message_of(value, where)] for side in ("chosen", "rejected")
+             if isinstance(value := rows.values[index].get(side), dict)}  # fmt: skip
+    return {"messages": normalised(rows.value(index, "conversations"), where, "conversations"), **sides}

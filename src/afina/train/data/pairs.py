@@ -6,11 +6,15 @@ answers that repeat it as their first messages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import DataError
-from .prompts import Message, Prompter, messages_of
+from ..conversations.chat_template import shared_length
+from ..conversations.messages import ASSISTANT, Message
+from ..conversations.turns import Conversation, turns_of
+from .encode import token_ids
+from .prompts import Prompter
 from .rows import Rows
 
 Piece = str | list[Message]
@@ -18,22 +22,43 @@ Piece = str | list[Message]
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt, a better and a worse answer: all text, or all messages."""
+    """One prompt, a better and a worse answer: all text, or all messages; `talk` is what the template is given."""
 
     prompt: Piece
     chosen: Piece
     rejected: Piece
+    talk: Conversation | None = None
+
+    def text(self, prompter: Prompter, piece: Piece | None = None) -> str:
+        """The prompt as the model reads it, or prompt and answer `piece` up to the token that ends it.
+
+        Raises:
+            DataError: the chat template refuses the messages, or an answer is empty.
+        """
+        if self.talk is None:
+            assert isinstance(self.prompt, str)
+            assert piece is None or isinstance(piece, str)
+            return self.prompt + (piece or "")
+        if piece is None:
+            return self.talk.opened(prompter.template)
+        assert isinstance(piece, list)
+        whole = replace(self.talk, messages=[*self.talk.messages, *piece])
+        turns = turns_of(prompter.template, whole, prompter.ledger)
+        if not turns or whole.messages[-1]["role"] != ASSISTANT:
+            raise DataError("a pair has an answer that says nothing", where=whole.where, got=str(piece))
+        return turns[-1].prompt + "".join(span.text for span in turns[-1].answer)
 
     def ids(self, prompter: Prompter, piece: Piece | None = None) -> list[int]:
         """Tokens of the prompt, or of prompt and answer `piece`."""
-        tokenizer: Any = prompter.tokenizer
-        if isinstance(self.prompt, str):
-            assert piece is None or isinstance(piece, str)
-            return list(tokenizer(self.prompt + (piece or ""))["input_ids"])
-        assert not isinstance(piece, str)
-        messages = [*self.prompt, *(piece or [])]
-        options = {"add_generation_prompt": True} if piece is None else {}
-        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"])
+        return token_ids(prompter, self.text(prompter, piece), first=True)
+
+    def scored_ids(self, prompter: Prompter, piece: Piece) -> list[int]:
+        """Tokens of prompt and answer as a reward model reads them: a conversation to its very end."""
+        if self.talk is None:
+            return self.ids(prompter, piece)
+        assert isinstance(piece, list)
+        whole = replace(self.talk, messages=[*self.talk.messages, *piece])
+        return token_ids(prompter, whole.closed(prompter.template), first=True)
 
     def answers(self, prompter: Prompter) -> tuple[list[int], list[int], list[int]]:
         """Tokens of the prompt, of the chosen and of the rejected answer; the prompt ends where both leave it."""
@@ -42,12 +67,8 @@ class Pair:
             self.ids(prompter, self.chosen),
             self.ids(prompter, self.rejected),
         )
-        shared = min(_shared(prompt, chosen), _shared(prompt, rejected))
+        shared = min(shared_length(prompt, chosen), shared_length(prompt, rejected))
         return prompt[:shared], chosen[shared:], rejected[shared:]
-
-
-def _shared(one: list[Any], other: list[Any]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def pair_of(prompter: Prompter, rows: Rows, index: int) -> Pair:
@@ -57,7 +78,7 @@ def pair_of(prompter: Prompter, rows: Rows, index: int) -> Pair:
         DataError: a column is missing, malformed or of another kind than the others, or both answers are the same.
     """
     chosen, rejected = rows.value(index, "chosen"), rows.value(index, "rejected")
-    if isinstance(chosen, list) or isinstance(rejected, list) or isinstance(_prompt(rows, index), list):
+    if any(isinstance(value, (list, dict)) for value in (chosen, rejected, _prompt(rows, index))):
         pair = _of_messages(prompter, rows, index)
     else:
         pair = _of_text(prompter, rows, index)
@@ -72,16 +93,19 @@ def prompt_text(prompter: Prompter, rows: Rows, index: int) -> str:
     Raises:
         DataError: there is no prompt.
     """
-    if isinstance(_prompt(rows, index), list):
-        return prompter.opened(_with_system(prompter, list(messages_of(rows, index, "prompt"))))
-    if prompter.data.prompt is None and "prompt" not in rows.values[index] and "chosen" in rows.values[index]:
-        prompt = pair_of(prompter, rows, index).prompt
-        return prompt if isinstance(prompt, str) else prompter.opened(prompt)
+    given = _prompt(rows, index)
+    if isinstance(given, list):
+        messages = prompter.messages(rows, index, "prompt" if "prompt" in rows.values[index] else "messages")
+        return prompter.with_extras(rows, index, messages).opened(prompter.template)
+    if prompter.data.prompt is None and given is None and "chosen" in rows.values[index]:
+        return pair_of(prompter, rows, index).text(prompter)
     return prompter.prompt(rows, index)
 
 
 def _prompt(rows: Rows, index: int) -> Any:
-    return rows.values[index].get("prompt")
+    """The prompt; in its place the messages that stand before both answers."""
+    given = rows.get(index, "prompt")
+    return rows.get(index, "messages") if given is None else given
 
 
 def _of_text(prompter: Prompter, rows: Rows, index: int) -> Pair:
@@ -89,36 +113,28 @@ def _of_text(prompter: Prompter, rows: Rows, index: int) -> Pair:
     given = prompter.data.prompt is not None or _prompt(rows, index) is not None
     prompt = prompter.plain(rows, index) if given else ""
     if prompter.chats and given:
-        return Pair(_with_system(prompter, [_message("user", prompt)]), [_message("assistant", chosen)],
-                    [_message("assistant", rejected)])  # fmt: skip
+        talk = prompter.with_extras(rows, index, [_says("user", prompt)])
+        return Pair(talk.messages, [_says(ASSISTANT, chosen)], [_says(ASSISTANT, rejected)], talk)
     return Pair(prompt, prompter.ended(chosen), prompter.ended(rejected))
 
 
 def _of_messages(prompter: Prompter, rows: Rows, index: int) -> Pair:
-    if not prompter.tokenizer.chat_template:
-        raise DataError("the tokenizer has no chat template for rows of messages", where=rows.where(index),
-                        fix="use a chat model, or rows of text")  # fmt: skip
-    chosen, rejected = _turns(rows, index, "chosen"), _turns(rows, index, "rejected")
-    shared = _shared(chosen, rejected)
+    chosen, rejected = _turns(prompter, rows, index, "chosen"), _turns(prompter, rows, index, "rejected")
+    shared = shared_length(chosen, rejected)
     head, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    given = _prompt(rows, index)
-    before = messages_of(rows, index, "prompt") if isinstance(given, list) else []
+    given, before = _prompt(rows, index), list[Message]()
+    if isinstance(given, list):
+        before = prompter.messages(rows, index, "prompt" if rows.get(index, "prompt") is not None else "messages")
     if isinstance(given, str) and not head:
-        before = [_message("user", given)]
-    return Pair(_with_system(prompter, [*before, *head]), chosen, rejected)
+        before = [_says("user", given)]
+    talk = prompter.with_extras(rows, index, [*before, *head])
+    return Pair(talk.messages, chosen, rejected, talk)
 
 
-def _turns(rows: Rows, index: int, column: str) -> list[Message]:
+def _turns(prompter: Prompter, rows: Rows, index: int, column: str) -> list[Message]:
     value = rows.value(index, column)
-    return [_message("assistant", value)] if isinstance(value, str) else list(messages_of(rows, index, column))
+    return [_says(ASSISTANT, value)] if isinstance(value, str) else prompter.messages(rows, index, column)
 
 
-def _with_system(prompter: Prompter, messages: list[Message]) -> list[Message]:
-    system = prompter.data.system
-    if system is None or (messages and messages[0]["role"] == "system"):
-        return messages
-    return [_message("system", system), *messages]
-
-
-def _message(role: str, text: str) -> Message:
+def _says(role: str, text: str) -> Message:
     return {"role": role, "content": text}

@@ -1,21 +1,23 @@
-"""From rows to the text that the model reads: templates, chat messages, and the pieces that the loss is taken on."""
+"""From rows to conversations and texts: what the model reads, and what it has to answer."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, RecipeError, did_you_mean
+from ...errors import DataError, RecipeError
+from ..conversations.chat_template import ChatTemplate
+from ..conversations.ledger import Ledger
+from ..conversations.messages import ASSISTANT, Message, message_of, normalised, tools_of
+from ..conversations.turns import Conversation, Turn, turns_of
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from .rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = Mapping[str, str]
 
 
 def columns_of(template: str, key: str) -> list[str]:
@@ -37,10 +39,20 @@ def columns_of(template: str, key: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Prompter:
-    """Renders rows and free text for one tokenizer and one data section."""
+    """Renders rows and free text for one tokenizer and one data section.
+
+    Attributes:
+        ledger: what became of the rows that were rendered for training.
+    """
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
+    ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        return ChatTemplate(self.tokenizer)
 
     @property
     def chats(self) -> bool:
@@ -67,22 +79,42 @@ class Prompter:
             fix="name the columns, e.g. data.prompt='{question}' data.completion='{answer}'",
         )
 
-    def spans(self, rows: Rows, index: int, kind: str) -> list[Span]:
-        """A row as text, cut where the loss begins and ends. Every trained piece ends the model's turn.
+    def question_format(self, rows: Rows) -> str:
+        """`resolved_format` for rows that need no answers."""
+        return "chat" if "messages" in rows.values[0] and self.data.prompt is None else "prompt_completion"
+
+    def turns(self, rows: Rows, index: int, kind: str) -> list[Turn]:
+        """The answers of a row that are to be learnt, each with what the model reads before it.
 
         Raises:
-            DataError: a column is missing or not text, or messages are malformed.
+            DataError: a column is missing or not text, messages are malformed, or the chat template refuses them.
         """
-        if kind == "chat":
-            return self._turns(rows, index)
-        return [Span(self.prompt(rows, index), False), Span(self.ended(self.answer(rows, index)), True)]
+        talk = self._conversation(rows, index, kind, answered=True)
+        if talk is not None:
+            if kind == "chat" and not any(m["role"] == ASSISTANT for m in talk.messages):
+                raise DataError("no message has the role 'assistant'", where=talk.where)
+            return turns_of(self.template, talk, self.ledger)
+        prompt, answer = self.plain(rows, index), self.answer(rows, index)
+        if not answer.strip():
+            self.ledger.told["empty answers, which are not learnt"] += 1
+            return []
+        if prompt[-1:].strip() and answer[:1].strip():
+            self.ledger.told[
+                "answers that follow their prompt without a blank between (data.prompt can end in one)"
+            ] += 1
+        return [Turn(prompt, [Span(self.ended(answer), True)])]
 
     def prompt(self, rows: Rows, index: int, kind: str = "prompt_completion") -> str:
-        """What the model reads before it answers: all up to the last answer of the row."""
-        if kind == "chat":
-            messages = messages_of(rows, index)
-            return self.opened(messages[: _last_answer(messages)])
-        return self.wrap(self.plain(rows, index))
+        """What the model reads before it answers: all of a row but for the answer that it may end in."""
+        talk = self._conversation(rows, index, kind, answered=False)
+        return self.plain(rows, index) if talk is None else talk.asked.opened(self.template)
+
+    def whole(self, rows: Rows, index: int, kind: str) -> str:
+        """A row with its answer, to its very end."""
+        talk = self._conversation(rows, index, kind, answered=True)
+        if talk is not None:
+            return talk.closed(self.template)
+        return self.plain(rows, index) + self.ended(self.answer(rows, index))
 
     def plain(self, rows: Rows, index: int) -> str:
         """The prompt of a row by itself, outside of any chat template."""
@@ -90,29 +122,57 @@ class Prompter:
 
     def answer(self, rows: Rows, index: int, kind: str = "prompt_completion") -> str:
         """What the model should answer, without what ends it."""
-        if kind == "chat":
-            messages = messages_of(rows, index)
-            return messages[_last_answer(messages)]["content"] if messages[-1]["role"] == "assistant" else ""
+        given = None if kind == "chat" or self.data.completion is not None else rows.get(index, "completion")
+        if kind == "chat" or isinstance(given, (list, dict)):
+            messages = self.messages(rows, index, "messages" if kind == "chat" else "completion")
+            return str(messages[-1]["content"]) if messages[-1]["role"] == ASSISTANT else ""
         return self._filled(rows, index, self.data.completion or "{completion}", "data.completion")
 
-    def question_format(self, rows: Rows) -> str:
-        """`resolved_format` for rows that need no answers."""
-        return "chat" if "messages" in rows.values[0] and self.data.prompt is None else "prompt_completion"
+    def messages(self, rows: Rows, index: int, column: str) -> list[Message]:
+        """The messages in a column, which may be one by itself.
+
+        Raises:
+            DataError: it holds something else, or there is no chat template to write them with.
+        """
+        where, value = rows.where(index), rows.value(index, column)
+        out = [message_of(value, where)] if isinstance(value, dict) else normalised(value, where, column)
+        if not self.tokenizer.chat_template:
+            raise DataError("the tokenizer has no chat template for rows of messages", where=where,
+                            fix="use a chat model, or rows with prompt and completion")  # fmt: skip
+        return out
+
+    def with_extras(self, rows: Rows, index: int, messages: list[Message]) -> Conversation:
+        """Messages with what else the row gives the template: a system message, tools, options of its own.
+
+        Raises:
+            DataError: one of them is malformed.
+        """
+        where = rows.where(index)
+        tools = tools_of(rows.get(index, "tools"), where)
+        options = rows.get(index, "chat_template_kwargs") or {}
+        if not isinstance(options, dict):
+            raise DataError("'chat_template_kwargs' is no object", where=where, got=type(options).__name__)
+        options = {k: v for k, v in options.items() if v is not None}
+        return Conversation(self.led(messages, self._system(rows, index)), where, tools, options)
+
+    def led(self, messages: list[Message], system: str | None = None) -> list[Message]:
+        """Messages behind a system message, of the row or of the recipe, unless they have their own."""
+        system = system or self.data.system
+        if system is None or (messages and messages[0]["role"] in ("system", "developer")):
+            return messages
+        return [_says("system", system), *messages]
 
     def wrap(self, text: str) -> str:
         """One user message as the model reads it."""
-        return self.conversation([{"role": "user", "content": text}])
+        return self.conversation([_says("user", text)])
 
     def conversation(self, messages: list[Message]) -> str:
         """Messages as the model reads them before its next answer; without a chat template only the last one."""
-        if not self.chats:
-            return messages[-1]["content"]
-        head = [{"role": "system", "content": self.data.system}] if self.data.system is not None else []
-        return self.opened([*head, *messages])
+        return self.opened(self.led(messages)) if self.chats else str(messages[-1]["content"])
 
     def opened(self, messages: list[Message]) -> str:
         """Messages in the chat template, up to where the model's turn begins."""
-        return self._render(messages, open_turn=True)
+        return self.template.render(messages, open_turn=True)
 
     def asked(self, text: str) -> str:
         """Free text put where the one column of the prompt template stands."""
@@ -120,45 +180,84 @@ class Prompter:
         names = columns_of(template, "data.prompt")
         return template.format(**{names[0]: text}) if len(names) == 1 else text
 
+    def ended(self, answer: str) -> str:
+        """An answer outside of any chat template up to its end-of-sequence token, added where it is missing."""
+        eos = str(self.tokenizer.eos_token or "")
+        return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
+
+    def said(self, text: str) -> str:
+        """A decoded answer by itself: no outer blanks, and no end of turn that the tokenizer has no token for."""
+        if self.chats and not self.template.ending.own:
+            written = self.template.ending.text.removesuffix("".join(self.template.ending.tokens)).strip()
+            text = text.strip().removesuffix(written)
+        return text.strip()
+
+    def _conversation(self, rows: Rows, index: int, kind: str, *, answered: bool) -> Conversation | None:
+        """A row as messages; None where it is text that goes into no chat template."""
+        if kind == "chat":
+            return self.with_extras(rows, index, self.messages(rows, index, "messages"))
+        head = self._side(rows, index, "prompt", "user")
+        if head is None:
+            return None
+        messages = [*_history(rows, index), *({**m, "train": False} for m in head)]
+        if answered:
+            messages += self._side(rows, index, "completion", ASSISTANT) or [_says(ASSISTANT, self.answer(rows, index))]
+        return self.with_extras(rows, index, messages)
+
+    def _side(self, rows: Rows, index: int, column: str, role: str) -> list[Message] | None:
+        """The prompt or the completion as messages; None where it is text outside of a chat template."""
+        template = self.data.prompt if column == "prompt" else self.data.completion
+        if template is None and isinstance(rows.get(index, column), (list, dict)):
+            return self.messages(rows, index, column)
+        if not self.chats:
+            return None
+        return [_says(role, self.plain(rows, index) if column == "prompt" else self.answer(rows, index))]
+
+    def _system(self, rows: Rows, index: int) -> str | None:
+        """The row's own system message, unless a template of the recipe has put it elsewhere."""
+        if any("system" in columns_of(t, "data.prompt") for t in (self.data.prompt, self.data.completion) if t):
+            return None
+        value = rows.get(index, "system")
+        if value is not None and not isinstance(value, str):
+            raise DataError("column 'system' is not text", where=rows.where(index), got=type(value).__name__)
+        return value or None
+
+    def refuse_unwanted(self, rows: Rows, index: int) -> None:
+        """Answers that the data calls bad (`label: false`) are no examples.
+
+        Raises:
+            DataError: this is one.
+        """
+        named = [n for t in (self.data.prompt, self.data.completion) if t for n in columns_of(t, "data.prompt")]
+        if "label" not in named and rows.values[index].get("label") is False:
+            raise DataError("the answer is labelled false, and would be learnt as a good one", where=rows.where(index),
+                            fix="leave such rows out, or learn from both kinds (task preference)")  # fmt: skip
+
     def _filled(self, rows: Rows, index: int, template: str, key: str) -> str:
         names = columns_of(template, key)
         return template.format(**{name: _printable(rows, index, name) for name in names})
 
-    def ended(self, answer: str) -> str:
-        """The answer up to its end-of-sequence token, which is added where it is missing."""
-        eos = str(self.tokenizer.eos_token or "")
-        return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
 
-    def _render(self, messages: list[Message], open_turn: bool) -> str:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
-        return str(text)
+def _says(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
 
-    def _turns(self, rows: Rows, index: int) -> list[Span]:
-        messages = messages_of(rows, index)
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                "the tokenizer has no chat template for rows of messages",
-                where=rows.where(index),
-                fix="use a chat model, or rows with prompt and completion",
-            )
-        spans: list[Span] = []
-        done = ""
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before, after = self.opened(messages[:i]), self._render(messages[: i + 1], open_turn=False)
-            if not (before.startswith(done) and after.startswith(before)):
-                raise DataError(
-                    "the chat template rewrites earlier turns, so that they cannot be told apart",
-                    where=rows.where(index),
-                    fix="give one answer a row",
-                )
-            answer = self.ended(after[len(before) :])
-            spans += [Span(before[len(done) :], False), Span(answer, True)]
-            done = before + answer
-        if not spans:
-            raise DataError("no message has the role 'assistant'", where=rows.where(index))
-        return spans
+
+def _history(rows: Rows, index: int) -> list[Message]:
+    """Earlier turns of an alpaca row: pairs of question and answer, or messages."""
+    value: Any = rows.get(index, "history")
+    if not value:
+        return []
+    if not isinstance(value, list) or not all(isinstance(pair, (list, dict)) for pair in value):
+        raise DataError("column 'history' is no list of pairs", where=rows.where(index), got=type(value).__name__)
+    out: list[Message] = []
+    for pair in value:
+        if isinstance(pair, dict):
+            out.append(message_of(pair, rows.where(index)))
+        elif len(pair) == 2 and all(isinstance(text, str) for text in pair):
+            out += [_says("user", pair[0]), _says(ASSISTANT, pair[1])]
+        else:
+            raise DataError("a turn of 'history' is no pair of texts", where=rows.where(index), got=str(pair))
+    return out
 
 
 def _printable(rows: Rows, index: int, column: str) -> str:
@@ -167,29 +266,3 @@ def _printable(rows: Rows, index: int, column: str) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return rows.text(index, column)
-
-
-def _last_answer(messages: list[Message]) -> int:
-    return max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
-
-
-def messages_of(rows: Rows, index: int, column: str = "messages") -> list[Message]:
-    """The messages in a column.
-
-    Raises:
-        DataError: it holds something else.
-    """
-    value: Any = rows.value(index, column)
-    where = rows.where(index)
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{column!r} is not a list of messages", where=where, got=type(value).__name__)
-    roles = ("system", "user", "assistant", "tool")
-    for message in value:
-        ok = isinstance(message, dict) and all(isinstance(message.get(k), str) for k in ("role", "content"))
-        if not ok:
-            got = str(message)[:80]
-            raise DataError("malformed message", where=where, got=got, expected='{"role": "user", "content": "..."}')
-        if message["role"] not in roles:
-            hint = did_you_mean(message["role"], roles)
-            raise DataError("unknown role", where=where, got=message["role"], expected=", ".join(roles), fix=hint)
-    return value

@@ -6,8 +6,9 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...cache import sha256
 from ...errors import DataError, did_you_mean
 
 Row = dict[str, Any]
+HALF = "half a character (a lone surrogate), which no text can hold"
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Rows:
         path: the file.
         values: one mapping of columns a row.
         lines: the line of each row (its number from 1 on, in a JSON list).
+        read: the columns that someone has asked for.
     """
 
     path: Path
     values: list[Row]
     lines: list[int]
+    read: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -49,11 +53,11 @@ class Rows:
 
     def take(self, start: int, stop: int | None) -> Rows:
         """The rows from `start` up to `stop`."""
-        return Rows(self.path, self.values[start:stop], self.lines[start:stop])
+        return Rows(self.path, self.values[start:stop], self.lines[start:stop], self.read)
 
     def pick(self, indices: list[int]) -> Rows:
         """The rows at `indices`."""
-        return Rows(self.path, [self.values[i] for i in indices], [self.lines[i] for i in indices])
+        return Rows(self.path, [self.values[i] for i in indices], [self.lines[i] for i in indices], self.read)
 
     def text(self, index: int, column: str) -> str:
         """A column that must be text.
@@ -74,6 +78,7 @@ class Rows:
             DataError: the row lacks the column.
         """
         row = self.values[index]
+        self.read.add(column)
         if column not in row:
             raise DataError(
                 f"no column {column!r}",
@@ -82,6 +87,15 @@ class Rows:
                 fix=did_you_mean(column, row),
             )
         return row[column]
+
+    def get(self, index: int, column: str) -> Any:
+        """A column of any type; None where the row lacks it."""
+        self.read.add(column)
+        return self.values[index].get(column)
+
+    def unread(self) -> dict[str, int]:
+        """Columns that no one has asked for, and how many rows have them."""
+        return dict(Counter(column for row in self.values for column in row if column not in self.read))
 
 
 def read_rows(path: Path) -> Rows:
@@ -208,9 +222,27 @@ def _csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, Row
 
 
 def _checked(row: object, where: str) -> Row:
+    if (half := lone_surrogate(row)) is not None:
+        raise DataError(HALF, where=where, got=ascii(half)[1:-1], fix="write the character itself, or both halves")
     if not isinstance(row, dict):
         got = f"{type(row).__name__} {str(row)[:60]}"
         raise DataError("a row is not an object", where=where, got=got, expected='{"column": value, ...}')
     if not row:
         raise DataError("a row is empty", where=where)
     return row
+
+
+def lone_surrogate(value: object) -> str | None:
+    r"""Half a character, such as `"\ud800"` in JSON, anywhere in a value; None where there is none."""
+    if isinstance(value, str):
+        return next((c for c in value if "\ud800" <= c <= "\udfff"), None) if not _encodes(value) else None
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((half for one in inner if (half := lone_surrogate(one)) is not None), None)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

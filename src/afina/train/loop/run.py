@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ...core.hosts.routing import routers
+from ...core.model.peft_model import PeftModel
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
+from ..answers.generate import keep_ends
 from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..conversations.messages import shared_system
 from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
@@ -105,13 +108,14 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
         reporter.note(remark)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
-    return _resolved(recipe, labels, reporter), split, labels
+    return _resolved(recipe, split, labels, reporter), split, labels
 
 
-def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> Recipe:
+def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:
     """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
     out = recipe.model_copy(deep=True)
     out.data.labels = labels
+    _keep_system(out, split, reporter)
     if out.training.learning_rate is None:
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
@@ -125,6 +129,14 @@ def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> R
     if Path(out.model.path).expanduser().exists():
         out.model.path = str(Path(out.model.path).expanduser().absolute())
     return out
+
+
+def _keep_system(recipe: Recipe, split: Split, reporter: Reporter) -> None:
+    """A system message that all rows have is the recipe's, so that who talks to the model later need not know it."""
+    system = shared_system(split.train.values)
+    if recipe.data.system is None and recipe.data.prompt is None and system is not None:
+        recipe.data.system = system
+        reporter.note("data.system: the system message that all rows have; chat, and predict for rows without, use it")
 
 
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
@@ -236,6 +248,8 @@ def _save(
     """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
     prompter.tokenizer.save_pretrained(work)
+    if named(recipe.task).streams and not isinstance(setup.trainer.model, PeftModel):
+        keep_ends(setup.trainer.model, prompter)
     (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
     save(setup.trainer.model, recipe, work)
     with (work / "README.md").open("a", encoding="utf-8") as card:

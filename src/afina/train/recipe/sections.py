@@ -56,6 +56,11 @@ class DataSection(Section):
     chat_template: bool = Field(
         default=True, description="put prompts into the tokenizer's chat template where it has one"
     )
+    turns: Literal["auto", "all", "last", "each"] = Field(
+        default="auto", description="answers of a conversation to learn: all in one sequence, the last, or each in one "
+        "of its own; auto: all, or each where the chat template writes earlier turns otherwise than they were answered"
+    )  # fmt: skip
+    strict: bool = Field(default=False, description="stop if the rows hold anything that nothing reads")
     text_column: str = Field(default="text", description="of classification rows")
     label_column: str = Field(default="label", description="of labelled rows")
     task_column: str | None = Field(

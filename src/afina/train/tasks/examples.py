@@ -49,9 +49,29 @@ def encode(
     for name, part in (("training", train), ("held-out", held_out)):
         if part is not None:
             reporter.note(f"{name} rows: {len(part)} ({part.truncated} cut, {part.masked} dropped: no answer left)")
+    _tell_unused(split, prompter, reporter)
     if not len(train):
         raise DataError("no usable rows", where=split.train.path)
     return Data(split, _arranged(recipe, train, reporter), held_out, labels)
+
+
+def _tell_unused(split: Split, prompter: Prompter, reporter: Reporter) -> None:
+    """What was taken otherwise than it stands, and what nothing reads.
+
+    Raises:
+        DataError: there is something that nothing reads, and the recipe is strict.
+    """
+    ledger = prompter.ledger
+    for line in ledger.lines:
+        reporter.note(line)
+    for rows in split.parts:
+        ledger.unread.update({f"column {name!r}": count for name, count in rows.unread().items()})
+    if not ledger.unread:
+        return
+    if prompter.data.strict:
+        raise DataError("the rows hold what nothing reads", where=split.train.path, got=ledger.unread_line,
+                        fix="leave it out of the rows, or set data.strict=false")  # fmt: skip
+    reporter.note(f"nothing reads: {ledger.unread_line}")
 
 
 def _arranged(recipe: Recipe, train: Encoded, reporter: Reporter) -> Encoded:

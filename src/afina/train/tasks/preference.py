@@ -27,7 +27,7 @@ from .of_pairs import OfPairs
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SOURCE = ("prompt", "chosen", "rejected")
+_SOURCE = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class Preference(OfPairs, Answering):
@@ -48,7 +48,7 @@ class Preference(OfPairs, Answering):
         return prompt_text(prompter, rows, index)
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
-        """The pair as TRL takes it, and its tokens: those of the prompt, of the chosen and of the rejected answer."""
+        """Tokens of the prompt, of the chosen and of the rejected answer."""
         out, limit = Encoded(rows=rows), prompter.data.max_length
         for index in range(len(rows)):
             pair = pair_of(prompter, rows, index)
@@ -63,7 +63,7 @@ class Preference(OfPairs, Answering):
                 continue
             room = limit - len(prompt)
             ids = {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}
-            out.items.append({"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, **ids})
+            out.items.append(ids)
             out.source.append(index)
         out.check_masked(rows, prompter.data)
         return out
@@ -72,7 +72,7 @@ class Preference(OfPairs, Answering):
         self, item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: list[str] | None
     ) -> list[Span]:
         """The prompt, and both answers."""
-        prompt, chosen, rejected = (str(tokenizer.decode(item[f"{key}_ids"])) for key in _SOURCE)
+        prompt, chosen, rejected = (str(tokenizer.decode(item[key])) for key in _SOURCE)
         return [Span(prompt, False), Span(chosen, True), Span(" rather than ", False), Span(rejected, True)]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -92,14 +92,18 @@ class Preference(OfPairs, Answering):
     def trainer(
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
-        """TRL's own, which tokenises by itself."""
+        """TRL's own, on our tokens: its own rendering takes other ends of turn."""
         from trl import DPOTrainer
+
+        class OfTokens(DPOTrainer):  # type: ignore[misc]
+            def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+                return dataset
 
         parts = {"train_dataset": as_dataset(data.train, _SOURCE),
                  "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip
         with refused("TRL's DPOTrainer"):
             try:
-                out = DPOTrainer(model=model, args=arguments, processing_class=tokenizer, **parts)
+                out = OfTokens(model=model, args=arguments, processing_class=tokenizer, **parts)
             except AttributeError as error:  # it copies adapters by their parameters' names
                 raise RecipeError("TRL cannot copy this method's adapter", where="method.type", got=recipe.method.type,
                                   fix="choose another method") from error  # fmt: skip

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..answers.evaluate import of_pairs
 from ..answers.judge import text_scores
-from ..data.encode import Data, Encoded, check_vocabulary
+from ..data.encode import Data, Encoded, check_vocabulary, token_ids
 from ..data.pairs import pair_of
-from ..data.prompts import Prompter, messages_of
+from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe
 from ..report.events import Reporter, Span
@@ -50,7 +50,7 @@ class Reward(OfPairs):
         out, limit = Encoded(rows=rows), prompter.data.max_length
         for index in range(len(rows)):
             pair = pair_of(prompter, rows, index)
-            chosen, rejected = pair.ids(prompter, pair.chosen), pair.ids(prompter, pair.rejected)
+            chosen, rejected = pair.scored_ids(prompter, pair.chosen), pair.scored_ids(prompter, pair.rejected)
             check_vocabulary([*chosen, *rejected], rows.where(index), vocab_size)
             out.truncated += max(len(chosen), len(rejected)) > limit
             out.items.append({"chosen_ids": chosen[:limit], "rejected_ids": rejected[:limit]})
@@ -97,7 +97,7 @@ class Reward(OfPairs):
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The text's score."""
         prompter: Any = trained.prompter
-        ids = list(prompter.tokenizer(prompter.ended(text))["input_ids"])[: prompter.data.max_length]
+        ids = token_ids(prompter, prompter.ended(text), first=True)[: prompter.data.max_length]
         return f"{text_scores(trained.model, prompter, [ids], batch_size=1)[0]:.4f}"
 
     def predict(
@@ -125,15 +125,8 @@ class Reward(OfPairs):
 
 def _text_ids(prompter: Prompter, rows: Rows, index: int, kind: str) -> list[int]:
     """The tokens of a text that is to be scored, as in training: of messages, of prompt and completion, or of text."""
-    tokenizer: Any = prompter.tokenizer
-    if kind == "chat":
-        messages = messages_of(rows, index)
-        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
-    if "completion" in rows.values[index] or prompter.data.completion is not None:
-        answer = prompter.answer(rows, index, kind)
-        alone = Rows(
-            rows.path, [{**rows.values[index], "chosen": answer, "rejected": f"{answer} "}], [rows.lines[index]]
-        )
-        pair = pair_of(prompter, alone, 0)
-        return pair.ids(prompter, pair.chosen)
-    return list(tokenizer(prompter.ended(rows.text(index, prompter.data.text_column)))["input_ids"])
+    if kind == "chat" or "completion" in rows.values[index] or prompter.data.completion is not None:
+        text = prompter.whole(rows, index, kind)
+    else:
+        text = prompter.ended(rows.text(index, prompter.data.text_column))
+    return token_ids(prompter, text, first=True)

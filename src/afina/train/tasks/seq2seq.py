@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..data.encode import Encoded, check_vocabulary
+from ..conversations.turns import Turn
+from ..data.encode import Encoded, check_vocabulary, cut_prompt, encoder_ids
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..report.events import Span
@@ -23,22 +24,28 @@ class Seq2Seq(Answering):
     encoder: ClassVar[bool] = True
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
-        """`input_ids` are the prompt's, `labels` the answer's with the token that ends it."""
+        """`input_ids` are the prompt's, `labels` the answer's with the token that ends it; one item for each answer."""
         out, limit = Encoded(rows=rows), prompter.data.max_length
         kind = prompter.resolved_format(rows)
         for index in range(len(rows)):
-            ids = list(prompter.tokenizer(prompter.prompt(rows, index, kind))["input_ids"])
-            answer = self._answer_ids(prompter, prompter.answer(rows, index, kind))
-            check_vocabulary([*ids, *answer], rows.where(index), vocab_size)
-            out.truncated += len(ids) > limit or len(answer) > limit
-            ids = ids if len(ids) <= limit else ids[: limit - 1] + ids[-1:]  # keeps the token that ends the prompt
-            out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer[:limit]})
-            out.source.append(index)
+            prompter.refuse_unwanted(rows, index)
+            for turn in prompter.turns(rows, index, kind)[-1 if prompter.data.turns == "last" else 0 :]:
+                whole = encoder_ids(prompter, turn.prompt)
+                ids, answer = cut_prompt(whole, limit), self._answer_ids(prompter, turn)
+                check_vocabulary([*whole, *answer], rows.where(index), vocab_size)
+                out.truncated += len(whole) > limit or len(answer) > limit
+                out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": answer[:limit]})
+                out.source.append(index)
+        out.check_masked(rows, prompter.data)
         return out
 
     @staticmethod
-    def _answer_ids(prompter: Prompter, text: str) -> list[int]:
-        ids, end = list(prompter.tokenizer(text_target=text)["input_ids"]), prompter.tokenizer.eos_token_id
+    def _answer_ids(prompter: Prompter, turn: Turn) -> list[int]:
+        text, tokenizer = "".join(span.text for span in turn.answer), prompter.tokenizer
+        if prompter.chats:
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = tokenizer.eos_token_id
+        ids = list(tokenizer(text_target=text.removesuffix(str(tokenizer.eos_token or "")))["input_ids"])
         return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
     def rendered(

@@ -38,7 +38,7 @@ class Findings:
         lengths: column of text -> (median, 95th percentile, longest) in words, or `tokens` for whole examples.
         labels: label -> rows, where there is a label column.
         duplicates: rows that are there more than once. `empty`: "file:line" of rows with an empty text.
-        problems: what training would refuse, with file and line.
+        problems: what training would refuse, with file and line. `notes`: what it would take otherwise than it stands.
         examples: rendered samples with what the loss is taken on.
     """
 
@@ -51,6 +51,7 @@ class Findings:
     duplicates: int = 0
     empty: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     examples: list[list[Span]] = field(default_factory=list)
 
 
@@ -102,6 +103,10 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
         items += part.items
         lengths += [part.length(i) for i in range(len(part))]
         cut += part.truncated
+    prompter.ledger.unread.update({f"column {name!r}": count for name, count in rows.unread().items()})
+    found.notes = prompter.ledger.lines
+    if prompter.ledger.unread:
+        found.notes.append(f"nothing reads: {prompter.ledger.unread_line}")
     found.lengths["tokens of an example"] = _spread(lengths)
     found.examples = [task.rendered(item, tokenizer, labels) for item in items[:2]]
     if cut:

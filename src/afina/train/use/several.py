@@ -88,7 +88,9 @@ class Several:
         inputs = left_padded(encoded, self.tokenizer.pad_token_id, self.model.device)
         rows = ["__base__" if n == BASE else n for n in together]
         with torch.no_grad():
-            tokens = self.model.generate(**inputs, **greedy(self.prompters[BASE], max_new_tokens), adapter_names=rows)
+            tokens = self.model.generate(
+                **inputs, **greedy(self.model, self.prompters[BASE], max_new_tokens), adapter_names=rows
+            )
         out = {}
         for name, row in zip(together, tokens[:, inputs["input_ids"].shape[1] :], strict=True):
             out[name] = str(self.tokenizer.decode(row, skip_special_tokens=True))
