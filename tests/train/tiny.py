@@ -110,6 +110,12 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
         return [{"tokens": [f"n{i}", "so" if i % 2 else "go", "."], "tags": kinds[i % 2]} for i in numbers]
     if task in ("preference", "reward"):
         return [{"prompt": f"n{i}", "chosen": label[i], "rejected": other[label[i]]} for i in numbers]
+    if task == "kto":  # a label that is false stands by an answer that is
+        good = {i: bool(i // 2 % 2) for i in numbers}
+        return [{"prompt": f"n{i}", "completion": label[i] if good[i] else other[label[i]], "label": good[i]}
+                for i in numbers]  # fmt: skip
+    if task == "pretraining":
+        return [{"text": f"n{i} is {label[i]}. " * (1 + i % 3)} for i in numbers]
     return [{"text": f"n{i}", "label": label[i]} for i in numbers]
 
 

@@ -16,7 +16,7 @@ from afina.train.tasks import TASKS
 from .. import tiny
 from ..loop.test_adapt import OPTIONS
 
-COLUMNS = {"translate": ("english", "french")}
+COLUMNS = {"translate": {"text": "english", "label": "french"}, "french": {"text": "french"}}
 
 
 def rows_for(name, folder):
@@ -24,7 +24,7 @@ def rows_for(name, folder):
     recipe = load_recipe(name)
     rows = tiny.task_rows(recipe.task, 12)
     if name in COLUMNS:
-        new = dict(zip(("text", "label"), COLUMNS[name], strict=True))
+        new = COLUMNS[name]
         rows = [{new[key]: value for key, value in row.items()} for row in rows]
     for row in rows:
         if recipe.data.labels and row.get("label"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ...errors import NumericError
+from ..data.encode import IGNORED
 from ..data.prompts import Prompter
 from .generate import right_padded
 
@@ -60,6 +63,28 @@ def item_losses(
     return out
 
 
+def token_loss(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> float:  # fmt: skip
+    """The mean loss over all trained tokens of items, as the model itself gives it for a batch.
+
+    Raises:
+        NumericError: it is not finite.
+    """
+    total, count = 0.0, 0
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            tokens = int((batch["labels"] != IGNORED).sum())
+            total += float(model(**batch).loss) * tokens
+            count += tokens
+            progress(min(start + batch_size, len(items)))
+    if not math.isfinite(total):
+        raise NumericError("the loss of held-out rows is not finite", got=total, fix="lower training.learning_rate")
+    return total / max(1, count)
+
+
 def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
     """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T] with -100 where untrained."""
     from torch.nn.functional import cross_entropy
@@ -83,18 +108,16 @@ def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, ba
     return out
 
 
-def preferences(model: Any, prompter: Prompter, items: Sequence[dict[str, list[int]]]) -> list[float]:
-    """By how much the chosen answer's log-probability exceeds the rejected one's, for one batch of encoded pairs."""
+def answer_log_probs(model: Any, prompter: Prompter, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-probability of the second half of each pair of token ids after the first, for one batch."""
     import torch
 
-    whole = [item["prompt_ids"] + item[f"{side}_ids"] for side in ("chosen", "rejected") for item in items]
-    begins = torch.tensor([len(item["prompt_ids"]) for item in items] * 2, device=model.device)
-    inputs = right_padded(whole, prompter.tokenizer.pad_token_id, model.device)
+    begins = torch.tensor([len(prompt) for prompt, _ in pairs], device=model.device)
+    inputs = right_padded([prompt + answer for prompt, answer in pairs], prompter.tokenizer.pad_token_id, model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with judging(model):
         logits = model(**inputs).logits[:, -ids.shape[1] :].float()
     of_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     position = torch.arange(1, ids.shape[1], device=ids.device)
     answer = mask[:, 1:].bool() & (position >= begins[:, None])
-    chosen, rejected = (of_token * answer).sum(-1).chunk(2)
-    return [float(margin) for margin in chosen - rejected]
+    return list((of_token * answer).sum(-1).tolist())

@@ -77,6 +77,17 @@ def _tweet_pairs(work: Path, reporter: Reporter) -> None:
     _write_split(work, rows, _TWEETS_TEST, source)
 
 
+def _tweet_verdicts(work: Path, reporter: Reporter) -> None:
+    """The same tweets and split as answers that are good or bad: the right label of one tweet, the wrong one of the
+    next."""
+    rated, source = _rated_tweets(reporter)
+    rows: list[Row] = []
+    for index, (text, rating) in enumerate(rated):
+        good = index % 2 == 0
+        rows.append({"prompt": text, "completion": _sign(rating if good else -rating), "label": good})
+    _write_split(work, rows, _TWEETS_TEST, source)
+
+
 def _tweet_order(work: Path, reporter: Reporter) -> None:
     """The same tweets two by two, within training and test rows: the higher rated one is chosen."""
     rated, source = _rated_tweets(reporter)
@@ -163,6 +174,7 @@ def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> No
 
 
 _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
-    {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order, "menus": _menus,
+    {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
+     "tweet-verdicts": _tweet_verdicts, "menus": _menus,
      "entities": _entities}
 )  # fmt: skip

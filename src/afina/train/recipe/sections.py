@@ -111,9 +111,9 @@ class TrainingSection(Section):
         default=None, description="batches of rows of like length; without it where that saves much padding"
     )
     packing: bool = Field(
-        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm)"
+        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
     )
-    beta: float = Field(default=0.1, gt=0, description="of DPO: how far the model is held to the reference")
+    beta: float = Field(default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference")
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")
     early_stopping: int | None = Field(

@@ -7,8 +7,8 @@ import pytest
 from afina.errors import AfinaError
 from afina.train.recipe.settings import load_recipe
 
-from .. import tiny
-from ..loop.test_run import Heard
+from ... import tiny
+from ...loop.test_run import Heard
 
 
 def with_parts(recipe, look):
@@ -28,7 +28,7 @@ def with_parts(recipe, look):
 
 def tokens_and_loss(parts):
     """TRL's tokens and loss of the held-out pairs, ours of the same, and the adapters."""
-    from afina.train.tasks.preference import as_dataset
+    from afina.train.tasks.alignment.reference import as_dataset
 
     trainer, data = parts["trainer"], parts["data"]
     columns = ("prompt", "chosen", "rejected")
