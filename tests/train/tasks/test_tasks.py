@@ -29,6 +29,7 @@ REACHED = {
     "reward": ("accuracy", 0.6),
     "pretraining": ("loss", 3.0),
     "kto": ("accuracy", 0.6),
+    "extractive_qa": ("f1", 0.9),
 }
 
 

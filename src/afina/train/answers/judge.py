@@ -121,3 +121,39 @@ def answer_log_probs(model: Any, prompter: Prompter, pairs: Sequence[tuple[list[
     position = torch.arange(1, ids.shape[1], device=ids.device)
     answer = mask[:, 1:].bool() & (position >= begins[:, None])
     return list((of_token * answer).sum(-1).tolist())
+
+
+def span_scores(
+    model: Any, tokenizer: Any, items: Sequence[dict[str, Any]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[list[float], list[float]]]:  # fmt: skip
+    """How likely an answer starts and ends at every token of encoded items (logits)."""
+    out: list[tuple[list[float], list[float]]] = []
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            part = list(items[start : start + batch_size])
+            batch = tokenizer.pad(part, padding_side="right", return_tensors="pt").to(model.device)
+            found, longest = model(**batch), batch["input_ids"].shape[1]
+            logits = [each[:, -longest:].float().tolist() for each in (found.start_logits, found.end_logits)]
+            sizes = [len(item["input_ids"]) for item in part]
+            out += [(s[:n], e[:n]) for s, e, n in zip(*logits, sizes, strict=True)]
+            progress(len(out))
+    return out
+
+
+def item_span_losses(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int
+) -> list[float]:
+    """The mean loss of the start and the end of every item's answer."""
+    from torch.nn.functional import cross_entropy
+
+    out: list[float] = []
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            targets, longest = [batch.pop(f"{end}_positions") for end in ("start", "end")], batch["input_ids"].shape[1]
+            found = model(**batch)
+            sides = zip((found.start_logits, found.end_logits), targets, strict=True)
+            first, last = (cross_entropy(x[:, -longest:].float(), target, reduction="none") for x, target in sides)
+            out += ((first + last) / 2).tolist()
+    return out

@@ -11,7 +11,7 @@ from .rows import Row, Rows
 
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
-    "rejected", "tokens", "tags",
+    "rejected", "tokens", "tags", "question", "context", "answers", "answer",
 )  # fmt: skip
 """Names that formats are recognised by."""
 

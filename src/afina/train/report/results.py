@@ -96,7 +96,7 @@ def card_section(values: dict[str, Any]) -> str:
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
     before, after = values["before"], values["after"]
     if before and after:
-        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", "entity F1")):
+        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", f"{after['f1_of']} F1")):
             if after[key] is not None:
                 lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
     if after and after["accuracy"] is not None:
