@@ -14,8 +14,8 @@ from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
-from .entities import entities
 from .rows import Row
+from .spans.entities import entities
 
 _PREFIX = "embedded:"
 _REFERENCE = re.compile(_PREFIX + r"([a-z0-9-]+)/([A-Za-z0-9._-]+)")

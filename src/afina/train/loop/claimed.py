@@ -64,7 +64,7 @@ def spare_inputs(recipe: Recipe, split: Split, source: str | None) -> None:
         ConfigError: the run would overwrite it.
     """
     out = Path(recipe.output.dir).expanduser()
-    inputs = {f"the rows of {rows.path.name}": rows.path for rows in split.parts}
+    inputs = {f"the rows of {path.name}": path for rows in split.parts for path in rows.paths}
     inputs["the base model"] = Path(recipe.model.path).expanduser()
     if source is not None and Path(source).absolute() not in (out.absolute(), out.absolute() / RECIPE_NAME):
         inputs["the recipe"] = Path(source)  # but for the one that a run writes itself, and writes again

@@ -35,6 +35,7 @@ from .adapt import adapted, checkpoint_bytes, counts, plan, planned_steps, save,
 from .claimed import claimed, spare_inputs
 from .contents import contents
 from .method_state import read_method_state
+from .scoring import scored
 from .trackers import check_trackers
 from .trainer import Setup, make_trainer
 
@@ -199,7 +200,7 @@ def _measured(
     setup.stop.release()
     setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
     job = Job(recipe, trainer, data, prompter, reporter, AFTER)
-    after = named(recipe.task).score(job) if measure else None
+    after = scored(job) if measure else None
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
@@ -219,7 +220,7 @@ def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
     with switched_off(setup.trainer.model, data.tasks):
-        scores = named(recipe.task).score(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
+        scores = scored(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
     write_json(file, scores.as_dict())
     return scores
 

@@ -31,15 +31,29 @@ class ModelSection(Section):
     )
 
 
+class DataSet(Section):
+    """One of several data sets."""
+
+    path: str = Field(description="as data.train where there is one")
+    weight: float = Field(
+        default=1.0, gt=0, description="how often its rows come in an epoch; 0.5: half of them, drawn"
+    )
+    name: str | None = Field(default=None, description="what it is called in reports; without it the file's name")
+
+
 class DataSection(Section):
     """Rows and how they become examples."""
 
-    train: str = Field(
+    train: str | list[DataSet] = Field(
         description="file or folder of JSONL, JSON, CSV, TSV, Parquet, text; package:NAME/path, embedded:NAME/FILE or "
-        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows"
+        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows; or several: [{path: ..., weight: 2, name: ...}, ...]"
     )
-    eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
-    eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
+    eval: str | list[DataSet] | None = Field(
+        default=None, description="held-out rows, or several named sets; without it eval_split are set aside"
+    )
+    eval_split: float = Field(
+        default=0.1, ge=0, lt=1, description="share of train, of each set, held out where eval is not given"
+    )
     columns: dict[str, str] | None = Field(
         default=None, description="names for the file's columns, e.g. {prompt: question, completion: answer}"
     )

@@ -20,6 +20,7 @@ class Scores:
         samples: a few answers as (prompt, expected, got).
         f1: micro F1 of entities, or mean F1 over the words of answers.
         f1_of: which of them.
+        sets: the loss by data set, where the held-out rows are of several.
         metric: what `accuracy` is called.
     """
 
@@ -33,6 +34,7 @@ class Scores:
     f1: float | None = None
     metric: str = "accuracy"
     f1_of: str = "entity"
+    sets: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
@@ -61,4 +63,6 @@ class Scores:
             parts.append(f"{self.f1_of} F1 {self.f1:.3f}")
         if self.loss is not None:
             parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
+        if self.sets is not None:
+            parts.append("by data set " + ", ".join(f"{name} {loss:.3f}" for name, loss in self.sets.items()))
         return ", ".join(parts)

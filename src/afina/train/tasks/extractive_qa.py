@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import DataError
 from ..answers.evaluate import wilson
 from ..answers.judge import item_span_losses, span_scores
-from ..data.answer_spans import Question, Window, exact_match, question_of, token_f1, windows
 from ..data.encode import Encoded, check_vocabulary
 from ..data.prompts import Prompter
 from ..data.rows import Rows
+from ..data.spans.answer_spans import Question, Window, exact_match, question_of, token_f1, windows
 from ..recipe.sections import Recipe
 from ..report.events import Progress, Reporter, Span
 from ..report.scores import Scores

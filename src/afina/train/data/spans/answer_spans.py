@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, RecipeError
-from .rows import Rows
+from ....errors import DataError, RecipeError
+from ..rows import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

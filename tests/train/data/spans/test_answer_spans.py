@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from afina.errors import DataError, RecipeError
-from afina.train.data.answer_spans import Question, exact_match, question_of, token_f1, windows
 from afina.train.data.rows import Rows
+from afina.train.data.spans.answer_spans import Question, exact_match, question_of, token_f1, windows
 
-from .. import tiny
+from ... import tiny
 
 
 def asked(**row):
