@@ -11,11 +11,11 @@ from ...plan.usage import free_bytes, told_bytes
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..data.encode import Data
 from ..recipe.sections import Recipe
-from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
 from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps
+from .begin import begin_config
 from .run import prepared, wants_logits
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     steps = planned_steps(recipe, len(data.train))
     setting = _Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
-    lines = [plan(recipe, method_config(recipe, total_steps=steps), steps),
+    lines = [plan(recipe, begin_config(recipe, steps), steps),
              f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
     return [*lines, *_sizes(setting)]
 
@@ -169,4 +169,4 @@ def _shapes_of(setting: _Setting) -> Any:
     if recipe.training.gradient_checkpointing:
         base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})
-    return adapted(recipe, base, method_config(recipe, total_steps=setting.steps), setting.data.tasks)
+    return adapted(recipe, base, begin_config(recipe, setting.steps), setting.data.tasks, begin=False)

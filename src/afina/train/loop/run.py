@@ -31,7 +31,8 @@ from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.examples import encode
-from .adapt import adapted, checkpoint_bytes, counts, plan, planned_steps, save, switched_off
+from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
+from .begin import begin_config, resolve_adapter
 from .claimed import claimed, spare_inputs
 from .contents import contents
 from .method_state import read_method_state
@@ -113,6 +114,7 @@ def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> R
     """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
     out = recipe.model_copy(deep=True)
     out.data.labels = labels
+    resolve_adapter(out, reporter)
     if out.training.learning_rate is None:
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
@@ -143,7 +145,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
-    config = method_config(recipe, total_steps=steps)
+    config = begin_config(recipe, steps)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
@@ -219,7 +221,7 @@ def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output
     if output.checkpoint is not None and file.is_file():
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
-    with switched_off(setup.trainer.model, data.tasks):
+    with as_it_came(recipe, setup.trainer.model, data.tasks):
         scores = scored(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
     write_json(file, scores.as_dict())
     return scores

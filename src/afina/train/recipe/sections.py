@@ -23,6 +23,12 @@ class ModelSection(Section):
 
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.base.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
+    adapter_as: Literal["auto", "start", "base"] = Field(
+        default="auto",
+        description="start: that adapter trains on; base: it is merged below a new one; auto: start where the method "
+        "is its own and the task holds the model to no reference",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the base weights; auto: bfloat16 where it is measured to be faster"
     )

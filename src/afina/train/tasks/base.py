@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
+from ..base.adapter_below import with_adapter_below
 from ..base.base_model import load_base
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
@@ -99,6 +100,7 @@ class Task(ABC):
         fast: whether the fast paths of causal language models apply.
         packs: whether several rows may share one sequence.
         groups: whether the trainer takes rows in our order.
+        has_reference: whether the model without its adapter is what it is held to.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
     """
 
@@ -110,6 +112,7 @@ class Task(ABC):
     fast: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     groups: ClassVar[bool] = True
+    has_reference: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
 
     @property
@@ -146,6 +149,7 @@ class Task(ABC):
             CheckpointError: it cannot be loaded.
         """
         model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
+        model = with_adapter_below(section, model)
         self.loaded(model, tokenizer)
         return model
 

@@ -43,6 +43,7 @@ class KTO(Answering):
     columns: ClassVar[str] = "prompt, completion and label (true: a good answer), as text or messages"
     streams: ClassVar[bool] = True
     groups: ClassVar[bool] = False
+    has_reference: ClassVar[bool] = True
 
     def labels(self, data: Any, parts: Any) -> None:
         """Whether an answer is good is no answer itself."""

@@ -36,6 +36,7 @@ class Preference(OfPairs, Answering):
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True
     groups: ClassVar[bool] = False
+    has_reference: ClassVar[bool] = True
     metric: ClassVar[str] = "reward accuracy"
 
     def labels(self, data: Any, parts: Any) -> None:
