@@ -105,7 +105,7 @@ def test_resumed_run_ends_as_the_uninterrupted_one(method, first, model_folder, 
 
 
 MISTAKES = {
-    "no adapter": ({"model__adapter": "DIR/nothing"}, "adapter_config"),
+    "no adapter": ({"model__adapter": "DIR/nothing"}, "no such folder"),
     "nothing to use": ({"model__adapter": None, "model__adapter_as": "base"}, "no adapter to use"),
     "another rank": ({"method": {"type": "lora", "r": 2}}, r"(?s)another setting.*|method\.r"),
     "another method": ({"method": {"type": "ia3"}, "model__adapter_as": "start"}, "its own method"),

@@ -37,7 +37,7 @@ def with_adapter_below(section: ModelSection, model: Any) -> Any:
         return model
     if section.quantize != "none":
         raise RecipeError("an adapter is not merged into a quantised base", where="model.quantize",
-                          got=section.quantize, fix="merge it first: afina merge DIR BASE, model.path=BASE")  # fmt: skip
+                          got=section.quantize, fix="afina merge it first")  # fmt: skip
     try:
         return PeftModel.from_pretrained(model, section.adapter).merge_and_unload()
     except NotMergeable as error:

@@ -14,6 +14,7 @@ from ..report.events import Reporter
 from . import quantize
 from .assets import is_reference, locate
 from .gguf import converted
+from .new_tokens import added
 
 if TYPE_CHECKING:
     import torch
@@ -63,16 +64,17 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
             raise CheckpointError("the tokenizer has neither a padding nor an end token", where=location)
         reporter.note(f"the tokenizer has no padding token: {tokenizer.eos_token!r} pads, hidden by the attention mask")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return added(tokenizer, section)
 
 
-def vocab_size(location: str, section: ModelSection) -> int:
-    """Rows of the model's input embedding, from its config.
+def vocab_size(location: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the model's input embedding, from its config, and for new tokens.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    return int(config_of(location, section).get_text_config().vocab_size)
+    own = int(config_of(location, section).get_text_config().vocab_size)
+    return max(own, len(tokenizer)) if section.new_tokens else own
 
 
 def config_of(location: str, section: ModelSection) -> Any:

@@ -16,6 +16,7 @@ from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..base.new_tokens import trains_new_tokens
 from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
@@ -140,13 +141,14 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     else:
         check_contents(output.contents, stands_on, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
-    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
     reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, len(data.train))
     config = begin_config(recipe, steps)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
+    config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))

@@ -23,6 +23,9 @@ class ModelSection(Section):
 
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.base.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    new_tokens: list[str] | None = Field(
+        default=None, description="tokens to add to the vocabulary; they train along (lora, trainable_tokens, full)"
+    )
     adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
     adapter_as: Literal["auto", "start", "base"] = Field(
         default="auto",

@@ -12,7 +12,8 @@ from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
 from ..base.adapter_below import with_adapter_below
-from ..base.base_model import load_base
+from ..base.base_model import load_base, load_tokenizer
+from ..base.new_tokens import grown
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
@@ -149,6 +150,9 @@ class Task(ABC):
             CheckpointError: it cannot be loaded.
         """
         model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
+        if section.new_tokens:
+            plain = load_tokenizer(location, section.model_copy(update={"new_tokens": None}), Reporter())
+            model = grown(model, tokenizer, plain, section)
         model = with_adapter_below(section, model)
         self.loaded(model, tokenizer)
         return model

@@ -70,7 +70,7 @@ def _load_whole(folder: Path, reporter: Reporter) -> Trained:
     recipe = load_recipe(str(folder))
     tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
     task = named(recipe.task)
-    recipe.model.adapter = None  # its tensors are in the model's own by now
+    recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
     model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)
