@@ -113,6 +113,8 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
     if task == "extractive_qa":
         answers = {i: {"text": [label[i]], "answer_start": [0]} for i in numbers}
         return [{"question": "which?", "context": f"{label[i]} is n{i}", "answers": answers[i]} for i in numbers]
+    if task == "grpo":
+        return [{"prompt": f"n{i}", "answer": label[i]} for i in numbers]
     if task == "kto":  # a label that is false stands by an answer that is
         good = {i: bool(i // 2 % 2) for i in numbers}
         return [{"prompt": f"n{i}", "completion": label[i] if good[i] else other[label[i]], "label": good[i]}
@@ -131,4 +133,8 @@ def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> P
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
     if task not in ("causal_lm", "seq2seq"):
         own |= {"data__labels": None, "data__prompt": None, "data__completion": None}
+    if task == "grpo":
+        code = "def letters(prompts, answers, rows):\n    return [sum(c.isalpha() for c in a) / 8 for a in answers]\n"
+        (folder / "reward.py").write_text(code)
+        own["reinforcement"] = {"rewards": [f"{folder / 'reward.py'}:letters"], "generations": 4, "answer_tokens": 8}
     return write_recipe(folder, model, task=task, **{**own, **changes})

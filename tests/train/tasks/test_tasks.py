@@ -30,6 +30,7 @@ REACHED = {
     "pretraining": ("loss", 3.0),
     "kto": ("accuracy", 0.6),
     "extractive_qa": ("f1", 0.9),
+    "grpo": ("accuracy", 0.5),
 }
 
 
@@ -95,7 +96,7 @@ def test_task_shows_two_examples_with_a_trained_part(task, trained):
 def test_loaded_adapter_scores_as_the_trained_one_did(task, trained):
     result, _, done = trained[task]
     assert len(done.rows) == 10
-    if task in ("preference", "kto"):  # it writes answers; how good they are was trained, not asked
+    if task in ("preference", "kto", "grpo"):  # it writes answers; how good they are was trained, not asked
         assert done.scores is None
         assert all(isinstance(row["prediction"], str) for row in done.rows)
         return
@@ -135,9 +136,10 @@ def test_held_out_loss_while_training_keeps_the_best_checkpoint(task, models, ch
     file = tiny.write_task(tmp_path, task, models, evaluation__every=2, training__max_steps=4)
     result, _, _ = child(train_and_use, load_recipe(str(file)))
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-    held = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    key = "eval_reward" if task == "grpo" else "eval_loss"
+    held = {line["step"]: line[key] for line in lines if key in line}
     assert {2, 4} <= set(held)
-    best = min((2, 4), key=held.get)
+    best = max((2, 4), key=held.get) if task == "grpo" else min((2, 4), key=held.get)
     kept = load_file(result.folder / "adapter_model.safetensors")
     of_best = load_file(result.folder / f"checkpoint-{best}" / "adapter_model.safetensors")
     assert all(torch.equal(kept[n], of_best[n]) for n in kept)

@@ -52,7 +52,7 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     location = base_location(recipe.model, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
-    steps = planned_steps(recipe, len(data.train))
+    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     setting = _Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
     lines = [plan(recipe, begin_config(recipe, steps), steps),

@@ -145,7 +145,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     shown = range(min(2, len(data.train)))
     reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
-    steps = planned_steps(recipe, len(data.train))
+    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     config = begin_config(recipe, steps)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)

@@ -150,6 +150,26 @@ class TrainingSection(Section):
     report_to: list[str] = Field(default_factory=list, description="further trackers, by transformers' names")
 
 
+class RewardRule(Section):
+    """A reward with a weight."""
+
+    use: str = Field(description="exact[:COLUMN], json, format:PATTERN or FILE.py:FUNCTION")
+    weight: float = Field(default=1.0, description="in the sum of all rewards")
+
+
+class ReinforcementSection(Section):
+    """Answers that are drawn and rewarded (task grpo)."""
+
+    rewards: list[str | RewardRule] = Field(
+        default_factory=list,
+        description="what is good: exact[:COLUMN], json, format:PATTERN, FILE.py:FUNCTION; or {use: json, weight: 2}",
+    )
+    generations: int = Field(default=8, ge=2, description="answers drawn for a prompt; batch_size is a multiple of it")
+    answer_tokens: int = Field(default=128, ge=1, description="longest answer")
+    temperature: float = Field(default=1.0, gt=0, description="of the draws")
+    kl: float = Field(default=0.0, ge=0, description="how far the model is held to the reference")
+
+
 class EvaluationSection(Section):
     """The proof: held-out loss and, for labelled rows, accuracy, before and after."""
 
@@ -177,6 +197,7 @@ class Recipe(Section):
     data: DataSection
     method: MethodSection = Field(default_factory=MethodSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+    reinforcement: ReinforcementSection = Field(default_factory=ReinforcementSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     output: OutputSection
 

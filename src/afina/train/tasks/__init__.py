@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..recipe.task_types import known_task
+from .alignment.grpo import GRPO
 from .alignment.kto import KTO
 from .alignment.preference import Preference
 from .alignment.reward import Reward
@@ -23,7 +24,7 @@ from .token_classification import TokenClassification
 
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
-    ExtractiveQA,
+    ExtractiveQA, GRPO,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 

@@ -102,6 +102,7 @@ class Task(ABC):
         packs: whether several rows may share one sequence.
         groups: whether the trainer takes rows in our order.
         has_reference: whether the model without its adapter is what it is held to.
+        may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
     """
 
@@ -114,6 +115,7 @@ class Task(ABC):
     packs: ClassVar[bool] = False
     groups: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
+    may_stand_still: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
 
     @property
@@ -192,6 +194,10 @@ class Task(ABC):
     def watched(recipe: Recipe, data: Data) -> Encoded | None:
         """The held-out items whose loss is taken while training, where the recipe wants it."""
         return data.held_out if recipe.evaluation.every is not None else None
+
+    def examples(self, recipe: Recipe, rows: int) -> int:
+        """What an epoch's batches are made of."""
+        return rows
 
     def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
         """The trainer's settings.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....errors import DataError
 from ...data.encode import Data, Encoded, check_vocabulary
-from ...data.pairs import Pair, prompt_text
-from ...data.prompts import Message, Prompter, messages_of
+from ...data.pairs import Pair, Piece, prompt_text
+from ...data.prompts import Prompter, messages_of
 from ...data.rows import Rows
 from ...recipe.sections import Recipe
 from ...report.events import Progress, Span
@@ -26,6 +26,7 @@ from ...report.scores import Scores
 from ..answering import Answering
 from ..arguments import training_arguments
 from ..base import Job
+from .asked import message, question
 from .reference import held_to_reference, log_ratios
 
 if TYPE_CHECKING:
@@ -176,31 +177,15 @@ def judged(prompter: Prompter, rows: Rows, index: int) -> Pair:
     Raises:
         DataError: a column is missing or malformed.
     """
-    row = rows.values[index]
+    row, asked = rows.values[index], question(prompter, rows, index)
     if "messages" in row and prompter.data.prompt is None:
-        messages = messages_of(rows, index)
-        if messages[-1]["role"] != "assistant":
-            raise DataError("the last message is no answer", where=rows.where(index), got=messages[-1]["role"])
-        return _pair(prompter, list(messages[:-1]), list(messages[-1:]))
-    if isinstance(row.get("prompt"), list) or isinstance(row.get("completion"), list):
-        head, tail = (_messages(rows, index, *names) for names in (("prompt", "user"), ("completion", "assistant")))
-        return _pair(prompter, head, tail)
-    prompt, answer = prompter.plain(rows, index), prompter.answer(rows, index)
-    if prompter.chats:
-        return _pair(prompter, [_message("user", prompt)], [_message("assistant", answer)])
-    return Pair(prompt, prompter.ended(answer), prompter.ended(answer))
-
-
-def _pair(prompter: Prompter, head: list[Message], tail: list[Message]) -> Pair:
-    if prompter.data.system is not None and (not head or head[0]["role"] != "system"):
-        head = [_message("system", prompter.data.system), *head]
-    return Pair(head, tail, tail)
-
-
-def _messages(rows: Rows, index: int, column: str, role: str) -> list[Message]:
-    value = rows.value(index, column)
-    return list(messages_of(rows, index, column)) if isinstance(value, list) else [_message(role, str(value))]
-
-
-def _message(role: str, text: str) -> Message:
-    return {"role": role, "content": text}
+        answer: Piece = list(messages_of(rows, index)[-1:])
+        if answer[0]["role"] != "assistant":  # type: ignore[index]
+            raise DataError("the last message is no answer", where=rows.where(index), got=answer[0]["role"])  # type: ignore[index]
+    elif isinstance(row.get("completion"), list):
+        answer = list(messages_of(rows, index, "completion"))
+        asked = asked if isinstance(asked, list) else [message("user", asked)]
+    else:
+        answer = prompter.answer(rows, index)
+        answer = prompter.ended(answer) if isinstance(asked, str) else [message("assistant", answer)]
+    return Pair(asked, answer, answer)
