@@ -52,6 +52,7 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
 
     Raises:
         CheckpointError: it cannot be loaded.
+        RecipeError: the recipe's chat template or new tokens cannot be used.
     """
     from transformers import AutoTokenizer
 
@@ -64,7 +65,26 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
             raise CheckpointError("the tokenizer has neither a padding nor an end token", where=location)
         reporter.note(f"the tokenizer has no padding token: {tokenizer.eos_token!r} pads, hidden by the attention mask")
         tokenizer.pad_token = tokenizer.eos_token
+    if section.chat_template is not None:
+        tokenizer.chat_template = _chat_template(Path(section.chat_template).expanduser(), tokenizer)
     return added(tokenizer, section)
+
+
+def _chat_template(file: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template in a file, tried on one message.
+
+    Raises:
+        RecipeError: it cannot be read, or is no template.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tokenizer.apply_chat_template([{"role": "user", "content": "."}], chat_template=text, tokenize=False)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RecipeError("not a chat template", where=f"model.chat_template: {file.absolute()}", got=got) from error
+    return text
 
 
 def vocab_size(location: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -25,6 +25,8 @@ def contents(split: Split, section: ModelSection, location: str) -> dict[str, st
     """
     out = {f"rows of {name}": _rows(rows) for name, rows in zip(("train", "eval"), split.parts, strict=False)}
     out |= {f"adapter: {path.name}": sha256(path) for path in files_below(section)}
+    if section.chat_template is not None:
+        out["chat template"] = sha256(Path(section.chat_template).expanduser())
     folder = Path(location)
     if not folder.is_dir():
         # The hub's files are known by their commit.

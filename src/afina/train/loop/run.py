@@ -26,6 +26,7 @@ from ..recipe.settings import load_recipe, method_config
 from ..recipe.yamlfile import dump
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
+from ..report.output import BEFORE as BEFORE_FILE
 from ..report.output import RECIPE_NAME, REPORT, Output
 from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
@@ -34,14 +35,12 @@ from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
-from .claimed import claimed, spare_inputs
+from .claimed import claimed, lengthened, spare_inputs
 from .contents import contents
 from .method_state import read_method_state
 from .scoring import scored
 from .trackers import check_trackers
 from .trainer import Setup, make_trainer
-
-_BEFORE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,10 @@ def run(
             ready, split, labels = prepared(recipe, reporter)
             if not resume:
                 spare_inputs(ready, split, source)
-            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume) as output:
+            longer = resume and not overwrite and lengthened(ready)
+            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer) as output:
                 if output.checkpoint is not None:
-                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto")
+                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto", longer=longer)
                 (output.work / RECIPE_NAME).write_text(dump(ready), encoding="utf-8")
                 return _trained(ready, split, labels, output, reporter)
     except Interrupted as error:
@@ -86,7 +86,7 @@ def run(
                            exit_code=error.exit_code) from error  # fmt: skip
 
 
-def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool) -> None:
+def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> None:
     """What a run that goes on stands on is as it was; damaged checkpoints are told."""
     assert output.checkpoint is not None
     for path, fault in output.faults.items():
@@ -94,7 +94,7 @@ def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dt
     former = load_recipe(str(output.work))
     if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
         recipe.model.dtype = former.model.dtype
-    check_resumable(former, recipe, reporter)
+    check_resumable(former, recipe, reporter, longer=longer)
     reporter.note(f"resuming from {output.checkpoint.name}")
 
 
@@ -126,8 +126,10 @@ def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> R
         choice = choose_dtype()
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
-    if Path(out.model.path).expanduser().exists():
-        out.model.path = str(Path(out.model.path).expanduser().absolute())
+    for key in ("path", "chat_template"):
+        value = getattr(out.model, key)
+        if value is not None and Path(value).expanduser().exists():
+            setattr(out.model, key, str(Path(value).expanduser().absolute()))
     return out
 
 
@@ -140,6 +142,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         output.remember(stands_on)
     else:
         check_contents(output.contents, stands_on, reporter)
+        output.reopen()
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
@@ -219,7 +222,7 @@ def _measured(
 
 def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
     """The scores before training; a resumed run has them on file."""
-    file = output.work / _BEFORE
+    file = output.work / BEFORE_FILE
     if output.checkpoint is not None and file.is_file():
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
@@ -246,4 +249,4 @@ def _save(
     with (work / "README.md").open("a", encoding="utf-8") as card:
         card.write(card_section(values))
     write_json(work / REPORT, values)
-    (work / _BEFORE).unlink(missing_ok=True)
+    (work / BEFORE_FILE).unlink(missing_ok=True)

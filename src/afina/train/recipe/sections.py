@@ -23,6 +23,9 @@ class ModelSection(Section):
 
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.base.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    chat_template: str | None = Field(
+        default=None, description="file with a chat template (Jinja), in place of the tokenizer's own"
+    )
     new_tokens: list[str] | None = Field(
         default=None, description="tokens to add to the vocabulary; they train along (lora, trainable_tokens, full)"
     )
@@ -136,6 +139,7 @@ class TrainingSection(Section):
     packing: bool = Field(
         default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
     )
+    loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
     beta: float = Field(default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference")
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")

@@ -47,6 +47,8 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
         "val_size": "data.eval_split",
         "val_set_size": "data.eval_split",
         "split_dataset_ratio": "data.eval_split",
+        "chat_template": "data.chat_template",
+        "train_on_inputs": "training.loss_on_prompt",
         "cutoff_len": "data.max_length",
         "max_seq_len": "data.max_length",
         "max_seq_length": "data.max_length",

@@ -100,6 +100,7 @@ class Task(ABC):
         streams: whether the model writes after its prompt, piece by piece.
         fast: whether the fast paths of causal language models apply.
         packs: whether several rows may share one sequence.
+        learns_prompts: whether the loss can be taken on prompts too.
         groups: whether the trainer takes rows in our order.
         has_reference: whether the model without its adapter is what it is held to.
         may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
@@ -113,6 +114,7 @@ class Task(ABC):
     streams: ClassVar[bool] = False
     fast: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    learns_prompts: ClassVar[bool] = False
     groups: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     may_stand_still: ClassVar[bool] = False
@@ -153,7 +155,9 @@ class Task(ABC):
         """
         model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
         if section.new_tokens:
-            plain = load_tokenizer(location, section.model_copy(update={"new_tokens": None}), Reporter())
+            plain = load_tokenizer(
+                location, section.model_copy(update={"new_tokens": None, "chat_template": None}), Reporter()
+            )
             model = grown(model, tokenizer, plain, section)
         model = with_adapter_below(section, model)
         self.loaded(model, tokenizer)
