@@ -108,7 +108,7 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
     if task == "token_classification":
         kinds = {0: ["B-EVEN", "I-EVEN", "O"], 1: ["O", "B-ODD", "O"]}
         return [{"tokens": [f"n{i}", "so" if i % 2 else "go", "."], "tags": kinds[i % 2]} for i in numbers]
-    if task in ("preference", "reward"):
+    if task in ("preference", "reward", "orpo"):
         return [{"prompt": f"n{i}", "chosen": label[i], "rejected": other[label[i]]} for i in numbers]
     if task == "extractive_qa":
         answers = {i: {"text": [label[i]], "answer_start": [0]} for i in numbers}

@@ -124,7 +124,7 @@ def test_every_key_but_two_is_in_one_section_only():
 
     sections = (DataSection, EvaluationSection, ModelSection, OutputSection, TrainingSection)
     counts = Counter(key for section in sections for key in section.model_fields)
-    assert [key for key, n in counts.items() if n > 1] == ["batch_size", "chat_template"]
+    assert [key for key, n in counts.items() if n > 1] == ["chat_template", "batch_size"]
 
 
 def test_missing_recipe_lists_the_embedded_ones(tmp_path):

@@ -140,7 +140,9 @@ class TrainingSection(Section):
         default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
     )
     loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
-    beta: float = Field(default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference")
+    beta: float = Field(
+        default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference; of ORPO: lambda"
+    )
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")
     early_stopping: int | None = Field(

@@ -21,6 +21,7 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "kto": "CAUSAL_LM",
         "extractive_qa": "QUESTION_ANS",
         "grpo": "CAUSAL_LM",
+        "orpo": "CAUSAL_LM",
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them."""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ..recipe.task_types import known_task
 from .alignment.grpo import GRPO
 from .alignment.kto import KTO
+from .alignment.orpo import ORPO
 from .alignment.preference import Preference
 from .alignment.reward import Reward
 from .base import Predictions, Task
@@ -24,7 +25,7 @@ from .token_classification import TokenClassification
 
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
-    ExtractiveQA, GRPO,
+    ExtractiveQA, GRPO, ORPO,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 
