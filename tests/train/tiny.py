@@ -113,6 +113,8 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
     if task == "extractive_qa":
         answers = {i: {"text": [label[i]], "answer_start": [0]} for i in numbers}
         return [{"question": "which?", "context": f"{label[i]} is n{i}", "answers": answers[i]} for i in numbers]
+    if task == "embeddings":
+        return [{"anchor": f"n{i % 10}", "positive": 3 * chr(97 + i % 10)} for i in numbers]
     if task == "grpo":
         return [{"prompt": f"n{i}", "answer": label[i]} for i in numbers]
     if task == "kto":  # a label that is false stands by an answer that is
@@ -129,7 +131,11 @@ def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> P
     for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
         text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
         (folder / name).write_text(text, encoding="utf-8")
-    model = models[{"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder"}.get(task, "llama")]
+    model = models[
+        {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder"}.get(
+            task, "llama"
+        )
+    ]
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
     if task not in ("causal_lm", "seq2seq"):
         own |= {"data__labels": None, "data__prompt": None, "data__completion": None}

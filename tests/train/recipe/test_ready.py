@@ -17,6 +17,7 @@ from .. import tiny
 from ..loop.test_adapt import OPTIONS
 
 COLUMNS = {"translate": {"text": "english", "label": "french"}, "french": {"text": "french"},
+           "translations": {"anchor": "english", "positive": "french"},
            "tweets-grpo": {"prompt": "text", "answer": "label"}}  # fmt: skip
 
 

@@ -32,6 +32,7 @@ REACHED = {
     "extractive_qa": ("f1", 0.9),
     "grpo": ("accuracy", 0.5),
     "orpo": ("accuracy", 0.6),
+    "embeddings": ("accuracy", 0.5),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -157,3 +157,27 @@ def item_span_losses(
             first, last = (cross_entropy(x[:, -longest:].float(), target, reduction="none") for x, target in sides)
             out += ((first + last) / 2).tolist()
     return out
+
+
+def mean_pooled(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The mean of the last hidden states over a text's tokens, [texts, width]."""
+    hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    hidden = hidden[:, -mask.shape[1] :]  # virtual tokens stand before the input's own
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def text_embeddings(
+    model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Any:  # fmt: skip
+    """Embeddings of length 1 of rows of token ids, [rows, width]."""
+    import torch
+
+    out = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
+            out.append(torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=-1).cpu())
+            progress(min(start + batch_size, len(rows)))
+    return torch.cat(out)

@@ -12,6 +12,7 @@ from .rows import Row, Rows
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
     "rejected", "tokens", "tags", "question", "context", "answers", "answer",
+    "anchor", "positive", "negative",
 )  # fmt: skip
 """Names that formats are recognised by."""
 

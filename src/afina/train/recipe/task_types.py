@@ -22,6 +22,7 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "extractive_qa": "QUESTION_ANS",
         "grpo": "CAUSAL_LM",
         "orpo": "CAUSAL_LM",
+        "embeddings": "FEATURE_EXTRACTION",
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them."""

@@ -17,6 +17,7 @@ from .alignment.preference import Preference
 from .alignment.reward import Reward
 from .base import Predictions, Task
 from .causal_lm import CausalLM
+from .embeddings import Embeddings
 from .extractive_qa import ExtractiveQA
 from .pretraining import Pretraining
 from .seq2seq import Seq2Seq
@@ -25,7 +26,7 @@ from .token_classification import TokenClassification
 
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
-    ExtractiveQA, GRPO, ORPO,
+    ExtractiveQA, GRPO, ORPO, Embeddings,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 
