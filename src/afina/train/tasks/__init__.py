@@ -17,9 +17,9 @@ from .alignment.preference import Preference
 from .alignment.reward import Reward
 from .base import Predictions, Task
 from .causal_lm import CausalLM
-from .embeddings import Embeddings
 from .extractive_qa import ExtractiveQA
 from .pretraining import Pretraining
+from .sentence_embeddings import Embeddings
 from .seq2seq import Seq2Seq
 from .sequence_classification import SequenceClassification
 from .token_classification import TokenClassification

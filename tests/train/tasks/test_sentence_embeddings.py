@@ -71,7 +71,7 @@ def test_mistakes_are_refused(changes, told, models, child, tmp_path):
 
 
 def without_the_package(recipe):
-    from afina.train.tasks import embeddings
+    from afina.train.tasks import sentence_embeddings as embeddings
 
     known = embeddings.find_spec
     embeddings.find_spec = lambda name: None
