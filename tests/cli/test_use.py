@@ -221,13 +221,24 @@ def test_version_names_what_afina_stands_on(child):
     assert "torch 2" in out
 
 
+MERGED = ("seq2seq", "token_classification", "reward", "preference", "extractive_qa", "embeddings", "pretraining")
+
+
 @pytest.fixture(scope="module")
 def of_tasks(tmp_path_factory, model_folder, child):
     """Adapters of tasks whose models do not chat."""
     models = {"llama": model_folder, "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
               "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder"))}  # fmt: skip
     out = {}
-    for task in ("seq2seq", "token_classification", "reward", "preference"):
+    for task in (
+        "seq2seq",
+        "token_classification",
+        "reward",
+        "preference",
+        "extractive_qa",
+        "embeddings",
+        "pretraining",
+    ):
         folder = tmp_path_factory.mktemp(task)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AFINA_CACHE", str(folder / "cache"))
@@ -254,7 +265,7 @@ def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_task
     assert [columns in json.loads(line) for line in lines] == [True] * 3
 
 
-@pytest.mark.parametrize("task", ["seq2seq", "token_classification", "reward", "preference"])
+@pytest.mark.parametrize("task", MERGED)
 def test_every_task_merges_and_the_merged_model_is_compared(task, of_tasks, tmp_path, child):
     ok(child(command, "merge", of_tasks[task], tmp_path / "merged"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()

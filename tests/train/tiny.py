@@ -108,8 +108,21 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
     if task == "token_classification":
         kinds = {0: ["B-EVEN", "I-EVEN", "O"], 1: ["O", "B-ODD", "O"]}
         return [{"tokens": [f"n{i}", "so" if i % 2 else "go", "."], "tags": kinds[i % 2]} for i in numbers]
-    if task in ("preference", "reward"):
+    if task in ("preference", "reward", "orpo"):
         return [{"prompt": f"n{i}", "chosen": label[i], "rejected": other[label[i]]} for i in numbers]
+    if task == "extractive_qa":
+        answers = {i: {"text": [label[i]], "answer_start": [0]} for i in numbers}
+        return [{"question": "which?", "context": f"{label[i]} is n{i}", "answers": answers[i]} for i in numbers]
+    if task == "embeddings":
+        return [{"anchor": f"n{i % 10}", "positive": 3 * chr(97 + i % 10)} for i in numbers]
+    if task == "grpo":
+        return [{"prompt": f"n{i}", "answer": label[i]} for i in numbers]
+    if task == "kto":  # a label that is false stands by an answer that is
+        good = {i: bool(i // 2 % 2) for i in numbers}
+        return [{"prompt": f"n{i}", "completion": label[i] if good[i] else other[label[i]], "label": good[i]}
+                for i in numbers]  # fmt: skip
+    if task == "pretraining":
+        return [{"text": f"n{i} is {label[i]}. " * (1 + i % 3)} for i in numbers]
     return [{"text": f"n{i}", "label": label[i]} for i in numbers]
 
 
@@ -118,8 +131,16 @@ def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> P
     for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
         text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
         (folder / name).write_text(text, encoding="utf-8")
-    model = models[{"seq2seq": "t5", "token_classification": "encoder"}.get(task, "llama")]
+    model = models[
+        {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder"}.get(
+            task, "llama"
+        )
+    ]
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
     if task not in ("causal_lm", "seq2seq"):
         own |= {"data__labels": None, "data__prompt": None, "data__completion": None}
+    if task == "grpo":
+        code = "def letters(prompts, answers, rows):\n    return [sum(c.isalpha() for c in a) / 8 for a in answers]\n"
+        (folder / "reward.py").write_text(code)
+        own["reinforcement"] = {"rewards": [f"{folder / 'reward.py'}:letters"], "generations": 4, "answer_tokens": 8}
     return write_recipe(folder, model, task=task, **{**own, **changes})

@@ -55,7 +55,7 @@ class Outcome:
 def key_of(recipe: Recipe, shared: Shared, trial: bool) -> dict[str, Any]:
     """Everything that the result of a run depends on, as plain values."""
     settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k != "output"}
-    files = {"train": sha256(Path(recipe.data.train)), "eval": sha256(Path(str(recipe.data.eval)))}
+    files = {"train": sha256(Path(str(recipe.data.train))), "eval": sha256(Path(str(recipe.data.eval)))}
     settings["data"] = {**settings["data"], **files}
     return {"recipe": settings, "trial": trial, "scoring": _SCORING, **shared.facts}
 

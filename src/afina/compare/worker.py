@@ -57,7 +57,7 @@ class Recorder(Reporter):
     def _ready(self, parts: Mapping[str, Any]) -> None:
         from transformers.trainer_utils import SaveStrategy
 
-        from ..train.loop.adapt import switched_off
+        from ..train.loop.adapt import as_it_came
         from .items import general_loss
 
         trainer = parts["trainer"]
@@ -66,7 +66,7 @@ class Recorder(Reporter):
             self.found["values"] = []
             trainer.add_callback(_probe(parts, self._value))
         else:
-            with switched_off(trainer.model, parts["data"].tasks):
+            with as_it_came(parts["recipe"], trainer.model, parts["data"].tasks):
                 self.found["forgetting"] = {"before": general_loss(parts)}
         self.peak.start()
         self.clocks = time.process_time(), time.monotonic()

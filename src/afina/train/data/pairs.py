@@ -42,7 +42,10 @@ class Pair:
         if piece is None:
             return self.talk.opened(prompter.template)
         assert isinstance(piece, list)
-        whole = replace(self.talk, messages=[*self.talk.messages, *piece])
+        # It is this answer that counts, whatever the row says of learning it.
+        before = [{**m, "train": False} for m in self.talk.messages]
+        answer = [{k: v for k, v in m.items() if k != "train"} for m in piece]
+        whole = replace(self.talk, messages=[*before, *answer])
         turns = turns_of(prompter.template, whole, prompter.ledger)
         if not turns or whole.messages[-1]["role"] != ASSISTANT:
             raise DataError("a pair has an answer that says nothing", where=whole.where, got=str(piece))
@@ -85,6 +88,22 @@ def pair_of(prompter: Prompter, rows: Rows, index: int) -> Pair:
     if pair.chosen == pair.rejected:
         raise DataError("the chosen answer is the rejected one", where=rows.where(index), got=str(chosen)[:80])
     return pair
+
+
+def answered(prompter: Prompter, rows: Rows, index: int) -> Pair:
+    """A row's prompt, and its one answer in both places of a pair.
+
+    Raises:
+        DataError: a column is missing or malformed, or the last message is no answer.
+    """
+    talk = prompter.talk(rows, index, prompter.question_format(rows), answered=True)
+    if talk is None:
+        text = prompter.ended(prompter.answer(rows, index))
+        return Pair(prompter.plain(rows, index), text, text)
+    if talk.messages[-1]["role"] != ASSISTANT:
+        raise DataError("the last message is no answer", where=rows.where(index), got=talk.messages[-1]["role"])
+    answer = talk.messages[-1:]
+    return Pair(talk.asked.messages, answer, answer, talk.asked)
 
 
 def prompt_text(prompter: Prompter, rows: Rows, index: int) -> str:

@@ -89,7 +89,7 @@ class Prompter:
         Raises:
             DataError: a column is missing or not text, messages are malformed, or the chat template refuses them.
         """
-        talk = self._conversation(rows, index, kind, answered=True)
+        talk = self.talk(rows, index, kind, answered=True)
         if talk is not None:
             if kind == "chat" and not any(m["role"] == ASSISTANT for m in talk.messages):
                 raise DataError("no message has the role 'assistant'", where=talk.where)
@@ -106,12 +106,12 @@ class Prompter:
 
     def prompt(self, rows: Rows, index: int, kind: str = "prompt_completion") -> str:
         """What the model reads before it answers: all of a row but for the answer that it may end in."""
-        talk = self._conversation(rows, index, kind, answered=False)
+        talk = self.talk(rows, index, kind, answered=False)
         return self.plain(rows, index) if talk is None else talk.asked.opened(self.template)
 
     def whole(self, rows: Rows, index: int, kind: str) -> str:
         """A row with its answer, to its very end."""
-        talk = self._conversation(rows, index, kind, answered=True)
+        talk = self.talk(rows, index, kind, answered=True)
         if talk is not None:
             return talk.closed(self.template)
         return self.plain(rows, index) + self.ended(self.answer(rows, index))
@@ -192,7 +192,7 @@ class Prompter:
             text = text.strip().removesuffix(written)
         return text.strip()
 
-    def _conversation(self, rows: Rows, index: int, kind: str, *, answered: bool) -> Conversation | None:
+    def talk(self, rows: Rows, index: int, kind: str, *, answered: bool) -> Conversation | None:
         """A row as messages; None where it is text that goes into no chat template."""
         if kind == "chat":
             return self.with_extras(rows, index, self.messages(rows, index, "messages"))

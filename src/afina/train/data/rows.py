@@ -38,6 +38,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that they are from."""
+        return [self.path]
+
     def where(self, index: int) -> str:
         """`file:line` of a row."""
         return f"{self.path}:{self.lines[index]}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...errors import DataError
-from ..recipe.sections import Recipe
+from ...errors import DataError, RecipeError
+from ..recipe.sections import DataSection, DataSet, Recipe
 from ..report.events import Reporter
 from .columns import check_columns, renamed
 from .embedded import locate_rows
 from .formats import IN_WORDS, recognise
 from .hub_rows import PREFIX, read_hub
+from .joined import joined, named_sets, weighted
 from .rows import Row, Rows, read_rows
 
 
@@ -40,20 +41,53 @@ def read_split(recipe: Recipe, reporter: Reporter) -> Split:
     data = recipe.data
     check_columns(data)
     seed = recipe.training.seed
-    train = rows_of(data.train, reporter, data.columns, seed)
-    held_out: Rows | None = None
+    train, held_out = _train_and_held_out(data, seed, reporter)
     if data.eval is not None:
-        held_out = rows_of(data.eval, reporter, data.columns, seed)
-    elif data.eval_split > 0 and len(train) > 1:
-        order = list(range(len(train)))
-        random.Random(seed).shuffle(order)
-        n = max(1, round(data.eval_split * len(train)))
-        train, held_out = train.pick(sorted(order[n:])), train.pick(sorted(order[:n]))
+        held_out = _eval(data, data.eval, seed, reporter)
     train = train.take(0, data.max_train_rows)
     held_out = held_out.take(0, data.max_eval_rows) if held_out is not None else None
     if held_out is not None and (shared := _shared(train.values, held_out.values)):
         reporter.warn(f"{shared} of {len(held_out)} held-out rows are also in the training rows: the proof is weaker")
     return Split(train, held_out)
+
+
+def _train_and_held_out(data: DataSection, seed: int, reporter: Reporter) -> tuple[Rows, Rows | None]:
+    """The rows to train on, and those set aside where the recipe names none to hold out."""
+    share = data.eval_split if data.eval is None else 0.0
+    if isinstance(data.train, str):
+        return _set_aside(rows_of(data.train, reporter, data.columns, seed), share, seed)
+    if data.max_train_rows is not None:
+        raise RecipeError("the first rows of several data sets are those of the first set", where="data.max_train_rows",
+                          got=data.max_train_rows, fix="draw rows of each: path: FILE#500")  # fmt: skip
+    parts: list[tuple[str, Rows]] = []
+    aside: list[tuple[str, Rows]] = []
+    for name, one in named_sets(data.train, "data.train"):
+        rows, held_out = _set_aside(rows_of(one.path, reporter, data.columns, seed), share, seed)
+        parts.append((name, weighted(rows, one.weight, seed)))
+        if held_out is not None:
+            aside.append((name, held_out))
+        reporter.note(f"data set {name}: {len(rows):,} rows, with weight {one.weight:g} {len(parts[-1][1]):,} an epoch")
+    return joined(parts), joined(aside) if aside else None
+
+
+def _eval(data: DataSection, named: str | Sequence[DataSet], seed: int, reporter: Reporter) -> Rows:
+    if isinstance(named, str):
+        return rows_of(named, reporter, data.columns, seed)
+    sets = named_sets(named, "data.eval")
+    heavy = next((one for _, one in sets if one.weight != 1), None)
+    if heavy is not None:
+        raise RecipeError("held-out rows are measured once each", where="data.eval", got=f"weight {heavy.weight:g}",
+                          fix="leave the weight out")  # fmt: skip
+    return joined([(name, rows_of(one.path, reporter, data.columns, seed)) for name, one in sets])
+
+
+def _set_aside(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:
+    if share == 0 or len(rows) < 2:
+        return rows, None
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    n = max(1, round(share * len(rows)))
+    return rows.pick(sorted(order[n:])), rows.pick(sorted(order[:n]))
 
 
 def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None = None, seed: int = 0) -> Rows:

@@ -17,8 +17,12 @@ from ...methods.baselines.full import Full, FullConfig
 from ..recipe.sections import Recipe
 
 
-def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0) -> Any:
-    """The model to train; `tasks` is how many the rows have, if they have any.
+def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, begin: bool = True) -> Any:
+    """The model to train.
+
+    Args:
+        tasks: how many the rows have, if they have any.
+        begin: go on from the adapter that the recipe names; False only takes its shape.
 
     Raises:
         RecipeError: the method does not go together with another setting.
@@ -33,6 +37,8 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0) -> An
                               fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
+    if recipe.model.adapter_as == "start" and begin:
+        return PeftModel.from_pretrained(base, str(recipe.model.adapter), is_trainable=True, config=config)
     return get_peft_model(base, config)
 
 
@@ -59,8 +65,10 @@ def _check_tasks(recipe: Recipe, config: PeftConfig, tasks: int) -> None:
                           got=f"task {tasks - 1}", expected=f"0 to {limit - 1}")  # fmt: skip
 
 
-def switched_off(model: Any, tasks: int) -> AbstractContextManager[None]:
-    """The base model for the duration of the context."""
+def as_it_came(recipe: Recipe, model: Any, tasks: int) -> AbstractContextManager[None]:
+    """The model that a run is compared with, for the duration of the context: the base, or the adapter that goes on."""
+    if recipe.model.adapter_as == "start":
+        return nullcontext()
     # Rows with task numbers need the adapter, which takes them out of the model's arguments.
     return model.disable_adapter() if isinstance(model, PeftModel) and not tasks else nullcontext()
 

@@ -25,8 +25,8 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
     Trainer itself goes on and logs 0.0. The loss is seen by a hook on the model, gradients right before the step.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, may_stand_still: bool = False) -> None:
+        self.model, self.may_stand_still = model, may_stand_still
         self.step = 1
         self.dataset: Any = None
         self.batches: list[dict[str, Any]] = []
@@ -78,7 +78,11 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
                 where=f"{self._where(*self.batches)}, {bad}",
                 fix="lower training.learning_rate, or use model.dtype=float32; checkpoints before it are kept",
             )
-        if self.step == 1 and not any(grad is not None and bool(grad.any()) for _, grad in trained):
+        if (
+            self.step == 1
+            and not self.may_stand_still
+            and not any(grad is not None and bool(grad.any()) for _, grad in trained)
+        ):
             raise NumericError(
                 "no gradient reaches the adapter: every trained tensor has none or only zeros",
                 where="step 1",

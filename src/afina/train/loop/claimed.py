@@ -8,24 +8,28 @@ from pathlib import Path
 
 from ...core.files.overwriting import refuse_overwriting
 from ...core.files.unwritable import told_if_unwritable
-from ...errors import StoppedError
+from ...errors import RecipeError, StoppedError
 from ..data.split import Split
 from ..recipe.sections import Recipe
+from ..recipe.settings import load_recipe, method_config
 from ..report.checkpoints import newest_complete
 from ..report.interrupts import Interrupted, postponed
-from ..report.output import RECIPE_NAME, Output, claim
+from ..report.output import RECIPE_NAME, REPORT, Output, claim
 
 
 @contextmanager
-def claimed(directory: str, *, overwrite: bool, resume: bool) -> Iterator[Output]:
+def claimed(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Iterator[Output]:
     """The output folder for one run; the result is put in its place if the context ends well.
+
+    Args:
+        longer: whether a finished run may go on.
 
     Raises:
         RecipeError: the folder cannot be had.
         CheckpointError: the disk is full, or the folder can no longer be written.
         StoppedError: a signal asked for the end.
     """
-    output = claim(directory, overwrite=overwrite, resume=resume)
+    output = claim(directory, overwrite=overwrite, resume=resume, longer=longer)
     try:
         with told_if_unwritable(output.work, lambda: output.needed, lambda: f"make room, then {_left(output)}"):
             yield output
@@ -64,8 +68,28 @@ def spare_inputs(recipe: Recipe, split: Split, source: str | None) -> None:
         ConfigError: the run would overwrite it.
     """
     out = Path(recipe.output.dir).expanduser()
-    inputs = {f"the rows of {rows.path.name}": rows.path for rows in split.parts}
+    inputs = {f"the rows of {path.name}": path for rows in split.parts for path in rows.paths}
     inputs["the base model"] = Path(recipe.model.path).expanduser()
     if source is not None and Path(source).absolute() not in (out.absolute(), out.absolute() / RECIPE_NAME):
         inputs["the recipe"] = Path(source)  # but for the one that a run writes itself, and writes again
     refuse_overwriting(out, inputs, "output.dir")
+
+
+def lengthened(recipe: Recipe) -> bool:
+    """Whether the output folder holds a finished run that the recipe trains for longer.
+
+    Raises:
+        RecipeError: the method's own schedule ended with that run.
+    """
+    folder = Path(recipe.output.dir).expanduser()
+    if not (folder / REPORT).is_file() or not (folder / RECIPE_NAME).is_file():
+        return False
+    former, now = load_recipe(str(folder)).training, recipe.training
+    if former.max_steps is not None or now.max_steps is not None:
+        longer = former.max_steps is not None and now.max_steps is not None and now.max_steps > former.max_steps
+    else:
+        longer = now.epochs > former.epochs
+    if longer and hasattr(method_config(recipe), "total_step"):
+        raise RecipeError("this method's own schedule ended with the run", where="method.type", got=recipe.method.type,
+                          fix="run it anew with --overwrite, or go on from it: model.adapter=DIR")  # fmt: skip
+    return longer

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ...cache import sha256
+from ..base.adapter_below import files_below
 from ..base.base_model import config_of
 from ..data.rows import Rows
 from ..data.split import Split
@@ -23,6 +24,9 @@ def contents(split: Split, section: ModelSection, location: str) -> dict[str, st
         location: folder or hub id of the base model, as `base_location` gives it.
     """
     out = {f"rows of {name}": _rows(rows) for name, rows in zip(("train", "eval"), split.parts, strict=False)}
+    out |= {f"adapter: {path.name}": sha256(path) for path in files_below(section)}
+    if section.chat_template is not None:
+        out["chat template"] = sha256(Path(section.chat_template).expanduser())
     folder = Path(location)
     if not folder.is_dir():
         # The hub's files are known by their commit.

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...plan.usage import free_bytes, told_bytes
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
+from ..base.new_tokens import trains_new_tokens
 from ..data.encode import Data
 from ..recipe.sections import Recipe
-from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
 from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps
+from .begin import begin_config
 from .run import prepared, wants_logits
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     recipe, split, labels = prepared(recipe, reporter)
     location = base_location(recipe.model, reporter)
     tokenizer = load_tokenizer(location, recipe.model, reporter)
-    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
-    steps = planned_steps(recipe, len(data.train))
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
+    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     setting = _Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
-    lines = [plan(recipe, method_config(recipe, total_steps=steps), steps),
+    lines = [plan(recipe, begin_config(recipe, steps), steps),
              f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
     return [*lines, *_sizes(setting)]
 
@@ -135,7 +136,7 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
     task, recipe = named(setting.recipe.task), setting.recipe
     kept = None
     if task.fast and recipe.training.fast and "labels" in batch:
-        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model))
+        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model, setting.tokenizer))
 
     def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if kept is None or wants_logits(model):
@@ -164,9 +165,11 @@ def _shapes_of(setting: _Setting) -> Any:
     config = config_of(setting.location, recipe.model)
     for key, value in task.load_options(setting.data.labels).items():
         setattr(config, key, value)
+    config.get_text_config().vocab_size = vocab_size(setting.location, recipe.model, setting.tokenizer)
     dtype: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
     base: Any = getattr(transformers, task.loader).from_config(config, dtype=dtype)
     if recipe.training.gradient_checkpointing:
         base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})
-    return adapted(recipe, base, method_config(recipe, total_steps=setting.steps), setting.data.tasks)
+    own = trains_new_tokens(begin_config(recipe, setting.steps), base, setting.tokenizer, recipe.model)
+    return adapted(recipe, base, own, setting.data.tasks, begin=False)

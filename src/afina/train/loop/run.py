@@ -18,6 +18,7 @@ from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..answers.generate import keep_ends
 from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..base.new_tokens import trains_new_tokens
 from ..conversations.messages import shared_system
 from ..data.encode import Data
 from ..data.prompts import Prompter
@@ -28,20 +29,21 @@ from ..recipe.settings import load_recipe, method_config
 from ..recipe.yamlfile import dump
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
+from ..report.output import BEFORE as BEFORE_FILE
 from ..report.output import RECIPE_NAME, REPORT, Output
 from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.examples import encode
-from .adapt import adapted, checkpoint_bytes, counts, plan, planned_steps, save, switched_off
-from .claimed import claimed, spare_inputs
+from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
+from .begin import begin_config, resolve_adapter
+from .claimed import claimed, lengthened, spare_inputs
 from .contents import contents
 from .method_state import read_method_state
+from .scoring import scored
 from .trackers import check_trackers
 from .trainer import Setup, make_trainer
-
-_BEFORE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,10 @@ def run(
             ready, split, labels = prepared(recipe, reporter)
             if not resume:
                 spare_inputs(ready, split, source)
-            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume) as output:
+            longer = resume and not overwrite and lengthened(ready)
+            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer) as output:
                 if output.checkpoint is not None:
-                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto")
+                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto", longer=longer)
                 (output.work / RECIPE_NAME).write_text(dump(ready), encoding="utf-8")
                 return _trained(ready, split, labels, output, reporter)
     except Interrupted as error:
@@ -86,7 +89,7 @@ def run(
                            exit_code=error.exit_code) from error  # fmt: skip
 
 
-def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool) -> None:
+def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> None:
     """What a run that goes on stands on is as it was; damaged checkpoints are told."""
     assert output.checkpoint is not None
     for path, fault in output.faults.items():
@@ -94,7 +97,7 @@ def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dt
     former = load_recipe(str(output.work))
     if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
         recipe.model.dtype = former.model.dtype
-    check_resumable(former, recipe, reporter)
+    check_resumable(former, recipe, reporter, longer=longer)
     reporter.note(f"resuming from {output.checkpoint.name}")
 
 
@@ -116,6 +119,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
     out = recipe.model_copy(deep=True)
     out.data.labels = labels
     _keep_system(out, split, reporter)
+    resolve_adapter(out, reporter)
     if out.training.learning_rate is None:
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
@@ -126,8 +130,10 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
         choice = choose_dtype()
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
-    if Path(out.model.path).expanduser().exists():
-        out.model.path = str(Path(out.model.path).expanduser().absolute())
+    for key in ("path", "chat_template"):
+        value = getattr(out.model, key)
+        if value is not None and Path(value).expanduser().exists():
+            setattr(out.model, key, str(Path(value).expanduser().absolute()))
     return out
 
 
@@ -148,14 +154,16 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         output.remember(stands_on)
     else:
         check_contents(output.contents, stands_on, reporter)
+        output.reopen()
     tokenizer = load_tokenizer(location, recipe.model, reporter)
-    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model), reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
     reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
-    steps = planned_steps(recipe, len(data.train))
-    config = method_config(recipe, total_steps=steps)
+    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
+    config = begin_config(recipe, steps)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
+    config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
@@ -211,7 +219,7 @@ def _measured(
     setup.stop.release()
     setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
     job = Job(recipe, trainer, data, prompter, reporter, AFTER)
-    after = named(recipe.task).score(job) if measure else None
+    after = scored(job) if measure else None
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
@@ -226,12 +234,12 @@ def _measured(
 
 def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
     """The scores before training; a resumed run has them on file."""
-    file = output.work / _BEFORE
+    file = output.work / BEFORE_FILE
     if output.checkpoint is not None and file.is_file():
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
-    with switched_off(setup.trainer.model, data.tasks):
-        scores = named(recipe.task).score(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
+    with as_it_came(recipe, setup.trainer.model, data.tasks):
+        scores = scored(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
     write_json(file, scores.as_dict())
     return scores
 
@@ -255,4 +263,4 @@ def _save(
     with (work / "README.md").open("a", encoding="utf-8") as card:
         card.write(card_section(values))
     write_json(work / REPORT, values)
-    (work / _BEFORE).unlink(missing_ok=True)
+    (work / BEFORE_FILE).unlink(missing_ok=True)

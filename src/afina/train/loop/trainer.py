@@ -48,15 +48,16 @@ def make_trainer(
     board = TensorBoardCallback()
     board.logging_dir = str(work / "tensorboard")
     metrics = MetricsLog(work / "metrics.jsonl")
+    task = named(recipe.task)
+    guard = FiniteGuard(model, task.may_stand_still)
     callbacks = [
-        FiniteGuard(model), MethodSteps(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board, stop
+        guard, MethodSteps(model), metrics, ProgressReport(reporter), CompleteCheckpoints(), board, stop
     ]  # fmt: skip
     if recipe.training.early_stopping is not None:
         if recipe.evaluation.every is None:
             raise RecipeError("early stopping needs held-out losses", where="training.early_stopping",
                               expected="evaluation.every=STEPS")  # fmt: skip
         callbacks.append(EarlyStoppingCallback(recipe.training.early_stopping))
-    task = named(recipe.task)
     arguments = task.arguments(recipe, work, learning_rate)
     trainer = task.trainer(recipe, model, tokenizer, data, arguments)
     # Not every trainer of TRL takes groups of an optimizer, but all are made of the one that does.

@@ -16,16 +16,27 @@ _FREE = frozenset(
 """Settings that change no bit of the result."""
 
 
-def check_resumable(former: Recipe, now: Recipe, reporter: Reporter) -> None:
+_LENGTH = frozenset({"training.epochs", "training.max_steps"})
+
+
+def check_resumable(former: Recipe, now: Recipe, reporter: Reporter, *, longer: bool = False) -> None:
     """Say what differs from the run that is resumed.
+
+    Args:
+        longer: whether a finished run goes on, with more epochs or steps.
 
     Raises:
         RecipeError: it would change the result; a table of these differences is noted before.
     """
     was, is_now = _flat(former), _flat(now)
     changed = {k: (was.get(k), is_now.get(k)) for k in {**was, **is_now} if was.get(k) != is_now.get(k)}
-    fixed = {k: v for k, v in changed.items() if k not in _FREE}
-    for key in changed.keys() & _FREE:
+    free = _FREE | _LENGTH if longer else _FREE
+    fixed = {k: v for k, v in changed.items() if k not in free}
+    if longer:
+        reporter.note(
+            "a finished run goes on: the learning rate takes up the schedule of the longer run where it stands"
+        )
+    for key in sorted(changed.keys() & free):
         reporter.note(f"resumed with another {key}: {changed[key][1]} instead of {changed[key][0]}")
     if not fixed:
         return

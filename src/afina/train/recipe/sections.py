@@ -23,6 +23,18 @@ class ModelSection(Section):
 
     path: str = Field(description="hub id, folder, GGUF file, or package:NAME/path (afina.train.base.assets)")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub model")
+    chat_template: str | None = Field(
+        default=None, description="file with a chat template (Jinja), in place of the tokenizer's own"
+    )
+    new_tokens: list[str] | None = Field(
+        default=None, description="tokens to add to the vocabulary; they train along (lora, trainable_tokens, full)"
+    )
+    adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
+    adapter_as: Literal["auto", "start", "base"] = Field(
+        default="auto",
+        description="start: that adapter trains on; base: it is merged below a new one; auto: start where the method "
+        "is its own and the task holds the model to no reference",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the base weights; auto: bfloat16 where it is measured to be faster"
     )
@@ -31,15 +43,29 @@ class ModelSection(Section):
     )
 
 
+class DataSet(Section):
+    """One of several data sets."""
+
+    path: str = Field(description="as data.train where there is one")
+    weight: float = Field(
+        default=1.0, gt=0, description="how often its rows come in an epoch; 0.5: half of them, drawn"
+    )
+    name: str | None = Field(default=None, description="what it is called in reports; without it the file's name")
+
+
 class DataSection(Section):
     """Rows and how they become examples."""
 
-    train: str = Field(
+    train: str | list[DataSet] = Field(
         description="file or folder of JSONL, JSON, CSV, TSV, Parquet, text; package:NAME/path, embedded:NAME/FILE or "
-        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows"
+        "hub:NAME[/CONFIG][@SPLIT]; PATH#500 draws 500 rows; or several: [{path: ..., weight: 2, name: ...}, ...]"
     )
-    eval: str | None = Field(default=None, description="held-out rows; without it eval_split are set aside")
-    eval_split: float = Field(default=0.1, ge=0, lt=1, description="share of train held out where eval is not given")
+    eval: str | list[DataSet] | None = Field(
+        default=None, description="held-out rows, or several named sets; without it eval_split are set aside"
+    )
+    eval_split: float = Field(
+        default=0.1, ge=0, lt=1, description="share of train, of each set, held out where eval is not given"
+    )
     columns: dict[str, str] | None = Field(
         default=None, description="names for the file's columns, e.g. {prompt: question, completion: answer}"
     )
@@ -116,9 +142,12 @@ class TrainingSection(Section):
         default=None, description="batches of rows of like length; without it where that saves much padding"
     )
     packing: bool = Field(
-        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm)"
+        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
     )
-    beta: float = Field(default=0.1, gt=0, description="of DPO: how far the model is held to the reference")
+    loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
+    beta: float = Field(
+        default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference; of ORPO: lambda"
+    )
     workers: int = Field(default=0, ge=0, description="processes that load data")
     seed: int = Field(default=0, ge=0, description="of everything random")
     early_stopping: int | None = Field(
@@ -130,6 +159,26 @@ class TrainingSection(Section):
     )
     keep_checkpoints: int = Field(default=2, ge=1, description="checkpoints kept, the newest ones")
     report_to: list[str] = Field(default_factory=list, description="further trackers, by transformers' names")
+
+
+class RewardRule(Section):
+    """A reward with a weight."""
+
+    use: str = Field(description="exact[:COLUMN], json, format:PATTERN or FILE.py:FUNCTION")
+    weight: float = Field(default=1.0, description="in the sum of all rewards")
+
+
+class ReinforcementSection(Section):
+    """Answers that are drawn and rewarded (task grpo)."""
+
+    rewards: list[str | RewardRule] = Field(
+        default_factory=list,
+        description="what is good: exact[:COLUMN], json, format:PATTERN, FILE.py:FUNCTION; or {use: json, weight: 2}",
+    )
+    generations: int = Field(default=8, ge=2, description="answers drawn for a prompt; batch_size is a multiple of it")
+    answer_tokens: int = Field(default=128, ge=1, description="longest answer")
+    temperature: float = Field(default=1.0, gt=0, description="of the draws")
+    kl: float = Field(default=0.0, ge=0, description="how far the model is held to the reference")
 
 
 class EvaluationSection(Section):
@@ -159,6 +208,7 @@ class Recipe(Section):
     data: DataSection
     method: MethodSection = Field(default_factory=MethodSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
+    reinforcement: ReinforcementSection = Field(default_factory=ReinforcementSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     output: OutputSection
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...errors import ConfigError, RecipeError, did_you_mean
 from ..report.output import RECIPE_NAME
-from .sections import Recipe
+from .sections import DataSet, Recipe
 from .task_types import TASK_TYPES
 from .yamlfile import parse
 
@@ -47,6 +47,8 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
         "val_size": "data.eval_split",
         "val_set_size": "data.eval_split",
         "split_dataset_ratio": "data.eval_split",
+        "chat_template": "data.chat_template",
+        "train_on_inputs": "training.loss_on_prompt",
         "cutoff_len": "data.max_length",
         "max_seq_len": "data.max_length",
         "max_seq_length": "data.max_length",
@@ -236,6 +238,8 @@ def _validated(draft: Draft, name: str) -> Recipe:
         recipe = Recipe.model_validate(draft.values)
     except ValidationError as error:
         first = error.errors()[0]
+        # Of a value of several kinds: what is wrong within the kind that was meant.
+        first = max((e for e in error.errors() if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
         key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part in _words())
         if first["type"] == "missing":
             raise RecipeError(f"the key {key} is missing", where=name, fix=f"add it, or give {key}=...") from error
@@ -249,7 +253,9 @@ def _validated(draft: Draft, name: str) -> Recipe:
 
 
 def _words() -> set[str]:
-    return set(Recipe.model_fields) | {key for model in _SECTIONS.values() for key in model.model_fields}
+    return {*Recipe.model_fields, *DataSet.model_fields} | {
+        key for model in _SECTIONS.values() for key in model.model_fields
+    }
 
 
 def method_config(

@@ -17,6 +17,12 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "token_classification": "TOKEN_CLS",
         "preference": "CAUSAL_LM",
         "reward": "SEQ_CLS",
+        "pretraining": "CAUSAL_LM",
+        "kto": "CAUSAL_LM",
+        "extractive_qa": "QUESTION_ANS",
+        "grpo": "CAUSAL_LM",
+        "orpo": "CAUSAL_LM",
+        "embeddings": "FEATURE_EXTRACTION",
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them."""

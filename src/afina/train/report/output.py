@@ -17,7 +17,9 @@ from .interrupts import postponed
 _MARK, _LOCK = "afina_run.json", ".lock"
 RECIPE_NAME, REPORT = "recipe.yaml", "report.json"
 """Of the run's settings; and written last: a folder that has it holds a finished run."""
-_BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", "before.json")
+BEFORE = "before.json"
+"""What was measured before training; until the report has it."""
+_BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", BEFORE)
 """What a run writes before it has a checkpoint."""
 
 
@@ -48,6 +50,15 @@ class Output:
         """Keep the hashes of what the run begins with."""
         _write_mark(self.work, {**_mark(self.work), "contents": contents})
 
+    def reopen(self) -> None:
+        """Make a finished run an unfinished one, which keeps what was measured before it."""
+        report = self.work / REPORT
+        if report.is_file():
+            before = json.loads(report.read_text(encoding="utf-8")).get("before")
+            if before is not None:
+                (self.work / BEFORE).write_text(json.dumps(before) + "\n", encoding="utf-8")
+            report.unlink()
+
     def publish(self) -> None:
         """Put a finished run in its place; only now is the former one given up."""
         with postponed():
@@ -67,8 +78,11 @@ class Output:
         _free(self.final, self.lock)
 
 
-def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
+def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Output:
     """Take the output folder for one run.
+
+    Args:
+        longer: whether a finished run may be resumed.
 
     Raises:
         RecipeError: it holds something that the flags do not allow to replace, cannot be written, is in use by
@@ -87,7 +101,7 @@ def claim(directory: str, *, overwrite: bool, resume: bool) -> Output:
             )
         lock = _locked(final)
         try:
-            return _claimed(final, lock, overwrite, resume)
+            return _claimed(final, lock, overwrite, resume, longer)
         except BaseException:
             _free(final, lock)
             raise
@@ -125,15 +139,15 @@ def _free(final: Path, lock: Any) -> None:
         final.rmdir()
 
 
-def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool) -> Output:
+def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool, longer: bool) -> Output:
     begun = (final / _MARK).is_file() and not (final / REPORT).is_file() and not any(map(is_sealed, checkpoints(final)))
     filled = (final / _MARK).is_file() and not begun
-    if filled and resume and not overwrite and (final / REPORT).is_file():
+    if filled and resume and not overwrite and not longer and (final / REPORT).is_file():
         raise RecipeError(
             "the run is finished, there is nothing to resume",
             where="output.dir",
             got=final,
-            fix="--overwrite to run anew, or --overwrite --resume to go on with such a run that was cut off",
+            fix="more epochs to train on, --overwrite to run anew, or with --resume if such a run was cut off",
         )
     if filled and not overwrite and not resume:
         raise RecipeError(

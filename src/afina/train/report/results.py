@@ -96,9 +96,11 @@ def card_section(values: dict[str, Any]) -> str:
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
     before, after = values["before"], values["after"]
     if before and after:
-        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", "entity F1")):
+        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", f"{after['f1_of']} F1")):
             if after[key] is not None:
                 lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
+        for name, loss in (after.get("sets") or {}).items():
+            lines.append(f"| loss on {name} | {before['sets'][name]:.3f} | {loss:.3f} |")
     if after and after["accuracy"] is not None:
         lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"

@@ -18,7 +18,9 @@ class Scores:
         low, high: its Wilson 95 % interval, where the rows are independent of each other.
         majority: accuracy of always giving the commonest label.
         samples: a few answers as (prompt, expected, got).
-        f1: micro F1 of entities.
+        f1: micro F1 of entities, or mean F1 over the words of answers.
+        f1_of: which of them.
+        sets: the loss by data set, where the held-out rows are of several.
         metric: what `accuracy` is called.
     """
 
@@ -31,6 +33,8 @@ class Scores:
     samples: tuple[tuple[str, str, str], ...] = ()
     f1: float | None = None
     metric: str = "accuracy"
+    f1_of: str = "entity"
+    sets: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
@@ -56,7 +60,9 @@ class Scores:
             beside = f" ({'; '.join(self.beside)})" if self.beside else ""
             parts.append(f"{self.metric} {self.accuracy:.3f}{beside}")
         if self.f1 is not None:
-            parts.append(f"entity F1 {self.f1:.3f}")
+            parts.append(f"{self.f1_of} F1 {self.f1:.3f}")
         if self.loss is not None:
             parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
+        if self.sets is not None:
+            parts.append("by data set " + ", ".join(f"{name} {loss:.3f}" for name, loss in self.sets.items()))
         return ", ".join(parts)

@@ -10,20 +10,25 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..recipe.task_types import known_task
+from .alignment.grpo import GRPO
+from .alignment.kto import KTO
+from .alignment.orpo import ORPO
+from .alignment.preference import Preference
+from .alignment.reward import Reward
 from .base import Predictions, Task
 from .causal_lm import CausalLM
-from .preference import Preference
-from .reward import Reward
+from .extractive_qa import ExtractiveQA
+from .pretraining import Pretraining
+from .sentence_embeddings import Embeddings
 from .seq2seq import Seq2Seq
 from .sequence_classification import SequenceClassification
 from .token_classification import TokenClassification
 
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        task.name: task
-        for task in (CausalLM(), SequenceClassification(), Seq2Seq(), TokenClassification(), Preference(), Reward())
-    }
-)
+_KINDS: tuple[type[Task], ...] = (
+    CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
+    ExtractiveQA, GRPO, ORPO, Embeddings,
+)  # fmt: skip
+TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 
 
 def named(name: str) -> Task:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import RecipeError
+from ...errors import AfinaError, RecipeError
 from ..recipe.sections import Recipe
 
 
@@ -20,6 +20,8 @@ def refused(by: str) -> Iterator[None]:
     """
     try:
         yield
+    except AfinaError:
+        raise
     except (ValueError, KeyError, NotImplementedError) as error:
         raise RecipeError(f"{by} refuses a setting", where="training", got=str(error).splitlines()[0][:200]) from error
 
@@ -36,12 +38,14 @@ def training_arguments(
     from transformers import TrainingArguments
 
     t = recipe.training
+    own = _bookkeeping(recipe)
+    own |= {_checkpointing_key(TrainingArguments): t.gradient_checkpointing,
+            "per_device_eval_batch_size": recipe.evaluation.batch_size}  # fmt: skip
     with refused("transformers"):
         return (kind or TrainingArguments)(
             output_dir=str(work),
             learning_rate=learning_rate,
             per_device_train_batch_size=t.batch_size,
-            per_device_eval_batch_size=recipe.evaluation.batch_size,
             gradient_accumulation_steps=t.gradient_accumulation,
             num_train_epochs=t.epochs,
             max_steps=t.max_steps or -1,
@@ -51,12 +55,11 @@ def training_arguments(
             max_grad_norm=t.max_grad_norm,
             optim=t.optimizer,
             bf16=t.bf16,
-            **{_checkpointing_key(TrainingArguments): t.gradient_checkpointing},
             dataloader_num_workers=t.workers,
             dataloader_pin_memory=torch.cuda.is_available(),
             use_cpu=not torch.accelerator.is_available(),
             seed=t.seed,
-            **{**_bookkeeping(recipe), **more},
+            **{**own, **more},
         )
 
 

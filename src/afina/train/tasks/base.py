@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses
-from ..base.base_model import load_base
+from ..base.adapter_below import with_adapter_below
+from ..base.base_model import load_base, load_tokenizer
+from ..base.new_tokens import grown
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.rows import Row, Rows
@@ -98,7 +100,10 @@ class Task(ABC):
         streams: whether the model writes after its prompt, piece by piece.
         fast: whether the fast paths of causal language models apply.
         packs: whether several rows may share one sequence.
+        learns_prompts: whether the loss can be taken on prompts too.
         groups: whether the trainer takes rows in our order.
+        has_reference: whether the model without its adapter is what it is held to.
+        may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
     """
 
@@ -109,7 +114,10 @@ class Task(ABC):
     streams: ClassVar[bool] = False
     fast: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    learns_prompts: ClassVar[bool] = False
     groups: ClassVar[bool] = True
+    has_reference: ClassVar[bool] = False
+    may_stand_still: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
 
     @property
@@ -146,6 +154,12 @@ class Task(ABC):
             CheckpointError: it cannot be loaded.
         """
         model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
+        if section.new_tokens:
+            plain = load_tokenizer(
+                location, section.model_copy(update={"new_tokens": None, "chat_template": None}), Reporter()
+            )
+            model = grown(model, tokenizer, plain, section)
+        model = with_adapter_below(section, model)
         self.loaded(model, tokenizer)
         return model
 
@@ -184,6 +198,10 @@ class Task(ABC):
     def watched(recipe: Recipe, data: Data) -> Encoded | None:
         """The held-out items whose loss is taken while training, where the recipe wants it."""
         return data.held_out if recipe.evaluation.every is not None else None
+
+    def examples(self, recipe: Recipe, rows: int) -> int:
+        """What an epoch's batches are made of."""
+        return rows
 
     def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
         """The trainer's settings.

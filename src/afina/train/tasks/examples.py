@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, RecipeError
-from ..data.encode import Data, Encoded
+from ..data.encode import IGNORED, Data, Encoded
 from ..data.grouping import grouped
 from ..data.labels import task_numbers
 from ..data.packing import packed
@@ -36,8 +36,14 @@ def encode(
     """
     task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
 
+    if recipe.training.loss_on_prompt and not task.learns_prompts:
+        raise RecipeError("this task takes no loss on prompts", where="training.loss_on_prompt", got=recipe.task,
+                          fix="leave it out")  # fmt: skip
+
     def one(rows: Rows) -> Encoded:
         out = task.encode(rows, prompter, labels, vocab_size)
+        for item in out.items if recipe.training.loss_on_prompt else ():
+            item["labels"] = [IGNORED, *item["input_ids"][1:]]
         tasks = task_numbers(rows, recipe.data.task_column)
         if tasks is not None:
             for item, row in zip(out.items, out.source, strict=True):

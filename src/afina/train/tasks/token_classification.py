@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import DataError
 from ..answers.judge import token_classes
 from ..data.encode import IGNORED, Encoded, check_vocabulary
-from ..data.entities import entity_f1, is_bio
 from ..data.labels import found_tags, majority_share, tags_of, words_of
 from ..data.prompts import Prompter
 from ..data.rows import Rows
+from ..data.spans.entities import entity_f1, is_bio
 from ..recipe.sections import DataSection
 from ..report.events import Progress, Reporter, Span
 from ..report.scores import Scores

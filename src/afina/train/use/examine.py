@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 _TASK_OF = MappingProxyType(
-    {"preference": "preference", "labelled": "sequence_classification", "tagged": "token_classification"}
-)
+    {"preference": "preference", "judged": "kto", "labelled": "sequence_classification",
+     "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings"}
+)  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
 
 

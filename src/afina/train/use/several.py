@@ -121,6 +121,10 @@ def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, st
     if other is not None:
         raise RecipeError("only language models answer side by side", where=other, got=recipes[other].task,
                           fix=f"afina chat {adapters[other]}")  # fmt: skip
+    on_top = next((n for n, r in recipes.items() if r.model.adapter_as == "base"), None)
+    if on_top is not None:
+        raise RecipeError("this adapter stands on another one", where=on_top, got=recipes[on_top].model.adapter,
+                          fix=f"afina chat {adapters[on_top]}")  # fmt: skip
     section = ModelSection.model_validate({"path": base, **({} if storage is None else {"quantize": storage})})
     plain = Recipe(model=section, data=DataSection(train=""), output=OutputSection(dir=""))
     location = base_location(section, reporter)

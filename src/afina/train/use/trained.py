@@ -58,6 +58,8 @@ def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, b
     location = base_location(recipe.model, reporter)
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / "tokenizer_config.json"
+    if own.is_file():
+        recipe.model.chat_template = None  # the folder's tokenizer has it
     tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
     task = named(recipe.task)
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
@@ -68,8 +70,10 @@ def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, b
 def _load_whole(folder: Path, reporter: Reporter) -> Trained:
     """A model that was trained as a whole."""
     recipe = load_recipe(str(folder))
+    recipe.model.chat_template = None
     tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
     task = named(recipe.task)
+    recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
     model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)

@@ -8,19 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..answers.evaluate import of_pairs
-from ..answers.judge import text_scores
-from ..data.encode import Data, Encoded, check_vocabulary, token_ids
-from ..data.pairs import pair_of
-from ..data.prompts import Prompter
-from ..data.rows import Rows
-from ..recipe.sections import Recipe
-from ..report.events import Reporter, Span
-from .arguments import refused, training_arguments
-from .base import Job, Predictions, Trained
+from ...answers.evaluate import of_pairs
+from ...answers.judge import text_scores
+from ...data.encode import Data, Encoded, check_vocabulary, token_ids
+from ...data.pairs import pair_of
+from ...data.prompts import Prompter
+from ...data.rows import Rows
+from ...recipe.sections import Recipe
+from ...report.events import Reporter, Span
+from ..arguments import refused, training_arguments
+from ..base import Job, Predictions, Trained
+from ..sequence_classification import pad_with
 from .of_pairs import OfPairs
-from .preference import as_dataset
-from .sequence_classification import pad_with
+from .reference import as_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

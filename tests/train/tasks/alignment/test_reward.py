@@ -6,12 +6,12 @@ from afina.train.data.rows import Rows
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
-from .. import tiny
+from ... import tiny
 from .test_preference import with_parts
 
 
 def trl_loss(parts):
-    from afina.train.tasks.preference import as_dataset
+    from afina.train.tasks.alignment.reference import as_dataset
 
     measured = parts["trainer"].evaluate(as_dataset(parts["data"].held_out, ("chosen_ids", "rejected_ids")))
     return measured["eval_loss"], measured["eval_accuracy"]

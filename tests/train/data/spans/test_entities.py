@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from afina.train.data.entities import entities, entity_f1, is_bio
+from afina.train.data.spans.entities import entities, entity_f1, is_bio
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from ..answers.evaluate import of_pairs, pair_loss, pair_right
-from ..report.events import Progress
-from ..report.scores import Scores
-from .base import Job, Task
+from ...answers.evaluate import of_pairs, pair_loss, pair_right
+from ...report.events import Progress
+from ...report.scores import Scores
+from ..base import Job, Task
 
 
 class OfPairs(Task):

@@ -6,23 +6,21 @@ where the chosen answer's implicit reward, beta · (log p − log p_reference), 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...core.model.peft_model import PeftModel
-from ...errors import DataError, RecipeError
-from ..answers.judge import preferences
-from ..data.encode import Data, Encoded, check_vocabulary
-from ..data.pairs import pair_of, prompt_text
-from ..data.prompts import Prompter
-from ..data.rows import Rows
-from ..recipe.sections import Recipe
-from ..report.events import Span
-from .answering import Answering
-from .arguments import refused, training_arguments
-from .base import BEFORE, Job
+from ....errors import DataError
+from ...data.encode import Data, Encoded, check_vocabulary
+from ...data.pairs import pair_of, prompt_text
+from ...data.prompts import Prompter
+from ...data.rows import Rows
+from ...recipe.sections import Recipe
+from ...report.events import Span
+from ..answering import Answering
+from ..arguments import training_arguments
+from ..base import Job
 from .of_pairs import OfPairs
+from .reference import held_to_reference, log_ratios
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +36,7 @@ class Preference(OfPairs, Answering):
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     streams: ClassVar[bool] = True
     groups: ClassVar[bool] = False
+    has_reference: ClassVar[bool] = True
     metric: ClassVar[str] = "reward accuracy"
 
     def labels(self, data: Any, parts: Any) -> None:
@@ -92,46 +91,15 @@ class Preference(OfPairs, Answering):
     def trainer(
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
-        """TRL's own, on our tokens: its own rendering takes other ends of turn."""
+        """TRL's own, on our tokens."""
         from trl import DPOTrainer
 
-        class OfTokens(DPOTrainer):  # type: ignore[misc]
-            def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-                return dataset
-
-        parts = {"train_dataset": as_dataset(data.train, _SOURCE),
-                 "eval_dataset": as_dataset(self.watched(recipe, data), _SOURCE)}  # fmt: skip
-        with refused("TRL's DPOTrainer"):
-            try:
-                out = OfTokens(model=model, args=arguments, processing_class=tokenizer, **parts)
-            except AttributeError as error:  # it copies adapters by their parameters' names
-                raise RecipeError("TRL cannot copy this method's adapter", where="method.type", got=recipe.method.type,
-                                  fix="choose another method") from error  # fmt: skip
-        # TRL takes a fresh adapter for a trained one, and a copy of that for the reference. Ours is the base itself.
-        if isinstance(model, PeftModel) and "ref" in model.peft_config:
-            model.delete_adapter("ref")
-        return out
+        parts = data.train, self.watched(recipe, data)
+        return held_to_reference(DPOTrainer, recipe, model, tokenizer, arguments, parts, _SOURCE)
 
     def margins(self, job: Job, items: list[dict[str, Any]]) -> list[float]:
         """By how much the chosen answer's reward is the higher one."""
-        trainer = job.trainer
-        if job.stage == BEFORE:  # the model still is its own reference
-            return [0.0] * len(items)
-        policy = preferences(trainer.model, job.prompter, items)
-        if trainer.ref_model is None:
-            off = trainer.model.disable_adapter() if isinstance(trainer.model, PeftModel) else nullcontext()
-            with off:
-                reference = preferences(trainer.model, job.prompter, items)
-        else:
-            reference = preferences(trainer.ref_model, job.prompter, items)
-        return [job.recipe.training.beta * (p - r) for p, r in zip(policy, reference, strict=True)]
-
-
-def as_dataset(part: Encoded | None, columns: tuple[str, ...]) -> Any:
-    """The named columns of encoded items, as TRL takes them; None stays None."""
-    if part is None:
-        return None
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets.Dataset.from_list([{key: item[key] for key in columns} for item in part.items])
+        pairs = [(item["prompt_ids"], item[f"{side}_ids"]) for side in ("chosen", "rejected") for item in items]
+        ratios = log_ratios(job, pairs)
+        chosen, rejected = ratios[: len(items)], ratios[len(items) :]
+        return [job.recipe.training.beta * (c - r) for c, r in zip(chosen, rejected, strict=True)]

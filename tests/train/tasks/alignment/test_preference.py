@@ -7,8 +7,8 @@ import pytest
 from afina.errors import AfinaError
 from afina.train.recipe.settings import load_recipe
 
-from .. import tiny
-from ..loop.test_run import Heard
+from ... import tiny
+from ...loop.test_run import Heard
 
 
 def with_parts(recipe, look):
@@ -34,7 +34,7 @@ def tokens_and_loss(parts):
     from datasets import Dataset
     from trl import DPOTrainer
 
-    from afina.train.tasks.preference import as_dataset
+    from afina.train.tasks.alignment.reference import as_dataset
 
     trainer, held_out = parts["trainer"], parts["data"].held_out
     decode = trainer.processing_class.decode

@@ -1,0 +1,93 @@
+"""Several data sets as one: every row knows which it is of (`data.train: [{path, weight, name}, ...]`)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import DataError, RecipeError
+from ..recipe.sections import DataSet
+from .formats import recognise
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Joined(Rows):
+    """Rows of several data sets.
+
+    Attributes:
+        files: the file of every row.
+        names: the data set of every row.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return list(dict.fromkeys(self.files))
+
+    def where(self, index: int) -> str:
+        """`file:line` of a row."""
+        return f"{self.files[index]}:{self.lines[index]}"
+
+    def take(self, start: int, stop: int | None) -> Rows:
+        """The rows from `start` up to `stop`."""
+        return self.pick(list(range(len(self)))[start:stop])
+
+    def pick(self, indices: list[int]) -> Rows:
+        """The rows at `indices`."""
+        rows = super().pick(indices)
+        files, names = [self.files[i] for i in indices], [self.names[i] for i in indices]
+        return Joined(rows.path, rows.values, rows.lines, self.read, files, names)
+
+
+def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
+    """Named data sets one after the other.
+
+    Raises:
+        DataError: they have different forms.
+    """
+    shapes = [recognise(rows)[1] for _, rows in parts]
+    for (name, rows), shape in zip(parts, shapes, strict=True):
+        if shape != shapes[0]:
+            raise DataError("data sets of different forms", where=f"{name} ({rows.path})", got=shape,
+                            expected=f"{shapes[0]}, as {parts[0][0]} has", fix="convert one of them")  # fmt: skip
+    return Joined(
+        Path(" + ".join(name for name, _ in parts)),
+        [value for _, rows in parts for value in rows.values], [line for _, rows in parts for line in rows.lines],
+        set[str]().union(*(rows.read for _, rows in parts)),
+        [rows.path for _, rows in parts for _ in rows.values], [name for name, rows in parts for _ in rows.values],
+    )  # fmt: skip
+
+
+def named_sets(sets: Sequence[DataSet], where: str) -> list[tuple[str, DataSet]]:
+    """Data sets with their names: the recipe's, else the file's.
+
+    Raises:
+        RecipeError: there is none, or two have one name.
+    """
+    if not sets:
+        raise RecipeError("a list of data sets without one", where=where)
+    found = [(one.name or Path(one.path.partition("#")[0]).stem, one) for one in sets]
+    names = [name for name, _ in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError("two data sets of one name", where=where, got=twice, fix="give each a name of its own")
+    return found
+
+
+def weighted(rows: Rows, weight: float, seed: int) -> Rows:
+    """The rows as often as `weight` says: all of them for its whole part, as many as its fraction is of them drawn.
+
+    Raises:
+        DataError: no row is left.
+    """
+    whole, order = int(weight), list(range(len(rows)))
+    drawn = random.Random(seed).sample(order, round((weight - whole) * len(rows)))
+    if not whole and not drawn:
+        raise DataError("a weight that leaves no row", where=rows.path, got=weight, expected="a larger one")
+    return rows.pick([*order * whole, *sorted(drawn)])

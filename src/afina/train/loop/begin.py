@@ -1,0 +1,81 @@
+"""What a run begins from: a fresh adapter, or one that goes on (`model.adapter`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.config import PeftConfig, plain
+from ...errors import RecipeError
+from ..base.adapter_below import config_below
+from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+from ..tasks import named
+
+
+def resolve_adapter(recipe: Recipe, reporter: Reporter) -> None:
+    """Say in the recipe whether its adapter goes on or lies below a new one.
+
+    Raises:
+        RecipeError: it cannot go on as the recipe says.
+        CheckpointError: it is no adapter.
+    """
+    model = recipe.model
+    if model.adapter is None:
+        if model.adapter_as != "auto":
+            raise RecipeError("there is no adapter to use", where="model.adapter_as", got=model.adapter_as,
+                              fix="name it: model.adapter=DIR")  # fmt: skip
+        return
+    if Path(model.adapter).expanduser().exists():
+        model.adapter = str(Path(model.adapter).expanduser().absolute())
+    below, task = config_below(model), named(recipe.task)
+    same = below.method_type == method_config(recipe).method_type
+    if model.adapter_as == "auto":
+        model.adapter_as = "start" if same and not task.has_reference else "base"
+    if model.adapter_as == "base":
+        reporter.note(f"{model.adapter} ({below.method_type.lower()}) is merged into the base, in memory; the new "
+                      "adapter stands on both, and `afina merge` makes one model of all")  # fmt: skip
+        return
+    if not same:
+        raise RecipeError(
+            "an adapter goes on with its own method", where="method.type", got=recipe.method.type,
+            expected=below.method_type.lower(), fix="or put the new one on top: model.adapter_as=base",
+        )  # fmt: skip
+    if task.has_reference:
+        raise RecipeError("this task's reference is the model without its adapter, so that adapter must lie below",
+                          where="model.adapter_as", got="start", fix="model.adapter_as=base")  # fmt: skip
+    _check_settings(recipe, below)
+    reporter.note(f"going on with {model.adapter}")
+
+
+def begin_config(recipe: Recipe, total_steps: int) -> Any:
+    """The config of the adapter that trains: the recipe's, or that of the adapter which goes on."""
+    own = method_config(recipe, total_steps=total_steps)
+    if recipe.model.adapter_as != "start":
+        return own
+    config = config_below(recipe.model)
+    config.inference_mode, config.task_type = False, own.task_type
+    if hasattr(config, "total_step"):
+        config.total_step = total_steps
+    return config
+
+
+def _check_settings(recipe: Recipe, below: PeftConfig) -> None:
+    """Refuse settings that the adapter was not made with."""
+    own, has = method_config(recipe), {}
+    for key in recipe.method.fields:
+        value, there = _comparable(getattr(own, key)), _comparable(getattr(below, key))
+        # "all-linear" is written into files as the names that it stands for.
+        if value != there and value != "all-linear":
+            has[key] = (value, there)
+    if has:
+        key, (value, there) = next(iter(has.items()))
+        more = f" and {len(has) - 1} more" if len(has) > 1 else ""
+        raise RecipeError("the adapter that goes on was made with another setting", where=f"method.{key}{more}",
+                          got=value, expected=there, fix="leave it out, or model.adapter_as=base")  # fmt: skip
+
+
+def _comparable(value: Any) -> Any:
+    value = plain(value)
+    return sorted(value, key=str) if isinstance(value, list) else value
