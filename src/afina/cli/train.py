@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..train.loop.run import Result
     from ..train.recipe.sections import Recipe
 
-_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe")
+_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain")
 
 
 @guarded
@@ -31,6 +31,9 @@ def train(
         bool, typer.Option("--overwrite", help="Replace a former run, once this one is done.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every fast path whether it is on, and why.")
+    ] = False,
     print_recipe: Annotated[
         str | None, typer.Option("--print-recipe", metavar="METHOD", help="Print a recipe to start from; task=... too.")
     ] = None,
@@ -66,7 +69,7 @@ def train(
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter(explain)
     quiet_libraries(reporter)
     _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume, source=source), recipe.output.dir)
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...core.hosts.routing import routers
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
-from ...kernels.speed import speed_up
+from ...kernels.speed import are_on, speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..base.base_model import base_location, load_tokenizer, vocab_size
@@ -164,8 +164,10 @@ def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Repo
     rows = data.train.items[:: max(1, len(data.train) // 100)]
     tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
     passes = steps * t.gradient_accumulation if t.compile else 0
-    for sentence in speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens):
-        reporter.note(f"fast path: {sentence}")
+    said = speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
+    reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
+    for sentence in said:
+        reporter.detail(f"fast path: {sentence}")
 
 
 def wants_logits(model: Any) -> bool:
