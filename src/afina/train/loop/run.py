@@ -19,6 +19,7 @@ from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
+from ..recipe.anchoring import absolute
 from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
@@ -122,8 +123,7 @@ def _resolved(recipe: Recipe, labels: list[str] | None, reporter: Reporter) -> R
         choice = choose_dtype()
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
-    if Path(out.model.path).expanduser().exists():
-        out.model.path = str(Path(out.model.path).expanduser().absolute())
+    absolute(out)
     return out
 
 
