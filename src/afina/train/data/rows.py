@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,13 @@ class Rows:
         path: the file.
         values: one mapping of columns a row.
         lines: the line of each row (its number from 1 on, in a JSON list).
+        remarks: how the file was read, where that was not plain.
     """
 
     path: Path
     values: list[Row]
     lines: list[int]
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
@@ -98,13 +103,18 @@ def read_rows(path: Path) -> Rows:
     if reader is None and path.suffix.lower() != ".parquet":
         raise DataError("unknown kind of data file", where=path, got=path.suffix,
                         expected=", ".join([*readers, ".parquet"]))  # fmt: skip
-    pairs = list(_parquet(path) if reader is None else reader(_decoded(path), path))
+    found, remark = (_parquet(path), "") if reader is None else reader(_decoded(path), path)
+    pairs = list(found)
     if not pairs:
         raise DataError("the file has no rows", where=path, expected="at least one")
-    return Rows(path, [row for _, row in pairs], [line for line, _ in pairs])
+    return Rows(path, [row for _, row in pairs], [line for line, _ in pairs], (remark,) if remark else ())
 
 
-def _readers() -> dict[str, Callable[[str, Path], Iterator[tuple[int, Row]]]]:
+_Numbered = Iterable[tuple[int, Row]]
+
+
+def _readers() -> dict[str, Callable[[str, Path], tuple[_Numbered, str]]]:
+    """Kinds of text files, each with what gives lines with their rows, and a remark on how if it was not plain."""
     return {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".txt": _text}
 
 
@@ -114,15 +124,11 @@ def _read_folder(folder: Path) -> Rows:
     if not parts:
         raise DataError("the folder has no data files", where=folder, expected=", ".join(sorted(known)))
     values, lines = [row for p in parts for row in p.values], [line for p in parts for line in p.lines]
-    return Rows(folder, values, lines)
+    return Rows(folder, values, lines, tuple(r for p in parts for r in p.remarks))
 
 
-def _text(text: str, path: Path) -> Iterator[tuple[int, Row]]:
-    return ((n, {"text": line.rstrip("\r")}) for n, line in enumerate(text.split("\n"), 1) if line.strip())
-
-
-def _tsv(text: str, path: Path) -> Iterator[tuple[int, Row]]:
-    return _csv(text, path, delimiter="\t")
+def _text(text: str, path: Path) -> tuple[_Numbered, str]:
+    return ((n, {"text": line.rstrip("\r")}) for n, line in enumerate(text.split("\n"), 1) if line.strip()), ""
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
@@ -142,15 +148,24 @@ def _decoded(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise DataError("cannot read the data", where=path, got=error.strerror) from error
+    wide = next((name for mark, name in _WIDE if raw.startswith(mark)), None)
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode(wide or "utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start})",
+            f"not {'UTF-16' if wide else 'UTF-8'} (byte 0x{raw[error.start]:02x} at offset {error.start})",
             where=f"{path}:{line}",
             fix="convert the file, e.g. iconv -f latin1 -t utf-8",
         ) from error
+    if wide is None and raw[:1000].count(0) > len(raw[:1000]) // 4:
+        raise DataError("every other byte is zero, as in UTF-16 without its mark", where=path,
+                        fix="convert the file, e.g. iconv -f utf-16le -t utf-8")  # fmt: skip
+    return text
+
+
+_WIDE = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+"""How files of wider characters begin; UTF-32 begins as UTF-16 does, and goes on."""
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
@@ -161,7 +176,43 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _jsonl(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+def _jsonl(text: str, path: Path) -> tuple[_Numbered, str]:
+    first = next((line for line in text.split("\n") if line.strip()), "").lstrip()
+    listed = first.startswith("[") and text.rstrip().endswith("]") and _parses(text)
+    if listed and (not _parses(first) or first.startswith("[{")):
+        return _json(text, path)[0], "one JSON list, and not a row a line, as its name says"
+    if first.startswith("{") and not _parses(first) and (pretty := _pretty(text)) is not None:
+        return ((n, _checked(row, f"{path}:{n}")) for n, row in pretty), "rows of several lines each"
+    return _by_line(text, path), ""
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _pretty(text: str) -> list[tuple[int, Any]] | None:
+    """JSON values one after another, each over as many lines as it likes; None where they are not only that."""
+    decoder, blanks = json.JSONDecoder(object_pairs_hook=_no_duplicates), re.compile(r"\s*")
+    out: list[tuple[int, Any]] = []
+    at, line = 0, 1
+    while True:
+        start = blanks.match(text, at).end()  # type: ignore[union-attr]
+        line += text.count("\n", at, start)
+        if start == len(text):
+            return out
+        try:
+            value, at = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return None
+        out.append((line, value))
+        line += text.count("\n", start, at)
+
+
+def _by_line(text: str, path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -170,13 +221,13 @@ def _jsonl(text: str, path: Path) -> Iterator[tuple[int, Row]]:
             row = json.loads(line, object_pairs_hook=_no_duplicates)
         except json.JSONDecodeError as error:
             what = f"not valid JSON ({error.msg} at column {error.colno})"
-            raise DataError(what, where=where, got=line.strip()[:60]) from error
+            raise DataError(what, where=where, got=line.strip()[:60], expected="one whole row a line") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON ({error})", where=where, got=line.strip()[:60]) from error
         yield number, _checked(row, where)
 
 
-def _json(text: str, path: Path) -> Iterator[tuple[int, Row]]:
+def _json(text: str, path: Path) -> tuple[_Numbered, str]:
     try:
         rows = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
@@ -186,25 +237,57 @@ def _json(text: str, path: Path) -> Iterator[tuple[int, Row]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error})", where=path) from error
     if not isinstance(rows, list):
-        raise DataError("not a list of rows", where=path, got=type(rows).__name__, expected="[{...}, {...}]")
-    for number, row in enumerate(rows, 1):
-        yield number, _checked(row, f"{path}: item {number}")
+        inner = next((k for k, v in rows.items() if isinstance(v, list)), None) if isinstance(rows, dict) else None
+        raise DataError("not a list of rows", where=path, got=type(rows).__name__, expected="[{...}, {...}]",
+                        fix=None if inner is None else f"save the list under {inner!r} by itself")  # fmt: skip
+    return ((n, _checked(row, f"{path}: item {n}")) for n, row in enumerate(rows, 1)), ""
 
 
-def _csv(text: str, path: Path, delimiter: str = ",") -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+def _csv(text: str, path: Path) -> tuple[_Numbered, str]:
+    """Separated by commas, unless the first line has none and another sign parts it."""
+    head = text.split("\n", 1)[0]
+    sign = "," if "," in head else next((sign for sign in ";\t|" if sign in head), ",")
+    return _separated(text, path, sign, "" if sign == "," else f"separated by {sign!r}")
+
+
+def _tsv(text: str, path: Path) -> tuple[_Numbered, str]:
+    return _separated(text, path, "\t", "")
+
+
+def _separated(text: str, path: Path, sign: str, remark: str) -> tuple[_Numbered, str]:
+    plain = next(_cells(text, path, sign, blanks=False, most=1), (1, []))[1]
+    # A blank after every separator belongs to the separator, so that quotes may follow it.
+    blanks = len(plain) > 1 and all(name.startswith(" ") for name in plain[1:])
+    lines = _cells(text, path, sign, blanks=blanks)
+    names = [name.strip() for name in next(lines, (1, []))[1]]
+    if len(set(names)) < len(names):
+        raise DataError("a column name is given twice", where=f"{path}:1", got=", ".join(names))
+    if blanks or plain != names:
+        parts = "blanks before cells left out" if blanks else "blanks around column names left out"
+        remark = f"{remark}, {parts}" if remark else parts
+    return _as_rows(lines, names, path), remark
+
+
+def _as_rows(lines: Iterator[tuple[int, list[str]]], names: list[str], path: Path) -> Iterator[tuple[int, Row]]:
+    for number, cells in lines:
+        if len(cells) != len(names):
+            raise DataError("wrong number of cells", where=f"{path}:{number}", got=len(cells), expected=len(names),
+                            fix='put cells that hold a separator or a line break into "..."')  # fmt: skip
+        yield number, dict(zip(names, cells, strict=True))
+
+
+def _cells(
+    text: str, path: Path, sign: str, *, blanks: bool, most: int | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=sign, skipinitialspace=blanks)
+    usual = csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # of the whole process
     try:
-        names = next(reader, [])
-        if len(set(names)) < len(names):
-            raise DataError("a column name is given twice", where=f"{path}:1", got=", ".join(names))
-        for cells in reader:
-            if cells and len(cells) != len(names):
-                where = f"{path}:{reader.line_num}"
-                raise DataError("wrong number of cells", where=where, got=len(cells), expected=len(names))
-            if cells:
-                yield reader.line_num, dict(zip(names, cells, strict=True))
+        found = [(reader.line_num, cells) for cells in itertools.islice(reader, most) if cells]
     except csv.Error as error:
         raise DataError(f"not valid CSV ({error})", where=f"{path}:{reader.line_num}") from error
+    finally:
+        csv.field_size_limit(usual)
+    return iter(found)
 
 
 def _checked(row: object, where: str) -> Row:

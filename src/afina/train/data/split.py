@@ -72,6 +72,8 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
     sampled = bool(mark) and count.isdigit()
     name = name if sampled else source
     rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate_rows(name, reporter))
+    for remark in rows.remarks:
+        reporter.note(f"{rows.path}: {remark}")
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     rows, shape = recognise(renamed(rows, columns))

@@ -127,6 +127,14 @@ def embedded_recipes() -> dict[str, str]:
     }
 
 
+def is_recipe(source: str) -> bool:
+    """Whether `load_recipe` would take it: a YAML file, the folder of a run, or an embedded recipe's name."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return (path / RECIPE_NAME).is_file()
+    return path.suffix in (".yaml", ".yml") or (not path.exists() and source in embedded_recipes())
+
+
 def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """The recipe in the file `source`, or the embedded one of that name, with `overrides` (key, YAML value) applied.
     Paths in the file count from its folder, those in `overrides` from the current one.
