@@ -61,7 +61,8 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path, model_f
     plan = [line for line in out.splitlines() if line.startswith("# ")]
     assert "6 steps of 3 rows" in plan[0]
     assert "trained parameters: 2,048 of " in plan[2]
-    assert "it fits" in plan[-1]
+    assert "it fits" in plan[-2]
+    assert plan[-1].startswith("# time: ")
 
 
 def test_train_ends_with_the_scores_and_the_next_commands(tmp_path, model_folder, child):

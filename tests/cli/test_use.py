@@ -242,3 +242,48 @@ def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_task
 def test_every_task_merges_and_the_merged_model_is_compared(task, of_tasks, tmp_path, child):
     ok(child(command, "merge", of_tasks[task], tmp_path / "merged"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, child):
+    """An adapter that was trained in float32 on a base that is stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        child(tiny.write_model, folder / "model")
+        child(store_as, str(folder / "model"), "bfloat16")
+        code, _, err = child(command, "train", tiny.write_recipe(folder, folder / "model"))
+    assert code == 0, err
+    return folder / "out"
+
+
+def store_as(model, dtype):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).save_pretrained(model)
+
+
+@pytest.mark.parametrize(("words", "dtype"), [([], "bfloat16"), (["--dtype", "float32"], "float32")])
+def test_merged_model_has_the_dtype_of_the_base_unless_told_otherwise(half, tmp_path, child, words, dtype):
+    from safetensors.torch import load_file
+
+    made = json.loads(ok(child(command, "merge", half, tmp_path / "m", "--json", *words)))
+    assert (made["dtype"], made["check"]["probes"]) == (dtype, 6)
+    assert f'"dtype": "{dtype}"' in (tmp_path / "m" / "config.json").read_text()
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {getattr(torch, dtype)}
+
+
+def test_unknown_dtype_is_refused(half, tmp_path, child):
+    assert "bfloat16" in mistake(child(command, "merge", half, tmp_path / "m", "--dtype", "int8"))
+
+
+def test_predict_tells_programs_its_scores(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 4)
+    told = json.loads(ok(child(command, "predict", adapters["causal_lm"], rows, "--json")))
+    assert (told["rows"], told["scores"]["rows"]) == (4, 4)
+    assert told["file"] == str(tmp_path / "rows.predictions.jsonl")
+
+
+def test_version_for_programs(child):
+    assert json.loads(ok(child(command, "version", "--json")))["torch"].startswith("2")

@@ -9,6 +9,7 @@ from .compare import compare
 from .convert import convert
 from .data import data
 from .inspect import inspect
+from .list_runs import runs
 from .merge import merge
 from .methods import methods
 from .predict import predict
@@ -33,5 +34,6 @@ app.command()(convert)
 app.command()(methods)
 app.command()(inspect)
 app.command()(data)
+app.command()(runs)
 app.command()(schema)
 app.command()(version)

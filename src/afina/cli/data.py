@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError, RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
@@ -41,13 +42,11 @@ def data(
     show: Annotated[
         str, typer.Option(help="Samples as text, or masks: token by token with its part in the loss.")
     ] = "text",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a data file, or the data of a recipe, holds: rows, columns, lengths, labels, duplicates, problems,
     rendered samples. Ends with 2 where no row can be used.
     """
-    import json
-
     from .console import ConsoleReporter
 
     if show not in ("text", "masks"):
@@ -57,7 +56,7 @@ def data(
     plan = _plan(source, overrides or [], {k: v for k, v in given.items() if v is not None}, column or [])
     found = _examined(plan, reporter, row or [])
     if as_json:
-        typer.echo(json.dumps([_plain(name, findings) for name, _, findings in found], indent=2, ensure_ascii=False))
+        say_json([_plain(name, findings) for name, _, findings in found])
     for name, rows, findings in found:
         if not as_json:
             _tell(name, rows, findings, reporter, row or [], show)

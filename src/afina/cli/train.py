@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
     from ..train.loop.run import Result
     from ..train.recipe.sections import Recipe
 
-_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain")
+_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain", "json")
 
 
 @guarded
@@ -34,6 +35,7 @@ def train(
     explain: Annotated[
         bool, typer.Option("--explain", help="Say of every fast path whether it is on, and why.")
     ] = False,
+    as_json: AsJson = False,
     print_recipe: Annotated[
         str | None, typer.Option("--print-recipe", metavar="METHOD", help="Print a recipe to start from; task=... too.")
     ] = None,
@@ -56,14 +58,22 @@ def train(
     if source is None:
         if overrides:
             raise RecipeError("no recipe", got=args, expected="afina train RECIPE key=value ...")
+        if as_json:
+            say_json(embedded_recipes())
+            return
         typer.echo("usage: afina train RECIPE [KEY=VALUE]...\n\nembedded recipes:")
         for name, about in embedded_recipes().items():
             typer.echo(f"  {name:20} {about}")
         return
     recipe = load_recipe(source, overrides)
     if dry_run:
+        if as_json:
+            say_json({"recipe": recipe.model_dump(mode="json"), "plan": _plan(recipe)})
+            return
+        # What it takes stands below as comments, so that both together are a recipe still.
         typer.echo(dump(recipe))
-        _plan(recipe)
+        for line in _plan(recipe):
+            typer.echo(f"# {line}")
         return
     from ..train.loop.run import run
     from .console import ConsoleReporter
@@ -71,19 +81,22 @@ def train(
 
     reporter = ConsoleReporter(explain)
     quiet_libraries(reporter)
-    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume, source=source), recipe.output.dir)
+    result = run(recipe, reporter, overwrite=overwrite, resume=resume, source=source)
+    if as_json:
+        say_json({"folder": result.folder, **result.report})
+        return
+    _conclude(result, recipe.output.dir)
 
 
-def _plan(recipe: Recipe) -> None:
-    """What the run would be and take, as comments below the recipe, so that both together are a recipe still."""
+def _plan(recipe: Recipe) -> list[str]:
+    """What the run would be and take."""
     from ..train.loop.planning import planned
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    for line in planned(recipe, reporter):
-        typer.echo(f"# {line}")
+    return planned(recipe, reporter)
 
 
 def _conclude(result: Result, folder: str) -> None:
