@@ -8,6 +8,7 @@ from .chat import chat
 from .compare import compare
 from .convert import convert
 from .data import data
+from .foreign import import_recipe
 from .inspect import inspect
 from .list_runs import runs
 from .merge import merge
@@ -35,5 +36,6 @@ app.command()(methods)
 app.command()(inspect)
 app.command()(data)
 app.command()(runs)
+app.command("import")(import_recipe)
 app.command()(schema)
 app.command()(version)

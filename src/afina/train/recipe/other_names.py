@@ -57,3 +57,12 @@ ALIASES: Mapping[str, str] = MappingProxyType(
     }
 )
 """What means the same under another name, and is taken as it stands."""
+
+VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("method.type", "qlora"): "method: lora, with model.quantize: nf4",
+        ("method.type", "freeze"): "method: last_layers trains the last layers",
+        ("method.target_modules", "all"): "target_modules: all-linear",
+    }
+)
+"""Values that mean something to another tool, and how that is said here."""

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from ...errors import ConfigError, RecipeError, did_you_mean
 from ..report.output import RECIPE_NAME
 from .anchoring import anchor
-from .other_names import ALIASES
+from .dialects import reason
+from .other_names import ALIASES, VALUES
 from .sections import Recipe
 from .task_types import TASK_TYPES
 from .yamlfile import parse
@@ -76,6 +77,9 @@ class Draft:
 
     def _put(self, key: str, value: object, place: str) -> None:
         self.places[key] = place
+        fix = VALUES.get((key, value.lower())) if isinstance(value, str) else None
+        if fix is not None:
+            raise RecipeError(f"another tool's word for {key}", where=place, got=value, fix=fix)
         section, _, inner = key.partition(".")
         if inner:
             self.values.setdefault(section, {})[inner] = value
@@ -103,7 +107,7 @@ def _canonical(key: str, place: str, method: str) -> str:
     if key in (own := _method_fields(method)):
         return f"method.{key}"
     known = [*_SECTIONS, *ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
-    raise RecipeError(f"unknown key {key!r}", where=place, fix=did_you_mean(key, known))
+    raise RecipeError(f"unknown key {key!r}", where=place, fix=reason(key) or did_you_mean(key, known))
 
 
 def _within(section: str, key: str, place: str) -> str:
@@ -115,7 +119,8 @@ def _within(section: str, key: str, place: str) -> str:
         return alias
     if section == "method":  # the method's config class knows its own fields
         return f"{section}.{key}"
-    raise RecipeError(f"unknown key {section}.{key!s}", where=place, fix=did_you_mean(key, model.model_fields))
+    fix = reason(key) or did_you_mean(key, model.model_fields)
+    raise RecipeError(f"unknown key {section}.{key!s}", where=place, fix=fix)
 
 
 def embedded_recipes() -> dict[str, str]:
@@ -143,6 +148,17 @@ def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recip
         RecipeError: the file is missing or malformed, or a key or value is wrong; the message has file and line.
     """
     text, name, folder = _read(source)
+    return recipe_of_text(text, name, folder, overrides)
+
+
+def recipe_of_text(
+    text: str, name: str, folder: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> Recipe:
+    """The recipe in a YAML text called `name`, whose paths count from `folder`.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     values, places = parse(text, name)
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=name, got=type(values).__name__)
