@@ -287,3 +287,88 @@ def test_predict_tells_programs_its_scores(adapters, tmp_path, child):
 
 def test_version_for_programs(child):
     assert json.loads(ok(child(command, "version", "--json")))["torch"].startswith("2")
+
+
+def chat_lines(adapter, lines, *words):
+    return command("chat", adapter, "--max-new-tokens", "6", *words, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_commands_work_with_a_single_adapter_too(adapters, tmp_path, child):
+    lines = [
+        "n4",
+        "/base",
+        "n4",
+        "/all",
+        "n5",
+        "/history",
+        f"/save {tmp_path / 't.jsonl'}",
+        "/help",
+        "/no",
+        "/quit",
+        "n6",
+    ]
+    code, out, err = child(chat_lines, adapters["causal_lm"], lines)
+    assert code == 0, err
+    said = out.splitlines()
+    assert [line.split("]")[0] for line in said[1:]] == ["[base", "[base", "[adapter"]
+    assert said[0] in ("even", "odd")
+    for words in ("base answers", "all answer", "/set KEY=VALUE", "unknown: /no", "2 conversations in", "[user] n5"):
+        assert words in err, words
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    adapter = next(row["messages"] for row in rows if row["speaker"] == "adapter")
+    assert [m["content"] for m in adapter if m["role"] == "user"] == ["n4", "n5"]
+    assert adapter[1] == {"role": "assistant", "content": said[0]}
+
+
+def test_answers_are_drawn_where_a_temperature_is_set(adapters, child):
+    def answers(*words):
+        code, out, err = child(chat_lines, adapters["causal_lm"], ["n4"] * 5, *words)
+        assert code == 0, err
+        return out
+
+    hot = answers("--temperature", "30", "--seed", "1")
+    assert hot == answers("--temperature", "30", "--seed", "1")
+    assert hot != answers("--temperature", "30", "--seed", "2")
+    assert answers() == answers("--temperature", "30", "--top-p", "1e-9")
+    lines = ["/set temperature=30", "/set top_p=1e-9 max_new_tokens=6", "/set", "/set heat=1", "/set top_p=2", "n4"]
+    code, out, err = child(chat_lines, adapters["causal_lm"], lines)
+    assert (code, out) == (0, answers().splitlines()[0] + "\n")
+    for words in ("max_new_tokens=6 temperature=30 top_p=1e-09", "no setting 'heat'", "top_p: out of range"):
+        assert words in err, words
+
+
+@pytest.mark.parametrize("words", [("--temperature", "-1"), ("--top-p", "0"), ("--max-new-tokens", "0")])
+def test_sampling_out_of_range_is_refused(adapters, child, words):
+    assert "out of range" in mistake(child(command, "chat", adapters["causal_lm"], "-p", "x", *words))
+
+
+def test_a_system_message_reaches_the_model(adapters, child):
+    def told(*lines, words=()):
+        code, out, err = child(chat_lines, adapters["causal_lm"], ["/base", *lines], *words)
+        assert code == 0, err
+        return out, err
+
+    plain, err = told("/system", "n4")
+    assert "no system message" in err
+    other, err = told("/system Be brief.", "n4")
+    assert "system: Be brief." in err
+    assert other != plain
+    assert told("n4", words=("--system", "Be brief."))[0] == other
+
+
+def test_chat_answers_programs_and_keeps_a_transcript(adapters, tmp_path, child):
+    words = ["--json", "--base", "--transcript", tmp_path / "t.jsonl"]
+    code, out, err = child(chat_lines, adapters["causal_lm"], ["n4", "n5"], *words)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["message"] for row in rows] == ["n4", "n5"]
+    assert all(sorted(row["answers"]) == ["adapter", "base"] for row in rows)
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
+    assert "exists" in mistake(child(chat_lines, adapters["causal_lm"], ["n4"], *words))
+
+
+def test_a_classifier_obeys_too(adapters, child):
+    code, out, err = child(chat_lines, adapters["sequence_classification"], ["/base", "/help", "n4", "/quit", "n5"])
+    assert code == 0, err
+    assert "there is no base beside it" in err
+    assert len(out.splitlines()) == 1
