@@ -189,3 +189,16 @@ def test_print_recipe_writes_one_that_dry_run_takes(tmp_path, child):
     code, _, err = child(command, "train", "tweets", "--print-recipe", "ia3")
     assert code == 2
     assert "takes none" in err
+
+
+def test_live_page_follows_a_run_to_its_end(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    code, _, err = child(command, "train", recipe, "--live")
+    assert code == 0, err
+    assert f"live page: file://{tmp_path}/out.live.html" in err
+    text = (tmp_path / "out.live.html").read_text()
+    assert '"state", "done"' in text
+    assert '"running": false' in text
+    code, _, err = child(command, "train", recipe, "--live", "--overwrite", "lr=1e30", "evaluation.enabled=false")
+    assert code == 2
+    assert '"state", "ended early: ' in (tmp_path / "out.live.html").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,9 @@ from .guard import guarded
 if TYPE_CHECKING:
     from ..train.loop.run import Result
     from ..train.recipe.sections import Recipe
+    from ..train.report.events import Reporter
 
-_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain", "json")
+_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain", "json", "live")
 
 
 @guarded
@@ -34,6 +35,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say of every fast path whether it is on, and why.")
+    ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep a page beside the output folder that follows the run.")
     ] = False,
     as_json: AsJson = False,
     print_recipe: Annotated[
@@ -75,17 +79,33 @@ def train(
         for line in _plan(recipe):
             typer.echo(f"# {line}")
         return
-    from ..train.loop.run import run
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     reporter = ConsoleReporter(explain)
     quiet_libraries(reporter)
-    result = run(recipe, reporter, overwrite=overwrite, resume=resume, source=source)
+    result = _followed(recipe, reporter, live, overwrite=overwrite, resume=resume, source=source)
     if as_json:
         say_json({"folder": result.folder, **result.report})
         return
     _conclude(result, recipe.output.dir)
+
+
+def _followed(recipe: Recipe, reporter: Reporter, live: bool, **how: Any) -> Result:
+    """The run, with a page that follows it to its end, however it ends."""
+    from ..train.loop.run import run
+    from ..train.report.live import Live, live_path
+
+    if not live:
+        return run(recipe, reporter, **how)
+    page = Live(reporter, live_path(recipe.output.dir))
+    try:
+        result = run(recipe, page, **how)
+    except BaseException as error:
+        page.finish(None, f"ended early: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        raise
+    page.finish(result.folder, "done")
+    return result
 
 
 def _plan(recipe: Recipe) -> list[str]:
