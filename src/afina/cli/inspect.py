@@ -108,7 +108,8 @@ def _model(source: str, methods: str | None, reporter: ConsoleReporter, as_json:
         if count.trainable is None:
             typer.echo(f"  {count.method.lower():24} {'-':>14}  {count.why}")
         else:
-            typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {count.trainable / found.parameters:.3%}")
+            share = f"{count.trainable / found.parameters:.3%}"
+            typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {share}  {count.why}".rstrip())
 
 
 def _known(methods: str | None) -> list[str]:

@@ -43,7 +43,11 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
     if path.is_file():
         return str(converted(path, reporter))
     if not (path / "config.json").is_file():
-        raise CheckpointError("not a model folder (no config.json)", where=path)
+        parts = (
+            sorted(p.parent.name for p in path.glob("*/config.json")) if (path / "model_index.json").is_file() else []
+        )
+        raise CheckpointError("not a model folder (no config.json)", where=path,
+                              fix=f"name a part of the pipeline: {', '.join(parts)}" if parts else None)  # fmt: skip
     return str(path)
 
 

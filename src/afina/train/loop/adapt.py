@@ -14,6 +14,7 @@ from ...core.model.peft_model import PeftModel
 from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
 from ...methods.baselines.full import Full, FullConfig
+from ..base.assets import is_reference
 from ..recipe.sections import Recipe
 
 
@@ -33,6 +34,8 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0) -> An
                               fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
+    if is_reference(recipe.model.path):  # where its files lie on this machine means nothing on another
+        config.base_model_name_or_path = recipe.model.path
     return get_peft_model(base, config)
 
 
