@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from ..train import tiny
 from ..train.child import command
 
 
@@ -48,3 +51,61 @@ def test_data_names_what_nothing_reads(tmp_path, model_folder, child):
     assert code == 0, err
     said = " ".join((out + err).split())
     assert "note: nothing reads: key 'mood' of messages (3), column 'id' (3)" in said
+
+
+def test_a_recipe_says_what_its_data_are(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    code, out, err = child(command, "data", recipe)
+    assert code == 0, err
+    said = out + err
+    assert f"{tmp_path}/train.jsonl: 24 rows, 24 can be used, form: labelled, task: causal_lm" in said
+    assert f"{tmp_path}/eval.jsonl: 10 rows, 10 can be used" in said
+    assert "[[even<eos>]]" in said
+    code, out, err = child(command, "data", recipe, "--task", "reward")
+    assert code == 2
+    assert "the recipe says this" in err
+
+
+def test_one_row_is_shown_with_its_masks(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    code, out, err = child(command, "data", recipe, "data.eval=null", "--row", "4", "--show", "masks")
+    assert code == 0, err
+    lines = [line.strip() for line in (out + err).splitlines()]
+    assert any(line.endswith('train.jsonl:4: {"text": "n3", "label": "odd", "task": 0}') for line in lines)
+    tokens = [line.split(maxsplit=2) for line in lines if " trained '" in line or " masked  '" in line]
+    assert [text for _, part, text in tokens if part == "trained"] == ["'o'", "'d'", "'d'", "'<eos>'"]
+    assert "".join(text[1:-1] for _, part, text in tokens if part == "masked") == r"<|user|>n3\n<|assistant|>"
+    code, _, err = child(command, "data", recipe, "--row", "40")
+    assert code == 2
+    assert "expected: 1 to 24" in err
+    code, _, err = child(command, "data", recipe, "--show", "all")
+    assert code == 2
+    assert "text or masks" in err
+
+
+def test_problems_that_repeat_are_counted(tmp_path, model_folder, child):
+    rows = [{"prompt": "a", "completion": "b"}, *[{"prompt": "a"}] * 7]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    code, out, err = child(command, "data", tmp_path / "d.jsonl", "--model", model_folder)
+    assert code == 0, err
+    assert "8 rows, 1 can be used" in out + err
+    assert f"problem, 7 times: cannot tell prompt from answer; first {tmp_path}/d.jsonl:2" in out + err
+
+
+@pytest.mark.parametrize("words", [[], ["--model"]])
+def test_rows_that_cannot_be_used_at_all_end_with_code_2(tmp_path, model_folder, child, words):
+    (tmp_path / "d.jsonl").write_text('{"question": "a"}\n' * 3)
+    code, out, err = child(command, "data", tmp_path / "d.jsonl", *words, *([model_folder] if words else []))
+    assert code == 2, out + err
+    message = err[err.index("error: ") :]
+    assert "no row can be used" in message
+    assert "cannot tell prompt from answer" in message
+    assert len(message.splitlines()) <= 4
+
+
+def test_findings_are_json_too(tmp_path, model_folder, child):
+    code, out, err = child(command, "data", tiny.write_recipe(tmp_path, model_folder), "--json")
+    assert code == 0, err
+    train, held_out = json.loads(out)
+    assert (train["rows"], train["usable"], held_out["rows"]) == (24, 24, 10)
+    assert train["labels"] == {"even": 12, "odd": 12}

@@ -61,7 +61,8 @@ def test_dry_run_prints_the_resolved_recipe_and_writes_nothing(tmp_path, model_f
     plan = [line for line in out.splitlines() if line.startswith("# ")]
     assert "6 steps of 3 rows" in plan[0]
     assert "trained parameters: 2,048 of " in plan[2]
-    assert "it fits" in plan[-1]
+    assert "it fits" in plan[-2]
+    assert plan[-1].startswith("# time: ")
 
 
 def test_train_ends_with_the_scores_and_the_next_commands(tmp_path, model_folder, child):
@@ -188,3 +189,16 @@ def test_print_recipe_writes_one_that_dry_run_takes(tmp_path, child):
     code, _, err = child(command, "train", "tweets", "--print-recipe", "ia3")
     assert code == 2
     assert "takes none" in err
+
+
+def test_live_page_follows_a_run_to_its_end(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    code, _, err = child(command, "train", recipe, "--live")
+    assert code == 0, err
+    assert f"live page: file://{tmp_path}/out.live.html" in err
+    text = (tmp_path / "out.live.html").read_text()
+    assert '"state", "done"' in text
+    assert '"running": false' in text
+    code, _, err = child(command, "train", recipe, "--live", "--overwrite", "lr=1e30", "evaluation.enabled=false")
+    assert code == 2
+    assert '"state", "ended early: ' in (tmp_path / "out.live.html").read_text()

@@ -269,3 +269,133 @@ def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_task
 def test_every_task_merges_and_the_merged_model_is_compared(task, of_tasks, tmp_path, child):
     ok(child(command, "merge", of_tasks[task], tmp_path / "merged"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, child):
+    """An adapter that was trained in float32 on a base that is stored in bfloat16."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        child(tiny.write_model, folder / "model")
+        child(store_as, str(folder / "model"), "bfloat16")
+        code, _, err = child(command, "train", tiny.write_recipe(folder, folder / "model"))
+    assert code == 0, err
+    return folder / "out"
+
+
+def store_as(model, dtype):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).save_pretrained(model)
+
+
+@pytest.mark.parametrize(("words", "dtype"), [([], "bfloat16"), (["--dtype", "float32"], "float32")])
+def test_merged_model_has_the_dtype_of_the_base_unless_told_otherwise(half, tmp_path, child, words, dtype):
+    from safetensors.torch import load_file
+
+    made = json.loads(ok(child(command, "merge", half, tmp_path / "m", "--json", *words)))
+    assert (made["dtype"], made["check"]["probes"]) == (dtype, 6)
+    assert f'"dtype": "{dtype}"' in (tmp_path / "m" / "config.json").read_text()
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {getattr(torch, dtype)}
+
+
+def test_unknown_dtype_is_refused(half, tmp_path, child):
+    assert "bfloat16" in mistake(child(command, "merge", half, tmp_path / "m", "--dtype", "int8"))
+
+
+def test_predict_tells_programs_its_scores(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 4)
+    told = json.loads(ok(child(command, "predict", adapters["causal_lm"], rows, "--json")))
+    assert (told["rows"], told["scores"]["rows"]) == (4, 4)
+    assert told["file"] == str(tmp_path / "rows.predictions.jsonl")
+
+
+def test_version_for_programs(child):
+    assert json.loads(ok(child(command, "version", "--json")))["torch"].startswith("2")
+
+
+def chat_lines(adapter, lines, *words):
+    return command("chat", adapter, "--max-new-tokens", "6", *words, stdin="".join(f"{line}\n" for line in lines))
+
+
+def test_commands_work_with_a_single_adapter_too(adapters, tmp_path, child):
+    lines = [
+        "n4",
+        "/base",
+        "n4",
+        "/all",
+        "n5",
+        "/history",
+        f"/save {tmp_path / 't.jsonl'}",
+        "/help",
+        "/no",
+        "/quit",
+        "n6",
+    ]
+    code, out, err = child(chat_lines, adapters["causal_lm"], lines)
+    assert code == 0, err
+    said = out.splitlines()
+    assert [line.split("]")[0] for line in said[1:]] == ["[base", "[base", "[adapter"]
+    assert said[0] in ("even", "odd")
+    for words in ("base answers", "all answer", "/set KEY=VALUE", "unknown: /no", "2 conversations in", "[user] n5"):
+        assert words in err, words
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    adapter = next(row["messages"] for row in rows if row["speaker"] == "adapter")
+    assert [m["content"] for m in adapter if m["role"] == "user"] == ["n4", "n5"]
+    assert adapter[1] == {"role": "assistant", "content": said[0]}
+
+
+def test_answers_are_drawn_where_a_temperature_is_set(adapters, child):
+    def answers(*words):
+        code, out, err = child(chat_lines, adapters["causal_lm"], ["n4"] * 5, *words)
+        assert code == 0, err
+        return out
+
+    hot = answers("--temperature", "30", "--seed", "1")
+    assert hot == answers("--temperature", "30", "--seed", "1")
+    assert hot != answers("--temperature", "30", "--seed", "2")
+    assert answers() == answers("--temperature", "30", "--top-p", "1e-9")
+    lines = ["/set temperature=30", "/set top_p=1e-9 max_new_tokens=6", "/set", "/set heat=1", "/set top_p=2", "n4"]
+    code, out, err = child(chat_lines, adapters["causal_lm"], lines)
+    assert (code, out) == (0, answers().splitlines()[0] + "\n")
+    for words in ("max_new_tokens=6 temperature=30 top_p=1e-09", "no setting 'heat'", "top_p: out of range"):
+        assert words in err, words
+
+
+@pytest.mark.parametrize("words", [("--temperature", "-1"), ("--top-p", "0"), ("--max-new-tokens", "0")])
+def test_sampling_out_of_range_is_refused(adapters, child, words):
+    assert "out of range" in mistake(child(command, "chat", adapters["causal_lm"], "-p", "x", *words))
+
+
+def test_a_system_message_reaches_the_model(adapters, child):
+    def told(*lines, words=()):
+        code, out, err = child(chat_lines, adapters["causal_lm"], ["/base", *lines], *words)
+        assert code == 0, err
+        return out, err
+
+    plain, err = told("/system", "n4")
+    assert "no system message" in err
+    other, err = told("/system Be brief.", "n4")
+    assert "system: Be brief." in err
+    assert other != plain
+    assert told("n4", words=("--system", "Be brief."))[0] == other
+
+
+def test_chat_answers_programs_and_keeps_a_transcript(adapters, tmp_path, child):
+    words = ["--json", "--base", "--transcript", tmp_path / "t.jsonl"]
+    code, out, err = child(chat_lines, adapters["causal_lm"], ["n4", "n5"], *words)
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["message"] for row in rows] == ["n4", "n5"]
+    assert all(sorted(row["answers"]) == ["adapter", "base"] for row in rows)
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
+    assert "exists" in mistake(child(chat_lines, adapters["causal_lm"], ["n4"], *words))
+
+
+def test_a_classifier_obeys_too(adapters, child):
+    code, out, err = child(chat_lines, adapters["sequence_classification"], ["/base", "/help", "n4", "/quit", "n5"])
+    assert code == 0, err
+    assert "there is no base beside it" in err
+    assert len(out.splitlines()) == 1

@@ -8,7 +8,9 @@ from .chat import chat
 from .compare import compare
 from .convert import convert
 from .data import data
+from .foreign import import_recipe
 from .inspect import inspect
+from .list_runs import runs
 from .merge import merge
 from .methods import methods
 from .predict import predict
@@ -33,5 +35,7 @@ app.command()(convert)
 app.command()(methods)
 app.command()(inspect)
 app.command()(data)
+app.command()(runs)
+app.command("import")(import_recipe)
 app.command()(schema)
 app.command()(version)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
+from .as_json import AsJson
 from .guard import guarded
+from .session import ADAPTER, BASE, Panel, Session, named_paths, told_so
 
 if TYPE_CHECKING:
+    from ..train.answers.generate import Sampling
     from ..train.report.events import Reporter
     from ..train.tasks.base import Trained
-    from .session import Session
+    from ..train.use.several import Several
 
 
 @guarded
@@ -31,42 +34,53 @@ def chat(
         Path | None, typer.Option("--adapters", help="A folder of adapters on MODEL, named as their folders.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this share together.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of what is drawn.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, in place of the recipe's.")] = None,
+    transcript: Annotated[Path | None, typer.Option(help="JSONL to write at the end: what was said.")] = None,
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input.
 
-    With several adapters, all answer side by side; /use NAME, /base and /all switch.
+    With several adapters, all answer side by side. Lines that begin with / are commands: /help lists them.
     """
+    from ..train.answers.generate import Sampling
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    lines = [prompt] if prompt is not None else _messages()
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    if transcript is not None and transcript.exists():
+        raise DataError("the file to write exists", where=transcript, fix="--transcript another file")
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
+    session: Session
     if adapter or adapters:
-        return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
-    from ..train.use.trained import load_trained
+        session = Panel(_several(model, adapter or [], adapters, quantize, reporter), sampling, raw, as_json=as_json)
+    else:
+        from ..train.use.trained import load_trained
 
-    trained = load_trained(Path(model), reporter, quantize)
-    if base and not trained.task.streams:
-        raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
-    if base and not trained.is_adapter:
-        raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
-    talk = _Talk(trained, base, max_new_tokens, raw)
-    for text in lines:
-        talk.answer(text)
+        session = Talk(load_trained(Path(model), reporter, quantize), sampling, raw, base=base, as_json=as_json)
+    if seed is not None:
+        from transformers import set_seed
+
+        set_seed(seed)
+    if system is not None:
+        session.instruct(system)
+    if prompt is not None:
+        session.answer(prompt)
+    else:
+        session.run(_messages())
+    if transcript is not None:
+        typer.echo(session.save(transcript), err=True)
 
 
-def _several(
-    model: str, adapter: list[str], folder: Path | None, quantize: str | None, reporter: Reporter,
-    max_new_tokens: int, raw: bool,
-) -> Session:  # fmt: skip
-    from .session import Session, named_paths
-
+def _several(model: str, adapter: list[str], folder: Path | None, quantize: str | None, reporter: Reporter) -> Several:
     named = named_paths(adapter)
     if folder is not None:
         from ..core.combine.folder import adapter_folders
@@ -78,7 +92,7 @@ def _several(
         named |= found
     from ..train.use.several import load_several
 
-    return Session(load_several(model, named, reporter, quantize), max_new_tokens, raw)
+    return load_several(model, named, reporter, quantize)
 
 
 def _messages() -> Iterator[str]:
@@ -86,7 +100,7 @@ def _messages() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         return
-    typer.echo("an empty line ends the conversation", err=True)
+    typer.echo("an empty line or /quit ends the conversation, /help lists the commands", err=True)
     while True:
         try:
             text = input("> ")
@@ -97,26 +111,37 @@ def _messages() -> Iterator[str]:
         yield text
 
 
-class _Talk:
-    """A conversation; models trained on one-message prompts get each message by itself."""
+class Talk(Session):
+    """One adapter and its base; models trained on one-message prompts get each message by itself."""
 
-    def __init__(self, trained: Trained, base: bool, max_new_tokens: int, raw: bool) -> None:
-        self.trained, self.base, self.max_new_tokens, self.raw = trained, base, max_new_tokens, raw
+    def __init__(
+        self, trained: Trained, sampling: Sampling, raw: bool, *, base: bool = False, as_json: bool = False
+    ) -> None:
+        beside = trained.task.streams and trained.is_adapter
+        if base and not trained.task.streams:
+            raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
+        if base and not beside:
+            raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
+        super().__init__([BASE, ADAPTER] if beside else [ADAPTER], sampling, as_json=as_json)
+        self.trained, self.raw = trained, raw
         self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats
-        self.histories: dict[str, list[dict[str, str]]] = {"base": [], "adapter": []}
+        self.histories: dict[str, list[dict[str, str]]] = {name: [] for name in self.names}
+        self.speaker = None if base else ADAPTER
+        self.alone = not base
+        """Whether nobody but the adapter has ever been asked, so that answers need no name before them."""
 
-    def answer(self, text: str) -> None:
-        """Print the answer, or both answers."""
+    def label(self, name: str) -> str:
+        """None until somebody else answers."""
+        self.alone = self.alone and self.speaker == ADAPTER
+        return "" if self.alone else super().label(name)
+
+    def ask(self, names: list[str], text: str, on_text: Callable[[str, str], None] | None) -> dict[str, str]:
+        """One after another."""
         if not self.trained.task.streams:
-            typer.echo(self.trained.task.told(self.trained, text, self.max_new_tokens))
-        elif self.base:
-            for name in ("base", "adapter"):
-                typer.echo(f"[{name}] ", nl=False)
-                self._speak(text, name)
-        else:
-            self._speak(text, "adapter")
+            return {ADAPTER: self.trained.task.told(self.trained, text, self.sampling.max_new_tokens)}
+        return {name: self._spoken(name, text, on_text) for name in names}
 
-    def _speak(self, text: str, name: str) -> None:
+    def _spoken(self, name: str, text: str, on_text: Callable[[str, str], None] | None) -> str:
         from contextlib import nullcontext
 
         from ..train.answers.generate import stream
@@ -124,13 +149,25 @@ class _Talk:
         prompter, model = self.trained.prompter, self.trained.model
         history = [] if self.single else self.histories[name]
         history.append({"role": "user", "content": text if self.raw else prompter.asked(text)})
-        with model.disable_adapter() if name == "base" else nullcontext():
+
+        def piece(part: str) -> None:
+            if on_text is not None:
+                on_text(name, part)
+
+        with model.disable_adapter() if name == BASE else nullcontext():
             answer = stream(
-                model,
-                prompter,
-                prompter.conversation(list(history)),
-                max_new_tokens=self.max_new_tokens,
-                on_text=lambda piece: typer.echo(piece, nl=False),
+                model, prompter, prompter.conversation(list(history)), sampling=self.sampling, on_text=piece
             )
-        typer.echo()
         history.append({"role": "assistant", "content": answer})
+        return answer
+
+    def instruct(self, text: str | None) -> str | None:
+        """In place of the recipe's."""
+        if text is not None:
+            self.trained.recipe.data = told_so(self.trained.prompter, text)
+        return self.trained.recipe.data.system
+
+    def forget(self) -> None:
+        """Of both."""
+        for history in self.histories.values():
+            history.clear()

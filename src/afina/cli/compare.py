@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
 from .train import split_arguments
 
@@ -27,6 +28,7 @@ def compare(
     tune: Annotated[int, typer.Option(help="Trials of a search for every learning rate; 0 is none.")] = 0,
     max_steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -comparison.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""
     from ..compare.candidates import DEFAULT_METHODS
@@ -45,6 +47,9 @@ def compare(
     quiet_libraries(reporter)
     folder, comparison = run(request, reporter)
     written = write(folder, comparison)
+    if as_json:
+        say_json({"folder": folder, **comparison})
+        return
     _table(comparison)
     typer.echo(comparison["recommendation"])
     typer.echo(f"written: {', '.join(str(path) for path in written)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from ..plan.usage import told_bytes
+from ..plan.usage import told_bytes, told_seconds
 from ..train.report import events
 
 _PLAIN_LINES = {"training": 10}
@@ -16,16 +18,25 @@ _PLAIN_LINES = {"training": 10}
 class ConsoleReporter(events.Reporter):
     """Prints to stderr, so that stdout holds results only; without a terminal, plain lines instead of bars."""
 
-    def __init__(self) -> None:
+    def __init__(self, explain: bool = False) -> None:
+        """With `explain`, facts for who wants to know exactly are told too."""
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.stage = ""
         self.told = -1
+        self.begun = (0.0, 0)
+        """When the stage began, and what was done by then."""
+        self.explain = explain
 
     def note(self, text: str) -> None:
         """Print a line."""
         self._close()
         self.console.print(Text(text))
+
+    def detail(self, text: str) -> None:
+        """Print a line if it was asked for."""
+        if self.explain:
+            self.note(text)
 
     def warn(self, text: str) -> None:
         """Print a line that stands out."""
@@ -47,13 +58,21 @@ class ConsoleReporter(events.Reporter):
         if state.stage != self.stage:
             self._close()
             self.stage, self.told = state.stage, -1
+            self.begun = (time.monotonic(), state.done)
         if self.console.is_terminal:
             self._draw(state)
         elif (part := state.done * _PLAIN_LINES.get(state.stage, 2) // max(state.total, 1)) != self.told:
             self.told = part
-            self.console.print(Text(f"{state.stage} {state.done}/{state.total}{_facts(state)}"))
+            self.console.print(Text(f"{state.stage} {state.done}/{state.total}{_facts(state)}{self._left(state)}"))
         if state.done >= state.total:
             self._close()
+
+    def _left(self, state: events.Progress) -> str:
+        """The time left, as the stage went so far."""
+        when, done = self.begun
+        if not done < state.done < state.total:
+            return ""
+        return f", {told_seconds((time.monotonic() - when) / (state.done - done) * (state.total - state.done))} left"
 
     def _draw(self, state: events.Progress) -> None:
         if self.bar is None:

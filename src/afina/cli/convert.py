@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import CheckpointError, ConfigError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
-    from ..core.combine.low_rank_form import Retained
+    from ..core.combine.low_rank_form import Kept, Retained
 
 
 @guarded
@@ -26,6 +27,7 @@ def convert(
         str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter in OUT.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write an adapter as LoRA, which more programs can serve, and say how much of it that loses."""
     if to != "lora":
@@ -49,6 +51,10 @@ def convert(
     if base is not None:
         trained.model.peft_config[name].base_model_name_or_path = base
     retained = save_as_lora(out, trained.model, wanted, adapter_name=name)
+    if as_json:
+        layers = {path: _plain(kept) for path, kept in retained.layers.items()}
+        say_json({"folder": out, "all": _plain(retained.total), "layers": layers})
+        return
     _tell(retained)
     typer.echo(f"LoRA in {out}")
 
@@ -67,6 +73,10 @@ def _rank(text: str) -> float:
         raise ConfigError("neither a rank nor a share", where="--rank", got=text,
                           expected="an int of at least 1, or a number such as 0.95")  # fmt: skip
     return number
+
+
+def _plain(kept: Kept) -> dict[str, float]:
+    return {"rank": kept.rank, "share": kept.share, "error": kept.error}
 
 
 def _tell(retained: Retained) -> None:

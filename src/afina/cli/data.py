@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
+
+if TYPE_CHECKING:
+    from ..train.data.rows import Rows
+    from ..train.recipe.sections import DataSection, ModelSection
+    from ..train.use.examine import Findings
+    from .console import ConsoleReporter
+
+_MOST_PROBLEMS = 20
 
 
 @guarded
 def data(
-    file: Annotated[str, typer.Argument(help="Anything that data.train takes: a file, a folder, hub:NAME, FILE#500.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE_OR_RECIPE", help="What data.train takes (file, folder, hub:NAME), or a recipe."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe to change.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model whose tokenizer counts tokens and renders samples.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Template of the prompt, e.g. 'Tweet: {text}'.")] = None,
     completion: Annotated[str | None, typer.Option(help="Template of the answer, e.g. '{label}'.")] = None,
@@ -20,49 +35,138 @@ def data(
     column: Annotated[
         list[str] | None, typer.Option(help="NAME=COLUMN: the file's column for a standard name, e.g. prompt=question.")
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens at which training would cut.")] = 1024,
+    max_length: Annotated[int | None, typer.Option(help="Tokens at which training would cut.")] = None,
+    row: Annotated[
+        list[int] | None, typer.Option(min=1, help="Show the row that begins on this line; may be repeated.")
+    ] = None,
+    show: Annotated[
+        str, typer.Option(help="Samples as text, or masks: token by token with its part in the loss.")
+    ] = "text",
+    as_json: AsJson = False,
 ) -> None:
-    """Show what a data file holds: rows, columns, lengths, labels, duplicates, problems, rendered samples."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from ..train.base.base_model import base_location, load_tokenizer
-    from ..train.data.split import rows_of
-    from ..train.recipe.sections import DataSection, ModelSection
-    from ..train.use.examine import examine
+    """Show what a data file, or the data of a recipe, holds: rows, columns, lengths, labels, duplicates, problems,
+    rendered samples. Ends with 2 where no row can be used.
+    """
     from .console import ConsoleReporter
+
+    if show not in ("text", "masks"):
+        raise RecipeError("samples are not shown so", where="--show", got=show, expected="text or masks")
+    reporter = ConsoleReporter()
+    given = {"model": model, "prompt": prompt, "completion": completion, "task": task, "max_length": max_length}
+    plan = _plan(source, overrides or [], {k: v for k, v in given.items() if v is not None}, column or [])
+    found = _examined(plan, reporter, row or [])
+    if as_json:
+        say_json([_plain(name, findings) for name, _, findings in found])
+    for name, rows, findings in found:
+        if not as_json:
+            _tell(name, rows, findings, reporter, row or [], show)
+    for name, _, findings in found:
+        if findings.usable == 0:
+            first = next((told[0] for told in findings.problems.values()), None)
+            raise DataError("no row can be used", where=name, got=first)
+
+
+def _plan(
+    source: str, overrides: list[str], given: dict[str, Any], column: list[str]
+) -> tuple[DataSection, ModelSection | None, str | None, int]:
+    """The data section, the model whose tokenizer is asked, the task, and the seed of draws."""
+    from ..train.recipe.sections import DataSection, ModelSection
+    from ..train.recipe.settings import is_recipe, load_recipe
+    from .train import split_arguments
+
+    if not is_recipe(source):
+        if overrides:
+            raise RecipeError("only a recipe's settings can be changed so", got=overrides[0], fix="use --options")
+        model, task = given.pop("model", None), given.pop("task", None)
+        base = None if model is None else ModelSection(path=model)
+        return DataSection(train=source, columns=_columns(column), **given), base, task, 0
+    if given or column:
+        option = next(iter(given), "column").replace("_", "-")
+        raise RecipeError("the recipe says this", where=f"--{option}", fix="change it as in afina train: KEY=VALUE")
+    recipe = load_recipe(source, split_arguments(overrides)[1])
+    return recipe.data, recipe.model, recipe.task, recipe.training.seed
+
+
+def _examined(
+    plan: tuple[DataSection, ModelSection | None, str | None, int], reporter: ConsoleReporter, lines: list[int]
+) -> list[tuple[str, Rows, Findings]]:
+    from ..train.base.base_model import base_location, load_tokenizer
+    from ..train.data.columns import check_columns
+    from ..train.data.split import rows_of
+    from ..train.use.examine import examine
     from .quiet import quiet_libraries
 
-    reporter = ConsoleReporter()
-    columns = _columns(column or [])
-    section = DataSection(train=file, prompt=prompt, completion=completion, max_length=max_length, columns=columns)
-    rows = rows_of(file, reporter, columns)
+    section, model, task, seed = plan
+    check_columns(section)
+    named = [one if isinstance(one, str) else one.path for part in (section.train, section.eval) if part
+             for one in ([part] if isinstance(part, str) else part)]  # fmt: skip
+    sources = {name: rows_of(name, reporter, section.columns, seed) for name in named}
+    shown = {name: [i for i, line in enumerate(rows.lines) if line in lines] for name, rows in sources.items()}
+    missing = [line for line in lines if all(line not in rows.lines for rows in sources.values())]
+    if missing:
+        most = max(rows.lines[-1] for rows in sources.values())
+        raise DataError("no row begins on this line", where="--row", got=missing[0], expected=f"1 to {most}")
     tokenizer = None
     if model is not None:
         quiet_libraries(reporter)
-        base = ModelSection(path=model)
-        tokenizer = load_tokenizer(base_location(base, reporter), base, reporter)
-    found = examine(rows, section, tokenizer, task)
+        tokenizer = load_tokenizer(base_location(model, reporter), model, reporter)
+    out = []
+    for name, rows in sources.items():
+        out.append((name, rows, examine(rows, section, tokenizer, task, shown[name])))
+        # Held-out rows need not have all the labels.
+        section = section.model_copy(update={"labels": section.labels or out[0][2].classes})
+    return out
+
+
+def _tell(name: str, rows: Rows, found: Findings, reporter: ConsoleReporter, lines: list[int], how: str) -> None:
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
     show = reporter.console.print
-    show(Text(f"{file}: {found.rows} rows, form: {found.shape}, task: {found.task}"))
+    usable = "" if found.usable is None else f", {found.usable} can be used"
+    show(Text(f"{name}: {found.rows} rows{usable}, form: {found.shape}, task: {found.task}"))
     table = Table("column", "rows with it", "type", "median", "95 %", "longest", box=None)
-    for name, (count, kind) in found.columns.items():
-        table.add_row(name, str(count), kind, *(f"{n} words" for n in found.lengths.get(name, ())))
-    for name in [n for n in found.lengths if n not in found.columns]:
-        table.add_row(name, "", "", *(str(n) for n in found.lengths[name]))
+    for column, (count, kind) in found.columns.items():
+        table.add_row(column, str(count), kind, *(f"{n} words" for n in found.lengths.get(column, ())))
+    for column in [n for n in found.lengths if n not in found.columns]:
+        table.add_row(column, "", "", *(str(n) for n in found.lengths[column]))
     show(table)
-    for name, count in found.labels.items():
-        show(Text(f"  label {name!r}: {count} ({count / found.rows:.1%})"))
+    for label, count in found.labels.items():
+        show(Text(f"  label {label!r}: {count} ({count / found.rows:.1%})"))
     show(Text(f"duplicate rows: {found.duplicates}"))
     for where in found.empty:
         show(Text(f"empty text: {where}"))
     for note in found.notes:
         show(Text(f"note: {note}"))
-    for problem in found.problems[:20]:
-        show(Text(f"problem: {problem}"))
-    if len(found.problems) > 20:
-        show(Text(f"and {len(found.problems) - 20} more problems"))
-    reporter.examples(found.examples)
+    for what, times in list(found.problems.items())[:_MOST_PROBLEMS]:
+        show(
+            Text(
+                f"problem: {times[0]}" if len(times) == 1 else f"problem, {len(times)} times: {what}; first {times[0]}"
+            )
+        )
+    if len(found.problems) > _MOST_PROBLEMS:
+        show(Text(f"and {len(found.problems) - _MOST_PROBLEMS} more kinds of problems"))
+    for index in [i for i, line in enumerate(rows.lines) if line in lines]:
+        show(Text(f"{rows.where(index)}: {json.dumps(rows.values[index], ensure_ascii=False)}"))
+        if found.usable is not None and index not in found.examples:
+            show(Text("  cannot be trained on"))
+    if how == "text" and found.examples:
+        reporter.examples(list(found.examples.values()))
+    for index, tokens in found.masks.items() if how == "masks" else ():
+        show(Text(f"--- {rows.where(index)}" + ("" if tokens else ": the loss is taken on the whole, not on tokens")))
+        for token in tokens:
+            line = f"{token.id:8} {'trained' if token.trained else 'masked ':7} {token.text!r}"
+            show(Text(line, style="bold green" if token.trained else "dim"))
+
+
+def _plain(name: str, found: Findings) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(found)
+    values["masks"] = {row: [list(token) for token in tokens] for row, tokens in found.masks.items()}
+    return {"source": name, **values}
 
 
 def _columns(pairs: list[str]) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def inspect(
     source: Annotated[str, typer.Argument(metavar="MODEL_OR_ADAPTER", help="A folder, GGUF file or hub id.")],
     base: Annotated[str | None, typer.Option(help="Of an adapter: the model that it should fit.")] = None,
     methods: Annotated[str | None, typer.Option(help="Of a model: count these only, e.g. lora,ia3.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show a model's modules and what each method would train in it, or what an adapter holds and whether it fits."""
     from ..train.use.look_model import is_adapter
@@ -30,20 +32,26 @@ def inspect(
     if is_adapter(Path(source)):
         if methods is not None:
             raise RecipeError("--methods is about models, this is an adapter", got=source)
-        _adapter(Path(source), base, reporter)
+        _adapter(Path(source), base, reporter, as_json)
         return
     if base is not None:
         raise RecipeError("--base is about adapters, this is a model", got=source)
-    _model(source, methods, reporter)
+    _model(source, methods, reporter, as_json)
 
 
-def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
+def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from ..compare.table import size
     from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
     from ..train.use.look_adapter import check_fit, look
 
     found = look(folder)
+    placed = check_fit(folder, base_location(ModelSection(path=base), reporter)) if base is not None else None
+    if as_json:
+        say_json({"adapter": folder, **asdict(found), "fits": placed is not None or None})
+        return
     typer.echo(f"adapter   {folder}")
     typer.echo(f"method    {found.method.lower()}, task {found.task}")
     typer.echo(f"base      {found.base or 'not named'}")
@@ -56,7 +64,6 @@ def _adapter(folder: Path, base: str | None, reporter: ConsoleReporter) -> None:
     if base is None:
         typer.echo("fit       not checked (--base MODEL)")
         return
-    placed = check_fit(folder, base_location(ModelSection(path=base), reporter))
     typer.echo(f"fit       yes: all {placed} tensors have their place in {base} (values of its weights not compared)")
 
 
@@ -66,7 +73,9 @@ def _short(value: object) -> str:
     return ", ".join(words[:8]) + (f" and {len(words) - 8} more" if len(words) > 8 else "")
 
 
-def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
+def _model(source: str, methods: str | None, reporter: ConsoleReporter, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
     from ..train.report.events import Progress
@@ -75,6 +84,15 @@ def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
     wanted = _known(methods)
     location = base_location(ModelSection(path=source), reporter)
     found = look(on_meta(location))
+    if as_json:
+        say_json(
+            {
+                "model": source,
+                **asdict(found),
+                "methods": [asdict(c) for c in counts(lambda: on_meta(location), wanted)],
+            }
+        )
+        return
     typer.echo(f"{found.kind}, {found.parameters:,} parameters\n\nmodules:")
     width = max(len(group.name) for group in found.groups)
     for group in found.groups:
@@ -90,7 +108,8 @@ def _model(source: str, methods: str | None, reporter: ConsoleReporter) -> None:
         if count.trainable is None:
             typer.echo(f"  {count.method.lower():24} {'-':>14}  {count.why}")
         else:
-            typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {count.trainable / found.parameters:.3%}")
+            share = f"{count.trainable / found.parameters:.3%}"
+            typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {share}  {count.why}".rstrip())
 
 
 def _known(methods: str | None) -> list[str]:

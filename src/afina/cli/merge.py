@@ -7,19 +7,29 @@ from typing import Annotated
 
 import typer
 
+from ..errors import RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @guarded
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged model and its tokenizer.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; without it the base model's own.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model in OUT.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the model with the adapter folded in, checked against the adapter's own outputs.
 
     An adapter that was trained on a quantised base is merged into the unquantised one.
     """
+    from dataclasses import asdict
+
     from ..export.merged import against
     from ..export.merged import merge as export
     from ..train.use.trained import load_trained
@@ -28,15 +38,31 @@ def merge(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none")
+    trained = load_trained(adapter, reporter, "none", dtype=_known(dtype))
     check = export(trained, out, overwrite=overwrite)
+    kind, quantised = str(trained.model.dtype).removeprefix("torch."), trained.trained_on
+    other = against(load_trained(adapter, reporter), out) if quantised != "none" else None
+    if as_json:
+        say_json({"folder": out, "dtype": kind, "check": asdict(check), "trained_on": quantised,
+                  "check_there": asdict(other) if other else None})  # fmt: skip
+        return
     typer.echo(
-        f"merged model in {out}: read back and compared on {check.probes} texts, "
+        f"merged model in {out}, {kind}: read back and compared on {check.probes} texts, "
         f"largest difference {check.difference:.1e} of the largest logit, same first choice {check.agreement:.1%}"
     )
-    if trained.trained_on != "none":
-        other = against(load_trained(adapter, reporter), out)
+    if other is not None:
         typer.echo(
-            f"against the adapter on the {trained.trained_on} base that it was trained on: largest difference "
+            f"against the adapter on the {quantised} base that it was trained on: largest difference "
             f"{other.difference:.1e} of the largest logit, same first choice {other.agreement:.1%}"
         )
+
+
+def _known(dtype: str | None) -> str:
+    """The dtype to load the base in.
+
+    Raises:
+        RecipeError: there is no such.
+    """
+    if dtype is not None and dtype not in _DTYPES:
+        raise RecipeError("no such dtype", where="--dtype", got=dtype, expected=", ".join(_DTYPES))
+    return dtype or "auto"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
@@ -15,10 +16,9 @@ if TYPE_CHECKING:
 @guarded
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its formula and all of its settings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON array, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the methods that `method.type` takes: what each is, what its family is for, its own learning rate."""
-    import json
     from dataclasses import asdict
     from textwrap import fill
 
@@ -30,7 +30,7 @@ def methods(
         config = config_class(name, where="NAME")
         found = [about for about in found if about.config == config.__name__]
     if as_json:
-        typer.echo(json.dumps([asdict(about) for about in found], indent=2, ensure_ascii=False))
+        say_json([asdict(about) for about in found])
         return
     if name is not None:
         _one(found[0].name, config)

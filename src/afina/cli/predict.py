@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DataError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 
@@ -22,6 +23,7 @@ def predict(
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
     import json
@@ -54,6 +56,10 @@ def predict(
                 for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows)
     write_bytes(target, text.encode())
+    if as_json:
+        scores = done.scores.as_dict() if done.scores is not None else None
+        say_json({"file": target, "rows": len(done.rows), "scores": scores})
+        return
     typer.echo(f"{len(done.rows)} predictions in {target}")
     if done.scores is not None:
         typer.echo(str(done.scores))

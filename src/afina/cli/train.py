@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import RecipeError
+from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
     from ..train.loop.run import Result
     from ..train.recipe.sections import Recipe
+    from ..train.report.events import Reporter
 
-_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe")
+_FLAGS = ("dry-run", "overwrite", "resume", "print-recipe", "explain", "json", "live")
 
 
 @guarded
@@ -31,6 +33,13 @@ def train(
         bool, typer.Option("--overwrite", help="Replace a former run, once this one is done.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of every fast path whether it is on, and why.")
+    ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Keep a page beside the output folder that follows the run.")
+    ] = False,
+    as_json: AsJson = False,
     print_recipe: Annotated[
         str | None, typer.Option("--print-recipe", metavar="METHOD", help="Print a recipe to start from; task=... too.")
     ] = None,
@@ -53,34 +62,61 @@ def train(
     if source is None:
         if overrides:
             raise RecipeError("no recipe", got=args, expected="afina train RECIPE key=value ...")
+        if as_json:
+            say_json(embedded_recipes())
+            return
         typer.echo("usage: afina train RECIPE [KEY=VALUE]...\n\nembedded recipes:")
         for name, about in embedded_recipes().items():
             typer.echo(f"  {name:20} {about}")
         return
     recipe = load_recipe(source, overrides)
     if dry_run:
+        if as_json:
+            say_json({"recipe": recipe.model_dump(mode="json"), "plan": _plan(recipe)})
+            return
+        # What it takes stands below as comments, so that both together are a recipe still.
         typer.echo(dump(recipe))
-        _plan(recipe)
+        for line in _plan(recipe):
+            typer.echo(f"# {line}")
         return
-    from ..train.loop.run import run
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    reporter = ConsoleReporter()
+    reporter = ConsoleReporter(explain)
     quiet_libraries(reporter)
-    _conclude(run(recipe, reporter, overwrite=overwrite, resume=resume, source=source), recipe.output.dir)
+    result = _followed(recipe, reporter, live, overwrite=overwrite, resume=resume, source=source)
+    if as_json:
+        say_json({"folder": result.folder, **result.report})
+        return
+    _conclude(result, recipe.output.dir)
 
 
-def _plan(recipe: Recipe) -> None:
-    """What the run would be and take, as comments below the recipe, so that both together are a recipe still."""
+def _followed(recipe: Recipe, reporter: Reporter, live: bool, **how: Any) -> Result:
+    """The run, with a page that follows it to its end, however it ends."""
+    from ..train.loop.run import run
+    from ..train.report.live import Live, live_path
+
+    if not live:
+        return run(recipe, reporter, **how)
+    page = Live(reporter, live_path(recipe.output.dir))
+    try:
+        result = run(recipe, page, **how)
+    except BaseException as error:
+        page.finish(None, f"ended early: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        raise
+    page.finish(result.folder, "done")
+    return result
+
+
+def _plan(recipe: Recipe) -> list[str]:
+    """What the run would be and take."""
     from ..train.loop.planning import planned
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    for line in planned(recipe, reporter):
-        typer.echo(f"# {line}")
+    return planned(recipe, reporter)
 
 
 def _conclude(result: Result, folder: str) -> None:

@@ -83,7 +83,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
                 where=out,
                 got=f"{check.difference:.2e} of the largest logit",
                 expected=f"at most {tolerance:.0e}",
-                fix="nothing was written; load the base with a wider dtype, e.g. float32",
+                fix="nothing was written; merge in a wider dtype: --dtype float32",
             )
         _publish(work, out)
     finally:

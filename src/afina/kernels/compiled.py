@@ -30,7 +30,7 @@ def compile_layers(base: Any, steps: int, tokens: int) -> str:
         return "compiled layers: on already"
     work = tokens * sum(p.numel() for layer in layers for p in layer.parameters())
     if steps * work < PAYS:
-        return f"compiled layers: off, because they pay from about {PAYS / max(work, 1):.0f} steps on"
+        return f"compiled layers: off, because they pay from about {PAYS / max(work, 1):,.0f} steps on"
     if (fault := _fault(layers[0])) is not None:
         return f"compiled layers: off, because nothing can be compiled here ({fault})"
     for layer in layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
     if steps and parts and norms and turned and dtype == torch.bfloat16 and library() is not None:
         return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
     return [*said, compile_layers(base, steps, tokens)]
+
+
+_NOT_ON = (
+    "off", "left as it is", "torch's own", "one by one", "none are known",
+)  # fmt: skip
+"""How what is said of a fast path begins, where it is not on."""
+
+
+def are_on(said: Sequence[str]) -> int:
+    """How many of the fast paths that `speed_up` speaks of are on."""
+    return sum(not sentence.partition(": ")[2].startswith(_NOT_ON) for sentence in said)
 
 
 def _native(base: Any) -> list[str]:

@@ -38,7 +38,16 @@ class StepMemory:
         return self.peak - self.weights
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Numberless(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers for the numbers that tensors without data do not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:  # a mask is taken to hide something, a count to be one
+            return False if args[0].dtype == torch.bool else 1 if not args[0].is_floating_point() else 1.0
+        return func(*args, **(kwargs or {}))
+
+
+class _Live(Numberless):
     """Counts the bytes of storages that are alive, and their peak."""
 
     def __init__(self) -> None:
@@ -47,9 +56,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:  # a mask is taken to hide something, a count to be one
-            return False if args[0].dtype == torch.bool else 1 if not args[0].is_floating_point() else 1.0
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())

@@ -27,13 +27,14 @@ def choose_dtype(size: int = 1024, rounds: int = 5) -> Choice:
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice("float32", f"{torch.cuda.get_device_name()} has no bfloat16 instructions")
-    seconds = {d: _seconds(d, device, size, rounds) for d in (torch.float32, torch.bfloat16)}
+    seconds = {d: product_seconds(d, device, size, rounds) for d in (torch.float32, torch.bfloat16)}
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     told = f"matrix products in bfloat16 are {gain:.1f} times as fast as in float32 here"
     return Choice("bfloat16" if gain >= ENOUGH else "float32", told)
 
 
-def _seconds(dtype: object, device: object, size: int, rounds: int) -> float:
+def product_seconds(dtype: object, device: object, size: int, rounds: int) -> float:
+    """Seconds of the two products of `choose_dtype` in one dtype, the best of several rounds."""
     import torch
 
     weight = torch.randn(size, size, device=device, dtype=dtype)  # type: ignore[call-overload]

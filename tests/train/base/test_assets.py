@@ -112,3 +112,13 @@ def test_missing_file_of_a_package_is_told(monkeypatch):
     fake_pip(monkeypatch, "p-1.0-py3-none-any.whl", wheel(a="x"))
     with pytest.raises(RecipeError, match="p has no 'b'"):
         locate("package:p/b", Reporter())
+
+
+def test_a_path_that_is_not_there_is_told_with_where_it_led(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        locate("cfg/rows.jsonl", Reporter())
+    assert f"cfg/rows.jsonl (there is no folder {tmp_path}/cfg)" in str(caught.value)
+    with pytest.raises(RecipeError) as caught:
+        locate("rows.jsonl", Reporter())
+    assert f"rows.jsonl (looked in {tmp_path})" in str(caught.value)

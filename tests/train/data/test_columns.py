@@ -88,3 +88,12 @@ def test_drawn_rows_keep_their_lines(tmp_path):
     path = tiny.write_rows(tmp_path / "d.jsonl", 50)
     found = rows_of(f"{path}#5", Reporter(), seed=3)
     assert [found.where(i) for i in range(5)] == [f"{path}:{int(r['text'][1:]) + 1}" for r in found.values]
+
+
+def test_templates_take_column_names_with_blanks():
+    from afina.train.data.prompts import columns_of
+
+    assert columns_of("{Lexical Category}: {text}", "data.prompt") == ["Lexical Category", "text"]
+    for template in ("{}", "{0}", "{a.b}", "{a[0]}"):
+        with pytest.raises(RecipeError, match=r"names columns as \{column\}"):
+            columns_of(template, "data.prompt")

@@ -67,15 +67,17 @@ def test_examination_goes_by_the_task_that_the_columns_speak_for(tmp_path):
         return examine(rows(tmp_path, row, row), DataSection(train="d"), tiny.tokenizer(), **options)
 
     tagged = found({"tokens": ["a", "b"], "tags": ["O", "B-X"]})
-    assert (tagged.task, tagged.labels, tagged.problems) == ("token_classification", {"O": 2, "B-X": 2}, [])
+    assert (tagged.task, tagged.labels, tagged.problems) == ("token_classification", {"O": 2, "B-X": 2}, {})
     pairs = found({"prompt": "a", "chosen": "b", "rejected": "c"})
-    assert (pairs.task, pairs.problems) == ("preference", [])
+    assert (pairs.task, pairs.problems) == ("preference", {})
     assert [s.trained for s in pairs.examples[0]] == [False, True, False, True]
-    assert found({"chosen": "b", "rejected": "c"}, task="reward").problems == []
+    assert found({"chosen": "b", "rejected": "c"}, task="reward").problems == {}
     assert found({"prompt": "a", "completion": "c"}, task="seq2seq").task == "seq2seq"
     bad = found({"prompt": "a", "chosen": "b", "rejected": "b"})
-    assert len(bad.problems) == 2
-    assert "d.jsonl:2" in bad.problems[1]
+    (times,) = bad.problems.values()
+    assert len(times) == 2
+    assert "d.jsonl:2" in times[1]
+    assert (bad.usable, pairs.usable) == (0, 2)
 
 
 def test_examination_counts_measures_and_finds_problems(tmp_path):
@@ -91,8 +93,10 @@ def test_examination_counts_measures_and_finds_problems(tmp_path):
     assert found.labels == {"x": 4, "y": 1}
     assert len(found.empty) == 1
     assert "d.jsonl:4" in found.empty[0]
-    assert len(found.problems) == 1
-    assert "d.jsonl:5" in found.problems[0]
+    (times,) = found.problems.values()
+    assert len(times) == 1
+    assert "d.jsonl:5" in times[0]
+    assert found.usable == 4
     assert found.lengths["tokens of an example"][2] == 7
     assert [s.trained for s in found.examples[0]] == [False, True]
 

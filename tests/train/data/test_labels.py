@@ -51,3 +51,18 @@ def test_anything_else_is_wrong(answer):
 def test_case_counts_where_labels_differ_by_it():
     assert is_right("A", "A", ["A", "a"])
     assert not is_right("a", "A", ["A", "a"])
+
+
+@pytest.mark.parametrize("value", ["", " ", "nan", "NaN", "null"])
+def test_no_label_is_no_class(value):
+    with pytest.raises(DataError, match=r"^d\.jsonl:2: a row has no label"):
+        found_labels(rows("a", value, "b"), "label")
+
+
+def test_a_label_called_nan_can_be_named():
+    assert label_of(rows("nan"), 0, "label", ["nan", "x"]) == "nan"
+
+
+def test_labels_that_differ_in_blanks_only_are_refused():
+    with pytest.raises(DataError, match="differ in blanks only"):
+        found_labels(rows("a", "b", " a"), "label")

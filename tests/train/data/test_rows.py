@@ -86,3 +86,69 @@ def test_column_of_another_type_is_refused(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": 3}\n')
     with pytest.raises(DataError, match=r"d\.jsonl:1: column 'text' is not text"):
         read_rows(tmp_path / "d.jsonl").text(0, "text")
+
+
+def read(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_rows(path)
+
+
+TWO = [{"text": "a", "label": "x"}, {"text": "b, c", "label": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "remark"),
+    [
+        ("text;label\na;x\nb, c;y\n", "separated by ';'"),
+        ("text; label\na; x\nb, c; y\n", "separated by ';', blanks before cells left out"),
+        ('text, label\n"a", "x"\n"b, c", "y"\n', "blanks before cells left out"),
+        ('text ,label\na,x\n"b, c",y\n', "blanks around column names left out"),
+        ("text\tlabel\na\tx\nb, c\ty\n", "separated by '\\t'"),
+        ("text|label\na|x\nb, c|y\n", "separated by '|'"),
+    ],
+)
+def test_other_separators_and_blanks_are_read_and_said(tmp_path, content, remark):
+    rows = read(tmp_path, "d.csv", content)
+    assert rows.values == TWO
+    assert rows.remarks == (remark,)
+
+
+def test_plain_csv_is_nothing_to_speak_of(tmp_path):
+    rows = read(tmp_path, "d.csv", "text;more,label\na; b,x\n")
+    assert rows.values == [{"text;more": "a; b", "label": "x"}]
+    assert rows.remarks == ()
+
+
+def test_fields_may_be_longer_than_the_csv_module_likes(tmp_path):
+    import csv
+
+    usual = csv.field_size_limit()
+    assert len(read(tmp_path, "d.csv", f"text\n{'a' * 300_000}\n").values[0]["text"]) == 300_000
+    assert csv.field_size_limit() == usual
+
+
+@pytest.mark.parametrize("kind", ["utf-16", "utf-32"])
+def test_wide_characters_are_read(tmp_path, kind):
+    assert read(tmp_path, "d.csv", "text,label\né,x\n".encode(kind)).values == [{"text": "é", "label": "x"}]
+
+
+def test_wide_characters_without_their_mark_get_a_hint(tmp_path):
+    assert "utf-16le" in refused(tmp_path, "d.csv", "text,label\na,x\n".encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_in_jsonl_is_read_and_said(tmp_path, indent):
+    rows = read(tmp_path, "d.jsonl", json.dumps(TWO, indent=indent))
+    assert rows.values == TWO
+    assert "one JSON list" in rows.remarks[0]
+
+
+def test_rows_over_several_lines_are_read_with_the_line_that_each_begins_on(tmp_path):
+    rows = read(tmp_path, "d.jsonl", "\n".join(json.dumps(row, indent=1) for row in TWO) + "\n")
+    assert (rows.values, rows.lines) == (TWO, [1, 5])
+    assert rows.remarks == ("rows of several lines each",)
+
+
+def test_rows_below_another_key_are_named(tmp_path):
+    assert "save the list under 'data' by itself" in refused(tmp_path, "d.json", json.dumps({"data": TWO}))

@@ -318,3 +318,20 @@ def test_resumed_run_with_layerwise_decay_ends_as_the_uninterrupted_one(name, tm
     whole, resumed = child(interrupted_and_resumed, recipe, weights)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+
+
+@pytest.mark.parametrize("path", ["package:some-model==1.0/model", "owner/name"])
+def test_an_adapter_names_its_base_so_that_others_find_it(tmp_path, model_folder, path):
+    from transformers import AutoModelForCausalLM
+
+    from afina.train.loop.adapt import adapted
+    from afina.train.recipe.settings import method_config
+
+    recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder)))
+    recipe.model.path = path
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    if not path.startswith("package:"):
+        base.config._name_or_path = path  # as the hub's models have it
+    adapted(recipe, base, method_config(recipe)).save_pretrained(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["base_model_name_or_path"] == path
+    assert str(model_folder) not in (tmp_path / "a" / "adapter_config.json").read_text()

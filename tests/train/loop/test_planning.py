@@ -34,6 +34,8 @@ def test_plan_says_rows_steps_parameters_and_memory(tmp_path, model_folder, chil
     assert re.match(r"trained parameters: 8,192 of [\d,]+ \(\d+\.\d+%\); 32 KiB on disk, 96 KiB in each of 3", lines[2])
     assert "a step of 4 rows of up to" in lines[3]
     assert lines[4].endswith("64.0 GiB are free: it fits")
+    assert re.search(r"the allocator's gaps up to .*, beside [\d.]+ [GM]iB of the libraries;", lines[4])
+    assert re.match(r"time: training \d+ (s|min) to \d+ (s|min) here", lines[5])
     assert not (tmp_path / "out").exists()
 
 
@@ -50,7 +52,7 @@ def test_what_does_not_fit_is_told_with_what_would(tmp_path, model_folder, child
     fits = child(told, path)
     lines = child(told, path, (), 1000)
     assert lines[4].endswith("are free: it does not fit")
-    assert [line.split(" with ")[1] for line in lines[5:]] == [
+    assert [line.split(" with ")[1] for line in lines[5:-1]] == [
         "training.gradient_checkpointing=true", "training.batch_size=1",
         "training.gradient_checkpointing=true training.batch_size=1",
     ]  # fmt: skip

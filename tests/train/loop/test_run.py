@@ -19,10 +19,13 @@ from .. import tiny
 
 class Heard(Reporter):
     def __init__(self):
-        self.notes, self.warnings, self.shown, self.stages, self.reached_stages = [], [], [], [], []
+        self.notes, self.warnings, self.shown, self.stages, self.reached_stages, self.details = [], [], [], [], [], []
 
     def note(self, text):
         self.notes.append(text)
+
+    def detail(self, text):
+        self.details.append(text)
 
     def warn(self, text):
         self.warnings.append(text)
@@ -333,14 +336,19 @@ def test_outputs_of_frozen_layers_are_kept_on_request_to_the_same_result(tmp_pat
 
 
 def test_fast_paths_say_what_is_on(finished):
-    said = [n for n in finished[1].notes if n.startswith("fast path: ")]
+    said = finished[1].details
     assert "fast path: loss without logits: supervised positions only, in chunks" in said
+    (line,) = [n for n in finished[1].notes if n.startswith("fast paths: ")]
+    on, off = map(int, re.findall(r"\d+", line))
+    assert on + off == len(said)
+    assert off == sum(": off, because" in s or "torch's own" in s or "one by one" in s for s in said)
 
 
 def test_without_fast_paths_the_result_is_the_same(tmp_path, model_folder, child, finished):
     recipe = tiny.write_recipe(tmp_path, model_folder, training__max_steps=80, training__fast=False)
     plain, heard = child(train, recipe)
-    assert not [n for n in heard.notes if n.startswith("fast path: ")]
+    assert not [n for n in heard.notes if n.startswith("fast path")]
+    assert not heard.details
     fast = [json.loads(line) for line in (finished[0].folder / "metrics.jsonl").read_text().splitlines()]
     slow = [json.loads(line) for line in (plain.folder / "metrics.jsonl").read_text().splitlines()]
     pairs = [(a["loss"], b["loss"]) for a, b in zip(fast, slow, strict=True) if "loss" in a][:40]

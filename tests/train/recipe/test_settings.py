@@ -141,5 +141,55 @@ def test_embedded_recipes_are_valid_and_described(name):
 
 @pytest.mark.parametrize("name", ["tweets", "tweets-classifier"])
 def test_written_recipe_reads_back_equal(tmp_path, name):
-    recipe = load_recipe(name, [("data.prompt", "'a: #{text}\n- \"b\"'"), ("learning_rate", "1e-05")])
+    recipe = load_recipe(name, [("data.prompt", "'a: #{text}\n- \"b\"'"), ("learning_rate", "1e-05"), ("output", "/o")])
     assert load_recipe(write(tmp_path, dump(recipe))) == recipe
+
+
+def test_paths_count_from_the_recipe_and_overrides_from_here(tmp_path, monkeypatch):
+    (tmp_path / "cfg" / "base").mkdir(parents=True)
+    text = "model: base\ndata: {train: rows.jsonl#5, eval: ../held.csv}\noutput: out\n"
+    (tmp_path / "cfg" / "r.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("cfg/r.yaml")
+    assert (recipe.model.path, recipe.output.dir) == ("cfg/base", "cfg/out")
+    assert (recipe.data.train, recipe.data.eval) == ("cfg/rows.jsonl#5", "cfg/../held.csv")
+    recipe = load_recipe("cfg/r.yaml", [("data.train", "mine.jsonl"), ("output", "runs/x"), ("model", "./other")])
+    assert (recipe.model.path, recipe.data.train, recipe.output.dir) == ("./other", "mine.jsonl", "runs/x")
+    assert load_recipe(str(tmp_path / "cfg") + "/r.yaml").data.train == f"{tmp_path}/cfg/rows.jsonl#5"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["package:llm/model", "sdist:x/rows.csv", "embedded:tweets/x.jsonl", "hub:owner/name@train[:10%]", "/a/b.jsonl"],
+)
+def test_references_and_absolute_paths_stay_as_they_are(tmp_path, kept):
+    assert load_recipe(write(tmp_path, MINIMAL.replace("rows.jsonl", f"'{kept}'"))).data.train == kept
+
+
+@pytest.mark.parametrize(
+    ("written", "is_path"),
+    [("owner/name", False), ("bert-base", False), ("./m", True), ("a/b/c", True), ("m.gguf", True)],
+)
+def test_hub_ids_are_told_from_paths(tmp_path, written, is_path):
+    found = load_recipe(write(tmp_path, MINIMAL.replace("some/model", written))).model.path
+    assert found == (f"{tmp_path}/{written.removeprefix('./')}" if is_path else written)
+
+
+def test_a_hub_data_set_in_a_folder_counts_from_the_recipe(tmp_path):
+    (tmp_path / "set").mkdir()
+    assert (
+        load_recipe(write(tmp_path, MINIMAL.replace("rows.jsonl", "hub:set@test"))).data.train
+        == f"hub:{tmp_path}/set@test"
+    )
+
+
+def test_paths_of_a_run_can_be_read_from_anywhere(tmp_path, monkeypatch):
+    from afina.train.recipe.anchoring import absolute
+
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(
+        write(tmp_path, MINIMAL), [("data.train", "rows.jsonl#7"), ("data.eval", "e.csv"), ("output", "o")]
+    )
+    absolute(recipe)
+    assert (recipe.data.train, recipe.data.eval) == (f"{tmp_path}/rows.jsonl#7", f"{tmp_path}/e.csv")
+    assert (recipe.output.dir, recipe.model.path) == (f"{tmp_path}/o", "some/model")

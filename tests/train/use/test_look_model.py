@@ -7,6 +7,7 @@ import torch
 
 from afina.errors import CheckpointError
 from afina.train.use import look_model
+from afina.train.use.look_model import counts, look, on_meta
 
 
 def seen(folder):
@@ -76,3 +77,29 @@ def test_folder_without_a_config_is_told(tmp_path, child):
     with pytest.raises(CheckpointError, match="cannot read the model's config"):
         child(devices, tmp_path)
     assert torch.get_num_threads() == 1
+
+
+def test_models_of_images_are_counted_and_prompts_say_why_not(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    found = {count.method.lower(): count for count in counts(lambda: on_meta(str(tmp_path)))}
+    assert found["lora"].trainable
+    assert found["cpt"].trainable is None
+    assert "no word embeddings" in found["cpt"].why
+
+
+def test_parts_of_a_diffusion_pipeline_are_counted(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(32, 32), down_block_types=down, up_block_types=up,
+        cross_attention_dim=32, norm_num_groups=8, attention_head_dim=8,
+    )  # fmt: skip
+    unet.save_pretrained(tmp_path / "unet")
+    model = on_meta(str(tmp_path / "unet"))
+    assert look(model).parameters == sum(p.numel() for p in unet.parameters())
+    (lora,) = counts(lambda: on_meta(str(tmp_path / "unet")), ["lora"])
+    assert lora.trainable
+    assert lora.why == "on all-linear"

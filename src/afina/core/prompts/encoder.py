@@ -78,8 +78,9 @@ class PromptSite:
 
     def rows(self, ids: Tensor) -> Tensor:
         """The frozen embeddings of token ids: (len(ids), dim)."""
-        if self.vocabulary is None:
+        if getattr(self.vocabulary, "weight", None) is None:  # a model of images embeds patches
             raise ConfigError("the model has no word embeddings to start from", where="prompt")
+        assert self.vocabulary is not None
         with torch.no_grad():
             out: Tensor = self.vocabulary(ids.to(next(self.vocabulary.parameters()).device))
         return out.detach().to(self.dtype)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...errors import RecipeError, did_you_mean
 from ..conversations.chat_template import ids_of
 from ..data.encode import cut_prompt, encoder_ids, token_ids
 from ..data.prompts import Prompter
@@ -84,6 +87,60 @@ def keep_ends(model: Any, prompter: Prompter) -> None:
         settings.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Attributes:
+        max_new_tokens: of an answer.
+        temperature: 0 takes always the likeliest token.
+        top_p: only the likeliest tokens that have this share together are drawn from.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            RecipeError: names the value and its range.
+        """
+        ranges = (("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+                  ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+                  ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"))  # fmt: skip
+        for key, fine, expected in ranges:
+            if not fine:
+                raise RecipeError("out of range", where=key, got=getattr(self, key), expected=expected)
+
+    def changed(self, key: str, text: str) -> Sampling:
+        """With one value replaced.
+
+        Raises:
+            RecipeError: there is no such, or it is no number or out of range.
+        """
+        kinds = {"max_new_tokens": int, "temperature": float, "top_p": float}
+        if key not in kinds:
+            raise RecipeError(f"no setting {key!r}", expected=", ".join(kinds), fix=did_you_mean(key, kinds))
+        try:
+            value: float = kinds[key](text)
+        except ValueError as error:
+            raise RecipeError("not a number", where=key, got=text, expected=kinds[key].__name__) from error
+        return replace(self, **{key: value})  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """As `key=value` words."""
+        return " ".join(f"{field.name}={getattr(self, field.name):g}" for field in fields(self))
+
+    def options(self, model: Any, prompter: Prompter) -> dict[str, Any]:
+        """Settings of `generate`."""
+        plain = greedy(model, prompter, self.max_new_tokens)
+        if not self.temperature:
+            return plain
+        return {**plain, "do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
 def left_padded(rows: list[list[int]], pad: int, device: Any) -> dict[str, Any]:
     """`input_ids` and `attention_mask`, both [rows, longest], padded on the left."""
     import torch
@@ -133,8 +190,8 @@ def longest_label(prompter: Prompter, labels: Sequence[str]) -> int:
     return max(len(token_ids(prompter, label, first=False)) for label in labels) + 3
 
 
-def stream(model: Any, prompter: Prompter, prompt: str, *, max_new_tokens: int, on_text: Callable[[str], None]) -> str:
-    """The greedy answer to one rendered prompt; `on_text` gets its pieces as they come.
+def stream(model: Any, prompter: Prompter, prompt: str, *, sampling: Sampling, on_text: Callable[[str], None]) -> str:
+    """The answer to one rendered prompt; `on_text` gets its pieces as they come.
 
     Returns:
         The whole answer.
@@ -152,7 +209,7 @@ def stream(model: Any, prompter: Prompter, prompt: str, *, max_new_tokens: int, 
     inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
     streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with torch.no_grad():
-        model.generate(**inputs, **greedy(model, prompter, max_new_tokens), streamer=streamer)
+        model.generate(**inputs, **sampling.options(model, prompter), streamer=streamer)
     return "".join(pieces)
 
 

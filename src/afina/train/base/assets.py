@@ -51,8 +51,15 @@ def locate(reference: str, reporter: Reporter, expected: str = SYNTAX) -> Path:
         raise RecipeError("malformed reference", got=reference, expected=expected)
     path = Path(reference).expanduser()
     if not path.exists():
-        raise RecipeError("no such file or folder", got=reference, expected=expected)
+        raise RecipeError("no such file or folder", got=f"{reference} ({looked(path)})", expected=expected)
     return path
+
+
+def looked(path: Path) -> str:
+    """Where a path led: the folder that it was looked for in, or the first one above that is missing too."""
+    folder = path.absolute().parent
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    return f"there is no folder {missing[-1]}" if missing else f"looked in {folder}"
 
 
 def _safe(reference: str, inside: str) -> PurePosixPath:

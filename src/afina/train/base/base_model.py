@@ -12,7 +12,7 @@ from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
 from . import quantize
-from .assets import is_reference, locate
+from .assets import is_reference, locate, looked
 from .gguf import converted
 from .new_tokens import added
 
@@ -39,11 +39,16 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
     elif not path.exists():
         if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
             return reference
-        raise RecipeError("no such model", where="model.path", got=reference, expected="a folder, GGUF file or hub id")
+        raise RecipeError("no such model", where="model.path", got=f"{reference} ({looked(path)})",
+                          expected="a folder, GGUF file or hub id")  # fmt: skip
     if path.is_file():
         return str(converted(path, reporter))
     if not (path / "config.json").is_file():
-        raise CheckpointError("not a model folder (no config.json)", where=path)
+        parts = (
+            sorted(p.parent.name for p in path.glob("*/config.json")) if (path / "model_index.json").is_file() else []
+        )
+        raise CheckpointError("not a model folder (no config.json)", where=path,
+                              fix=f"name a part of the pipeline: {', '.join(parts)}" if parts else None)  # fmt: skip
     return str(path)
 
 

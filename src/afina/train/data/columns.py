@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ...errors import DataError, RecipeError, did_you_mean
 from ..recipe.sections import DataSection
 from .prompts import columns_of
-from .rows import Row, Rows
+from .readers.row_check import Row
+from .rows import Rows
 
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",

@@ -14,7 +14,7 @@ from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
-from .rows import Row
+from .readers.row_check import Row
 from .spans.entities import entities
 
 _PREFIX = "embedded:"

@@ -13,7 +13,8 @@ from ..recipe.sections import DataSection
 from ..report.events import Span
 from .labels import label_of
 from .prompts import Prompter
-from .rows import HALF, Rows, lone_surrogate
+from .readers.row_check import HALF, lone_surrogate
+from .rows import Rows
 from .split import Split
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 from ...errors import DataError
 from ..conversations.messages import message_of, normalised
-from .rows import Row, Rows
+from .readers.row_check import Row
+from .rows import Rows
 
 IN_WORDS = MappingProxyType(
     {"alpaca": "alpaca form, taken as prompts and completions", "sharegpt": "ShareGPT form, taken as messages",

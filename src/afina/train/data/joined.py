@@ -42,7 +42,7 @@ class Joined(Rows):
         """The rows at `indices`."""
         rows = super().pick(indices)
         files, names = [self.files[i] for i in indices], [self.names[i] for i in indices]
-        return Joined(rows.path, rows.values, rows.lines, self.read, files, names)
+        return Joined(rows.path, rows.values, rows.lines, self.read, files=files, names=names)
 
 
 def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
@@ -60,7 +60,8 @@ def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
         Path(" + ".join(name for name, _ in parts)),
         [value for _, rows in parts for value in rows.values], [line for _, rows in parts for line in rows.lines],
         set[str]().union(*(rows.read for _, rows in parts)),
-        [rows.path for _, rows in parts for _ in rows.values], [name for name, rows in parts for _ in rows.values],
+        files=[rows.path for _, rows in parts for _ in rows.values],
+        names=[name for name, rows in parts for _ in rows.values],
     )  # fmt: skip
 
 

@@ -75,10 +75,32 @@ def _found(values: list[tuple[Any, int]], rows: Rows) -> list[str]:
             if not isinstance(value, str):
                 got = f"{type(value).__name__} {value}"
                 raise DataError("labels of different types", where=rows.where(row), got=got, expected="str")
-        labels = sorted({value for value, _ in values})
+        labels = _told_apart(values, rows)
     if len(labels) < 2:
         raise DataError("fewer than two labels", where=rows.path, got=", ".join(labels), expected="at least two")
     return labels
+
+
+_NO_LABELS = ("", "nan", "null", "<na>")
+"""What tables write where there is nothing."""
+
+
+def _told_apart(values: list[tuple[str, int]], rows: Rows) -> list[str]:
+    """Text labels in the alphabet's order.
+
+    Raises:
+        DataError: one is empty or means that there is none, or two differ in outer blanks only.
+    """
+    seen: dict[str, str] = {}
+    for value, row in values:
+        plain = value.strip()
+        if plain.casefold() in _NO_LABELS:
+            fix = "take the row out" + (f", or name it in data.labels if {plain!r} is a label" if plain else "")
+            raise DataError("a row has no label", where=rows.where(row), got=repr(value), fix=fix)
+        if seen.setdefault(plain, value) != value:
+            raise DataError("two labels differ in blanks only", where=rows.where(row), got=repr(value),
+                            expected=repr(seen[plain]), fix="write them alike")  # fmt: skip
+    return sorted(seen.values())
 
 
 def _list(rows: Rows, index: int, column: str) -> list[Any]:

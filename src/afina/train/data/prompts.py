@@ -31,7 +31,7 @@ def columns_of(template: str, key: str) -> list[str]:
     except ValueError as error:
         raise RecipeError(f"malformed template ({error})", where=key, got=template[:80]) from error
     for name in names:
-        if not name.isidentifier():
+        if not name or name.isdigit() or set(name) & set(".["):
             what = "a template names columns as {column}; write {{ and }} for braces"
             raise RecipeError(what, where=key, got=template[:80])
     return names

@@ -15,7 +15,8 @@ from .embedded import locate_rows
 from .formats import IN_WORDS, recognise
 from .hub_rows import PREFIX, read_hub
 from .joined import joined, named_sets, weighted
-from .rows import Row, Rows, read_rows
+from .readers.row_check import Row
+from .rows import Rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
     sampled = bool(mark) and count.isdigit()
     name = name if sampled else source
     rows = read_hub(name) if name.startswith(PREFIX) else read_rows(locate_rows(name, reporter))
+    for remark in rows.remarks:
+        reporter.note(f"{rows.path}: {remark}")
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     rows, shape = recognise(renamed(rows, columns))

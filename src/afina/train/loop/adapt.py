@@ -14,6 +14,7 @@ from ...core.model.peft_model import PeftModel
 from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
 from ...methods.baselines.full import Full, FullConfig
+from ..base.assets import is_reference
 from ..recipe.sections import Recipe
 
 
@@ -37,6 +38,8 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, be
                               fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
+    if is_reference(recipe.model.path):  # where its files lie on this machine means nothing on another
+        config.base_model_name_or_path = recipe.model.path
     if recipe.model.adapter_as == "start" and begin:
         return PeftModel.from_pretrained(base, str(recipe.model.adapter), is_trainable=True, config=config)
     return get_peft_model(base, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ...core.config import PeftConfig, plain
@@ -27,8 +26,6 @@ def resolve_adapter(recipe: Recipe, reporter: Reporter) -> None:
             raise RecipeError("there is no adapter to use", where="model.adapter_as", got=model.adapter_as,
                               fix="name it: model.adapter=DIR")  # fmt: skip
         return
-    if Path(model.adapter).expanduser().exists():
-        model.adapter = str(Path(model.adapter).expanduser().absolute())
     below, task = config_below(model), named(recipe.task)
     same = below.method_type == method_config(recipe).method_type
     if model.adapter_as == "auto":

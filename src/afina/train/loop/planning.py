@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...plan.usage import free_bytes, told_bytes
+from ...plan.usage import free_bytes, told_bytes, told_seconds, used_bytes
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..data.encode import Data
@@ -29,6 +29,10 @@ _BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8":
 """Bits that a weight takes with its scales."""
 _EXCESS = 1.4
 """A process takes up to this many times what its tensors do (measured: 1.27 to 1.42 on CPU)."""
+
+_AROUND = (0.5, 2.0)
+"""What training takes, in times of its products at torch's own speed (measured on one thread: .6 and .8, because
+oneDNN makes some of them faster; small models, slow disks and quantised weights take longer)."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
 
 def _sizes(setting: _Setting) -> list[str]:
     recipe = setting.recipe
-    batch = _longest_batch(setting)
+    batch = _batch(setting, longest=True)
     if batch is None:
-        return ["memory: not estimated for this task, whose trainer makes its batches itself"]
+        return ["memory and time: not estimated for this task, whose trainer makes its batches itself"]
     try:
         found, (trainable, total) = _estimate(setting, batch)
     except (RuntimeError, NotImplementedError) as error:
@@ -79,13 +83,17 @@ def _sizes(setting: _Setting) -> list[str]:
         f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} rows of up to {tokens} tokens "
         f"{told_bytes(found.working)}",
     ]
-    return [*lines, *_fits(setting, batch, found.peak - saved)]
+    return [*lines, *_fits(setting, batch, found.peak - saved), _time(setting)]
 
 
 def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
     """Whether it fits, and what would make it."""
+    import torch
+
     free = free_bytes()
     needed = f"in all {told_bytes(peak)}, with the allocator's gaps up to {told_bytes(_EXCESS * peak)}"
+    if not torch.cuda.is_available():
+        needed += f", beside {told_bytes(used_bytes())} of the libraries"
     if free is None:
         return [f"memory: {needed}"]
     if _EXCESS * peak <= free:
@@ -106,9 +114,10 @@ def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str
     return lines
 
 
-def _longest_batch(setting: _Setting) -> dict[str, Tensor] | None:
-    """The batch that takes most: the longest rows."""
-    items = setting.data.train.by_length().items[: setting.recipe.training.batch_size]
+def _batch(setting: _Setting, *, longest: bool) -> dict[str, Tensor] | None:
+    """The batch that takes most, of the longest rows; or one of rows of all lengths, as they are drawn."""
+    items, rows = setting.data.train.by_length().items, setting.recipe.training.batch_size
+    items = items[:rows] if longest else items[:: max(1, len(items) // rows)][:rows]
     if not items or "input_ids" not in items[0]:
         return None
     made = named(setting.recipe.task).collator(setting.tokenizer)(items)
@@ -129,10 +138,29 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
     made: list[Any] = []
 
     def build() -> nn.Module:
-        made.append(_shapes_of(setting))
-        model: nn.Module = made[0].train()
+        made.append(_shapes_of(setting).train())
+        model: nn.Module = made[0]
         return model
 
+    return step_memory(build, batch, _loss(setting, batch)), counts(made[0])
+
+
+def _time(setting: _Setting) -> str:
+    """What training takes here, from the products of a step of rows of all lengths. Measuring is not counted."""
+    import torch
+
+    from ...plan.duration import flops_per_second, step_flops
+
+    batch, recipe = _batch(setting, longest=False), setting.recipe
+    assert batch is not None
+    dtype: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
+    flops = step_flops(lambda: _shapes_of(setting).train(), batch, _loss(setting, batch))
+    seconds = flops / flops_per_second(dtype) * recipe.training.gradient_accumulation * setting.steps
+    low, high = (told_seconds(factor * seconds) for factor in _AROUND)
+    return f"time: training {low} to {high} here ({flops / 1e9:,.1f} GFLOP a batch), with nothing else running"
+
+
+def _loss(setting: _Setting, batch: Mapping[str, Tensor]) -> Callable[[nn.Module, dict[str, Tensor]], Tensor]:
     task, recipe = named(setting.recipe.task), setting.recipe
     kept = None
     if task.fast and recipe.training.fast and "labels" in batch:
@@ -146,7 +174,7 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
         logits: Tensor = model(**rest, logits_to_keep=kept).logits
         return logits.float().logsumexp(-1).mean()
 
-    return step_memory(build, batch, loss), counts(made[0])
+    return loss
 
 
 def _projected(labels: Tensor, vocabulary: int) -> int:

@@ -13,7 +13,7 @@ from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
-from ...kernels.speed import speed_up
+from ...kernels.speed import are_on, speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..answers.generate import keep_ends
@@ -23,6 +23,7 @@ from ..conversations.messages import shared_system
 from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
+from ..recipe.anchoring import absolute
 from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
@@ -130,10 +131,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
         choice = choose_dtype()
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
-    for key in ("path", "chat_template"):
-        value = getattr(out.model, key)
-        if value is not None and Path(value).expanduser().exists():
-            setattr(out.model, key, str(Path(value).expanduser().absolute()))
+    absolute(out)
     return out
 
 
@@ -184,8 +182,10 @@ def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Repo
     rows = data.train.items[:: max(1, len(data.train) // 100)]
     tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
     passes = steps * t.gradient_accumulation if t.compile else 0
-    for sentence in speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens):
-        reporter.note(f"fast path: {sentence}")
+    said = speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
+    reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
+    for sentence in said:
+        reporter.detail(f"fast path: {sentence}")
 
 
 def wants_logits(model: Any) -> bool:

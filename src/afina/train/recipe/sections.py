@@ -129,7 +129,7 @@ class TrainingSection(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="of AdamW")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
-    fast: bool = Field(default=True, description="fast paths with the same results; each says whether it is on")
+    fast: bool = Field(default=True, description="fast paths with the same results; --explain says which are on")
     compile: bool = Field(
         default=True, description="compile decoder layers, as a fast path, where the number of steps pays for it"
     )

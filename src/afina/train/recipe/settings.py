@@ -17,6 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from ...errors import ConfigError, RecipeError, did_you_mean
 from ..report.output import RECIPE_NAME
+from .anchoring import anchor
+from .dialects import reason
+from .other_names import ALIASES, VALUES
 from .sections import DataSet, Recipe
 from .task_types import TASK_TYPES
 from .yamlfile import parse
@@ -33,60 +36,6 @@ _UNKNOWN_STEPS = 10**9
 """Before the rows are read, a schedule cannot be checked against the length of the run."""
 _MAIN_KEY: Mapping[str, str] = MappingProxyType(
     {"model": "model.path", "data": "data.train", "method": _METHOD, "output": "output.dir"}
-)
-# What other tools call the same setting.
-_ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        "base_model": "model.path",
-        "model_name_or_path": "model.path",
-        "torch_dtype": "model.dtype",
-        "dataset": "data.train",
-        "train_file": "data.train",
-        "validation_file": "data.eval",
-        "eval_file": "data.eval",
-        "val_size": "data.eval_split",
-        "val_set_size": "data.eval_split",
-        "split_dataset_ratio": "data.eval_split",
-        "chat_template": "data.chat_template",
-        "train_on_inputs": "training.loss_on_prompt",
-        "cutoff_len": "data.max_length",
-        "max_seq_len": "data.max_length",
-        "max_seq_length": "data.max_length",
-        "sequence_len": "data.max_length",
-        "max_samples": "data.max_train_rows",
-        "max_train_samples": "data.max_train_rows",
-        "max_eval_samples": "data.max_eval_rows",
-        "adapter": "method.type",
-        "peft_type": "method.type",
-        "finetuning_type": "method.type",
-        "lora_r": "method.r",
-        "lora_rank": "method.r",
-        "lora_alpha": "method.lora_alpha",
-        "lora_dropout": "method.lora_dropout",
-        "lora_target": "method.target_modules",
-        "lora_target_modules": "method.target_modules",
-        "target_modules": "method.target_modules",
-        "modules_to_save": "method.modules_to_save",
-        "lr": "training.learning_rate",
-        "batch_size": "training.batch_size",
-        "micro_batch_size": "training.batch_size",
-        "per_device_train_batch_size": "training.batch_size",
-        "gradient_accumulation_steps": "training.gradient_accumulation",
-        "num_epochs": "training.epochs",
-        "num_train_epochs": "training.epochs",
-        "lr_scheduler": "training.scheduler",
-        "lr_scheduler_type": "training.scheduler",
-        "warmup_ratio": "training.warmup",
-        "warmup_steps": "training.warmup",
-        "optim": "training.optimizer",
-        "sample_packing": "training.packing",
-        "pref_beta": "training.beta",
-        "save_total_limit": "training.keep_checkpoints",
-        "dataloader_num_workers": "training.workers",
-        "per_device_eval_batch_size": "evaluation.batch_size",
-        "eval_batch_size": "evaluation.batch_size",
-        "output_dir": "output.dir",
-    }
 )
 
 
@@ -128,6 +77,9 @@ class Draft:
 
     def _put(self, key: str, value: object, place: str) -> None:
         self.places[key] = place
+        fix = VALUES.get((key, value.lower())) if isinstance(value, str) else None
+        if fix is not None:
+            raise RecipeError(f"another tool's word for {key}", where=place, got=value, fix=fix)
         section, _, inner = key.partition(".")
         if inner:
             self.values.setdefault(section, {})[inner] = value
@@ -142,8 +94,8 @@ def _canonical(key: str, place: str, method: str) -> str:
         return _within(section, inner, place)
     if key in _MAIN_KEY:
         return _MAIN_KEY[key]
-    if key in _ALIASES:
-        return _ALIASES[key]
+    if key in ALIASES:
+        return ALIASES[key]
     if key in Recipe.model_fields and key not in _SECTIONS:
         return key
     owners = [name for name, model in _SECTIONS.items() if key in model.model_fields]
@@ -154,20 +106,21 @@ def _canonical(key: str, place: str, method: str) -> str:
         raise RecipeError(f"the key {key!r} is in several sections", where=place, expected=options)
     if key in (own := _method_fields(method)):
         return f"method.{key}"
-    known = [*_SECTIONS, *_ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
-    raise RecipeError(f"unknown key {key!r}", where=place, fix=did_you_mean(key, known))
+    known = [*_SECTIONS, *ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
+    raise RecipeError(f"unknown key {key!r}", where=place, fix=reason(key) or did_you_mean(key, known))
 
 
 def _within(section: str, key: str, place: str) -> str:
     model = _SECTIONS[section]
     if key in model.model_fields:
         return f"{section}.{key}"
-    alias = _ALIASES.get(key, "")
+    alias = ALIASES.get(key, "")
     if alias.startswith(f"{section}."):
         return alias
     if section == "method":  # the method's config class knows its own fields
         return f"{section}.{key}"
-    raise RecipeError(f"unknown key {section}.{key!s}", where=place, fix=did_you_mean(key, model.model_fields))
+    fix = reason(key) or did_you_mean(key, model.model_fields)
+    raise RecipeError(f"unknown key {section}.{key!s}", where=place, fix=fix)
 
 
 def embedded_recipes() -> dict[str, str]:
@@ -179,13 +132,33 @@ def embedded_recipes() -> dict[str, str]:
     }
 
 
+def is_recipe(source: str) -> bool:
+    """Whether `load_recipe` would take it: a YAML file, the folder of a run, or an embedded recipe's name."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return (path / RECIPE_NAME).is_file()
+    return path.suffix in (".yaml", ".yml") or (not path.exists() and source in embedded_recipes())
+
+
 def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """The recipe in the file `source`, or the embedded one of that name, with `overrides` (key, YAML value) applied.
+    Paths in the file count from its folder, those in `overrides` from the current one.
 
     Raises:
         RecipeError: the file is missing or malformed, or a key or value is wrong; the message has file and line.
     """
-    text, name = _read(source)
+    text, name, folder = _read(source)
+    return recipe_of_text(text, name, folder, overrides)
+
+
+def recipe_of_text(
+    text: str, name: str, folder: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> Recipe:
+    """The recipe in a YAML text called `name`, whose paths count from `folder`.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     values, places = parse(text, name)
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=name, got=type(values).__name__)
@@ -197,6 +170,8 @@ def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recip
                 draft.set(f"{key}.{inner}", inner_value, places.get(f"{key}.{inner}", name))
         else:
             draft.set(key, value, places.get(key, name))
+    if folder is not None:
+        anchor(draft.values, folder)
     given = [(key, parse(value, f"override {key}")[0]) for key, value in overrides]
     for key, setting in sorted(given, key=lambda item: not _names_method(item[0])):
         if _names_method(key):
@@ -206,20 +181,21 @@ def load_recipe(source: str, overrides: Sequence[tuple[str, str]] = ()) -> Recip
 
 
 def _names_method(key: str) -> bool:
-    return key == _METHOD or _ALIASES.get(key, _MAIN_KEY.get(key)) == _METHOD
+    return key == _METHOD or ALIASES.get(key, _MAIN_KEY.get(key)) == _METHOD
 
 
 def _same_method(a: str, b: str) -> bool:
     return a.upper().replace("-", "_") == b.upper().replace("-", "_")
 
 
-def _read(source: str) -> tuple[str, str]:
+def _read(source: str) -> tuple[str, str, Path | None]:
+    """Text, name and folder of a recipe; embedded ones have no folder that paths could count from."""
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / RECIPE_NAME
     embedded = embedded_recipes()
     if not path.is_file() and source in embedded:
-        return (files("afina.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), source
+        return (files("afina.recipes") / f"{source}.yaml").read_text(encoding="utf-8"), source, None
     if not path.is_file():
         raise RecipeError(
             "no such recipe",
@@ -228,7 +204,7 @@ def _read(source: str) -> tuple[str, str]:
             fix=did_you_mean(source, embedded),
         )
     try:
-        return path.read_text(encoding="utf-8-sig"), str(path)
+        return path.read_text(encoding="utf-8-sig"), str(path), path.parent
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("cannot read the recipe", where=path, got=error) from error
 

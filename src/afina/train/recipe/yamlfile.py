@@ -71,16 +71,17 @@ def dump(recipe: Recipe) -> str:
     for name, info in Recipe.model_fields.items():
         value = getattr(recipe, name)
         if not isinstance(value, BaseModel):
-            lines += [_line(name, value, info.description), ""]
+            lines += [line(name, value, info.description), ""]
             continue
         lines.append(f"{name}:")
         fields = type(value).model_fields
         for key, item in value.model_dump().items():
-            lines.append("  " + _line(key, item, fields[key].description if key in fields else None))
+            lines.append("  " + line(key, item, fields[key].description if key in fields else None))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(key: str, value: object, comment: str | None) -> str:
+def line(key: str, value: object, comment: str | None) -> str:
+    """A key with its value on one line, and what it means."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9).removesuffix("...\n").strip()
     return f"{key}: {text}  # {comment}" if comment else f"{key}: {text}"

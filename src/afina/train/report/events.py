@@ -45,6 +45,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """A fact worth a line."""
 
+    def detail(self, text: str) -> None:
+        """A fact for who wants to know exactly; `note` has told what it comes to."""
+
     def warn(self, text: str) -> None:
         """Something that the user should know of."""
 

@@ -14,9 +14,9 @@ from ...version import __version__
 from .checkpoints import checkpoints, clear, is_sealed, look
 from .interrupts import postponed
 
-_MARK, _LOCK = "afina_run.json", ".lock"
-RECIPE_NAME, REPORT = "recipe.yaml", "report.json"
-"""Of the run's settings; and written last: a folder that has it holds a finished run."""
+_LOCK = ".lock"
+MARK, RECIPE_NAME, REPORT = "afina_run.json", "recipe.yaml", "report.json"
+"""Of a folder that a run took; of its settings; and written last: a folder that has it holds a finished run."""
 BEFORE = "before.json"
 """What was measured before training; until the report has it."""
 _BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", BEFORE)
@@ -92,7 +92,7 @@ def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False
     if final.exists() and not final.is_dir():
         raise RecipeError("the output is a file", where="output.dir", got=final)
     try:
-        if final.is_dir() and not (final / _MARK).is_file() and {p.name for p in final.iterdir()} - {_LOCK}:
+        if final.is_dir() and not (final / MARK).is_file() and {p.name for p in final.iterdir()} - {_LOCK}:
             raise RecipeError(
                 "the output folder holds something that is not a run of afina",
                 where="output.dir",
@@ -140,8 +140,8 @@ def _free(final: Path, lock: Any) -> None:
 
 
 def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool, longer: bool) -> Output:
-    begun = (final / _MARK).is_file() and not (final / REPORT).is_file() and not any(map(is_sealed, checkpoints(final)))
-    filled = (final / _MARK).is_file() and not begun
+    begun = (final / MARK).is_file() and not (final / REPORT).is_file() and not any(map(is_sealed, checkpoints(final)))
+    filled = (final / MARK).is_file() and not begun
     if filled and resume and not overwrite and not longer and (final / REPORT).is_file():
         raise RecipeError(
             "the run is finished, there is nothing to resume",
@@ -198,13 +198,13 @@ def _empty(work: Path, patterns: tuple[str, ...]) -> None:
 
 def _mark(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write_mark(folder: Path, values: dict[str, Any]) -> None:
-    partial = folder / f".{_MARK}"
+    partial = folder / f".{MARK}"
     partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / _MARK)
+    partial.replace(folder / MARK)

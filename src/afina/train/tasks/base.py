@@ -16,7 +16,8 @@ from ..base.base_model import load_base, load_tokenizer
 from ..base.new_tokens import grown
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
-from ..data.rows import Row, Rows
+from ..data.readers.row_check import Row
+from ..data.rows import Rows
 from ..recipe.sections import DataSection, ModelSection, Recipe
 from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span

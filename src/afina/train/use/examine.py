@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ...errors import DataError
+from ..data.encode import IGNORED
 from ..data.formats import recognise
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -17,6 +19,7 @@ from ..recipe.sections import DataSection
 from ..report.events import Span
 from ..tasks import Task, named
 from ..tasks.causal_lm import CausalLM
+from ..tasks.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +30,16 @@ _TASK_OF = MappingProxyType(
      "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings"}
 )  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
+_SHOWN = 2
+"""Examples that are rendered unasked."""
+
+
+class Token(NamedTuple):
+    """A token of an example, and whether the loss is taken on it."""
+
+    id: int
+    text: str
+    trained: bool
 
 
 @dataclass
@@ -37,10 +50,13 @@ class Findings:
         rows: how many; `shape`: as `formats.recognise` names it; `task`: what they were checked for.
         columns: column -> (how many rows have it, its type).
         lengths: column of text -> (median, 95th percentile, longest) in words, or `tokens` for whole examples.
-        labels: label -> rows, where there is a label column.
+        labels: label -> rows, where there is a label column. `classes`: as the model would have them, where it would.
         duplicates: rows that are there more than once. `empty`: "file:line" of rows with an empty text.
-        problems: what training would refuse, with file and line. `notes`: what it would take otherwise than it stands.
-        examples: rendered samples with what the loss is taken on.
+        problems: what training would refuse: what is wrong -> each time told with file and line.
+        notes: what training would take otherwise than it stands.
+        usable: rows that can be trained on; None where that was not looked at, for want of a tokenizer.
+        examples: row -> itself rendered, with what the loss is taken on.
+        masks: row -> its tokens, where the loss is taken on tokens.
     """
 
     rows: int
@@ -49,17 +65,29 @@ class Findings:
     columns: dict[str, tuple[int, str]]
     lengths: dict[str, tuple[int, int, int]]
     labels: dict[str, int] = field(default_factory=dict)
+    classes: list[str] | None = None
     duplicates: int = 0
     empty: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    examples: list[list[Span]] = field(default_factory=list)
+    usable: int | None = None
+    examples: dict[int, list[Span]] = field(default_factory=dict)
+    masks: dict[int, list[Token]] = field(default_factory=dict)
+
+    def problem(self, error: DataError, where: str) -> None:
+        """Remember what was wrong with a row."""
+        told = str(error).replace("\n", "; ")
+        self.problems.setdefault(error.what, []).append(told if where in told else f"{where}: {told}")
 
 
 def examine(
-    rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase | None = None, task: str | None = None
-) -> Findings:
+    rows: Rows, data: DataSection, tokenizer: PreTrainedTokenizerBase | None = None, task: str | None = None,
+    shown: Sequence[int] = (),
+) -> Findings:  # fmt: skip
     """Count, measure and check every row, for the task that the columns speak for unless another is named.
+
+    Args:
+        shown: which rows are rendered as examples; without it the first two that can be used.
 
     Raises:
         DataError: a row has not the shape of the first.
@@ -81,41 +109,58 @@ def examine(
     if fitting.name == "token_classification":
         found.labels = dict(Counter(str(t) for r in shaped.values for t in r.get("tags") or ()).most_common(30))
     if tokenizer is not None:
-        _encode(shaped, data, tokenizer, fitting, found)
+        _encode(shaped, data, tokenizer, fitting, found, shown)
+    else:
+        _without_tokens(shaped, data, fitting, found)
     return found
 
 
-def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Findings) -> None:
-    prompter = Prompter(data, tokenizer)
+def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) -> None:
+    """What can be said of all rows at once without a model."""
     try:
-        labels = task.labels(data, [rows])
+        found.classes = task.labels(data, [rows])
+        if isinstance(task, CausalLM | Seq2Seq):
+            Prompter(data, cast("PreTrainedTokenizerBase", None)).resolved_format(rows)
     except DataError as error:
-        found.problems.append(_told(error))
+        found.problem(error, str(rows.path))
+        found.usable = 0
+
+
+def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Findings, shown: Sequence[int]) -> None:
+    prompter = Prompter(data, tokenizer)
+    found.usable = 0
+    try:
+        labels = found.classes = task.labels(data, [rows])
+    except DataError as error:
+        found.problem(error, str(rows.path))
         return
-    items: list[dict[str, Any]] = []
-    lengths, cut = [], 0
+    lengths = []
     for index in range(len(rows)):
         try:
             part = task.encode(rows.pick([index]), prompter, labels, len(tokenizer))
         except DataError as error:
-            told = _told(error)
-            found.problems.append(told if rows.where(index) in told else f"{rows.where(index)}: {told}")
+            found.problem(error, rows.where(index))
             continue
-        items += part.items
+        found.usable += bool(part.items)
+        if part.items and (index in shown if shown else len(found.examples) < _SHOWN):
+            found.examples[index] = task.rendered(part.items[0], tokenizer, labels)
+            found.masks[index] = _tokens(part.items[0], tokenizer)
         lengths += [part.length(i) for i in range(len(part))]
-        cut += part.truncated
+        if part.truncated:
+            found.problem(DataError(f"longer than max_length={data.max_length} tokens, and cut"), rows.where(index))
     prompter.ledger.unread.update({f"column {name!r}": count for name, count in rows.unread().items()})
     found.notes = prompter.ledger.lines
     if prompter.ledger.unread:
         found.notes.append(f"nothing reads: {prompter.ledger.unread_line}")
     found.lengths["tokens of an example"] = _spread(lengths)
-    found.examples = [task.rendered(item, tokenizer, labels) for item in items[:2]]
-    if cut:
-        found.problems.append(f"{cut} rows are longer than max_length={data.max_length} tokens and are cut")
 
 
-def _told(error: DataError) -> str:
-    return str(error).replace("\n", "; ")
+def _tokens(item: dict[str, Any], tokenizer: Any) -> list[Token]:
+    """The tokens of an example; none where the loss is taken on the whole."""
+    ids, targets = item.get("input_ids", []), item.get("labels")
+    if not isinstance(targets, list) or len(targets) != len(ids):
+        return []
+    return [Token(i, str(tokenizer.decode([i])), t != IGNORED) for i, t in zip(ids, targets, strict=True)]
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

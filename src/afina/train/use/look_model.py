@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Count:
-    """What a method trains at its defaults; `why` says what it needs where that cannot be told."""
+    """What a method trains at its defaults; `why` says what it needs where that cannot be told, or where else it is."""
 
     method: str
     family: str
@@ -60,6 +61,8 @@ def on_meta(location: str, kind: str | None = None, **settings: Any) -> Any:
     import torch
     import transformers
 
+    if (part := _of_diffusers(location)) is not None:
+        return part
     try:
         config = transformers.AutoConfig.from_pretrained(location, **settings)
     except (OSError, ValueError) as error:
@@ -71,6 +74,27 @@ def on_meta(location: str, kind: str | None = None, **settings: Any) -> Any:
         raise CheckpointError("transformers does not have this model's class", where=location, got=name)
     with torch.device("meta"):
         return cls.from_config(config) if name.startswith("Auto") else cls(config)
+
+
+def _of_diffusers(location: str) -> Any:
+    """The part of a diffusion pipeline whose folder this is, without memory for its weights; None where it is none.
+
+    Raises:
+        CheckpointError: diffusers does not have its class.
+    """
+    file = Path(location) / "config.json"
+    own = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    name = own.get("_class_name")
+    if name is None:
+        return None
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise CheckpointError("diffusers does not have this model's class", where=location, got=name)
+    with torch.device("meta"):
+        return cls.from_config(own)
 
 
 def look(model: Any) -> ModelLook:
@@ -96,26 +120,30 @@ def counts(
     chosen = [about for about in about_methods() if not wanted or about.name.lower() in wanted]
     out = []
     for number, about in enumerate(chosen, 1):
-        out.append(_count(about.name, about.family, build()))
+        out.append(_count(about.name, about.family, build))
         told(number, len(chosen))
     return out
 
 
-def _count(name: str, family: str, model: Any) -> Count:
+def _count(name: str, family: str, build: Callable[[], Any], targets: str | None = None) -> Count:
     from ...core.model.mapping import get_peft_model
     from ...core.prompts.encoder import PromptEncoder
 
-    method = methods()[name]
+    method, model = methods()[name], build()
     if family == "baseline":
         return Count(name, family, sum(p.numel() for p in model.parameters()))
     own: dict[str, Any] = {"total_step": _STEPS} if "total_step" in method.config.__dataclass_fields__ else {}
+    if targets is not None:
+        own["target_modules"] = targets
     try:
         config: PeftConfig = method.config(**own)
         if issubclass(method.implementation, PromptEncoder):
             config.task_type = _task(model)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
-        return Count(name, family, adapted.get_nb_trainable_parameters()[0])
+        return Count(name, family, adapted.get_nb_trainable_parameters()[0], f"on {targets}" if targets else "")
     except AfinaError as error:
+        if error.where == "target_modules" and not targets:  # the method has no targets of its own in such a model
+            return _count(name, family, build, "all-linear")
         what = f"{error.where}: {error.what}" if error.where is not None else error.what
         return Count(name, family, None, what)
     except NotImplementedError:  # torch's word for numbers that a meta tensor does not have

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
-from ..answers.generate import greedy, left_padded, stream
+from ..answers.generate import Sampling, left_padded, stream
 from ..base.base_model import base_location, load_tokenizer
 from ..data.encode import token_ids
 from ..data.prompts import Prompter
@@ -67,17 +67,17 @@ class Several:
         """Remember an answer."""
         self.histories[name].append({"role": "assistant", "content": text})
 
-    def one(self, name: str, text: str, *, max_new_tokens: int, raw: bool, on_text: Callable[[str], None]) -> str:
+    def one(self, name: str, text: str, *, sampling: Sampling, raw: bool, on_text: Callable[[str], None]) -> str:
         """The answer of one name; `on_text` gets its pieces as they come."""
         prompt = self.asked(name, text, raw)
         if name != BASE:
             self.model.set_adapter(name, inference_mode=True)
         with self.model.disable_adapter() if name == BASE else nullcontext():
-            answer = stream(self.model, self.prompters[name], prompt, max_new_tokens=max_new_tokens, on_text=on_text)
+            answer = stream(self.model, self.prompters[name], prompt, sampling=sampling, on_text=on_text)
         self.answered(name, answer)
         return answer
 
-    def all(self, text: str, *, max_new_tokens: int, raw: bool = False) -> dict[str, str]:
+    def all(self, text: str, *, sampling: Sampling, raw: bool = False) -> dict[str, str]:
         """The answers of the base and of every adapter, from one batch (those of `alone` one by one)."""
         import torch
 
@@ -88,15 +88,14 @@ class Several:
         inputs = left_padded(encoded, self.tokenizer.pad_token_id, self.model.device)
         rows = ["__base__" if n == BASE else n for n in together]
         with torch.no_grad():
-            tokens = self.model.generate(
-                **inputs, **greedy(self.model, self.prompters[BASE], max_new_tokens), adapter_names=rows
-            )
+            options = sampling.options(self.model, self.prompters[BASE])
+            tokens = self.model.generate(**inputs, **options, adapter_names=rows)
         out = {}
         for name, row in zip(together, tokens[:, inputs["input_ids"].shape[1] :], strict=True):
             out[name] = str(self.tokenizer.decode(row, skip_special_tokens=True))
             self.answered(name, out[name])
         for name in alone:
-            out[name] = self.one(name, text, max_new_tokens=max_new_tokens, raw=raw, on_text=lambda piece: None)
+            out[name] = self.one(name, text, sampling=sampling, raw=raw, on_text=lambda piece: None)
         return {n: out[n] for n in self.prompters}
 
 

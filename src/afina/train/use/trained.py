@@ -35,12 +35,15 @@ def recipe_of(folder: Path, base: str | None = None) -> Recipe:
     return recipe
 
 
-def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None) -> Trained:
+def load_trained(
+    folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None, dtype: str | None = None
+) -> Trained:
     """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
     Args:
         storage: of the base (`model.quantize`); the one that it was trained on if None.
         base: the base model, in place of the one that the adapter names.
+        dtype: of the base (`model.dtype`), "auto" for its own; the one that it was trained in if None.
 
     Raises:
         RecipeError: no such storage.
@@ -55,6 +58,8 @@ def load_trained(folder: Path, reporter: Reporter, storage: str | None = None, b
     trained_on = recipe.model.quantize
     if storage is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
+    if dtype is not None:
+        recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
     location = base_location(recipe.model, reporter)
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / "tokenizer_config.json"

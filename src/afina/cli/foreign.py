@@ -1,0 +1,64 @@
+"""`afina import`"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import RecipeError
+from .as_json import AsJson, say_json
+from .guard import guarded
+
+if TYPE_CHECKING:
+    from ..train.recipe.dialects import Imported
+
+
+@guarded
+def import_recipe(
+    file: Annotated[
+        Path, typer.Argument(help="LLaMA-Factory's, Axolotl's or torchtune's YAML, or a PEFT script's command.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="File to write; without it the recipe is printed.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="llama-factory, axolotl, torchtune or peft-script; without it by the keys."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn another tool's recipe into one of ours, and name what has no counterpart."""
+    from ..train.recipe.dialects import DIALECTS, import_recipe, written
+    from ..train.recipe.settings import recipe_of_text
+
+    if source is not None and source not in DIALECTS:
+        raise RecipeError("no such tool", where="--from", got=source, expected=", ".join(DIALECTS))
+    if out is not None and out.exists() and not overwrite:
+        raise RecipeError("the file to write exists", where=out, fix="--overwrite, or --out another file")
+    found = import_recipe(file, source)
+    if out is not None:
+        _seen_from(found, out.absolute().parent)
+    text = written(found, file.name)
+    recipe_of_text(text, f"{file}, translated")
+    if as_json:
+        say_json({"from": found.dialect, "recipe": found.values, "look": found.look, "left": found.left})
+    elif out is None:
+        typer.echo(text, nl=False)
+    if out is None:
+        return
+    out.write_text(text, encoding="utf-8")
+    if not as_json:
+        typer.echo(f"{out}: {len(found.values)} settings from {found.dialect}, {len(found.left)} without a counterpart")
+        for line in [*found.look, *(f"{key}: {why}" for key, why in found.left.items())]:
+            typer.echo(f"  {line}")
+        typer.echo(f"next:\n  afina train {out} --dry-run")
+
+
+def _seen_from(found: Imported, folder: Path) -> None:
+    """Paths that count from the current folder, as they are from the recipe's."""
+    for key in ("model.path", "data.train", "data.eval", "output.dir"):
+        path = Path(str(found.values.get(key, "/"))).expanduser()
+        if not path.is_absolute() and (path.exists() or key == "output.dir"):
+            found.values[key] = os.path.relpath(path.absolute(), folder)

@@ -1,0 +1,1 @@
+"""Kinds of text files, each read into numbered rows. Knows errors alone."""
