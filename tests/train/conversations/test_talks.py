@@ -141,7 +141,7 @@ MISTAKES = {
     "no system": (GEMMA_2, {"messages": [says("system", "s"), says("user", "a"), says("assistant", "b")]},
                   "the chat template refuses the messages\ngot: System role not supported"),
     "half a character": (GEMMA_3, {"messages": [says("user", "\ud800"), says("assistant", "b")]}, "half a character"),
-    "bad answer": (GEMMA_3, {"prompt": "a", "completion": "b", "label": False}, "the answer is labelled false"),
+    "bad answer": (GEMMA_3, {"prompt": "a", "completion": "b", "label": False}, "the answer is called bad"),
     "picture": (GEMMA_3, {"messages": [{"role": "user", "content": [{"type": "image"}]}, says("assistant", "b")]},
                 "a message has a part that is no text\ngot: image"),
 }  # fmt: skip

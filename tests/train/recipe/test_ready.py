@@ -11,7 +11,7 @@ from afina.errors import AfinaError
 from afina.train.recipe.ready import embedded_for, ready_recipe
 from afina.train.recipe.sections import MethodSection
 from afina.train.recipe.settings import embedded_recipes, load_recipe, method_config
-from afina.train.tasks import TASKS
+from afina.train.tasks import TASKS, named
 
 from .. import tiny
 from ..loop.test_adapt import OPTIONS
@@ -44,13 +44,14 @@ def models(model_folder, tmp_path_factory):
 
 def on_a_tiny_model(name, models, folder):
     """Overrides that let an embedded recipe run in seconds."""
-    targets = " ".join(load_recipe(name).method.fields.get("target_modules", []))
-    family = "t5" if targets == "q v" else "llama" if "q_proj" in targets else "encoder"
+    recipe = load_recipe(name)
+    loader, targets = named(recipe.task).loader, recipe.method.fields.get("target_modules", [])
+    family = "t5" if "Seq2Seq" in loader else "llama" if "Causal" in loader or "q_proj" in targets else "encoder"
     rows = rows_for(name, folder)
     given = {"model.path": str(models[family]), "data.train": rows, "data.eval": rows, "max_steps": "3",
              "batch_size": "2", "evaluation.batch_size": "4", "output.dir": str(folder / "out"),
              "data.max_length": "200", "evaluation.max_new_tokens": "3"}  # fmt: skip
-    if load_recipe(name).task == "grpo":
+    if recipe.task == "grpo":
         given |= {"batch_size": "4", "generations": "4", "reinforcement.answer_tokens": "4", "rewards": "[json]"}
     return list(given.items())
 

@@ -96,7 +96,8 @@ def answered(prompter: Prompter, rows: Rows, index: int) -> Pair:
     Raises:
         DataError: a column is missing or malformed, or the last message is no answer.
     """
-    talk = prompter.talk(rows, index, prompter.question_format(rows), answered=True)
+    whole = "messages" in rows.values[index] and prompter.data.prompt is None
+    talk = prompter.talk(rows, index, "chat" if whole else "prompt_completion", answered=True)
     if talk is None:
         text = prompter.ended(prompter.answer(rows, index))
         return Pair(prompter.plain(rows, index), text, text)

@@ -223,15 +223,17 @@ class Prompter:
         return value or None
 
     def refuse_unwanted(self, rows: Rows, index: int) -> None:
-        """Answers that the data calls bad (`label: false`) are no examples.
+        """Answers that the data calls bad (`label: false`) are no examples for tasks that learn every answer.
 
         Raises:
             DataError: this is one.
         """
         named = [n for t in (self.data.prompt, self.data.completion) if t for n in columns_of(t, "data.prompt")]
-        if "label" not in named and rows.values[index].get("label") is False:
-            raise DataError("the answer is labelled false, and would be learnt as a good one", where=rows.where(index),
-                            fix="leave such rows out, or learn from both kinds (task preference)")  # fmt: skip
+        column = self.data.label_column
+        if column not in named and rows.values[index].get(column) is False:
+            raise DataError("the answer is called bad, but this task learns every answer", where=rows.where(index),
+                            got=f"{column}: false",
+                            fix="task=kto learns from both kinds, or leave such rows out")  # fmt: skip
 
     def _filled(self, rows: Rows, index: int, template: str, key: str) -> str:
         names = columns_of(template, key)

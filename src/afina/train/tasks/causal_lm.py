@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...errors import DataError
 from ..data.encode import Data, Encoded, encode_answers, rendered_answers
 from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter
@@ -29,18 +28,7 @@ class CausalLM(Answering):
     learns_prompts: ClassVar[bool] = True
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
-        """`input_ids` and `labels` of one length; prompts are masked.
-
-        Raises:
-            DataError: a row cannot be used, or its answer is called bad.
-        """
-        data = prompter.data
-        for index, row in enumerate(rows.values if labels is None and data.completion is None else ()):
-            if "completion" in row and row.get(data.label_column) is False:
-                raise DataError(
-                    "a row's answer is called bad, but this task learns every answer", where=rows.where(index),
-                    got=f"{data.label_column}: false", fix="task=kto learns from both kinds, or leave such rows out",
-                )  # fmt: skip
+        """`input_ids` and `labels` of one length; prompts are masked."""
         return encode_answers(rows, prompter, vocab_size)
 
     def rendered(

@@ -13,16 +13,20 @@ from .test_preference import with_parts
 
 def tokens_and_loss(parts):
     """TRL's tokens and loss of the held-out rows, ours of the same, and the order that it takes the rows in."""
-    from afina.train.tasks.alignment.reference import as_dataset
+    from datasets import Dataset
+    from trl import KTOTrainer
 
     trainer, data = parts["trainer"], parts["data"]
-    columns = ("prompt", "completion", "label")
-    theirs = trainer._prepare_dataset(as_dataset(data.held_out, columns), trainer.processing_class, trainer.args, "x")
+    decode = trainer.processing_class.decode
+    texts = [{"prompt": decode(item["prompt_ids"]), "completion": decode(item["completion_ids"]),
+              "label": item["label"]} for item in data.held_out.items]  # fmt: skip
+    # What TRL makes of our tokens as text: the same tokens, and the answers of neighbours that its loss takes.
+    theirs = KTOTrainer._prepare_dataset(trainer, Dataset.from_list(texts), trainer.processing_class, trainer.args, "x")
     keys = ("prompt_ids", "completion_ids")
     return {
         "theirs": [[row[k] for k in keys] for row in theirs],
         "ours": [[item[k] for k in keys] for item in data.held_out.items],
-        "loss": trainer.evaluate(as_dataset(data.held_out, columns))["eval_loss"],
+        "loss": trainer.evaluate(theirs)["eval_loss"],
         "order": [row["prompt_ids"] for row in trainer.train_dataset],
         "file": [item["prompt_ids"] for item in data.train.items],
         "weights": (trainer.desirable_weight, trainer.undesirable_weight),
