@@ -11,6 +11,7 @@ import typer
 
 from ..errors import RecipeError
 from .guard import guarded
+from .options import Device
 
 if TYPE_CHECKING:
     from ..train.report.events import Reporter
@@ -35,6 +36,7 @@ def chat(
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
+    device: Device = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
 ) -> None:
     """Talk to a trained model. Messages come from --prompt, the terminal, or the lines of standard input.
@@ -48,10 +50,10 @@ def chat(
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     if adapter or adapters:
-        return _several(model, adapter or [], adapters, quantize, reporter, max_new_tokens, raw).run(lines)
+        return _several(model, adapter or [], adapters, quantize, device, reporter, max_new_tokens, raw).run(lines)
     from ..train.use.trained import load_trained
 
-    trained = load_trained(Path(model), reporter, quantize)
+    trained = load_trained(Path(model), reporter, quantize, device=device)
     if base and not trained.task.streams:
         raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
     if base and not trained.is_adapter:
@@ -62,7 +64,7 @@ def chat(
 
 
 def _several(
-    model: str, adapter: list[str], folder: Path | None, quantize: str | None, reporter: Reporter,
+    model: str, adapter: list[str], folder: Path | None, quantize: str | None, device: str, reporter: Reporter,
     max_new_tokens: int, raw: bool,
 ) -> Session:  # fmt: skip
     from .session import Session, named_paths
@@ -78,7 +80,7 @@ def _several(
         named |= found
     from ..train.use.several import load_several
 
-    return Session(load_several(model, named, reporter, quantize), max_new_tokens, raw)
+    return Session(load_several(model, named, reporter, quantize, device=device), max_new_tokens, raw)
 
 
 def _messages() -> Iterator[str]:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from .guard import guarded
+from .options import Device
 
 
 @guarded
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged model and its tokenizer.")],
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model in OUT.")] = False,
 ) -> None:
     """Write the model with the adapter folded in, checked against the adapter's own outputs.
@@ -28,14 +30,14 @@ def merge(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none")
+    trained = load_trained(adapter, reporter, "none", device=device, copies=2)
     check = export(trained, out, overwrite=overwrite)
     typer.echo(
         f"merged model in {out}: read back and compared on {check.probes} texts, "
         f"largest difference {check.difference:.1e} of the largest logit, same first choice {check.agreement:.1%}"
     )
     if trained.trained_on != "none":
-        other = against(load_trained(adapter, reporter), out)
+        other = against(load_trained(adapter, reporter, device=trained.recipe.model.device), out)
         typer.echo(
             f"against the adapter on the {trained.trained_on} base that it was trained on: largest difference "
             f"{other.difference:.1e} of the largest logit, same first choice {other.agreement:.1%}"

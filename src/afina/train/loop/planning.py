@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...plan.usage import free_bytes, told_bytes
+from ...devices.memory_use import free_bytes
+from ...devices.place import place
+from ...plan.usage import told_bytes
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..data.encode import Data
 from ..recipe.sections import Recipe
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ...devices.found import Device
     from ...plan.memory import StepMemory
 
 _BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
@@ -83,7 +86,7 @@ def _sizes(setting: _Setting) -> list[str]:
 
 def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
     """Whether it fits, and what would make it."""
-    free = free_bytes()
+    free = free_bytes(place(setting.recipe.model.device).name)
     needed = f"in all {told_bytes(peak)}, with the allocator's gaps up to {told_bytes(_EXCESS * peak)}"
     if free is None:
         return [f"memory: {needed}"]
@@ -135,7 +138,7 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
     task, recipe = named(setting.recipe.task), setting.recipe
     kept = None
     if task.fast and recipe.training.fast and "labels" in batch:
-        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model))
+        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model), place(recipe.model.device))
 
     def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if kept is None or wants_logits(model):
@@ -148,12 +151,12 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
     return step_memory(build, batch, loss), counts(made[0])
 
 
-def _projected(labels: Tensor, vocabulary: int) -> int:
+def _projected(labels: Tensor, vocabulary: int, device: Device) -> int:
     """Positions of a row whose logits are held at once by the chunked loss."""
-    from ...kernels.loss import MEMORY
+    from ...kernels.chunks import chunk_rows
 
     supervised = int((labels != -100).sum())
-    return max(1, min(supervised, MEMORY // (4 * vocabulary)) // labels.shape[0])
+    return max(1, min(supervised, chunk_rows(vocabulary, device.kind, device.free)) // labels.shape[0])
 
 
 def _shapes_of(setting: _Setting) -> Any:
