@@ -55,3 +55,15 @@ def test_cuda_devices_are_asked_for_what_they_have(monkeypatch):
     assert first == Device("cuda:0", "GPU 0", 100, 80, False, (7, 0))
     assert second == Device("cuda:1", "GPU 1", 100, 80, True, (8, 5))
     assert (cpu.name, place().name) == ("cpu", "cuda:0")
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_told(tmp_path, monkeypatch):
+    driver = tmp_path / "version"
+    monkeypatch.setattr(module, "_NVIDIA", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert module.out_of_reach() == ""
+    driver.touch()
+    assert "torch is built without CUDA" in module.out_of_reach()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "finds no GPU through it" in module.out_of_reach()

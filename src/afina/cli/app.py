@@ -8,6 +8,7 @@ from .chat import chat
 from .compare import compare
 from .convert import convert
 from .data import data
+from .doctor import doctor
 from .inspect import inspect
 from .merge import merge
 from .methods import methods
@@ -34,4 +35,5 @@ app.command()(methods)
 app.command()(inspect)
 app.command()(data)
 app.command()(schema)
+app.command()(doctor)
 app.command()(version)

@@ -12,6 +12,7 @@ from typing import Any
 from . import memory_use as memory
 
 _CPUINFO = Path("/proc/cpuinfo")
+_NVIDIA = Path("/proc/driver/nvidia/version")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of x86 and ARM processors."""
 
@@ -56,6 +57,16 @@ SCALING = ("cuda", "xpu")
 def found() -> tuple[Device, ...]:
     """All devices, the processor last."""
     return (*_cuda(), *_xpu(), *_mps(), processor())
+
+
+def out_of_reach() -> str:
+    """What is in this machine and cannot be used by this torch; empty where nothing is known of."""
+    import torch
+
+    if not _NVIDIA.exists() or torch.cuda.is_available():
+        return ""
+    built = "is built without CUDA: install one with it (pytorch.org)"
+    return f"an NVIDIA driver is here, but torch {built if torch.version.cuda is None else 'finds no GPU through it'}"
 
 
 def _cuda() -> Iterator[Device]:
