@@ -30,7 +30,8 @@ def merge(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", device=device, copies=2)
+    # The model, what is read back, and room for a layer in float32 or for the base that it was trained on.
+    trained = load_trained(adapter, reporter, "none", device=device, copies=3)
     check = export(trained, out, overwrite=overwrite)
     typer.echo(
         f"merged model in {out}: read back and compared on {check.probes} texts, "
