@@ -127,7 +127,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
         # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
         out.model.dtype = "float32"
         reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
-    if out.model.dtype == "auto" and out.model.quantize == "none":
+    if out.model.dtype == "auto" and (out.model.quantize == "none" or device.kind != "cpu"):
         choice = choose_dtype(device)
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
