@@ -18,6 +18,7 @@ from afina.kernels.gated import gated, keep_less
 from afina.kernels.speed import speed_up
 
 IDS = torch.arange(3, 27).view(2, 12)
+CPU = torch.device("cpu")
 
 
 def llama(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
@@ -91,16 +92,16 @@ class Clamped(nn.SiLU):
     (llama(), 2), (llama(hidden_act="gelu"), 0), (llama(mlp_bias=True), 2),
 ], ids=["silu", "gelu", "bias"])  # fmt: skip
 def test_only_parts_of_the_form_are_changed(model: Any, count: int) -> None:
-    assert keep_less(model, model.dtype) == count
-    assert keep_less(model, model.dtype) == 0  # not twice
+    assert keep_less(model, model.dtype, CPU) == count
+    assert keep_less(model, model.dtype, CPU) == 0  # not twice
 
 
 def test_16_bits_keep_less_where_there_is_a_kernel(either: bool) -> None:
-    assert keep_less(llama(torch.bfloat16), torch.bfloat16) == (2 if either else 0)
+    assert keep_less(llama(torch.bfloat16), torch.bfloat16, CPU) == (2 if either else 0)
 
 
 def test_part_that_only_looks_so_is_left() -> None:
     model = llama()
     model.model.layers[0].mlp.act_fn = Clamped()
-    assert keep_less(model, model.dtype) == 1
+    assert keep_less(model, model.dtype, CPU) == 1
     assert not hasattr(type(model.model.layers[0].mlp), "plain_class")

@@ -17,6 +17,7 @@ from afina.kernels.rotary import fuse_rotary
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2}  # fmt: skip
 IDS = torch.arange(3, 27).view(2, 12)
+CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
@@ -47,8 +48,8 @@ def test_step_is_the_plain_step(compute, calls):
         torch.manual_seed(1)
         model = afina.get_peft_model(llama(compute), afina.LoraConfig(r=4, init_lora_weights=False))
         if fast:
-            assert fuse_rotary(model, compute) == 2
-            assert fuse_rotary(model, compute) == 0  # not twice
+            assert fuse_rotary(model, compute, CPU) == 2
+            assert fuse_rotary(model, compute, CPU) == 0  # not twice
         found.append(step(model.train()))
     exact = {torch.float32: {"rtol": 1e-4, "atol": 1e-6}, torch.bfloat16: {"rtol": 0.05, "atol": 0.002}}[compute]
     torch.testing.assert_close(*found, **exact)
@@ -58,16 +59,16 @@ def test_step_is_the_plain_step(compute, calls):
 def test_generation_and_copies_are_the_models_own(calls):
     model = llama()
     expected = model.generate(IDS, max_new_tokens=5, do_sample=False)
-    fuse_rotary(model, torch.float32)
+    fuse_rotary(model, torch.float32, CPU)
     assert torch.equal(copy.deepcopy(model).generate(IDS, max_new_tokens=5, do_sample=False), expected)
     assert calls
 
 
 def test_other_formulas_are_left(monkeypatch):
     torch.manual_seed(0)
-    assert fuse_rotary(CohereForCausalLM(CohereConfig(**SIZES)), torch.float32) == 0  # neighbours, not halves
-    assert fuse_rotary(llama(torch.float16), torch.float16) == 0
+    assert fuse_rotary(CohereForCausalLM(CohereConfig(**SIZES)), torch.float32, CPU) == 0  # neighbours, not halves
+    assert fuse_rotary(llama(torch.float16), torch.float16, CPU) == 0
     rotary._with_kernel.cache_clear()
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (2 * q, k))
-    assert fuse_rotary(llama(), torch.float32) == 0
+    assert fuse_rotary(llama(), torch.float32, CPU) == 0
     rotary._with_kernel.cache_clear()

@@ -21,7 +21,7 @@ from transformers import (
 from afina import LoraConfig, get_peft_model
 from afina.errors import AfinaWarning
 from afina.kernels import compiled
-from afina.kernels.cpu import attention
+from afina.kernels.cpu import attention, products
 from afina.kernels.cpu.attention import short_attention
 from afina.kernels.speed import speed_up
 from afina.methods.selective.last_layers import LastLayersConfig
@@ -306,3 +306,21 @@ def test_trained_copies_of_layers_see_no_later_token(either):
         found.append(step(model, attention_mask=MASK)[1])
     assert found[0].keys() == found[1].keys()
     assert all(torch.allclose(found[0][n], found[1][n], rtol=1e-4, atol=1e-6) for n in found[0])
+
+
+def test_a_model_on_another_device_gets_nothing_that_is_for_processors(monkeypatch, either):
+    """The device without data stands for a GPU."""
+    monkeypatch.setattr(products, "ONEDNN", True)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = adapted(llama(dtype)).to("meta")
+        said = speed_up(model, keep_logits=False, steps=10**9)
+        assert not [s for s in said if "native" in s or "oneDNN" in s or "one pass over memory" in s], said
+        assert "attention: left as it is (sdpa), because ours is for processors" in said
+        assert model.get_base_model().config._attn_implementation == "sdpa"
+
+
+def test_a_model_on_two_devices_gets_nothing_that_is_for_one_of_them(monkeypatch, either):
+    model = llama()
+    model.model.layers[1].to("meta")
+    said = speed_up(model)
+    assert not [s for s in said if "native" in s or "batched products" in s], said

@@ -63,7 +63,7 @@ def test_full_training_needs_gradients_and_two_moments_of_every_weight():
 MEASURE = """
 import torch, afina
 from tests.plan.test_memory import adapted, measured
-from afina.plan.usage import resident_kib
+from afina.devices.memory_use import resident_kib
 torch.set_num_threads(1)
 model = adapted()
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from afina.devices.found import Device
 from afina.plan import precision
 
 
@@ -16,3 +17,28 @@ def test_bfloat16_is_chosen_where_it_is_measured_to_be_clearly_faster(monkeypatc
 
 def test_the_measurement_runs_here():
     assert precision.choose_dtype(size=64, rounds=1).dtype in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"),
+    [
+        (Device("cuda:0", "NVIDIA H100", bfloat16=True), "bfloat16", "NVIDIA H100 computes in it"),
+        (Device("cuda:0", "Tesla T4", bfloat16=False), "float16", "Tesla T4 has no instructions for bfloat16;"),
+        (Device("mps", "Apple GPU", bfloat16=False), "float32", "Apple GPU has no instructions for bfloat16"),
+    ],
+)  # fmt: skip
+def test_a_gpu_gets_the_16_bits_that_it_computes_in_unmeasured(device, dtype, words, monkeypatch):
+    monkeypatch.delattr(precision, "_seconds")
+    choice = precision.choose_dtype(device)
+    assert choice.dtype == dtype
+    assert choice.reason.startswith(words)
+
+
+def test_an_emulated_bfloat16_is_told_with_what_it_costs(monkeypatch):
+    monkeypatch.setattr(precision, "_seconds", lambda kind, *rest: 5.0 if kind is torch.bfloat16 else 1.0)
+    choice = precision.choose_dtype(Device("cpu", "a processor", bfloat16=False))
+    assert choice.dtype == "float32"
+    assert choice.reason == (
+        "matrix products in bfloat16 are 0.2 times as fast as in float32 here, which has no instructions for it and "
+        "emulates them"
+    )

@@ -8,6 +8,7 @@ from .chat import chat
 from .compare import compare
 from .convert import convert
 from .data import data
+from .doctor import doctor
 from .foreign import import_recipe
 from .inspect import inspect
 from .list_runs import runs
@@ -38,4 +39,5 @@ app.command()(data)
 app.command()(runs)
 app.command("import")(import_recipe)
 app.command()(schema)
+app.command()(doctor)
 app.command()(version)

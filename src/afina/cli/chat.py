@@ -12,6 +12,7 @@ import typer
 from ..errors import DataError, RecipeError
 from .as_json import AsJson
 from .guard import guarded
+from .options import Device
 from .session import ADAPTER, BASE, Panel, Session, named_paths, told_so
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def chat(
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
+    device: Device = "auto",
     raw: Annotated[bool, typer.Option("--raw", help="Do not put messages into the recipe's prompt.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -61,11 +63,14 @@ def chat(
     quiet_libraries(reporter)
     session: Session
     if adapter or adapters:
-        session = Panel(_several(model, adapter or [], adapters, quantize, reporter), sampling, raw, as_json=as_json)
+        session = Panel(
+            _several(model, adapter or [], adapters, quantize, device, reporter), sampling, raw, as_json=as_json
+        )
     else:
         from ..train.use.trained import load_trained
 
-        session = Talk(load_trained(Path(model), reporter, quantize), sampling, raw, base=base, as_json=as_json)
+        trained = load_trained(Path(model), reporter, quantize, device=device)
+        session = Talk(trained, sampling, raw, base=base, as_json=as_json)
     if seed is not None:
         from transformers import set_seed
 
@@ -80,7 +85,9 @@ def chat(
         typer.echo(session.save(transcript), err=True)
 
 
-def _several(model: str, adapter: list[str], folder: Path | None, quantize: str | None, reporter: Reporter) -> Several:
+def _several(
+    model: str, adapter: list[str], folder: Path | None, quantize: str | None, device: str, reporter: Reporter
+) -> Several:
     named = named_paths(adapter)
     if folder is not None:
         from ..core.combine.folder import adapter_folders
@@ -92,7 +99,7 @@ def _several(model: str, adapter: list[str], folder: Path | None, quantize: str 
         named |= found
     from ..train.use.several import load_several
 
-    return load_several(model, named, reporter, quantize)
+    return load_several(model, named, reporter, quantize, device=device)
 
 
 def _messages() -> Iterator[str]:

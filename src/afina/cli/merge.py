@@ -10,6 +10,7 @@ import typer
 from ..errors import RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
+from .options import Device
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -21,6 +22,7 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; without it the base model's own.")
     ] = None,
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model in OUT.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -38,10 +40,13 @@ def merge(
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", dtype=_known(dtype))
+    # The model, what is read back, and room for a layer in float32 or for the base that it was trained on.
+    trained = load_trained(adapter, reporter, "none", dtype=_known(dtype), device=device, copies=3)
     check = export(trained, out, overwrite=overwrite)
     kind, quantised = str(trained.model.dtype).removeprefix("torch."), trained.trained_on
-    other = against(load_trained(adapter, reporter), out) if quantised != "none" else None
+    other = None
+    if quantised != "none":
+        other = against(load_trained(adapter, reporter, device=trained.recipe.model.device), out)
     if as_json:
         say_json({"folder": out, "dtype": kind, "check": asdict(check), "trained_on": quantised,
                   "check_there": asdict(other) if other else None})  # fmt: skip

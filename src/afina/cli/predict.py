@@ -10,6 +10,7 @@ import typer
 from ..errors import DataError
 from .as_json import AsJson, say_json
 from .guard import guarded
+from .options import Device
 
 
 @guarded
@@ -22,6 +23,7 @@ def predict(
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +50,7 @@ def predict(
     given = read_rows(file)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, quantize)
+    trained = load_trained(adapter, reporter, quantize, device=device)
     rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     # The file's own columns, under its own names, and what is new.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..plan.usage import resident_kib
+from ..devices.memory_use import peak_bytes, reset_peak, resident_kib
 
 _RESET = Path("/proc/self/clear_refs")
 
@@ -15,6 +15,7 @@ class Peak:
 
     def __init__(self, base: Any) -> None:
         # Weights come into memory where they are first read; unread ones would count as the training's own.
+        self.device = next(base.parameters()).device
         self.base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
         for parameter in base.parameters():
             parameter.detach().sum()
@@ -22,17 +23,12 @@ class Peak:
 
     def start(self) -> None:
         """Forget the peak so far (loading has one of its own)."""
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak(self.device)
         if _RESET.exists():
             _RESET.write_text("5", encoding="ascii")
 
     def above_base_mb(self) -> float:
         """MiB that the phase took at its peak, over and above the base's weights."""
-        import torch
-
-        if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-            return float(round((torch.cuda.max_memory_allocated() - self.base_bytes) / 2**20, 1))
+        if self.device.type != "cpu":
+            return float(round((peak_bytes(self.device) - self.base_bytes) / 2**20, 1))
         return float(round(max(0.0, resident_kib("VmHWM") - self.resident) / 2**10, 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import sha256
+from ..devices.place import place
 from ..errors import DataError, RecipeError
 from ..train.base.base_model import base_location
 from ..train.data.labels import majority_share
@@ -118,17 +119,18 @@ def _facts(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         "model": {path.name: sha256(path) for path in sorted(weights)} or str(location),
         "versions": {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version()},
-        "machine": machine(),
+        "machine": machine(recipe.model.device),
     }  # fmt: skip
 
 
-def machine() -> dict[str, Any]:
-    """The processor, its cores, the threads that torch takes in every run, and the GPU where there is one."""
+def machine(device: str = "auto") -> dict[str, Any]:
+    """The processor, its cores, the threads that torch takes in every run, and the GPU where `device` is one."""
     import torch
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    chosen = place(device)
+    gpu = None if chosen.kind == "cpu" else chosen.title
     threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
     return {
         "processor": name or platform.processor() or platform.machine(), "cores": os.cpu_count(),

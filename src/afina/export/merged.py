@@ -99,7 +99,7 @@ def against(trained: Trained, merged: Path) -> Check:
         merged: folder of the merged model.
     """
     probes = _encoded(trained)
-    model = type(trained.model.get_base_model()).from_pretrained(merged, dtype="auto").to(trained.model.device)
+    model = _on(type(trained.model.get_base_model()), merged, "auto", trained.model.device)
     return _compare(_logits(trained.model, probes), _logits(model, probes))
 
 
@@ -125,8 +125,13 @@ def _logits(model: Any, probes: list[Any]) -> list[Any]:
 
 
 def _reloaded(folder: Path, merged: Any) -> Any:
-    model = type(merged).from_pretrained(folder, dtype=merged.dtype)
-    return model.to(merged.device)
+    return _on(type(merged), folder, merged.dtype, merged.device)
+
+
+def _on(kind: Any, folder: Path, dtype: Any, device: Any) -> Any:
+    """A model read straight to its device."""
+    place = {} if device.type == "cpu" else {"device_map": {"": device}}
+    return kind.from_pretrained(folder, dtype=dtype, **place)
 
 
 def _compare(expected: list[Any], got: list[Any]) -> Check:

@@ -89,18 +89,17 @@ class FrozenPrefix:
     def _check(self) -> None:
         """Run the layers twice on a few tokens."""
         was = self.decoder.training
-        ids = torch.arange(8, device=next(self.embedding.parameters()).device)[None]
+        ids = torch.arange(8, device=(device := next(self.embedding.parameters()).device))[None]
         self.decoder.train()
-        state = torch.random.get_rng_state()
+        gpus = {"devices": [device], "device_type": device.type} if device.type in ("cuda", "xpu") else {"devices": []}
         try:
-            with torch.no_grad():
+            with torch.random.fork_rng(**gpus), torch.no_grad():
                 found = []
                 for _ in range(2):
                     self.clear()
                     self.decoder(input_ids=ids)
                     found.append(next(iter(self._states.values()), None))
         finally:
-            torch.random.set_rng_state(state)
             self.decoder.train(was)
         self.hits = self.misses = 0
         self.clear()

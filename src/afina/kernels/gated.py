@@ -77,9 +77,14 @@ def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
         return down(product)
 
 
-def keep_less(base: nn.Module, dtype: torch.dtype) -> int:
-    """Let feed-forward parts of this form keep less; returns how many there are. dtype: what the base computes in."""
-    if dtype != torch.float32 and not native.fits(torch.empty(0, dtype=dtype)):
+def keep_less(base: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
+    """Let feed-forward parts of this form keep less; returns how many there are.
+
+    Args:
+        dtype: what the base computes in.
+        device: where it is.
+    """
+    if dtype != torch.float32 and not native.fits(torch.empty(0, dtype=dtype, device=device)):
         return 0
     found = [m for m in base.modules() if _has_the_form(m, dtype)]
     for module in found:

@@ -23,11 +23,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import AfinaWarning
+from .chunks import chunk_rows, rows_at_a_time
 from .cpu import products
 from .cpu.native import rowwise as native
 
-MEMORY = 64 * 2**20
-"""Bytes that a chunk's logits may take in float32."""
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
 
@@ -38,7 +37,7 @@ Kernel = Callable[[Tensor, Tensor, float, bool], Tensor]
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     label_smoothing: float = 0.0, softcap: float | None = None, count: Tensor | float | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of softmax(hidden weightᵀ + bias) against targets.
 
@@ -47,7 +46,7 @@ def linear_cross_entropy(
         label_smoothing: share of the target that is spread over the whole vocabulary.
         softcap: logits are softcap · tanh(logits / softcap).
         count: what the sum is divided by; the number of targets if None.
-        memory: bytes for a chunk's logits in float32.
+        memory: bytes for a chunk's logits in float32; by the device if None (`chunk_rows`).
     """
     how = _How(ignore_index, label_smoothing, softcap, count, memory)
     run: Any = _LinearCrossEntropy.apply
@@ -76,7 +75,7 @@ class _How(NamedTuple):
     smoothing: float = 0.0
     softcap: float | None = None
     divisor: Tensor | float | None = None
-    memory: int = MEMORY
+    memory: int | None = None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -91,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw_VD = torch.zeros_like(weight) if wants_w else None
         logits = products.linear(hidden, weight, bias) if keep else None
         total = torch.zeros((), dtype=torch.promote_types(torch.float32, hidden.dtype), device=hidden.device)
-        step = max(1, how.memory // (4 * weight.shape[0]))
+        step = rows_at_a_time(len(rows), weight, how.memory)
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
             z_NV = products.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
@@ -230,7 +229,7 @@ def _fault(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int)
             return f"the kernel's loss is wrong: {float(got):.7g} instead of {float(true):.7g}"
         if not torch.allclose(z_NV.float(), true_NV.float(), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=3e-6):
             return f"the kernel's gradient is wrong by {float((z_NV.float() - true_NV.float()).abs().max()):.3g}"
-    z_NV, y_N1 = _sample(max(1, MEMORY // (4 * width)), width, device, dtype)
+    z_NV, y_N1 = _sample(chunk_rows(width, device.type, None), width, device, dtype)
     slow, fast = _milliseconds(
         lambda: _block(z_NV, y_N1, _How(-100), True), lambda: kernel(z_NV, y_N1, 0.0, True), device
     )

@@ -46,9 +46,14 @@ class _Rotate(torch.autograd.Function):
         return *native.turn(g_q, g_k, cos, sin, back=True), None, None
 
 
-def fuse_rotary(base: nn.Module, dtype: torch.dtype) -> int:
-    """Give attention layers the kernel; returns how many have it. dtype: what the base computes in."""
-    if not native.fits(torch.empty(0, dtype=dtype)):
+def fuse_rotary(base: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
+    """Give attention layers the kernel; returns how many have it.
+
+    Args:
+        dtype: what the base computes in.
+        device: where it is.
+    """
+    if not native.fits(torch.empty(0, dtype=dtype, device=device)):
         return 0
     found = [m for m in base.modules() if _takes_kernel(type(m))]
     for module in found:

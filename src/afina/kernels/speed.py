@@ -43,15 +43,16 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
-    dtype = _dtype(base)
-    if parts := keep_less(base, dtype):
+    dtype, device = _dtype(base), _device(base)
+    if parts := keep_less(base, dtype, device):
         said.append(f"feed-forward: {parts} parts keep half as much for the backward pass")
     if norms := fuse_norms(base):
         said.append(f"norms: {norms} layers in one pass over memory each way")
-    if turned := fuse_rotary(base, dtype):
+    if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
     said += [*_native(base), _siblings(base)]
-    if steps and parts and norms and turned and dtype == torch.bfloat16 and library() is not None:
+    native = device.type == "cpu" and library() is not None
+    if steps and parts and norms and turned and dtype == torch.bfloat16 and native:
         return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
     return [*said, compile_layers(base, steps, tokens)]
 
@@ -68,8 +69,7 @@ def are_on(said: Sequence[str]) -> int:
 
 
 def _native(base: Any) -> list[str]:
-    first = next(iter(base.parameters()), None)
-    if first is None or first.device.type != "cpu":
+    if _device(base).type != "cpu":
         return []
     return ["native kernels: on" if library() else f"native kernels: off, because {why_not()}"]
 
@@ -78,6 +78,12 @@ def _dtype(base: nn.Module) -> torch.dtype:
     """What the base computes in, by its first parameter, which is an embedding's."""
     first = next(iter(base.parameters()), None)
     return torch.float32 if first is None else first.dtype
+
+
+def _device(base: nn.Module) -> torch.device:
+    """Where the base is. On several devices none has it, and paths that are for one kind of device are left out."""
+    there = {p.device for p in base.parameters()}
+    return there.pop() if len(there) == 1 else torch.device("meta")
 
 
 def _siblings(base: Any) -> str:
@@ -110,10 +116,9 @@ def _linear(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
 
 
 def _attention(base: Any) -> str:
-    first = next(iter(base.parameters()), None)
     now = getattr(getattr(base, "config", None), "_attn_implementation", None)
-    if first is None or first.device.type != "cpu":
-        return "attention: torch's own, which is the fastest on this device"
+    if _device(base).type != "cpu":
+        return f"attention: left as it is ({now}), because ours is for processors"
     if now != "sdpa" or not callable(getattr(base, "set_attn_implementation", None)):
         return f"attention: left as it is ({now})"
     attention.register()

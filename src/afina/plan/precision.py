@@ -1,12 +1,27 @@
-"""Which dtype the frozen base should have on this machine: bfloat16 where a short measurement shows that it pays."""
+"""Which dtype the frozen base should have on a device: a GPU's own 16 bits; on a processor bfloat16 where a short
+measurement shows that it pays."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..devices.found import Device
+from ..devices.memory_use import synchronize
+from ..devices.place import place
 
 ENOUGH = 1.3
 """bfloat16 has to be this many times as fast as float32: it keeps 8 bits of every number."""
+
+
+_REASONS = MappingProxyType(
+    {
+        "bfloat16": "{} computes in it",
+        "float16": "{} has no instructions for bfloat16; the loss is scaled, so that small gradients stay",
+        "float32": "{} has no instructions for bfloat16",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -17,19 +32,26 @@ class Choice:
     reason: str
 
 
-def choose_dtype(size: int = 1024, rounds: int = 5) -> Choice:
-    """Measure products of `size` x `size` weights with `size` / 2 tokens, forward and input gradient, in both dtypes.
+def choose_dtype(on: Device | None = None, size: int = 1024, rounds: int = 5) -> Choice:
+    """The dtype for a device. Adapters and the optimizer stay in float32 whatever it is.
 
-    Adapters and the optimizer stay in float32 either way.
+    On a processor, and where a device does not say what it can do, products of `size` x `size` weights with `size` / 2
+    tokens, forward and input gradient, are measured in both dtypes.
+
+    Args:
+        on: the device; the one that this machine would use if None.
     """
     import torch
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice("float32", f"{torch.cuda.get_device_name()} has no bfloat16 instructions")
+    on = on or place()
+    if on.kind != "cpu" and on.bfloat16 is not None:
+        return Choice(on.half, _REASONS[on.half].format(on.title))
+    device = torch.device(on.name)
     seconds = {d: product_seconds(d, device, size, rounds) for d in (torch.float32, torch.bfloat16)}
     gain = seconds[torch.float32] / seconds[torch.bfloat16]
     told = f"matrix products in bfloat16 are {gain:.1f} times as fast as in float32 here"
+    if on.bfloat16 is False:
+        told += ", which has no instructions for it and emulates them"
     return Choice("bfloat16" if gain >= ENOUGH else "float32", told)
 
 
@@ -43,7 +65,6 @@ def product_seconds(dtype: object, device: object, size: int, rounds: int) -> fl
     for _ in range(rounds + 1):
         start = time.perf_counter()
         torch.mm(torch.mm(x, weight.T), weight)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best

@@ -1,42 +1,6 @@
-"""What memory this process uses, and what is free."""
+"""Sizes in words."""
 
 from __future__ import annotations
-
-import resource
-import sys
-from pathlib import Path
-
-_STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
-
-
-def resident_kib(entry: str = "VmRSS") -> float:
-    """Resident memory, or with "VmHWM" its peak; where there is no /proc, the peak of the process's life."""
-    if _STATUS.exists():
-        for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith(f"{entry}:"):
-                return float(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform == "darwin" else float(peak)
-
-
-def used_bytes() -> int:
-    """What torch holds on the GPU; without one, the process's resident memory."""
-    import torch
-
-    return int(torch.cuda.memory_reserved() if torch.cuda.is_available() else resident_kib() * 1024)
-
-
-def free_bytes() -> int | None:
-    """What the GPU, or else the machine, has free; None where it does not say."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    if _MEMINFO.is_file():
-        for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def told_bytes(count: float) -> str:

@@ -14,7 +14,7 @@ class Rows:
         return f"a.jsonl:{10 + index}"
 
 
-def guarded_step(poison):
+def guarded_step(poison, fp16=False, times=1):
     """What the guard says to one step of a small model."""
     from types import SimpleNamespace
 
@@ -46,12 +46,19 @@ def guarded_step(poison):
         model.first.weight.grad[1] = float("nan")
     if poison == "nothing":
         model.zero_grad(set_to_none=False)
-    guard.on_pre_optimizer_step(None, None, None)
+    for _ in range(times):
+        guard.on_pre_optimizer_step(SimpleNamespace(fp16=fp16), None, None)
     return "passed"
 
 
 def test_finite_step_passes(child):
     assert child(guarded_step, None) == "passed"
+
+
+def test_a_scaled_loss_may_overflow_as_often_as_its_scale_can_be_halved(child):
+    assert child(guarded_step, "gradient", True, 24) == "passed"
+    with pytest.raises(NumericError, match="the gradient is not finite"):
+        child(guarded_step, "gradient", True, 25)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def told(path, overrides=(), free=2**36):
     """The plan's lines on a machine with so much free memory."""
     from afina.train.loop import planning
 
-    real, planning.free_bytes = planning.free_bytes, lambda: free
+    real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:
         return planning.planned(load_recipe(str(path), overrides), Reporter())
     finally:

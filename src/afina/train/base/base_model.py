@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...devices.found import found
+from ...devices.place import is_sharded, place, told
 from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
@@ -119,7 +121,8 @@ def config_of(location: str, section: ModelSection) -> Any:
 def load_base(
     section: ModelSection, location: str, loader: str, options: Mapping[str, Any], fresh: Iterable[str] = ()
 ) -> PreTrainedModel:
-    """The base model in its storage. Weights that its files lack are told in a warning: they are random then.
+    """The base model in its storage, read straight to its device. Weights that its files lack are told in a warning:
+    they are random then.
 
     Args:
         loader: transformers' auto class.
@@ -128,7 +131,8 @@ def load_base(
 
     Raises:
         CheckpointError: it cannot be loaded.
-        RecipeError: the storage needs a package that is not installed, or a layer does not fit it.
+        RecipeError: the storage needs a package that is not installed, or a layer does not fit it; or the device is
+            not there.
     """
     import transformers
 
@@ -138,12 +142,38 @@ def load_base(
     try:
         model, found = auto.from_pretrained(
             location, dtype=section.dtype, revision=section.revision or "main", output_loading_info=True,
-            **stored, **options,
+            **stored, **_placed(section), **options,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
+    if not stored and hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # which transformers takes for several devices
     return quantize.after_loading(section, model)
+
+
+def _placed(section: ModelSection) -> dict[str, Any]:
+    """What puts the weights on the section's device as they are read; a processor is where they are put anyway."""
+    name = place(section.device).name
+    return {} if name == "cpu" or is_sharded() else {"device_map": {"": name}}
+
+
+def settled(device: str, location: str, reporter: Reporter, copies: int = 1) -> str:
+    """The name of the device that `device` comes to for a model in that folder; it is told, and so is a GPU that the
+    weights do not fit into.
+
+    Args:
+        copies: how many times the weights have to fit.
+
+    Raises:
+        RecipeError: the device is not there.
+    """
+    bytes_ = copies * sum(path.stat().st_size for path in Path(location).glob("*.safetensors"))
+    there = found()
+    chosen, first = place(device, needs=bytes_, there=there), place(device, there=there)
+    small = f", because the weights take {bytes_ / 2**30:.1f} GiB and {told(first)} is too small"
+    reporter.note(f"device: {told(chosen)}{'' if chosen is first else small}")
+    return chosen.name
 
 
 def _tell_missing(keys: Iterable[str], fresh: Iterable[str], location: str) -> None:

@@ -11,23 +11,28 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ...devices.memory_use import used_bytes
 from ...errors import NumericError
-from ...plan.usage import used_bytes
 from ..report.checkpoints import mark_complete
 from ..report.events import Progress, Reporter
 from .finite import first_not_finite, told_rows
 from .method_state import read_method_state, write_method_state
 
+_SKIPPED = 24
+"""Steps in a row that float16's scaled loss may skip: each halves the scale, which begins at 2 to the 16th."""
+
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
     """Stops a run whose loss or gradient is not finite, before the optimizer step that would spread it.
 
-    Trainer itself goes on and logs 0.0. The loss is seen by a hook on the model, gradients right before the step.
+    Trainer itself goes on and logs 0.0. The loss is seen by a hook on the model, gradients right before the step. In
+    float16 the loss is scaled, and a step whose gradient overflows is skipped for a smaller scale.
     """
 
     def __init__(self, model: nn.Module, may_stand_still: bool = False) -> None:
         self.model, self.may_stand_still = model, may_stand_still
         self.step = 1
+        self.in_a_row = 0
         self.dataset: Any = None
         self.batches: list[dict[str, Any]] = []
         self.hook = model.register_forward_hook(self._check_loss, with_kwargs=True)
@@ -72,6 +77,9 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         """
         trained = [(name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad]
         bad = next((name for name, grad in trained if grad is not None and not torch.isfinite(grad).all()), None)
+        self.in_a_row = self.in_a_row + 1 if bad is not None else 0
+        if bad is not None and args.fp16 and self.in_a_row <= _SKIPPED:
+            return
         if bad is not None:
             raise NumericError(
                 "the gradient is not finite, stopped before the update",
@@ -154,7 +162,8 @@ class ProgressReport(TrainerCallback):  # type: ignore[misc]
         seconds = time.monotonic() - self.started
         tokens = int(state.num_input_tokens_seen) - self.tokens_before
         rate = tokens / seconds if tokens and seconds > 0 else None
-        self.reporter.progress(Progress("training", state.global_step, state.max_steps, rate, self.loss, used_bytes()))
+        held = used_bytes(args.device)
+        self.reporter.progress(Progress("training", state.global_step, state.max_steps, rate, self.loss, held))
 
     def on_prediction_step(
         self,

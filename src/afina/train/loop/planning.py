@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ...plan.usage import free_bytes, told_bytes, told_seconds, used_bytes
+from ...devices.memory_use import free_bytes, used_bytes
+from ...devices.place import place
+from ...plan.usage import told_bytes, told_seconds
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..data.encode import Data
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ...devices.found import Device
     from ...plan.memory import StepMemory
 
 _BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
@@ -88,11 +91,10 @@ def _sizes(setting: _Setting) -> list[str]:
 
 def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
     """Whether it fits, and what would make it."""
-    import torch
-
-    free = free_bytes()
+    device = place(setting.recipe.model.device)
+    free = free_bytes(device.name)
     needed = f"in all {told_bytes(peak)}, with the allocator's gaps up to {told_bytes(_EXCESS * peak)}"
-    if not torch.cuda.is_available():
+    if device.kind == "cpu":
         needed += f", beside {told_bytes(used_bytes())} of the libraries"
     if free is None:
         return [f"memory: {needed}"]
@@ -164,7 +166,8 @@ def _loss(setting: _Setting, batch: Mapping[str, Tensor]) -> Callable[[nn.Module
     task, recipe = named(setting.recipe.task), setting.recipe
     kept = None
     if task.fast and recipe.training.fast and "labels" in batch:
-        kept = _projected(batch["labels"], vocab_size(setting.location, recipe.model, setting.tokenizer))
+        vocabulary = vocab_size(setting.location, recipe.model, setting.tokenizer)
+        kept = _projected(batch["labels"], vocabulary, place(recipe.model.device))
 
     def loss(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         if kept is None or wants_logits(model):
@@ -177,12 +180,12 @@ def _loss(setting: _Setting, batch: Mapping[str, Tensor]) -> Callable[[nn.Module
     return loss
 
 
-def _projected(labels: Tensor, vocabulary: int) -> int:
+def _projected(labels: Tensor, vocabulary: int, device: Device) -> int:
     """Positions of a row whose logits are held at once by the chunked loss."""
-    from ...kernels.loss import MEMORY
+    from ...kernels.chunks import chunk_rows
 
     supervised = int((labels != -100).sum())
-    return max(1, min(supervised, MEMORY // (4 * vocabulary)) // labels.shape[0])
+    return max(1, min(supervised, chunk_rows(vocabulary, device.kind, device.free)) // labels.shape[0])
 
 
 def _shapes_of(setting: _Setting) -> Any:

@@ -11,7 +11,10 @@ from typing import Any
 
 from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
+from ...devices.found import found
+from ...devices.place import place, told
 from ...errors import StoppedError
+from ...kernels.flash import use_flash
 from ...kernels.frozen import FrozenPrefix
 from ...kernels.speed import are_on, speed_up
 from ...methods.baselines.full import FullConfig
@@ -123,12 +126,14 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
     resolve_adapter(out, reporter)
     if out.training.learning_rate is None:
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
+    device = place(out.model.device)
+    reporter.note(f"device: {told(device, found())}")
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
         # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
         out.model.dtype = "float32"
         reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
-    if out.model.dtype == "auto" and out.model.quantize == "none":
-        choice = choose_dtype()
+    if out.model.dtype == "auto" and (out.model.quantize == "none" or device.kind != "cpu"):
+        choice = choose_dtype(device)
         out.model.dtype = choice.dtype  # type: ignore[assignment]
         reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
     absolute(out)
@@ -182,7 +187,11 @@ def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Repo
     rows = data.train.items[:: max(1, len(data.train) // 100)]
     tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
     passes = steps * t.gradient_accumulation if t.compile else 0
-    said = speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
+    device = place(recipe.model.device)
+    said = []
+    if device.kind != "cpu" and not t.packing and not wants_logits(model):
+        said.append(use_flash(model, device))
+    said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
     for sentence in said:
         reporter.detail(f"fast path: {sentence}")
@@ -226,7 +235,7 @@ def _measured(
     values = report(
         task=recipe.task, method=recipe.method.type, base_model=recipe.model.path, trainable=trainable, total=total,
         training=training, before=before, after=after,
-        data_sha256={rows.path.name: rows.digest() for rows in data.split.parts},
+        data_sha256={rows.path.name: rows.digest() for rows in data.split.parts}, device=trainer.args.device,
     )  # fmt: skip
     _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from ...devices.place import NAMES
 from .task_types import DEFAULT_TASK, TaskName
 
 
@@ -36,7 +37,12 @@ class ModelSection(Section):
         "is its own and the task holds the model to no reference",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="of the base weights; auto: bfloat16 where it is measured to be faster"
+        default="auto",
+        description="of the base weights; auto: bfloat16 on a GPU, float16 on an older one; on a processor "
+        "bfloat16 where it is measured to be faster",
+    )
+    device: str = Field(
+        default="auto", pattern=NAMES, description="auto, cpu, cuda, cuda:N, mps, xpu; auto: a GPU where there is one"
     )
     quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
         default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
+from ...devices.memory_use import peak_bytes
 from ...version import __version__
 from .output import RECIPE_NAME
 from .scores import Scores
@@ -25,8 +24,9 @@ def report(
     before: Scores | None,
     after: Scores | None,
     data_sha256: dict[str, str],
+    device: Any,
 ) -> dict[str, Any]:
-    """All that was measured, and what it was measured with."""
+    """All that was measured, and what it was measured with; the memory is that of `device`."""
     import torch
     import transformers
 
@@ -39,7 +39,8 @@ def report(
         "before": before.as_dict() if before else None,
         "after": after.as_dict() if after else None,
         "data_sha256": data_sha256,
-        "peak_memory_mb": peak_memory_mb(),
+        "device": str(device),
+        "peak_memory_mb": round(peak_bytes(device) / 2**20, 1),
         "versions": {
             "afina": __version__,
             "torch": torch.__version__,
@@ -47,16 +48,6 @@ def report(
             "python": platform.python_version(),
         },
     }
-
-
-def peak_memory_mb() -> float:
-    """The process's peak resident memory, or the GPU's peak where one was used."""
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...devices.found import Device
+from ...devices.place import is_distributed, place, scales_loss
 from ...errors import AfinaError, RecipeError
 from ..recipe.sections import Recipe
 
@@ -34,15 +36,14 @@ def training_arguments(
     Raises:
         RecipeError: a name (schedule, optimizer, tracker) is not known to transformers.
     """
-    import torch
     from transformers import TrainingArguments
 
-    t = recipe.training
+    t, device = recipe.training, place(recipe.model.device)
     own = _bookkeeping(recipe)
     own |= {_checkpointing_key(TrainingArguments): t.gradient_checkpointing,
             "per_device_eval_batch_size": recipe.evaluation.batch_size}  # fmt: skip
     with refused("transformers"):
-        return (kind or TrainingArguments)(
+        made = (kind or TrainingArguments)(
             output_dir=str(work),
             learning_rate=learning_rate,
             per_device_train_batch_size=t.batch_size,
@@ -55,12 +56,36 @@ def training_arguments(
             max_grad_norm=t.max_grad_norm,
             optim=t.optimizer,
             bf16=t.bf16,
+            fp16=not t.bf16 and scales_loss(device, recipe.model.dtype),
             dataloader_num_workers=t.workers,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=not torch.accelerator.is_available(),
+            dataloader_pin_memory=device.kind == "cuda",
+            use_cpu=device.kind == "cpu",
             seed=t.seed,
             **{**own, **more},
         )
+    if not is_distributed():
+        keep_to(made, device)
+    return made
+
+
+def keep_to(arguments: Any, device: Device) -> None:
+    """Let a trainer use that device; by itself it takes the first GPU, or spreads batches over all of them.
+
+    Raises:
+        RecipeError: it can only use one of another kind.
+    """
+    import torch
+
+    if device.kind == "cpu":
+        return
+    where = torch.device(device.name)
+    chosen = arguments.device  # from here on it does not choose again
+    if chosen.type != where.type:
+        raise RecipeError("transformers' trainer takes another device first", where="model.device", got=device.name,
+                          expected=chosen)  # fmt: skip
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    arguments.__dict__["_setup_devices"], arguments._n_gpu = where, 1
 
 
 def _bookkeeping(recipe: Recipe) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import RecipeError
 from ..answers.generate import Sampling, left_padded, stream
-from ..base.base_model import base_location, load_tokenizer
+from ..base.base_model import base_location, load_tokenizer, settled
 from ..data.encode import token_ids
 from ..data.prompts import Prompter
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
@@ -99,15 +99,18 @@ class Several:
         return {n: out[n] for n in self.prompters}
 
 
-def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, storage: str | None = None) -> Several:
+def load_several(
+    base: str, adapters: Mapping[str, Path], reporter: Reporter, storage: str | None = None, *, device: str = "auto"
+) -> Several:
     """Load a base model and adapters by name.
 
     Args:
         base: a folder, GGUF file, hub id or package reference.
         storage: of the base (`model.quantize`).
+        device: where they answer.
 
     Raises:
-        RecipeError: no such base, a name that cannot be used, or an adapter that does not generate text.
+        RecipeError: no such base or device, a name that cannot be used, or an adapter that does not generate text.
         CheckpointError: an adapter is damaged or for another base.
     """
     from ...core.combine.folder import load_adapters
@@ -127,6 +130,7 @@ def load_several(base: str, adapters: Mapping[str, Path], reporter: Reporter, st
     section = ModelSection.model_validate({"path": base, **({} if storage is None else {"quantize": storage})})
     plain = Recipe(model=section, data=DataSection(train=""), output=OutputSection(dir=""))
     location = base_location(section, reporter)
+    section.device = settled(device, location, reporter)
     tokenizer = load_tokenizer(location, section, reporter)
     first, *others = adapters
     loaded = named(plain.task).load(section, location, None, tokenizer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..base import quantize
-from ..base.base_model import base_location, load_tokenizer
+from ..base.base_model import base_location, load_tokenizer, settled
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
 from ..recipe.task_types import of_task_type
@@ -36,24 +36,27 @@ def recipe_of(folder: Path, base: str | None = None) -> Recipe:
 
 
 def load_trained(
-    folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None, dtype: str | None = None
-) -> Trained:
+    folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None, *,
+    dtype: str | None = None, device: str = "auto", copies: int = 1,
+) -> Trained:  # fmt: skip
     """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
     Args:
         storage: of the base (`model.quantize`); the one that it was trained on if None.
         base: the base model, in place of the one that the adapter names.
         dtype: of the base (`model.dtype`), "auto" for its own; the one that it was trained in if None.
+        device: where it is used; not where it was trained, which may have been another machine.
+        copies: how many times the weights have to fit there, where the choice is open.
 
     Raises:
-        RecipeError: no such storage.
+        RecipeError: no such storage or device.
         CheckpointError: it is not an adapter folder, or a part cannot be loaded.
     """
     from ...core.model.peft_model import PeftModel
 
     whole = not (folder / "adapter_config.json").is_file() and (folder / REPORT).is_file()
     if whole:
-        return _load_whole(folder, reporter)
+        return _load_whole(folder, reporter, device, copies)
     recipe = recipe_of(folder, base)
     trained_on = recipe.model.quantize
     if storage is not None:
@@ -61,6 +64,7 @@ def load_trained(
     if dtype is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
     location = base_location(recipe.model, reporter)
+    recipe.model.device = settled(device, location, reporter, copies)
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / "tokenizer_config.json"
     if own.is_file():
@@ -72,10 +76,11 @@ def load_trained(
     return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
 
 
-def _load_whole(folder: Path, reporter: Reporter) -> Trained:
+def _load_whole(folder: Path, reporter: Reporter, device: str, copies: int) -> Trained:
     """A model that was trained as a whole."""
     recipe = load_recipe(str(folder))
     recipe.model.chat_template = None
+    recipe.model.device = settled(device, str(folder), reporter, copies)
     tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
     task = named(recipe.task)
     recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now

@@ -1,0 +1,198 @@
+"""Every kernel against its formula, on a device: its output and gradients, and the formula's in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import joint, loss, norm, rotary
+from .cpu import products
+from .cpu.attention import short_attention
+from .cpu.native import library, rowwise, why_not
+from .gated import gated
+from .lora_linear import lora_linear
+
+LIMITS = MappingProxyType({torch.float32: 1e-5, torch.bfloat16: 2e-2})
+"""How far a kernel may be from its formula, relative: sums in another order, rounded to the dtype."""
+_SCALE, _EPS = 0.5, 1e-6
+_FAULTS = (RuntimeError, OSError, ImportError, ValueError, TypeError, AssertionError, IndexError)
+
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of a kernel's trial.
+
+    Attributes:
+        kernel: what it computes.
+        state: "right", "wrong", or "off" where it is not used on this device.
+        error: the largest relative difference from the formula, of output and gradients; None if it did not run.
+        limit: what the difference may be.
+        why: why it is off, or what went wrong.
+    """
+
+    kernel: str
+    state: Literal["right", "wrong", "off"]
+    error: float | None = None
+    limit: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    name: str
+    kernel: Run
+    formula: Run
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+    off: str = ""
+
+
+def self_test(device: torch.device) -> list[Check]:
+    """Try every kernel on a device."""
+    return [_check(kernel, device) for kernel in (*_everywhere(), *_rows(device), *_others(device))]
+
+
+def _check(one: _Kernel, device: torch.device) -> Check:
+    if one.off:
+        return Check(one.name, "off", why=one.off)
+    limit = LIMITS[one.dtype]
+    try:
+        error = _difference(one, device)
+    except _FAULTS as fault:
+        told = f"{type(fault).__name__}: {fault}".splitlines()[0][:100]
+        return Check(one.name, "wrong", limit=limit, why=told)
+    if error <= limit:
+        return Check(one.name, "right", error, limit)
+    return Check(one.name, "wrong", error, limit, "it is not its formula here")
+
+
+def _difference(one: _Kernel, device: torch.device) -> float:
+    random = torch.Generator().manual_seed(0)
+    exact = [torch.randn(shape, generator=random).to(one.dtype).double() for shape in one.shapes]
+    ours = [t.to(one.dtype).to(device) for t in exact]
+    worst = 0.0
+    for a, b in zip(_run(one.kernel, ours), _run(one.formula, exact), strict=True):
+        difference = (a.cpu().double() - b).norm() / b.norm().clamp_min(1e-12)
+        worst = max(worst, float(difference)) if bool(difference.isfinite()) else float("inf")
+    return worst
+
+
+def _run(run: Run, inputs: list[Tensor]) -> list[Tensor]:
+    """The output and the gradient of every input."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    out = run(*leaves)
+    weights = torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.device, out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, weights)]
+
+
+def _everywhere() -> Iterator[_Kernel]:
+    """What serves on every device."""
+    weight = torch.linspace(-1, 1, 48 * 64).view(48, 64).cos()
+    words = torch.linspace(-1, 1, 300 * 64).view(300, 64).cos()
+    targets = torch.arange(40).where(torch.arange(40) % 3 > 0, -100)
+
+    def on(x: Tensor, t: Tensor) -> Tensor:
+        return t.to(x.device, x.dtype if t.is_floating_point() else t.dtype)
+
+    def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return F.linear(x, on(x, weight)) + _SCALE * (x @ a.mT) @ b.mT
+
+    def two(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        layer = joint.Layer(on(x, weight), None, a, b, _SCALE)
+        return torch.cat(joint.lora_linears(x, [layer, layer]), -1)
+
+    yield _Kernel("LoRA with its frozen layer", lambda x, a, b: lora_linear(x, on(x, weight), None, a, b, _SCALE),
+                  low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
+    yield _Kernel("LoRA layers that read the same input", two,
+                  lambda x, a, b: torch.cat([low_rank(x, a, b)] * 2, -1), ((40, 64), (8, 64), (48, 8)))  # fmt: skip
+    yield _Kernel("loss without logits, in chunks",
+                  lambda x: loss.linear_cross_entropy(x, on(x, words), on(x, targets), memory=4 * 300 * 11),
+                  lambda x: F.cross_entropy(F.linear(x, on(x, words)), targets), ((40, 64),))  # fmt: skip
+
+
+def _rows(device: torch.device) -> Iterator[_Kernel]:
+    """The passes over rows in C++."""
+    off = "for processors" if device.type != "cpu" else why_not()
+    angles = torch.linspace(0, 7, 2 * 5 * 16).view(2, 5, 16)
+    targets = torch.arange(0, 180, 9)[:, None]
+
+    def turned(turn: Callable[..., tuple[Tensor, Tensor]]) -> Run:
+        def both(q: Tensor, k: Tensor) -> Tensor:
+            cos, sin = (t.to(q.device, q.dtype) for t in (angles.cos(), angles.sin()))
+            return torch.cat([t.flatten() for t in turn(q, k, cos, sin)])
+
+        return both
+
+    yield _Kernel("RMSNorm in C++", lambda x, w: norm.rms_norm(x, w, _EPS),
+                  lambda x, w: w * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS),
+                  ((4, 7, 64), (64,)), off=off)  # fmt: skip
+    yield _Kernel("gated product in C++", lambda g, u: gated(g, u, lambda y: y * 2),
+                  lambda g, u: 2 * F.silu(g) * u, ((4, 7, 64), (4, 7, 64)), off=off)  # fmt: skip
+    yield _Kernel("rotary positions in C++", turned(rotary.rotate), turned(_rotated),
+                  ((2, 3, 5, 16), (2, 1, 5, 16)), off=off)  # fmt: skip
+    yield _Kernel("cross-entropy in C++", lambda z: _through(z, targets, rowwise.losses),
+                  lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
+
+
+def _others(device: torch.device) -> Iterator[_Kernel]:
+    """What is for one kind of device, by other means."""
+    cpu = device.type == "cpu"
+    words = f"attention by blocks{' in C++' if cpu and library() is not None else ''}"
+    yield _Kernel(words, lambda q, k, v: short_attention(q, k, v, None, 0.25), _attention,
+                  ((2, 4, 96, 16), (2, 2, 96, 16), (2, 2, 96, 16)), torch.bfloat16,
+                  off="" if cpu else "for processors")  # fmt: skip
+    yield _Kernel("float32 products by oneDNN", lambda x, w: products.differentiable_linear(x, w, None), F.linear,
+                  ((256, 160), (128, 160)),
+                  off="" if cpu and products.ONEDNN else "for AMD processors with AVX-512")  # fmt: skip
+    targets = torch.arange(0, 180, 9)[:, None]
+    off = "for NVIDIA and AMD GPUs" if device.type != "cuda" else "" if loss.has_triton() else "Triton is not installed"
+    yield _Kernel("cross-entropy in Triton",
+                  lambda z: _through(z, targets.to(z.device), _triton()),
+                  lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
+
+
+def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def turn(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
+
+    return turn(q), turn(k)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    return ((0.25 * q @ k.mT).masked_fill(later, float("-inf")).softmax(-1) @ v).transpose(1, 2)
+
+
+def _triton() -> loss.Kernel:
+    from .cuda.loss import losses
+
+    return losses
+
+
+def _through(z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+    run: Any = _Losses.apply
+    out: Tensor = run(z, targets, kernel)
+    return out
+
+
+class _Losses(torch.autograd.Function):
+    """A kernel that puts the gradient in the place of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+        ctx.gradient = z.clone()
+        return kernel(ctx.gradient, targets, 0.0, True)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.gradient * g[0], None, None
