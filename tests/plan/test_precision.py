@@ -28,14 +28,14 @@ def test_the_measurement_runs_here():
     ],
 )  # fmt: skip
 def test_a_gpu_gets_the_16_bits_that_it_computes_in_unmeasured(device, dtype, words, monkeypatch):
-    monkeypatch.delattr(precision, "_seconds")
+    monkeypatch.delattr(precision, "product_seconds")
     choice = precision.choose_dtype(device)
     assert choice.dtype == dtype
     assert choice.reason.startswith(words)
 
 
 def test_an_emulated_bfloat16_is_told_with_what_it_costs(monkeypatch):
-    monkeypatch.setattr(precision, "_seconds", lambda kind, *rest: 5.0 if kind is torch.bfloat16 else 1.0)
+    monkeypatch.setattr(precision, "product_seconds", lambda kind, *rest: 5.0 if kind is torch.bfloat16 else 1.0)
     choice = precision.choose_dtype(Device("cpu", "a processor", bfloat16=False))
     assert choice.dtype == "float32"
     assert choice.reason == (
