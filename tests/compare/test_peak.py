@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from afina.compare import peak as module
 from afina.compare.peak import Peak
 
 
@@ -27,3 +28,15 @@ def test_base_does_not_count():
     peak.start()
     assert base(torch.ones(1, 4096)).shape == (1, 4096)
     assert peak.above_base_mb() < 32
+
+
+def test_on_a_gpu_the_peak_is_the_devices_own(monkeypatch):
+    """The device without data stands for a GPU."""
+    reset = []
+    monkeypatch.setattr(module, "reset_peak", reset.append)
+    monkeypatch.setattr(module, "peak_bytes", lambda device: 7 * 2**20)
+    base = torch.nn.Linear(2**9, 2**9, bias=False, device="meta")
+    peak = Peak(base)
+    peak.start()
+    assert reset == [torch.device("meta")]
+    assert peak.above_base_mb() == 6.0

@@ -73,3 +73,29 @@ def test_faulty_step_is_stopped_and_named(child, poison, words):
     with pytest.raises(NumericError, match=words) as caught:
         child(guarded_step, poison)
     assert len(str(caught.value).splitlines()) <= 4
+
+
+def memory_told_on(device):
+    """What progress says of the memory, where only that device is asked."""
+    from types import SimpleNamespace
+
+    from afina.compat import stand_in
+
+    stand_in()
+    from afina.train.loop import callbacks
+    from afina.train.report.events import Reporter
+
+    told = []
+
+    class Listener(Reporter):
+        def progress(self, state):
+            told.append(state.memory)
+
+    callbacks.used_bytes = lambda device: {"cuda:1": 77}[str(device)]
+    state = SimpleNamespace(num_input_tokens_seen=0, global_step=1, max_steps=2)
+    callbacks.ProgressReport(Listener()).on_step_end(SimpleNamespace(device=device), state, None)
+    return told
+
+
+def test_progress_tells_the_memory_of_the_device_that_trains(child):
+    assert child(memory_told_on, "cuda:1") == [77]
