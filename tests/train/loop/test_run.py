@@ -104,6 +104,12 @@ def test_run_whose_rate_does_nothing_says_so_with_a_rate_to_try(tmp_path, model_
     assert result.report["training"]["descent"]["verdict"] == "flat"
 
 
+def test_run_warns_of_batches_too_large_for_lora_before_it_trains(tmp_path, model_folder, child):
+    changes = {"training__max_steps": 1, "training__batch_size": 40}
+    _, heard = child(train, tiny.write_recipe(tmp_path, model_folder, **changes))
+    assert [text for text in heard.warnings if text.startswith("batches of 40 sequences")]
+
+
 def test_run_shows_two_examples_with_the_masked_part_marked(finished):
     first, second = finished[1].shown
     assert [(s.text, s.trained) for s in first] == [("<|user|>n0\n<|assistant|>", False), ("even<eos>", True)]

@@ -37,6 +37,7 @@ from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
+from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
@@ -170,6 +171,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    for line in cautions(recipe, config, data.train.items, trainable, steps):
+        reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
