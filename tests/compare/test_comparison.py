@@ -78,6 +78,7 @@ def test_everything_is_measured(finished):
         assert row["forgetting"]["before"] == pytest.approx(found["full"]["forgetting"]["before"], rel=1e-6)
         assert [step for step, _ in row["curves"]["0"]] == list(range(1, 81))
         assert row["curves"]["0"] != row["curves"]["1"]
+        assert row["trained"] in (True, False)
 
 
 def test_refused_and_killed_methods_are_rows_with_their_error(finished):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from afina.compare.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference
+from afina.compare.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference, was_trained
 
 
 def coin(share, items=400, shift=0):
@@ -80,10 +80,11 @@ def test_method_that_finished_fewer_seeds_is_not_the_best():
     assert best == "sound"
 
 
-def row(name, mean, trainable, *, worse=False, complete=True, wall=10.0):
+def row(name, mean, trainable, *, worse=False, complete=True, trained=True, wall=10.0):
     quality = {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
     return {"name": name, "quality": quality, "to_best": {"mean": mean - 0.9, "low": -0.03, "high": 0.01},
-            "worse": worse, "complete": complete, "trainable": trainable, "share": trainable / 1000, "wall_s": wall,
+            "worse": worse, "complete": complete, "trained": trained, "rate_to_try": 2e-3,
+            "learning_rate": 2e-4, "trainable": trainable, "share": trainable / 1000, "wall_s": wall,
             "memory_mb": 1.0, "size_bytes": 1}  # fmt: skip
 
 
@@ -129,3 +130,29 @@ def test_differences_of_accuracies_are_told_in_points():
     assert told_difference(value, "loss") == "-0.012 [-0.030, +0.004]"
     assert told_difference(None, "loss") == "-"
     assert not is_worse(Interval(-0.1, -0.2, 0.0), higher_is_better=True)
+
+
+def test_nothing_is_recommended_against_a_method_that_was_not_trained():
+    found = advise(row("ia3", 0.73, 10), row("lora", 0.22, 20, worse=True, trained=False))
+    assert found.name == ""
+    assert "lora (at 0.0002; try lr=0.002)" in found.sentence
+    assert "ia3" not in found.sentence
+
+
+def test_runs_too_short_to_tell_forbid_no_recommendation():
+    assert advise(row("full", 0.9, 1000, trained=None), row("ia3", 0.9, 1, trained=None)).name == "ia3"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["fell", "fell", "flat"], True),
+        (["fell", "flat"], False),
+        (["rose"], False),
+        (["fell", "too short"], True),
+        (["too short"], None),
+        ([], None),
+    ],
+)
+def test_method_is_trained_if_the_loss_fell_in_most_runs_that_tell(verdicts, expected):
+    assert was_trained(verdicts) is expected

@@ -28,6 +28,16 @@ def test_no_significant_difference_is_said_where_it_is_so_and_only_there():
     assert cells(made["rows"][0], made)[2][0] == "the best"
 
 
+def test_method_that_was_not_trained_is_called_so():
+    made = comparison()
+    made["rows"][1]["trained"], made["rows"][2]["trained"] = False, None
+    assert cells(made["rows"][1], made)[2][0] == "not trained"
+    assert cells(made["rows"][2], made)[2][0] != "not trained"
+    text = " ".join(notes(made))
+    assert "Not trained: in half of its runs" in text
+    assert f"Too short to tell whether the training loss fell: {NAMES[2]}." in text
+
+
 def test_row_that_misses_a_seed_says_so():
     made = comparison()
     made["rows"][1] |= {"complete": False, "seeds": [0, 2]}

@@ -16,7 +16,7 @@ from .candidates import Candidate, candidates, recipe_for
 from .items import ACCURACY
 from .prepare import Shared, prepare
 from .runs import Outcome, Runner
-from .score import Standing, is_worse, recommend, standings
+from .score import Standing, is_worse, recommend, standings, was_trained
 from .tune import Search, at_rate, search
 
 _FULL = "full"
@@ -148,6 +148,8 @@ def _row(
         "to_best": asdict(standing.to_best) if standing.to_best else None,
         "to_full": asdict(standing.to_full) if standing.to_full else None,
         "worse": is_worse(standing.to_best, higher_is_better=higher),
+        "trained": was_trained([r["descent"]["verdict"] for r in each if r["descent"]]),
+        "rate_to_try": next((r["descent"]["rate_to_try"] for r in each if _told_not_to_fall(r)), None),
         "by_seed": {str(seed): fmean(r["items"]) for seed, r in results.items()},
         "loss": fmean(r["loss"] for r in each),
         "trainable": first["trainable"], "share": first["trainable"] / first["base_parameters"],
@@ -157,6 +159,10 @@ def _row(
         "curves": {str(seed): [[s, round(loss, 4)] for s, loss in r["curve"]] for seed, r in results.items()},
         "device": first["device"],
     }  # fmt: skip
+
+
+def _told_not_to_fall(result: dict[str, Any]) -> bool:
+    return bool(result["descent"]) and result["descent"]["rate_to_try"] is not None
 
 
 def _family(recipe: Recipe) -> str:

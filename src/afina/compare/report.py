@@ -16,8 +16,9 @@ from .table import cells, forgotten, heads, notes, setting
 JSON, CSV, MARKDOWN, PAGE, PLOT = "comparison.json", "comparison.csv", "comparison.md", "comparison.html", "pareto.svg"
 _CSV_COLUMNS = (
     "name", "method", "family", "status", "quality", "quality_low", "quality_high", "to_best", "to_best_low",
-    "to_best_high", "to_full", "to_full_low", "to_full_high", "significantly_worse", "loss", "trainable", "share",
-    "memory_mb", "cpu_s", "wall_s", "size_bytes", "forgetting", "learning_rate", "learning_rate_from", "seeds", "error",
+    "to_best_high", "to_full", "to_full_low", "to_full_high", "significantly_worse", "trained", "loss", "trainable",
+    "share", "memory_mb", "cpu_s", "wall_s", "size_bytes", "forgetting", "learning_rate", "learning_rate_from", "seeds",
+    "error",
 )  # fmt: skip
 
 

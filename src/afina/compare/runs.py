@@ -26,7 +26,7 @@ from ..train.report.results import write_json
 from .prepare import Shared
 from .worker import JOB, MODEL, REFUSED, RESULT
 
-_SCORING = 1
+_SCORING = 2
 """Goes up when what is measured changes its meaning."""
 _LOG = "log.txt"
 WORKER = (sys.executable, "-m", "afina.compare.worker")

@@ -102,6 +102,13 @@ def is_worse(difference: Interval | None, *, higher_is_better: bool) -> bool:
     return difference.high < 0 if higher_is_better else difference.low > 0
 
 
+def was_trained(verdicts: Sequence[str]) -> bool | None:
+    """Whether a method's training loss fell by more than its noise (`report.descent`) in most of its runs; None where
+    no run tells: too short, or of a task whose loss is no measure."""
+    told = [verdict == "fell" for verdict in verdicts if verdict != "too short"]
+    return 2 * sum(told) > len(told) if told else None
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """A method, and why, in a sentence."""
@@ -113,11 +120,16 @@ class Recommendation:
 def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floor: float | None) -> Recommendation:
     """The method with the fewest trained parameters among those that are not significantly worse than the best.
 
+    None is recommended against one that was not trained: what that could do is not known.
+
     Args:
-        rows: the comparison's finished rows: `name`, `quality`, `to_best`, `worse`, `complete`, `trainable`, `share`,
-            `wall_s`, `memory_mb`, `size_bytes`.
+        rows: the comparison's finished rows: `name`, `quality`, `to_best`, `worse`, `complete`, `trained`,
+            `learning_rate`, `rate_to_try`, `trainable`, `share`, `wall_s`, `memory_mb`, `size_bytes`.
         floor: the accuracy of always giving the commonest label, where there is one.
     """
+    idle = [row for row in rows if row["trained"] is False]
+    if idle:
+        return Recommendation("", _untrained(idle))
     by_name = {row["name"]: row for row in rows}
     top = by_name[best]
     if floor is not None and top["quality"]["low"] <= floor:
@@ -140,6 +152,13 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
         f"Take {pick['name']}: {reason}, {times} fewer than the best, {best} ({told(top['quality'], metric)}), and no "
         f"significant difference from it ({lost}); it took {pick['wall_s'] / top['wall_s']:.1f} times as long to train."
     ))  # fmt: skip
+
+
+def _untrained(idle: Sequence[Mapping[str, Any]]) -> str:
+    """Why nothing is recommended, with the rates to try."""
+    names = ", ".join(f"{row['name']} (at {row['learning_rate']:g}; try lr={row['rate_to_try']:g})" for row in idle)
+    return (f"No method can be recommended: the training loss of these did not fall by more than its noise, they were "
+            f"not trained: {names}. Compare again at other rates, with more steps, or with --tune.")  # fmt: skip
 
 
 def _second(cheaper: Sequence[Mapping[str, Any]], top: Mapping[str, Any], metric: str, floor: float | None) -> str:

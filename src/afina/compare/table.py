@@ -75,6 +75,8 @@ def quality(value: Mapping[str, float], metric: str) -> str:
 
 def verdict(row: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
     """The difference from the best, and whether it is significant."""
+    if row["trained"] is False:
+        return "not trained"
     if row["name"] == comparison["best"]:
         return "the best"
     text = told_difference(row["to_best"], comparison["metric"], unit="")
@@ -114,6 +116,10 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     else:
         lines.append("Forgetting: not measured, this model has no language-model head.")
     lines.append(_rates(comparison))
+    if any(row["trained"] is False for row in comparison["rows"] if row["status"] == "done"):
+        lines.append("Not trained: in half of its runs or more the training loss did not fall by more than its noise.")
+    if unknown := [row["name"] for row in comparison["rows"] if row["status"] == "done" and row["trained"] is None]:
+        lines.append(f"Too short to tell whether the training loss fell: {', '.join(unknown)}.")
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*lines, f"Measured on {where}, torch with {machine['threads']} thread(s), {machine['system']}; {made}."]
 

@@ -89,6 +89,27 @@ def test_run_proves_that_it_helps(finished):
     assert report["parameters"]["trainable"] == 2 * 8 * sum(a + b for a, b in widths)  # layers * r * (in + out)
 
 
+def test_trained_run_has_the_fall_of_its_loss_in_the_report(finished):
+    found = json.loads((finished[0].folder / "report.json").read_text())["training"]["descent"]
+    assert (found["verdict"], found["window"], found["rate_to_try"]) == ("fell", 20, None)
+    assert found["first"] - found["last"] > found["noise"]
+    assert not [text for text in finished[1].warnings if "not trained" in text]
+
+
+def test_run_whose_rate_does_nothing_says_so_with_a_rate_to_try(tmp_path, model_folder, child):
+    changes = {"training__max_steps": 12, "training__learning_rate": 1e-9}
+    result, heard = child(train, tiny.write_recipe(tmp_path, model_folder, **changes))
+    (said,) = [text for text in heard.warnings if "not trained" in text]
+    assert said.endswith("try training.learning_rate=0.0002")  # LoRA's own
+    assert result.report["training"]["descent"]["verdict"] == "flat"
+
+
+def test_run_warns_of_batches_too_large_for_lora_before_it_trains(tmp_path, model_folder, child):
+    changes = {"training__max_steps": 1, "training__batch_size": 40}
+    _, heard = child(train, tiny.write_recipe(tmp_path, model_folder, **changes))
+    assert [text for text in heard.warnings if text.startswith("batches of 40 sequences")]
+
+
 def test_run_shows_two_examples_with_the_masked_part_marked(finished):
     first, second = finished[1].shown
     assert [(s.text, s.trained) for s in first] == [("<|user|>n0\n<|assistant|>", False), ("even<eos>", True)]

@@ -31,6 +31,7 @@ from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
 from ..recipe.yamlfile import dump
+from ..report.descent import advice, descent, rate_to_try
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
 from ..report.output import BEFORE as BEFORE_FILE
@@ -39,6 +40,7 @@ from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
+from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
@@ -174,6 +176,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
+    for line in cautions(recipe, config, data.train.items, trainable, steps):
+        reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
@@ -231,7 +235,7 @@ def _measured(
     after = scored(job) if measure else None
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
-                "tokens": int(trainer.state.num_input_tokens_seen)}  # fmt: skip
+                "tokens": int(trainer.state.num_input_tokens_seen), **_descended(recipe, setup, reporter)}  # fmt: skip
     values = report(
         task=recipe.task, method=recipe.method.type, base_model=recipe.model.path, trainable=trainable, total=total,
         training=training, before=before, after=after,
@@ -239,6 +243,19 @@ def _measured(
     )  # fmt: skip
     _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)
+
+
+def _descended(recipe: Recipe, setup: Setup, reporter: Reporter) -> dict[str, Any]:
+    """Whether the loss fell, for the report; a run whose loss did not is told so."""
+    if named(recipe.task).may_stand_still:  # its loss is no measure of what is learnt
+        return {"descent": None}
+    found = descent([line["loss"] for line in setup.metrics.history if "loss" in line])
+    rate = recipe.training.learning_rate
+    assert rate is not None
+    better = rate_to_try(found, rate, type(method_config(recipe)).default_learning_rate)
+    if better is not None:
+        reporter.warn(advice(found, better))
+    return {"descent": {**found.as_dict(), "rate_to_try": better}}
 
 
 def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
