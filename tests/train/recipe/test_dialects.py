@@ -99,7 +99,8 @@ EXPECTED = {
     "llama-factory": (LLAMA_FACTORY, "r.yaml", {
         "task": "causal_lm", "model.path": "meta-llama/Meta-Llama-3-8B-Instruct", "model.quantize": "nf4",
         "model.dtype": "bfloat16", "method.type": "lora", "method.r": 8, "method.lora_alpha": 16,
-        "method.target_modules": "all-linear", "data.train": [{"path": "mine"}, {"path": "other"}], "data.max_length": 2048,
+        "method.target_modules": "all-linear", "data.train": [{"path": "mine"}, {"path": "other"}],
+        "data.max_length": 2048,
         "data.max_train_rows": 1000, "output.dir": "saves/sft", "training.logging_steps": 10, "training.batch_size": 1,
         "training.gradient_accumulation": 8, "training.learning_rate": 1e-4, "training.epochs": 3.0,
         "training.scheduler": "cosine", "training.warmup": 0.1,
