@@ -37,6 +37,23 @@ def test_paths_of_a_written_recipe_count_from_it(tmp_path, monkeypatch):
     assert (recipe.data.train, recipe.output.dir) == ("cfg/../rows.json", "cfg/../out")
 
 
+def test_paths_of_several_data_sets_and_of_an_adapter_count_from_it(tmp_path, monkeypatch):
+    from afina.train.recipe.settings import load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "ax.yaml").write_text("base_model: some/model\nadapter: lora\nmicro_batch_size: 1\n"
+                                      "lora_model_dir: run\ndatasets: [{path: a.json}, {path: b.json}]\n")  # fmt: skip
+    code, _, err = command("import", "ax.yaml", "--out", "cfg/mine.yaml")
+    assert code == 0, err
+    recipe = load_recipe("cfg/mine.yaml")
+    assert [one.path for one in recipe.data.train] == ["cfg/../a.json", "cfg/../b.json"]
+    assert recipe.model.adapter == "cfg/../run"
+
+
 def test_unknown_tool_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("a: 1\n")
     code, _, err = command("import", tmp_path / "r.yaml", "--from", "unsloth")

@@ -46,6 +46,10 @@ def convert(
     trained = load_trained(adapter, reporter, "none", base)
     if not trained.is_adapter:
         raise CheckpointError("the whole model was trained, there is no adapter to convert", where=adapter)
+    below = trained.recipe.model
+    if below.adapter is not None and below.adapter_as == "base":  # alone, it would be served without that one
+        raise CheckpointError("this adapter stands on another one, which LoRA alone would leave out", where=adapter,
+                              got=below.adapter, fix="afina merge makes one model of both")  # fmt: skip
     refuse_overwriting(out, {"the base model": Path(trained.recipe.model.path).expanduser()}, "OUT")
     name = trained.model.active_adapter
     if base is not None:

@@ -58,7 +58,9 @@ def import_recipe(
 
 def _seen_from(found: Imported, folder: Path) -> None:
     """Paths that count from the current folder, as they are from the recipe's."""
-    for key in ("model.path", "data.train", "data.eval", "output.dir"):
-        path = Path(str(found.values.get(key, "/"))).expanduser()
-        if not path.is_absolute() and (path.exists() or key == "output.dir"):
-            found.values[key] = os.path.relpath(path.absolute(), folder)
+    for key in ("model.path", "model.adapter", "data.train", "data.eval", "output.dir"):
+        value = found.values.get(key)
+        for holder, name in [(part, "path") for part in value] if isinstance(value, list) else [(found.values, key)]:
+            path = Path(str(holder.get(name, "/"))).expanduser()
+            if not path.is_absolute() and (path.exists() or key == "output.dir"):
+                holder[name] = os.path.relpath(path.absolute(), folder)

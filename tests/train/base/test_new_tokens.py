@@ -130,13 +130,27 @@ def test_new_token_starts_as_the_mean_of_what_spells_it(untied):
     [
         ({"method": {"type": "ia3"}}, "does not train new tokens"),
         ({"model__new_tokens": ["<a>", "<a>"]}, "named twice"),
+        ({"task": "kto"}, "cannot train in this task"),
         ({"model__new_tokens": [" "]}, "empty"), ({"model__new_tokens": "<a>"}, r"model\.new_tokens"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused(changes, told, model_folder, child, tmp_path):
-    file = tiny.write_recipe(tmp_path, model_folder, **{"model__new_tokens": TOKENS, **changes})
+    if "task" in changes:
+        file = tiny.write_task(tmp_path, changes["task"], {"llama": model_folder}, model__new_tokens=TOKENS)
+    else:
+        file = tiny.write_recipe(tmp_path, model_folder, **{"model__new_tokens": TOKENS, **changes})
     with pytest.raises(AfinaError, match=told):
         child(run_it, load_recipe(str(file)))
+
+
+def test_adapter_with_the_tokens_goes_on(model_folder, child, tmp_path):
+    recipe = recipe_of(tmp_path, model_folder)
+    child(run_it, recipe)
+    more = recipe.model_copy(deep=True)
+    more.model.adapter, more.output.dir = recipe.output.dir, str(tmp_path / "more")
+    child(run_it, more)
+    config = json.loads((tmp_path / "more" / "adapter_config.json").read_text())
+    assert config["trainable_token_indices"] == {"model.embed_tokens": [259, 260]}
 
 
 def run_it(recipe):

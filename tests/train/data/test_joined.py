@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from afina.errors import AfinaError, DataError
+from afina.train.data.formats import recognise
 from afina.train.data.joined import Joined, weighted
 from afina.train.data.rows import Rows
 from afina.train.data.split import read_split
@@ -64,7 +65,8 @@ def test_weight_of_one_is_the_rows_themselves():
     [
         ({"train": []}, "without one"), ({"train": [{"path": "A"}, {"path": "A"}]}, "of one name"),
         ({"train": [{"path": "A", "weight": 0}]}, r"data\.train\.weight"),
-        ({"train": [{"path": "A", "wheight": 1}]}, r"data\.train"),
+        ({"train": [{"path": "A", "wheight": 1}]}, "unknown key 'wheight' in data.train\nfix: did you mean 'weight'"),
+        ({"train": ["A"]}, r"expected: \{path: \.\.\., weight"),
         ({"train": [{"path": "A"}], "eval": [{"path": "B", "weight": 2}]}, "measured once each"),
         ({"train": [{"path": "A"}], "max_train_rows": 3}, "first set"),
         ({"train": [{"path": "A"}, {"path": "C"}]}, "different forms"),
@@ -79,6 +81,22 @@ def test_mistakes_are_refused(tmp_path, files, changes, told):
     own = {f"data__{key}": value for key, value in json.loads(text).items()}
     with pytest.raises(AfinaError, match=told):
         read_split(load_recipe(str(tiny.write_recipe(tmp_path, Path("m"), **{"data__eval": None, **own}))), Reporter())
+
+
+def test_conversations_of_two_tools_are_one_form(tmp_path):
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    (tmp_path / "s.jsonl").write_text(json.dumps({"conversations": turns, "system": "brief"}) + "\n")
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "o.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    for order in ("so", "os"):
+        files = {name: tmp_path / f"{name}.jsonl" for name in order}
+        rows = read_split(recipe_of(tmp_path, files, 1, 1, data__eval_split=0), Reporter()).train
+        found, shape = recognise(rows)
+        assert shape == "chat"
+        assert [[(m["role"], m["content"]) for m in row["messages"]] for row in found.values] == [
+            [("user", "q"), ("assistant", "a")]
+        ] * 2
+        assert [row.get("system") for row in found.values].count("brief") == 1
 
 
 def test_recipe_with_sets_is_written_and_read_back(tmp_path, files):

@@ -99,19 +99,20 @@ EXPECTED = {
     "llama-factory": (LLAMA_FACTORY, "r.yaml", {
         "task": "causal_lm", "model.path": "meta-llama/Meta-Llama-3-8B-Instruct", "model.quantize": "nf4",
         "model.dtype": "bfloat16", "method.type": "lora", "method.r": 8, "method.lora_alpha": 16,
-        "method.target_modules": "all-linear", "data.train": "mine", "data.max_length": 2048,
+        "method.target_modules": "all-linear", "data.train": [{"path": "mine"}, {"path": "other"}],
+        "data.max_length": 2048,
         "data.max_train_rows": 1000, "output.dir": "saves/sft", "training.logging_steps": 10, "training.batch_size": 1,
         "training.gradient_accumulation": 8, "training.learning_rate": 1e-4, "training.epochs": 3.0,
         "training.scheduler": "cosine", "training.warmup": 0.1,
-    }, {"do_train", "template", "dataset"}),
+    }, {"do_train", "template"}),
     "axolotl": (AXOLOTL, "r.yml", {
         "model.path": "NousResearch/Llama-3.2-1B", "model.quantize": "nf4",
-        "data.train": "hub:teknium/GPT4-LLM-Cleaned",
+        "data.train": [{"path": "hub:teknium/GPT4-LLM-Cleaned"}, {"path": "hub:second/set"}],
         "data.eval_split": 0.1, "data.max_length": 2048, "method.type": "lora", "method.r": 32, "method.lora_alpha": 16,
         "method.target_modules": "all-linear", "training.packing": True, "training.batch_size": 2,
         "training.epochs": 1.0, "training.optimizer": "adamw_bnb_8bit", "training.learning_rate": 2e-4,
         "training.warmup": 10.0, "output.dir": "./outputs/out",
-    }, {"datasets", "flash_attention", "loss_watchdog_threshold"}),
+    }, {"flash_attention", "loss_watchdog_threshold"}),
     "torchtune": (TORCHTUNE, "r.yaml", {
         "model.path": "/m", "model.dtype": "bfloat16", "model.quantize": "nf4", "data.train": "rows.json",
         "data.columns": {"input": "q", "output": "a"}, "data.max_length": 512, "method.type": "lora", "method.r": 64,
@@ -184,6 +185,44 @@ def test_data_sets_are_found_in_llama_factorys_list(tmp_path, monkeypatch):
     found = read(tmp_path, "r.yaml", "stage: sft\nmodel_name_or_path: m\ndataset: mine\n")
     assert found.values["data.train"] == "data/mine.json"
     assert found.values["data.columns"] == {"instruction": "q"}
+
+
+AXOLOTL_START = "base_model: m\nmicro_batch_size: 1\n"
+LLAMA_FACTORY_START = "model_name_or_path: m\nstage: sft\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        (AXOLOTL_START + "train_on_inputs: true\n", "training.loss_on_prompt", True),
+        (AXOLOTL_START + "tokens: [<a>]\n", "model.new_tokens", ["<a>"]),
+        (AXOLOTL_START + "lora_model_dir: ./a\n", "model.adapter", "./a"),
+        (LLAMA_FACTORY_START + "train_on_prompt: true\n", "training.loss_on_prompt", True),
+        (LLAMA_FACTORY_START + "add_tokens: <a>,<b>\n", "model.new_tokens", ["<a>", "<b>"]),
+        (LLAMA_FACTORY_START + "adapter_name_or_path: ./a\n", "model.adapter", "./a"),
+        (LLAMA_FACTORY_START.replace("sft", "dpo") + "pref_loss: orpo\n", "task", "orpo"),
+        (AXOLOTL_START + "datasets: [{path: a/rows}, {path: b/rows}]\n", "data.train",
+         [{"path": "hub:a/rows", "name": "hub:a/rows"}, {"path": "hub:b/rows", "name": "hub:b/rows"}]),
+    ],
+)  # fmt: skip
+def test_what_has_a_counterpart_is_taken_over(tmp_path, text, key, value):
+    found = read(tmp_path, "r.yaml", text)
+    assert found.values[key] == value
+    assert not found.left
+    recipe_of_text(written(found, "r.yaml"), "r")
+
+
+def test_data_sets_that_need_different_columns_are_to_be_looked_at(tmp_path):
+    sets = "datasets: [{path: a.json, field_output: x}, {path: b.json, field_output: y}]\n"
+    found = read(tmp_path, "r.yaml", AXOLOTL_START + sets)
+    assert found.values["data.columns"] == {"output": "x"}
+    assert any("b.json" in line for line in found.look)
+
+
+def test_a_data_set_that_is_a_file_is_nothing_to_look_at(tmp_path):
+    (tmp_path / "rows.json").write_text("[]")
+    found = read(tmp_path, "r.yaml", f"{LLAMA_FACTORY_START}dataset: {tmp_path / 'rows.json'}\n")
+    assert not [line for line in found.look if line.startswith("data.train")]
 
 
 @pytest.mark.parametrize(

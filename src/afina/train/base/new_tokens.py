@@ -73,6 +73,8 @@ def trains_new_tokens(
     if kind == "LORA":
         given = config.get("trainable_token_indices")
         if isinstance(given, dict):
+            if all({*ids} <= {*given.get(name, ())} for name in names):  # an adapter that goes on has them already
+                return config
             raise RecipeError("new tokens are added to a list of token ids", where="method.trainable_token_indices",
                               got=given, expected="a list")  # fmt: skip
         own = sorted({*ids, *(given or [])})

@@ -51,7 +51,12 @@ def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
     Raises:
         DataError: they have different forms.
     """
-    shapes = [recognise(rows)[1] for _, rows in parts]
+    # Conversations are one form, whatever they were written in: the others are brought to the first's.
+    found = [recognise(rows) for _, rows in parts]
+    if all(shape in _TALKS for _, shape in found) and len({shape for _, shape in found}) > 1:
+        parts = [(name, _as_messages(rows)) for (name, _), (rows, _) in zip(parts, found, strict=True)]
+        found = [(rows, "chat") for _, rows in parts]
+    shapes = [shape for _, shape in found]
     for (name, rows), shape in zip(parts, shapes, strict=True):
         if shape != shapes[0]:
             raise DataError("data sets of different forms", where=f"{name} ({rows.path})", got=shape,
@@ -63,6 +68,15 @@ def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
         files=[rows.path for _, rows in parts for _ in rows.values],
         names=[name for name, rows in parts for _ in rows.values],
     )  # fmt: skip
+
+
+_TALKS = ("chat", "sharegpt")
+
+
+def _as_messages(rows: Rows) -> Rows:
+    """Rows of messages without the ShareGPT turns that these were made of."""
+    values = [{key: value for key, value in row.items() if key != "conversations"} for row in rows.values]
+    return Rows(rows.path, values, rows.lines, rows.read)
 
 
 def named_sets(sets: Sequence[DataSet], where: str) -> list[tuple[str, DataSet]]:

@@ -20,7 +20,7 @@ from ..report.output import RECIPE_NAME
 from .anchoring import anchor
 from .dialects import reason
 from .other_names import ALIASES, VALUES
-from .sections import DataSet, Recipe
+from .sections import DataSet, Recipe, RewardRule
 from .task_types import TASK_TYPES
 from .yamlfile import parse
 
@@ -31,6 +31,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = MappingProxyType(
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
     }
 )
+_IN_LISTS = (*DataSet.model_fields, *RewardRule.model_fields)
 _METHOD = "method.type"
 _UNKNOWN_STEPS = 10**9
 """Before the rows are read, a schedule cannot be checked against the length of the run."""
@@ -219,10 +220,15 @@ def _validated(draft: Draft, name: str) -> Recipe:
         key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part in _words())
         if first["type"] == "missing":
             raise RecipeError(f"the key {key} is missing", where=name, fix=f"add it, or give {key}=...") from error
+        place = next((draft.places[k] for k in (key, ".".join(key.split(".")[:2])) if k in draft.places), name)
+        if first["type"] == "extra_forbidden":  # in a part of a list
+            word = str(first["loc"][-1])
+            raise RecipeError(
+                f"unknown key {word!r} in {key}", where=place, fix=did_you_mean(word, _IN_LISTS)
+            ) from error
         got = f"{first['input']!r} ({type(first['input']).__name__})"
-        raise RecipeError(
-            f"wrong value for {key}", where=draft.places.get(key, name), got=got[:200], expected=first["msg"]
-        ) from error
+        expected = "{path: ..., weight: ..., name: ...}" if first["type"] == "model_type" else first["msg"]
+        raise RecipeError(f"wrong value for {key}", where=place, got=got[:200], expected=expected) from error
     method_config(recipe, draft.places, name)
     recipe._remarks = tuple(draft.remarks)
     return recipe

@@ -58,9 +58,10 @@ def test_loading_an_adapter_runs_no_code(models, child, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"rewards": [], "generations": 4}, "reward is needed"), ({"generations": 3, "rewards": ["json"]}, "divisible"),
+        ({"rewards": []}, "reward is needed"),
+        ({"generations": 3, "rewards": ["json"]}, r"reinforcement\.generations: the answers of a step"),
         ({"rewards": ["json"], "generations": 1}, "greater than or equal to 2"),
-        ({"rewards": [{"use": "json", "wait": 1}]}, "rewards"),
+        ({"rewards": [{"use": "json", "wait": 1}]}, "unknown key 'wait'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_refused(changes, told, models, child, tmp_path):

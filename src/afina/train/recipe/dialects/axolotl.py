@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .draft import ANSWERS, ATTENTION, HF, LORA, TEMPLATE, Imported, Left, Table, if_set, saved, switch
+from .draft import ATTENTION, HF, LORA, TEMPLATE, Imported, Left, Table, if_set, saved, sources, switch
 from .draft import task as task_named
 
 MARKS = ("base_model", "sequence_len", "micro_batch_size", "sample_packing", "datasets", "val_set_size", "rl")
@@ -21,29 +21,34 @@ def _adapter(value: Any, out: Imported) -> None:
 
 def _rows(key: str) -> Any:
     def put(value: Any, out: Imported) -> None:
-        first, *others = value if isinstance(value, list) else [value]
-        for other in others:
-            out.leave("datasets", other.get("path"), f"one source a recipe: {key} has the first")
-        path, kind = str(first.get("path", "")), str(first.get("type", ""))
-        files = first.get("data_files")
-        if path in ("json", "csv", "parquet") and files:
-            path = files if isinstance(files, str) else files[0]
-        is_file = path.startswith((".", "/", "~")) or path.rpartition(".")[2] in _FILES
-        split = f"@{first['split']}" if first.get("split") not in (None, "train") else ""
-        name = f"/{first['name']}" if first.get("name") else ""
-        out.values[key] = path if is_file else f"hub:{path}{name}{split}"
-        _columns(first, kind, out)
+        sets = value if isinstance(value, list) else [value]
+        out.values[key] = sources([_source(one) for one in sets])
+        for one in sets:
+            _columns(one, str(one.get("type", "")), out)
 
     return put
 
 
-def _columns(first: dict[str, Any], kind: str, out: Imported) -> None:
-    own = {ours: first[theirs] for theirs, ours in _FIELDS.items() if first.get(theirs) not in (None, ours)}
-    if own:
-        out.values["data.columns"] = own
+def _source(one: dict[str, Any]) -> str:
+    path, files = str(one.get("path", "")), one.get("data_files")
+    if path in ("json", "csv", "parquet") and files:
+        path = files if isinstance(files, str) else files[0]
+    if path.startswith((".", "/", "~")) or path.rpartition(".")[2] in _FILES:
+        return path
+    split = f"@{one['split']}" if one.get("split") not in (None, "train") else ""
+    name = f"/{one['name']}" if one.get("name") else ""
+    return f"hub:{path}{name}{split}"
+
+
+def _columns(one: dict[str, Any], kind: str, out: Imported) -> None:
+    # Conversations are known by either name, so that only other names are a mapping.
+    own = {ours: one[theirs] for theirs, ours in _FIELDS.items()
+           if one.get(theirs) not in (None, ours) and (ours, one[theirs]) != ("messages", "conversations")}  # fmt: skip
+    if own and out.values.setdefault("data.columns", own) != own:
+        out.look.append(f"data.columns: one mapping for all data sets; {one.get('path')} has {own}")
     if kind not in _KINDS:
         out.look.append(f"data: rows of the type {kind!r} are taken by their columns; see afina data")
-    for key, value in first.items():
+    for key, value in one.items():
         if key not in _READ and key not in _FIELDS:
             out.leave(f"datasets.{key}", value, "not read")
 
@@ -85,7 +90,9 @@ TABLE: Table = {
     "early_stopping_patience": if_set("training.early_stopping", int),
     "reward_model": switch("task", "reward"),
     "default_system_message": "data.system",
-    "train_on_inputs": Left(ANSWERS),
+    "train_on_inputs": switch("training.loss_on_prompt", True),
+    "tokens": "model.new_tokens",
+    "lora_model_dir": "model.adapter",
     "pad_to_sequence_len": Left("batches are padded to their longest row"),
     "flash_attention": ATTENTION,
     "sdp_attention": ATTENTION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -49,6 +50,20 @@ def targets(value: Any, out: Imported) -> None:
 def saved(value: Any, out: Imported) -> None:
     """Modules that are trained as a whole."""
     out.values["method.modules_to_save"] = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+
+
+def new_tokens(value: Any, out: Imported) -> None:
+    """Tokens to add: a list, or words with commas between them."""
+    out.values["model.new_tokens"] = value.split(",") if isinstance(value, str) else list(value)
+
+
+def sources(paths: list[str]) -> str | list[dict[str, str]]:
+    """What `data.train` says of them: one as it stands, several as a list; those of one name are called by path."""
+    if len(paths) == 1:
+        return paths[0]
+    stems = [Path(path.partition("#")[0]).stem for path in paths]
+    return [{"path": path, **({"name": path} if stems.count(stem) > 1 else {})}
+            for path, stem in zip(paths, stems, strict=True)]  # fmt: skip
 
 
 def stored(kind: str) -> Rule:

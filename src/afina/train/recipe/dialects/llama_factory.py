@@ -6,7 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .draft import ANSWERS, ATTENTION, HF, LORA, TEMPLATE, Imported, Left, Table, if_set, saved, switch, targets
+from .draft import (
+    ANSWERS,
+    ATTENTION,
+    HF,
+    LORA,
+    TEMPLATE,
+    Imported,
+    Left,
+    Table,
+    if_set,
+    new_tokens,
+    saved,
+    sources,
+    switch,
+    targets,
+)
 from .draft import task as task_named
 
 MARKS = ("stage", "finetuning_type", "cutoff_len", "lora_target", "dataset_dir", "template", "lora_rank")
@@ -17,6 +32,13 @@ def _method(value: Any, out: Imported) -> None:
         out.values["method.type"] = value
     else:
         out.leave("finetuning_type", value, "last_layers trains the last layers: method.type=last_layers")
+
+
+def _loss(value: Any, out: Imported) -> None:
+    if value == "orpo":
+        out.values["task"] = "orpo"
+    elif value != "sigmoid":
+        out.leave("pref_loss", value, "DPO's own loss (sigmoid) and ORPO's are there")
 
 
 def _bits(value: Any, out: Imported) -> None:
@@ -31,18 +53,22 @@ def _bits(value: Any, out: Imported) -> None:
 def _rows(key: str) -> Any:
     def put(value: Any, out: Imported) -> None:
         names = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-        if names[1:]:
-            out.leave("dataset", ", ".join(names[1:]), f"one source a recipe: {key} has the first")
-        found = _described(names[0], Path(str(out.source.get("dataset_dir", "data"))))
-        if found is None:
-            out.values[key] = names[0]
-            out.look.append(f"{key}: {names[0]!r} stands in no dataset_info.json that was found here: write its path")
-            return
-        out.values[key], columns = found
-        if columns:
-            out.values["data.columns"] = columns
+        folder = Path(str(out.source.get("dataset_dir", "data")))
+        out.values[key] = sources([_source(name, folder, key, out) for name in names])
 
     return put
+
+
+def _source(name: str, folder: Path, key: str, out: Imported) -> str:
+    found = _described(name, folder)
+    if found is None:
+        if not Path(name).is_file():
+            out.look.append(f"{key}: {name!r} stands in no dataset_info.json that was found here: write its path")
+        return name
+    path, columns = found
+    if columns and out.values.setdefault("data.columns", columns) != columns:
+        out.look.append(f"data.columns: one mapping for all data sets; {name} has {columns}")
+    return path
 
 
 def _described(name: str, folder: Path) -> tuple[str, dict[str, str]] | None:
@@ -93,7 +119,10 @@ TABLE: Table = {
     "preprocessing_num_workers": Left("rows are prepared by one process"),
     "overwrite_cache": Left("rows are prepared at every run"),
     "plot_loss": Left("loss.png is always made"),
-    "train_on_prompt": Left(ANSWERS),
+    "train_on_prompt": switch("training.loss_on_prompt", True),
+    "adapter_name_or_path": "model.adapter",
+    "add_tokens": new_tokens,
+    "pref_loss": _loss,
     "mask_history": Left(ANSWERS),
     "include_num_input_tokens_seen": Left("tokens are counted"),
     "quantization_type": Left("nf4 or fp4, where quantization_bit is 4"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .draft import ANSWERS, Imported, Left, Table, if_set, named_dtype, switch
+from .draft import Imported, Left, Table, if_set, named_dtype, switch
 
 MARKS = ("model._component_", "checkpointer._component_", "tokenizer._component_", "dataset._component_")
 
@@ -90,7 +90,7 @@ TABLE: Table = {
     "dataset.source": _source,
     "dataset.data_files": _files,
     "dataset.column_map": _columns,
-    "dataset.train_on_input": Left(ANSWERS),
+    "dataset.train_on_input": switch("training.loss_on_prompt", True),
     "dataset.split": Left("hub:NAME@SPLIT"),
     "dataset.conversation_column": _conversations,
     "dataset.conversation_style": Left("found by the columns"),

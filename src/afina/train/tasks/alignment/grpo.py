@@ -79,10 +79,21 @@ class GRPO(Answering):
         return rows // prompts * prompts * each
 
     def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
-        """TRL's settings."""
+        """TRL's settings.
+
+        Raises:
+            RecipeError: a reward is wrong, or a step's answers are no whole groups.
+        """
         from trl import GRPOConfig
 
-        r, best = recipe.reinforcement, {}
+        r, t, best = recipe.reinforcement, recipe.training, {}
+        total(r.rewards)
+        if t.batch_size * t.gradient_accumulation % r.generations:
+            raise RecipeError(
+                "the answers of a step are no whole groups", where="reinforcement.generations",
+                got=f"{r.generations}, of {t.batch_size * t.gradient_accumulation} answers (batch_size times "
+                "gradient_accumulation)", fix=f"training.batch_size={r.generations}",
+            )  # fmt: skip
         if recipe.evaluation.every is not None:
             best = {"metric_for_best_model": "eval_reward", "greater_is_better": True}
         return training_arguments(

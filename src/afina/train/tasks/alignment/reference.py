@@ -37,8 +37,14 @@ def held_to_reference(
     other ends of turn.
 
     Raises:
-        RecipeError: TRL refuses a setting, or cannot work with the method.
+        RecipeError: TRL refuses a setting, or cannot work with the method or with new tokens.
     """
+
+    if recipe.model.new_tokens and isinstance(model, PeftModel):
+        raise RecipeError(
+            "new tokens cannot train in this task: TRL reads the output head's own weight", where="model.new_tokens",
+            got=recipe.task, fix="train them by causal_lm, and name that run as model.adapter",
+        )  # fmt: skip
 
     class OfTokens(kind):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
