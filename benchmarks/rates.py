@@ -1,0 +1,142 @@
+"""Which learning rate each method wants: `python -m benchmarks.rates [--only ...] [--tasks ...] [--cells N]`.
+
+12 methods, 5 rates around each one's default, 3 seeds, runs of 40 and 150 steps, on the tasks of the MiniLM encoder.
+Every finished run, also one that failed, is kept in results/rates.json; called again, the command goes on where it was
+stopped. At the end it prints the best rate of every method, task and length by held-out loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from afina.compare.candidates import candidates
+from afina.errors import AfinaError, StoppedError
+from afina.plan.usage import told_seconds
+from afina.train.loop.run import run
+from afina.train.recipe.settings import load_recipe, method_config
+from afina.train.report.events import Reporter
+from afina.train.report.results import write_json
+
+from .timing import RESULTS
+
+METHODS = (
+    "lora", "dora", "pissa", "ia3", "bitfit", "prompt_tuning", "prefix_tuning", "bottleneck", "vera", "oft",
+    "ln_tuning", "full",
+)  # fmt: skip
+TASKS = ("tweets-classifier", "entities", "questions")
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+STEPS, SEEDS = (40, 150), (0, 1, 2)
+HELD_OUT = 400
+
+
+class Cell(NamedTuple):
+    """One run; `factor` is in multiples of the method's default rate."""
+
+    task: str
+    method: str
+    steps: int
+    factor: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.task} {self.method} steps={self.steps} factor={self.factor:g} seed={self.seed}"
+
+
+def cells(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS) -> list[Cell]:
+    """All runs; seeds are the outermost loop, so that a part of them has something of everything."""
+    return [Cell(t, m, n, f, s) for s in SEEDS for t in tasks for n in STEPS for m in methods for f in FACTORS]
+
+
+def measure(cell: Cell) -> dict[str, Any]:
+    """Train and measure; a run that cannot be holds its error."""
+    (candidate,) = candidates(cell.method)
+    config = method_config(load_recipe(cell.task, candidate.overrides))
+    rate = cell.factor * type(config).default_learning_rate
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "training.max_steps": cell.steps, "training.seed": cell.seed, "training.learning_rate": f"{rate:.3g}",
+            "data.max_eval_rows": HELD_OUT, "output.dir": f"{folder}/out",
+        }  # fmt: skip
+        try:
+            recipe = load_recipe(cell.task, [*candidate.overrides, *((k, str(v)) for k, v in settings.items())])
+            found = run(recipe, Reporter()).report
+        except StoppedError:  # by a signal: it is run again next time
+            raise
+        except AfinaError as error:
+            return {**cell._asdict(), "rate": rate, "error": " ".join(str(error).splitlines())}
+    return {
+        **cell._asdict(), "rate": rate, "before": found["before"], "after": found["after"],
+        "descent": found["training"]["descent"]["verdict"], "trainable": found["parameters"]["trainable"],
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": found["versions"],
+    }  # fmt: skip
+
+
+def left(todo: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Seconds that the rest takes, by the finished runs of as many steps, else by all; None before the first one."""
+    times = [(run["steps"], run["seconds"]) for run in done.values() if "seconds" in run]
+    if not times:
+        return None
+    by_steps = {n: fmean([s for steps, s in times if steps == n] or [s for _, s in times]) for n in STEPS}
+    return sum(by_steps[cell.steps] for cell in todo)
+
+
+def best(done: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The table in Markdown; a rate at the end of those tried is marked, because a better one may lie beyond it."""
+    yield "| task | method | steps | best rate | times the default | held-out loss | seeds | runs whose loss fell |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    groups = sorted({(run["task"], run["method"], run["steps"]) for run in done.values()})
+    for group in groups:
+        runs = [run for run in done.values() if (run["task"], run["method"], run["steps"]) == group]
+        good = [run for run in runs if "error" not in run]
+        head = " | ".join(map(str, group))
+        if not good:
+            yield f"| {head} | {runs[0]['error']} | | | | |"
+            continue
+        by_factor = {f: [run for run in good if run["factor"] == f] for f in sorted({run["factor"] for run in good})}
+        most = max(map(len, by_factor.values()))  # a rate that some seeds did not survive is not the best
+        losses = {f: fmean(r["after"]["loss"] for r in of) for f, of in by_factor.items() if len(of) == most}
+        factor = min(losses, key=lambda f: losses[f])
+        chosen = by_factor[factor]
+        edge = " (at the end)" if factor in (FACTORS[0], FACTORS[-1]) else ""
+        fell = sum(run["descent"] == "fell" for run in chosen)
+        yield (f"| {head} | {chosen[0]['rate']:.3g} | {factor:g}{edge} | {losses[factor]:.4f} | {len(chosen)} | "
+               f"{fell} of {len(chosen)} |")  # fmt: skip
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rates")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="RECIPE")
+    parser.add_argument("--cells", type=int, help="stop after as many runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "rates.json")
+    given = parser.parse_args()
+    done: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
+    todo = [cell for cell in cells(given.only, given.tasks) if cell.key not in done]
+    print(f"{len(done)} runs are kept in {given.out}, {len(todo)} to do", flush=True)
+    for number, cell in enumerate(todo[: given.cells], 1):
+        try:
+            done[cell.key] = measure(cell)
+        except StoppedError as stopped:
+            print(f"stopped in {cell.key}; call it again to go on")
+            raise SystemExit(stopped.exit_code) from stopped
+        write_json(given.out, done)
+        rest = left(todo[number:], done)
+        what = done[cell.key].get("error") or f"held-out loss {done[cell.key]['after']['loss']:.4f}"
+        print(f"{cell.key}: {what}; " + (f"about {told_seconds(rest)} left" if rest is not None else ""), flush=True)
+    print("\n".join(best(done)))
+
+
+if __name__ == "__main__":
+    main()
