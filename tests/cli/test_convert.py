@@ -137,13 +137,13 @@ def test_an_adapter_is_not_overwritten_by_what_is_made_of_it(adapters, model_fol
     assert {p.name: p.read_bytes() for p in (adapters / "loha").iterdir()} == before
 
 
-def test_adapter_that_stands_on_another_is_refused(tmp_path, model_folder):
+def test_adapter_that_stands_on_another_is_refused(tmp_path, model_folder, child):
     one = tiny.write_recipe(tmp_path, model_folder, training__max_steps=1, evaluation__enabled=False)
     above = ("model.adapter_as=base", f"model.adapter={tmp_path / 'out'}", f"output.dir={tmp_path / 'above'}")
     for more in ((), above):
-        code, _, err = command("train", one, *more)
+        code, _, err = child(command, "train", one, *more)
         assert code == 0, err
-    code, _, err = command("convert", tmp_path / "above", tmp_path / "lora")
+    code, _, err = child(command, "convert", tmp_path / "above", tmp_path / "lora")
     assert code == 2
     assert "stands on another one" in err
     assert not (tmp_path / "lora").exists()

@@ -18,6 +18,8 @@ from ..core.disk.load_plan import LoadPlan
 from ..core.disk.names import own_key, pieces, shared_piece
 from ..core.files.tensorfile import check_finite
 from ..core.hosts.adapter import Adapter
+from ..core.hosts.replacement import Replacement
+from ..core.hosts.tuner import set_requires_grad
 from ..core.model import mapping
 
 _TRANSFORMERS_LOADER = "_load_pretrained_model"
@@ -47,6 +49,9 @@ def inject_adapter_in_model(
     tensors, this model's next load is done by afina."""
     loading = vars(peft_config).pop(_LOADING, None)
     out = mapping.inject_adapter_in_model(peft_config, model, adapter_name, low_cpu_mem_usage, state_dict)
+    if peft_config.inference_mode:
+        # Trained copies too, which transformers does not freeze, since they are no layers with adapters.
+        set_requires_grad(model, [adapter_name], False)
     if loading == adapter_name and not _renamable(model, adapter_name):
         for piece in pieces(model, adapter_name):
             if isinstance(piece.owner, Adapter):
@@ -59,6 +64,8 @@ def _renamable(model: nn.Module, name: str) -> bool:
     if shared_piece(model, name) is not None:
         return False
     for adapter in (p.owner for p in pieces(model, name) if isinstance(p.owner, Adapter)):
+        if isinstance(adapter, Replacement):
+            return False  # transformers' loader would let it train
         own = adapter.state_dict(keep_vars=True)
         known = {id(tensor) for tensor in own.values()}
         if any(id(tensor) not in known for tensor in adapter.disk_state(own).values()):

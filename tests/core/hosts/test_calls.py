@@ -252,9 +252,11 @@ def test_it_is_an_error_where_the_call_of_a_layer_cannot_be_known() -> None:
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Nothing of other tests is compiled, and all layers, which share their code, may be for each kind of call."""
+    config: Any = torch._dynamo.config
     torch._dynamo.reset()
-    with torch._dynamo.config.patch(recompile_limit=64):
-        yield
+    before, config.recompile_limit = config.recompile_limit, 64  # for other threads too, unlike `config.patch`
+    yield
+    config.recompile_limit = before
     torch._dynamo.reset()
 
 

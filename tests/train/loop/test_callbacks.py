@@ -91,9 +91,10 @@ def memory_told_on(device):
         def progress(self, state):
             told.append(state.memory)
 
-    callbacks.used_bytes = lambda device: {"cuda:1": 77}[str(device)]
     state = SimpleNamespace(num_input_tokens_seen=0, global_step=1, max_steps=2)
-    callbacks.ProgressReport(Listener()).on_step_end(SimpleNamespace(device=device), state, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "used_bytes", lambda device: {"cuda:1": 77}[str(device)])
+        callbacks.ProgressReport(Listener()).on_step_end(SimpleNamespace(device=device), state, None)
     return told
 
 
