@@ -274,6 +274,11 @@ class Host(LightModule, ReferenceSpelling):
         for name, bias in self.biases.items():
             bias.requires_grad_(name in names)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """A weight that someone assigns (tying does) is the wrapped layer's."""
+        wrapped = self.__dict__.get("_modules", {}).get(self.base_slot)
+        super().register_parameter(name, param) if wrapped is None else setattr(wrapped, name, param)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)

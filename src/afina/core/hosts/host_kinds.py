@@ -45,6 +45,8 @@ class ReadHost(Host):
 class ModulesToSaveWrapper(Host):
     """A whole module of which each adapter trains a copy (`modules_to_save`)."""
 
+    is_tied = False
+    """Whether another module of the model has the original's weight too, and so may be given what is read here."""
     base_slot = "original_module"
     adapter_slot = "modules_to_save"
 
@@ -73,6 +75,8 @@ class ModulesToSaveWrapper(Host):
         return found.copy if isinstance(found, Replacement) else self.base_layer
 
     def _in_use(self) -> nn.Module:
+        if self.is_tied and not self.scope.users.inside:
+            return self.base_layer  # who ties weights would put the copy's into the base
         self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)
         return self.base_layer if call is not None and not call.enabled else self.result()

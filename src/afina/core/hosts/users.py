@@ -35,6 +35,11 @@ class Users:
                     del self._calling[me]
                     self._condition.notify_all()
 
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is in a call."""
+        return threading.get_ident() in self._calling
+
     def _may_enter(self, me: int) -> bool:
         if self._changing is not None:
             return self._changing[0] == me

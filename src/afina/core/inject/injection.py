@@ -25,7 +25,7 @@ from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
-from .targets import Slot, output_head, refuse_container, select_slots, slots
+from .targets import Slot, output_head, refuse_container, select_slots, shares_weights, slots
 
 
 @dataclass
@@ -268,8 +268,7 @@ class _Builder:
 
     def _saved_modules(self) -> list[_Planned]:
         """Trainable copies of whole modules."""
-        wanted = self.config.modules_to_save or []
-        planned: list[_Planned] = []
+        wanted, planned = self.config.modules_to_save or [], list[_Planned]()
         is_wanted = Matcher(wanted, "modules_to_save")
         for slot in (s for s in slots(self.model) if is_wanted(s.name)):
             refuse_container(slot, "modules_to_save")
@@ -277,6 +276,7 @@ class _Builder:
             if wrapper is None and isinstance(slot.module, Host):
                 raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
             host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
+            host.is_tied = host.is_tied or shares_weights(self.model, _bare(slot.module))
             planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
         if wanted and not planned:
             raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,

@@ -79,6 +79,12 @@ def refuse_container(slot: Slot, where: str) -> None:
                           got=type(plain).__name__, fix="name what is in it")  # fmt: skip
 
 
+def shares_weights(model: nn.Module, module: nn.Module) -> bool:
+    """Whether another module of a model has a parameter of this one's."""
+    own = {id(p) for p in module.parameters()}
+    return sum(id(p) in own for _, p in model.named_parameters(remove_duplicate=False)) > len(own)
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether "all-linear" means this module: nn.Linear, a quantised one, or transformers' Conv1D."""
     conv1d = type(module).__name__ == "Conv1D" and hasattr(module, "nf")
