@@ -1,5 +1,4 @@
-"""Scenarios of encoder-decoders, Auto classes and pipelines, and of references that are the model without its adapter
-where a head is trained along."""
+"""Scenarios of encoder-decoders, Auto classes and pipelines."""
 
 from __future__ import annotations
 
@@ -11,10 +10,8 @@ from .toys import (
     causal,
     lora,
     losses,
-    preferences,
     same_start,
     settings,
-    start_callback,
     texts,
     tokenizer,
 )
@@ -92,49 +89,3 @@ def auto_and_pipelines(folder):
     sorter = pipeline("text-classification", model=classifier, tokenizer=words, device="cpu", top_k=None)
     out |= {f"class {row['label']}": row["score"] for row in sorter([texts()[0]])[0]}
     return out
-
-
-def dpo_with_head(folder):
-    """DPOTrainer whose adapter trains the output head too: the reference has the base's."""
-    from trl import DPOConfig, DPOTrainer
-
-    trainer = DPOTrainer(
-        causal(),
-        args=settings(DPOConfig, folder, max_length=32),
-        train_dataset=preferences(),
-        processing_class=tokenizer(),
-        peft_config=lora(modules_to_save=["lm_head"]),
-        callbacks=[start_callback()],
-    )
-    trainer.train()
-    return {**losses(trainer), **losses(trainer, "rewards/margins")}
-
-
-def grpo_with_head(folder):
-    """GRPOTrainer with a penalty for leaving the reference, whose adapter trains the output head too."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    def happy(completions, **kwargs):
-        return [float(c.split().count("happy")) - 0.1 * len(c.split()) for c in completions]
-
-    args = settings(
-        GRPOConfig,
-        folder,
-        max_steps=3,
-        per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=8,
-        beta=0.1,
-    )
-    trainer = GRPOTrainer(
-        causal(),
-        happy,
-        args,
-        train_dataset=Dataset.from_dict({"prompt": ["the cat", "it is"] * 2}),
-        processing_class=tokenizer(),
-        peft_config=lora(modules_to_save=["lm_head"]),
-        callbacks=[start_callback()],
-    )
-    trainer.train()
-    return {**losses(trainer), **losses(trainer, "kl"), **losses(trainer, "reward")}

@@ -8,6 +8,7 @@ the libraries and nothing more.
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.abc
 import json
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from .heads import auto_and_pipelines, dpo_with_head, grpo_with_head, seq2seq
 from .loading import diffusers_pipeline, loop, sentence
+from .models import auto_and_pipelines, seq2seq
 from .toys import (
     adapter_size,
     causal,
@@ -136,8 +137,8 @@ def sft(folder):
     }
 
 
-def dpo(folder):
-    """DPOTrainer: the reference is the model with its adapter off."""
+def dpo(folder, **adapter):
+    """DPOTrainer: the reference is the model with its adapter off, and with the base's head where one is trained."""
     from trl import DPOConfig, DPOTrainer
 
     trainer = DPOTrainer(
@@ -145,7 +146,7 @@ def dpo(folder):
         args=settings(DPOConfig, folder, max_length=32),
         train_dataset=preferences(),
         processing_class=tokenizer(),
-        peft_config=lora(),
+        peft_config=lora(**adapter),
         callbacks=[start_callback()],
     )
     trainer.train()
@@ -186,8 +187,8 @@ def reward(folder):
     return {**losses(trainer), **adapter_size(folder / "out")}
 
 
-def grpo(folder):
-    """GRPOTrainer on a toy reward: the share of the word "happy"."""
+def grpo(folder, **adapter):
+    """GRPOTrainer on a toy reward, the share of the word "happy", held to the model with its adapter off."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -210,7 +211,7 @@ def grpo(folder):
         args,
         train_dataset=Dataset.from_dict({"prompt": ["the cat", "it is"] * 2}),
         processing_class=tokenizer(),
-        peft_config=lora(),
+        peft_config=lora(**adapter),
         callbacks=[start_callback()],
     )
     trainer.train()
@@ -226,9 +227,9 @@ SCENARIOS = {
     "trl.DPOTrainer": dpo,
     "trl.DPOTrainer on an adapter": dpo_from_adapter,
     "trl.RewardTrainer": reward,
-    "trl.DPOTrainer with a trained head": dpo_with_head,
+    "trl.DPOTrainer with a trained head": functools.partial(dpo, modules_to_save=["lm_head"]),
     "trl.GRPOTrainer": grpo,
-    "trl.GRPOTrainer with a trained head": grpo_with_head,
+    "trl.GRPOTrainer with a trained head": functools.partial(grpo, modules_to_save=["lm_head"]),
     "accelerate": loop,
     "diffusers": diffusers_pipeline,
     "sentence-transformers": sentence,

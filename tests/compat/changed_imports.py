@@ -28,7 +28,7 @@ def scenarios_in(folder: Path) -> Path:
     """`benchmarks.scenarios`, changed, in a folder."""
     (folder / "benchmarks").mkdir()
     (folder / "benchmarks/__init__.py").touch()
-    for name in ("scenarios", "heads", "loading", "toys"):
+    for name in ("scenarios", "models", "loading", "toys"):
         text = changed((ROOT / f"benchmarks/{name}.py").read_text(encoding="utf-8"))
         (folder / f"benchmarks/{name}.py").write_text(text, encoding="utf-8")
     return folder
