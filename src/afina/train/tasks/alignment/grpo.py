@@ -21,11 +21,10 @@ from ...data.rows import Rows
 from ...recipe.sections import Recipe
 from ...report.events import Progress, Span
 from ...report.scores import Scores
-from ..answering import Answering
 from ..arguments import refused, training_arguments
 from ..base import Job
 from .checks import Reward, total
-from .reference import as_dataset
+from .reference import HeldToReference, as_dataset
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,19 +32,12 @@ if TYPE_CHECKING:
 _SOURCE = ("prompt", "row")
 
 
-class GRPO(Answering):
+class GRPO(HeldToReference):
     """Prompts, and what tells good answers."""
 
     name: ClassVar[str] = "grpo"
-    loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, and what the rewards read (answer)"
-    streams: ClassVar[bool] = True
-    groups: ClassVar[bool] = False
-    has_reference: ClassVar[bool] = True
     may_stand_still: ClassVar[bool] = True
-
-    def labels(self, data: Any, parts: Any) -> None:
-        """Answers have rewards."""
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """The prompt as TRL takes it, its tokens, and the row for the rewards; a prompt that is too long is dropped."""

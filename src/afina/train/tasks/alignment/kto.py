@@ -23,10 +23,9 @@ from ...data.rows import Rows
 from ...recipe.sections import Recipe
 from ...report.events import Progress, Span
 from ...report.scores import Scores
-from ..answering import Answering
 from ..arguments import training_arguments
 from ..base import Job
-from .reference import held_to_reference, log_ratios
+from .reference import HeldToReference, held_to_reference, log_ratios
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,18 +34,11 @@ _SOURCE = ("prompt_ids", "completion_ids", "label", "KL_completion_ids")
 _WORDS = MappingProxyType({"true": True, "false": False})
 
 
-class KTO(Answering):
+class KTO(HeldToReference):
     """Prompts with an answer that is good or bad."""
 
     name: ClassVar[str] = "kto"
-    loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, completion and label (true: a good answer), as text or messages"
-    streams: ClassVar[bool] = True
-    groups: ClassVar[bool] = False
-    has_reference: ClassVar[bool] = True
-
-    def labels(self, data: Any, parts: Any) -> None:
-        """Whether an answer is good is no answer itself."""
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """The tokens of prompt and answer, and what is thought of it."""

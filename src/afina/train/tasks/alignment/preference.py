@@ -16,11 +16,10 @@ from ...data.prompts import Prompter
 from ...data.rows import Rows
 from ...recipe.sections import Recipe
 from ...report.events import Span
-from ..answering import Answering
 from ..arguments import training_arguments
 from ..base import Job
 from .of_pairs import OfPairs
-from .reference import held_to_reference, log_ratios
+from .reference import HeldToReference, held_to_reference, log_ratios
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,19 +27,12 @@ if TYPE_CHECKING:
 _SOURCE = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class Preference(OfPairs, Answering):
+class Preference(OfPairs, HeldToReference):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
-    loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
-    streams: ClassVar[bool] = True
-    groups: ClassVar[bool] = False
-    has_reference: ClassVar[bool] = True
     metric: ClassVar[str] = "reward accuracy"
-
-    def labels(self, data: Any, parts: Any) -> None:
-        """Pairs have no labels."""
 
     def prompt(self, prompter: Prompter, rows: Rows, index: int) -> str:
         """The prompt alone, also of rows without answers."""

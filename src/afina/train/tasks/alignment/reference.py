@@ -5,18 +5,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....core.model.peft_model import PeftModel
 from ....errors import RecipeError
 from ...answers.judge import answer_log_probs
 from ...data.encode import Encoded
 from ...recipe.sections import Recipe
+from ..answering import Answering
 from ..arguments import refused
 from ..base import BEFORE, Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class HeldToReference(Answering):
+    """A task whose model writes answers, which have no labels, and is held to a reference."""
+
+    loader: ClassVar[str] = "AutoModelForCausalLM"
+    streams: ClassVar[bool] = True
+    groups: ClassVar[bool] = False
+    has_reference: ClassVar[bool] = True
+
+    def labels(self, data: Any, parts: Any) -> None:
+        """Answers are judged, not named."""
 
 
 def as_dataset(part: Encoded | None, columns: tuple[str, ...]) -> Any:
