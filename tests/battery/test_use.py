@@ -114,11 +114,15 @@ def test_checkpointing_gives_the_same_gradients(row: Row, kind: Kind, reentrant:
     assert all(distance(a, b) <= close for a, b in zip(again, plain, strict=True))
 
 
+AOT = pytest.param("aot_eager", marks=pytest.mark.whole("eager traces the same forward pass"))
+
+
+@pytest.mark.parametrize("backend", ["eager", AOT])
 @cases("compile", kinds={"linear"}, dear=True)
-def test_compiles_without_a_graph_break(row: Row, kind: Kind) -> None:
+def test_compiles_without_a_graph_break(row: Row, kind: Kind, backend: str) -> None:
     torch._dynamo.reset()
     model = adapted(row, kind).train()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.manual_seed(0)
     expected = call(model, kind, kind.inputs())
     torch.manual_seed(0)

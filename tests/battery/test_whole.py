@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from afina.core.config import CONFIG_NAME, methods
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.errors import AfinaError, CheckpointError
 
+from ..train.child import Child
 from . import whole
 from .whole import REFUSED, SHAPES, WIDTH, Case, base_tensors, copies, is_prompt, options_of
 
@@ -206,17 +205,11 @@ def test_inference_mode_in_the_file_makes_no_difference(
     assert same(case.logits(case.loaded(tmp_path, beside)), case.logits(trained))
 
 
-CHILD = """
-import sys, torch
-from pathlib import Path
-from tests.battery import test_whole
-folder, experts = Path(sys.argv[1]), Path(sys.argv[2])
-out = {}
-for path in sorted(folder.iterdir()):
-    case = test_whole.case_of(*path.name.split("+"))
-    out[path.name] = case.logits(case.loaded(path, experts))
-torch.save(out, sys.argv[3])
-"""
+def read_again(folder: Path, experts: Path) -> dict[str, torch.Tensor]:
+    """What the adapters in a folder say."""
+    torch.set_num_threads(1)
+    found = {p.name: case_of(*p.name.split("+")) for p in sorted(folder.iterdir())}
+    return {name: case.logits(case.loaded(folder / name, experts)) for name, case in found.items()}
 
 
 ALONE = ("tied", "tied-seq2seq", "classifier")
@@ -225,15 +218,13 @@ ALONE = ("tied", "tied-seq2seq", "classifier")
 @pytest.mark.parametrize(
     "shape", [s if s in ALONE else pytest.param(s, marks=pytest.mark.whole("each kind once")) for s in SHAPES]
 )
-def test_another_process_reads_the_same(shape: str, tmp_path: Path, beside: Path) -> None:
+def test_another_process_reads_the_same(shape: str, tmp_path: Path, beside: Path, child: Child) -> None:
     wanted = {}
     for case in whole.cases():
         if case.shape.name == shape and (case.method, shape) not in REFUSED and case.option in ("plain", "embedding"):
             model, name = case.adapted(beside), f"{case.method}+{shape}+{case.option}"
             model.save_pretrained(tmp_path / "files" / name)
             wanted[name] = case.logits(model)
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", CHILD, tmp_path / "files", beside, tmp_path / "out"], check=True, cwd=root)
-    found = torch.load(tmp_path / "out", weights_only=True)
+    found = child(read_again, tmp_path / "files", beside)
     assert found.keys() == wanted.keys()
     assert not [n for n in wanted if not same(found[n], wanted[n])]

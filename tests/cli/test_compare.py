@@ -40,14 +40,19 @@ def test_no_recipe_is_a_mistake(child):
     assert "no recipe" in err
 
 
-def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child):
+@pytest.mark.parametrize(
+    "refused",
+    [[], pytest.param(["bitfit"], marks=pytest.mark.whole("tests/compare/test_comparison.py has one as a row"))],
+)
+def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child, refused):
     out = tmp_path / "out"
-    words = ["compare", str(recipe), "--methods", "lora,bitfit", "--ranks", "2", "--seeds", "1", "--out", str(out)]
+    methods = ",".join(["lora", *refused])
+    words = ["compare", str(recipe), "--methods", methods, "--ranks", "2", "--seeds", "1", "--out", str(out)]
     code, said, err = child(command, *words)
     assert code == 0
     assert "lora r=2" in said
-    assert "bitfit: refused: " in said
-    assert "1/2 lora r=2 seed 0: done" in err
+    assert all(f"{name}: refused: " in said for name in refused)
+    assert f"1/{1 + len(refused)} lora r=2 seed 0: done" in err
     comparison = json.loads((out / "comparison.json").read_text())
     assert comparison["recommendation"] in said
     for name in ("comparison.csv", "comparison.md", "comparison.html", "pareto.svg"):

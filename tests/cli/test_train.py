@@ -137,6 +137,7 @@ def afina(*words, **options):
     )
 
 
+@pytest.mark.whole("tests/train/loop/test_resume.py starts, stops and resumes such processes")
 def test_train_in_a_process_of_its_own(tmp_path, model_folder):
     done = afina("train", tiny.write_recipe(tmp_path, model_folder), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

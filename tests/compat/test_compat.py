@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys, importlib.metadata, importlib.util
 import peft
@@ -48,6 +50,7 @@ def test_a_script_runs_unchanged_and_is_told(tmp_path):
     assert "afina stands in for peft" in done.stderr
 
 
+@pytest.mark.whole("tests/compat/test_default.py has the usual way into it")
 def test_where_the_real_peft_is_in_use_it_is_refused():
     done = run("-c", "import peft, afina.compat; afina.compat.stand_in()")
     assert done.returncode != 0
@@ -55,6 +58,7 @@ def test_where_the_real_peft_is_in_use_it_is_refused():
     assert "import peft's names from afina" in done.stderr
 
 
+@pytest.mark.whole("tests/compat/test_default.py has the usual way into it")
 def test_libraries_that_were_imported_before_are_told():
     code = """
 import transformers.trainer, afina, afina.compat

@@ -41,7 +41,10 @@ def test_a_script_that_no_library_has_a_part_in_is_told_nothing():
     "before",
     [pytest.param("", marks=pytest.mark.whole("the other one goes the longer way")), "import transformers.trainer;"],
 )
-def test_libraries_take_the_stand_in_for_peft_from_the_first_config_on(before, without_peft):
+@pytest.mark.parametrize(
+    "installed", ["without", pytest.param("with", marks=pytest.mark.whole("as the scenarios run"))]
+)
+def test_libraries_take_the_stand_in_for_peft_from_the_first_config_on(before, installed, without_peft):
     code = f"""
 {before}
 from afina import LoraConfig, PeftModel
@@ -52,12 +55,12 @@ import transformers.trainer
 from transformers.utils import is_peft_available
 assert is_peft_available() and transformers.trainer.PeftModel is PeftModel
 """
-    for packages in (None, without_peft):
-        done = run_code(code, packages)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count(SAYS) == 1
+    done = run_code(code, without_peft if installed == "without" else None)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(SAYS) == 1
 
 
+@pytest.mark.whole("the stand-in is off in this very process")
 def test_the_variable_switches_it_off():
     code = "import os; os.environ['AFINA_STAND_IN'] = '0'; from afina import LoraConfig; LoraConfig(); import peft;"
     done = run_code(code + "assert peft.__file__", None)
@@ -78,6 +81,7 @@ def test_a_script_that_imports_the_real_peft_keeps_it_and_is_told_once(use):
     assert done.stderr.count("the real peft is in use here (__main__)") == 1
 
 
+@pytest.mark.whole("a script that uses it above keeps it")
 def test_what_a_library_made_with_the_real_peft_keeps_it():
     code = """
 import transformers

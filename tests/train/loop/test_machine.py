@@ -153,9 +153,12 @@ def wait_for(process, sign):
     raise AssertionError(said)
 
 
-@pytest.mark.product("signals before the first step", strength=1)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("sign", ["rows of", "trainable parameters"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.whole("SIGTERM takes the same way"))]
+)
+@pytest.mark.parametrize(
+    "sign", [pytest.param("rows of", marks=pytest.mark.whole("the other one is later")), "trainable parameters"]
+)
 def test_signal_before_the_first_step_ends_in_good_order_and_a_rerun_works(tmp_path, model_folder, number, sign, child):
     path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=1)
     process = start(path)
@@ -170,6 +173,7 @@ def test_signal_before_the_first_step_ends_in_good_order_and_a_rerun_works(tmp_p
     child(train, path)
 
 
+@pytest.mark.whole("the terminal that goes away below sends it")
 def test_hangup_finishes_the_step_and_saves(tmp_path, model_folder):
     path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=5000, training__save_steps=1,
                              training__keep_checkpoints=2, evaluation__enabled=False)  # fmt: skip
@@ -199,6 +203,7 @@ def test_a_terminal_that_goes_away_costs_no_step(tmp_path, model_folder):
     assert load_file(newest_complete(tmp_path / "out") / "adapter_model.safetensors")
 
 
+@pytest.mark.whole("a signal before the first step above, kills after it in test_resume.py")
 def test_kill_before_the_first_checkpoint_costs_nothing(tmp_path, model_folder, child):
     path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=2, training__save_steps=2)
     process = start(path)

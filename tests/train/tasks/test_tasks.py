@@ -59,22 +59,18 @@ def train_and_use(recipe):
     return result, heard, done
 
 
-@pytest.fixture(scope="module")
-def trained(models, child, tmp_path_factory):
-    """Every task trained for 60 steps."""
-    out = {}
-    for task in TASKS:
-        folder = tmp_path_factory.mktemp(task)
-        file = tiny.write_task(folder, task, models, training__max_steps=60, training__save_steps=60)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AFINA_CACHE", str(folder / "cache"))
-            out[task] = child(train_and_use, load_recipe(str(file)))
-    return out
+@pytest.fixture(scope="module", params=TASKS)
+def trained(request, models, child, tmp_path_factory):
+    """A task, and what came of 60 steps of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    file = tiny.write_task(folder, request.param, models, training__max_steps=60, training__save_steps=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        return request.param, *child(train_and_use, load_recipe(str(file)))
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_task_learns_and_its_report_says_so(task, trained):
-    result, heard, _ = trained[task]
+def test_task_learns_and_its_report_says_so(trained):
+    task, result, heard, _ = trained
     key, least = REACHED[task]
     before, after = result.report["before"], result.report["after"]
     assert after[key] < least < before[key] if key == "loss" else after[key] >= least > before[key]
@@ -87,16 +83,14 @@ def test_task_learns_and_its_report_says_so(task, trained):
     assert (result.folder / "loss.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_task_shows_two_examples_with_a_trained_part(task, trained):
-    shown = trained[task][1].shown
+def test_task_shows_two_examples_with_a_trained_part(trained):
+    shown = trained[2].shown
     assert len(shown) == 2
     assert all(any(s.trained for s in spans) and any(not s.trained for s in spans) for spans in shown)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_loaded_adapter_scores_as_the_trained_one_did(task, trained):
-    result, _, done = trained[task]
+def test_loaded_adapter_scores_as_the_trained_one_did(trained):
+    task, result, _, done = trained
     assert len(done.rows) == 10
     if task in ("preference", "kto", "grpo", "orpo"):  # it writes answers; how good they are was trained, not asked
         assert done.scores is None
