@@ -152,3 +152,36 @@ def test_classifier_is_refused(model_folder, adapters, tmp_path, child):
     path = tmp_path / "c" / "adapter_config.json"
     path.write_text(path.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
     assert "language models" in mistake(child(session, [model_folder, "--adapter", f"c={tmp_path / 'c'}"], BOTH))
+
+
+def knows_two_tasks(model, folder):
+    """Answers and exit codes of `afina chat` with an adapter of two tasks whose rows differ."""
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    config = afina.PolyConfig(r=4, n_tasks=2, n_skills=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = afina.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    torch.manual_seed(0)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 2 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    words = ["chat", folder, "-p", "n4", "--max-new-tokens", "6"]
+    return [command(*words, *more) for more in ([], ["--task", "0"], ["--task", "1"], ["--task", "2"])]
+
+
+def test_the_number_of_the_task_reaches_the_adapter(model_folder, tmp_path, child):
+    without, first, second, beyond = child(knows_two_tasks, str(model_folder), str(tmp_path))
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert first[1] != second[1]
+    for code, _, said in (without, beyond):
+        assert code == 2
+        assert "expected: 0 to 1" in said
+
+
+def test_a_number_that_no_method_reads_is_refused(model_folder, adapters, child):
+    for words in ([adapters / "a"], [model_folder, "--adapters", adapters]):
+        code, _, said = child(command, "chat", *words, "--task", "0", "-p", "n4")
+        assert code == 2
+        assert "--task" in said

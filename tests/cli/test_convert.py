@@ -147,3 +147,16 @@ def test_adapter_that_stands_on_another_is_refused(tmp_path, model_folder, child
     assert code == 2
     assert "stands on another one" in err
     assert not (tmp_path / "lora").exists()
+
+
+def test_the_tokenizer_that_it_was_trained_with_goes_along(adapters, model_folder, tmp_path, child):
+    shutil.copytree(adapters / "loha", tmp_path / "run")
+    for file in model_folder.glob("*token*"):
+        shutil.copy(file, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages[0].content }}!"}))
+    ok(child(command, "convert", tmp_path / "run", tmp_path / "lora"))
+    ok(child(command, "convert", adapters / "loha", tmp_path / "without"))
+    written = [p.read_text() for p in (tmp_path / "lora").glob("*") if p.suffix in (".json", ".jinja")]
+    assert any("{{ messages[0].content }}!" in text for text in written)
+    assert not (tmp_path / "without" / "tokenizer_config.json").exists()

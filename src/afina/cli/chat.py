@@ -41,6 +41,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Of what is drawn.")] = None,
     system: Annotated[str | None, typer.Option(help="System message, in place of the recipe's.")] = None,
     transcript: Annotated[Path | None, typer.Option(help="JSONL to write at the end: what was said.")] = None,
+    task: Annotated[int | None, typer.Option(help="Number of the task, for methods that know several.")] = None,
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
@@ -63,13 +64,16 @@ def chat(
     quiet_libraries(reporter)
     session: Session
     if adapter or adapters:
+        if task is not None:
+            raise RecipeError("several adapters have no task in common", where="--task", got=task)
         session = Panel(
             _several(model, adapter or [], adapters, quantize, device, reporter), sampling, raw, as_json=as_json
         )
     else:
-        from ..train.use.trained import load_trained
+        from ..train.use.trained import for_task, load_trained
 
         trained = load_trained(Path(model), reporter, quantize, device=device)
+        trained = for_task(trained, task, "--task")
         session = Talk(trained, sampling, raw, base=base, as_json=as_json)
     if seed is not None:
         from transformers import set_seed
@@ -163,8 +167,9 @@ class Talk(Session):
 
         with model.disable_adapter() if name == BASE else nullcontext():
             answer = stream(
-                model, prompter, prompter.conversation(list(history)), sampling=self.sampling, on_text=piece
-            )
+                model, prompter, prompter.conversation(list(history)), sampling=self.sampling, on_text=piece,
+                task=None if name == BASE else self.trained.task_number,
+            )  # fmt: skip
         history.append({"role": "assistant", "content": answer})
         return answer
 

@@ -112,7 +112,7 @@ def compare(saved: dict[str, Any], model: nn.Module, where: object) -> None:
     raise CheckpointError(
         "the adapter was trained on another base model", where=where,
         got=f"this model: {_told(here, different)}", expected=_told(saved, different),
-        fix="load the base named in adapter_config.json, or pass allow_other_base=True",
+        fix="load the base named in adapter_config.json; in Python, allow_other_base=True loads it all the same",
     )  # fmt: skip
 
 

@@ -190,8 +190,14 @@ def longest_label(prompter: Prompter, labels: Sequence[str]) -> int:
     return max(len(token_ids(prompter, label, first=False)) for label in labels) + 3
 
 
-def stream(model: Any, prompter: Prompter, prompt: str, *, sampling: Sampling, on_text: Callable[[str], None]) -> str:
+def stream(
+    model: Any, prompter: Prompter, prompt: str, *, sampling: Sampling, on_text: Callable[[str], None],
+    task: int | None = None,
+) -> str:  # fmt: skip
     """The answer to one rendered prompt; `on_text` gets its pieces as they come.
+
+    Args:
+        task: its number, for methods that know several.
 
     Returns:
         The whole answer.
@@ -207,6 +213,8 @@ def stream(model: Any, prompter: Prompter, prompt: str, *, sampling: Sampling, o
             on_text(text)
 
     inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
+    if task is not None:
+        inputs["task_ids"] = torch.tensor([task], device=model.device)
     streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=True)
     with torch.no_grad():
         model.generate(**inputs, **sampling.options(model, prompter), streamer=streamer)

@@ -15,6 +15,7 @@ from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
 from ...methods.baselines.full import Full, FullConfig
 from ..base.assets import is_reference
+from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import Recipe
 
 
@@ -62,7 +63,7 @@ def _check_tasks(recipe: Recipe, config: PeftConfig, tasks: int) -> None:
     if not wanted and recipe.data.task_column is not None:
         raise RecipeError("this method knows no tasks", where="data.task_column", got=recipe.method.type,
                           fix="leave it out")  # fmt: skip
-    limit = next((config.get(key) for key in ("num_tasks", "n_tasks") if config.get(key) is not None), tasks)
+    limit = next((config.get(key) for key in TASK_COUNTS if config.get(key) is not None), tasks)
     if wanted and tasks > limit:
         raise RecipeError("the rows have more tasks than the method", where="data.task_column",
                           got=f"task {tasks - 1}", expected=f"0 to {limit - 1}")  # fmt: skip

@@ -24,7 +24,7 @@ _TO_FILL_IN: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "XLORA": {"adapters": {"0": "folder/of/a/lora", "1": "folder/of/another"}},
     }
 )
-_BY_TASK = ("num_tasks", "n_tasks")
+TASK_COUNTS = ("num_tasks", "n_tasks")
 
 
 def embedded_for(task: str) -> str:
@@ -51,7 +51,7 @@ def ready_recipe(method: str, overrides: Sequence[tuple[str, str]] = ()) -> str:
     kind: Any = config_class(method, where="--print-recipe")
     task = next((value for key, value in reversed(overrides) if key == "task"), DEFAULT_TASK)
     fill = dict(_TO_FILL_IN.get(kind.method_type, {}))
-    if any(key in fill for key in _BY_TASK):
+    if any(key in fill for key in TASK_COUNTS):
         overrides = [("data.task_column", "task"), *overrides]
     given = [(f"method.{key}", json.dumps(value)) for key, value in fill.items()]
     # By way of another method, so that the embedded recipe's own settings are left behind for its own method too.

@@ -74,7 +74,7 @@ class Answering(Task):
         prompter = trained.prompter
         prompts = [prompter.wrap(prompter.asked(text))]
         (answer,) = answers(trained.model, prompter, prompts, encoder=self.encoder, max_new_tokens=max_new_tokens,
-                            batch_size=1)  # fmt: skip
+                            batch_size=1, tasks=trained.task_numbers(1))  # fmt: skip
         return answer
 
     def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:

@@ -67,6 +67,7 @@ class Trained:
         tokenizer: the tokenizer that it was trained with.
         is_adapter: whether it is an adapter on a base.
         trained_on: storage of the base that it was trained on.
+        task_number: which of its tasks single texts belong to, where its method knows several.
     """
 
     folder: Path
@@ -76,6 +77,11 @@ class Trained:
     tokenizer: PreTrainedTokenizerBase
     is_adapter: bool = True
     trained_on: str = "none"
+    task_number: int | None = None
+
+    def task_numbers(self, texts: int) -> list[int] | None:
+        """`task_number` for each of so many texts."""
+        return None if self.task_number is None else [self.task_number] * texts
 
     @property
     def prompter(self) -> Prompter:

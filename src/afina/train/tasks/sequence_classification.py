@@ -103,7 +103,8 @@ class SequenceClassification(Task):
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The likeliest labels with their probabilities."""
-        (row,) = class_probabilities(trained.model, trained.prompter, [text], batch_size=1).tolist()
+        (row,) = class_probabilities(trained.model, trained.prompter, [text], batch_size=1,
+                                     tasks=trained.task_numbers(1)).tolist()  # fmt: skip
         ranked = sorted(zip(row, trained.labels or [], strict=True), reverse=True)[:5]
         return "  ".join(f"{label} {share:.3f}" for share, label in ranked)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError
+from ...core.config import method
+from ...errors import CheckpointError, RecipeError
 from ..base import quantize
 from ..base.base_model import base_location, load_tokenizer, settled
+from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
 from ..recipe.task_types import of_task_type
@@ -74,6 +77,28 @@ def load_trained(
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
+
+
+def for_task(trained: Trained, task: int | None, where: str) -> Trained:
+    """The same for one of its tasks; its method needs the number, or knows none.
+
+    Args:
+        where: what gives it, for the error.
+
+    Raises:
+        RecipeError: it is missing, not known, or of no use.
+    """
+    config = trained.model.active_peft_config if trained.is_adapter else None
+    wanted = config is not None and "task_ids" in getattr(method(config).implementation, "inputs", ())
+    if not wanted:
+        if task is not None:
+            raise RecipeError("this method knows no tasks", where=where, got=task, fix="leave it out")
+        return trained
+    known = next(config.get(key) for key in TASK_COUNTS if config.get(key) is not None)
+    if task is None or not 0 <= task < known:
+        raise RecipeError("this method needs the number of the task", where=where, got=task,
+                          expected=f"0 to {known - 1}")  # fmt: skip
+    return replace(trained, task_number=task)
 
 
 def _load_whole(folder: Path, reporter: Reporter, device: str, copies: int) -> Trained:
