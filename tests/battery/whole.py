@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -51,14 +52,14 @@ class Shape:
     """A kind of whole model.
 
     Attributes:
-        build: a random one by seed and width.
+        make: a random one by seed and width.
         task: its task type.
         head, embedding: names for `modules_to_save`.
         tied: whether both are one table.
     """
 
     name: str
-    build: Callable[[int, int], Any]
+    make: Callable[[int, int], Any]
     task: str | None
     head: str
     embedding: str
@@ -66,6 +67,17 @@ class Shape:
 
     def __str__(self) -> str:
         return self.name
+
+    def build(self, seed: int, width: int) -> Any:
+        """A random one of its own; the next random numbers follow from the seed too."""
+        model = copy.deepcopy(_made(self.make, seed, width))
+        torch.manual_seed(seed)
+        return model
+
+
+@functools.cache
+def _made(make: Callable[[int, int], Any], seed: int, width: int) -> Any:
+    return make(seed, width)
 
 
 def _llama(kind: str, tied: bool, seed: int, width: int) -> Any:

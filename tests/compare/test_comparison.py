@@ -19,6 +19,7 @@ from afina.train.report.events import Reporter
 
 from ..train import tiny
 
+pytestmark = pytest.mark.whole("tests/cli/test_compare.py compares in processes of its own, test_runs.py kills them")
 METHODS = "full,lora,bitfit,ia3"
 # The real worker, except that it kills itself where it is to train IA3.
 WORKER = """

@@ -67,6 +67,7 @@ def test_the_variable_switches_it_off():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.whole("below, no library keeps a name of it")
 @pytest.mark.parametrize(
     "use",
     [

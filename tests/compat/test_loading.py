@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("loaded_by_transformers.py")
 TORN = """
 import sys, torch
@@ -48,6 +50,7 @@ def test_every_methods_file_gives_what_from_pretrained_gives() -> None:
         assert not line["left"], line
 
 
+@pytest.mark.whole("the battery in this process shares and misses tensors")
 def test_shared_tensors_go_beside_a_module_of_that_name_and_missing_ones_are_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(TORN)

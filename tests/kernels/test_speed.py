@@ -32,6 +32,7 @@ IDS = torch.randint(3, 60, (3, 12), generator=torch.Generator().manual_seed(0))
 LABELS = torch.where(torch.arange(12) < 7, -100, IDS)
 MASK = torch.ones_like(IDS)
 MASK[0, :4] = 0
+COMPILED = pytest.mark.whole("compiling takes long; padded rows without checkpointing are compiled")
 
 
 def llama(dtype=torch.float32):
@@ -177,17 +178,19 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
     assert torch.allclose(first[0].loss, step(plain)[0].loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_give_the_plain_step(checkpointing):
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=COMPILED)])
+@pytest.mark.parametrize(
+    "inputs", [{"attention_mask": MASK}, pytest.param({}, marks=COMPILED)], ids=["padded", "unpadded"]
+)
+def test_compiled_layers_give_the_plain_step(checkpointing, inputs):
     plain, fast = adapted(llama()), adapted(llama())
     assert "on, 2 of them" in speed_up(fast, keep_logits=False, steps=10**12)[-1]
     for model in (plain, fast) if checkpointing else ():
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
         model.get_base_model().enable_input_require_grads()
-    for inputs in ({}, {"attention_mask": MASK}):
-        (a, grads), (b, fast_grads) = step(plain, **inputs), step(fast, **inputs)
-        assert torch.allclose(a.loss, b.loss, rtol=1e-6)
-        assert all(torch.allclose(grads[n], fast_grads[n], rtol=1e-4, atol=1e-6) for n in grads)
+    (a, grads), (b, fast_grads) = step(plain, **inputs), step(fast, **inputs)
+    assert torch.allclose(a.loss, b.loss, rtol=1e-6)
+    assert all(torch.allclose(grads[n], fast_grads[n], rtol=1e-4, atol=1e-6) for n in grads)
     again = copy.deepcopy(fast)
     assert torch.allclose(again.eval()(IDS).logits, plain.eval()(IDS).logits, atol=1e-6)
 

@@ -78,6 +78,7 @@ print((resident_kib("VmHWM") - before) * 1024 / measured(adapted, rows=64).worki
 """
 
 
+@pytest.mark.whole("the estimate is compared with torch's own count above")
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_estimate_is_near_what_a_process_really_takes():
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)

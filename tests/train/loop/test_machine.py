@@ -186,6 +186,7 @@ def test_hangup_finishes_the_step_and_saves(tmp_path, model_folder):
     assert newest_complete(tmp_path / "out").name == f"checkpoint-{step}"
 
 
+@pytest.mark.whole("SIGTERM takes the same way in test_resume.py")
 def test_a_terminal_that_goes_away_costs_no_step(tmp_path, model_folder):
     path = tiny.write_recipe(tmp_path, model_folder, training__max_steps=5000, training__save_steps=1,
                              training__keep_checkpoints=2, evaluation__enabled=False)  # fmt: skip
@@ -252,6 +253,7 @@ def test_tracker_that_is_not_there_is_told_before_anything_is_loaded(tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.whole("a tracker that is not there is told above")
 def test_missing_tensorboard_is_told(tmp_path, model_folder):
     path = tiny.write_recipe(tmp_path, model_folder)
     code = ("import importlib.util as u; find = u.find_spec;"
