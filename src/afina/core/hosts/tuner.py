@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
+from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, NumericError, did_you_mean
 from ..config import PeftConfig, method
 from ..layers.whole_model import report_lost, unpack
 from ..prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, complete
@@ -20,6 +20,7 @@ from .adapter import Adapter
 from .batch_rows import Rows
 from .calls import Scope, current
 from .host import Host, hosts
+from .light import Unreplicated
 from .routing import routers
 from .view import shared_view
 from .walk import shared_holder
@@ -156,7 +157,7 @@ def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) ->
         for path, host in hosts(model):
             try:
                 host.merge(names, requantise=requantise)
-            except (NotMergeable, MergeError) as error:
+            except (NotMergeable, MergeError, NumericError) as error:
                 error.where = f"{path}: {error.where}"
                 raise
             done.append(host)
@@ -173,7 +174,7 @@ def unmerge(model: nn.Module) -> None:
         host.unmerge()
 
 
-class Tuner(nn.Module):
+class Tuner(Unreplicated):
     """The reference's `base_model`: holds the user's model as `model`, and every adapter's config."""
 
     def __init__(self, model: nn.Module) -> None:
