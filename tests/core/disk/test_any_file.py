@@ -1,5 +1,5 @@
 """Any value in any field of any method's config, and any header: a typed error that names the file, or an adapter that
-works; within a second and 50 MB, and the base is what it was. On decoders by default, on the other shapes a few methods.
+works; within a second and 50 MB, and the base is what it was. By default a few methods on other models than decoders.
 
 `AFINA_FILES=200` tries 200 configs and 200 headers for every method instead of a few, and all the numbers; the choice
 is always the same.
