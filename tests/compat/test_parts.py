@@ -14,7 +14,7 @@ from transformers import Trainer
 
 import afina
 from afina.compat import parts
-from afina.compat.callbacks import AdamssAsaCallback
+from afina.compat.asa import AdamssAsaCallback
 from afina.core.config import methods
 from afina.errors import ConfigError
 

@@ -155,7 +155,7 @@ TREE: MappingProxyType[str, dict[str, str]] = MappingProxyType(
         **{f"peft.tuners.{folder}.layer": _LAYER for folder in FOLDERS},
         "peft.tuners.lora.conversion": {},
         **{f"peft.tuners.{part}": {} for part in PARTS},
-        "peft.tuners.adamss.asa_callback": {"AdamssAsaCallback": "afina.compat.callbacks:AdamssAsaCallback"},
+        "peft.tuners.adamss.asa_callback": {"AdamssAsaCallback": "afina.compat.asa:AdamssAsaCallback"},
         "peft.tuners._buffer_dict": {"BufferDict": _EXTRA + "BufferDict"},
         "peft.tuners.lokr.layer": {**_LAYER, "factorization": "afina.methods.reparam.lokr:split"},
         **{f"peft.tuners{part}": _MIXED for part in ("", ".mixed", ".mixed.model")},

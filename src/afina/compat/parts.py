@@ -145,7 +145,7 @@ def is_torchao_ge_v0_18_0() -> bool:
 
 def prefixes() -> dict[str, str]:
     """Method -> what its parameters' names begin with."""
-    return {n: f"{n.lower()}_" if m.config.is_prompt_learning else str(m.implementation.prefix)
+    return {n: f"{n.lower()}_" if m.config.is_prompt_learning else getattr(m.implementation, "prefix", "")
             for n, m in methods().items()}  # fmt: skip
 
 

@@ -220,7 +220,7 @@ class _Builder:
             return module
         key = id(slot.parent), slot.attribute
         if key not in self.fresh:
-            reads = isinstance(slot.parent, nn.MultiheadAttention)
+            reads = isinstance(slot.parent, nn.MultiheadAttention) or hasattr(slot.parent, "cuda_kernels_forward")
             self.fresh[key] = ReadHost(module, scope=self.scope) if reads else Host(module, scope=self.scope)
         return self.fresh[key]
 

@@ -15,6 +15,7 @@ from ..hosts import tuner
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
 from ..inject.targets import settle, slots
+from ..validate import check_is
 from .peft_model import PeftModel
 
 
@@ -44,6 +45,7 @@ def get_peft_model(
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
     """
+    check_is(peft_config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
     config = copy.copy(peft_config)
     if revision is not None:
         config.revision = revision
@@ -71,6 +73,8 @@ def inject_adapter_in_model(
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
     """
+    check_is(peft_config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
+    check_is(model, nn.Module, "model", "of torch")
     config = copy.copy(layer_config(peft_config))
     exact = config
     if state_dict is not None:
