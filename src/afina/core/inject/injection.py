@@ -25,6 +25,7 @@ from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
+from .reading import is_read
 from .targets import Slot, output_head, refuse_container, select_slots, shares_weights, slots
 
 
@@ -218,10 +219,9 @@ class _Builder:
             module = module.base_layer
         if isinstance(module, Host):
             return module
-        key = id(slot.parent), slot.attribute
-        if key not in self.fresh:
-            reads = isinstance(slot.parent, nn.MultiheadAttention) or hasattr(slot.parent, "cuda_kernels_forward")
-            self.fresh[key] = ReadHost(module, scope=self.scope) if reads else Host(module, scope=self.scope)
+        if (key := (id(slot.parent), slot.attribute)) not in self.fresh:
+            kind = ReadHost if is_read(slot.parent, slot.attribute) else Host
+            self.fresh[key] = kind(module, scope=self.scope)
         return self.fresh[key]
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
