@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ def is_read(parent: nn.Module, attribute: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1000)
-def _read_by(kind: type[nn.Module]) -> frozenset[str]:
+def _read_by(kind: Any) -> frozenset[str]:
     # What whole models read are heads and embeddings, which they tie.
     if kind.__module__.startswith("torch.") or hasattr(kind, "get_input_embeddings"):
         return frozenset()
@@ -34,5 +35,5 @@ def _read_by(kind: type[nn.Module]) -> frozenset[str]:
             found |= set(_READ.findall(inspect.getsource(value)))
         except (OSError, TypeError):  # it has no source
             continue
-    above = (b for b in kind.__bases__ if issubclass(b, nn.Module) and b is not nn.Module)
-    return frozenset(found.union(*map(_read_by, above)))
+    above = [b for b in kind.__bases__ if issubclass(b, nn.Module) and b is not nn.Module]
+    return frozenset(found.union(*(_read_by(base) for base in above)))

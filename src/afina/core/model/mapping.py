@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...errors import TargetError
+from ...errors import AfinaWarning, TargetError
 from ..config import PeftConfig
 from ..disk.checkpoint import layer_config
 from ..disk.names import own_key
@@ -48,6 +49,10 @@ def get_peft_model(
     check_is(peft_config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
     config = copy.copy(peft_config)
     if revision is not None:
+        if config.revision not in (None, revision):
+            warnings.warn(
+                f"revision: {revision!r} takes the place of the config's {config.revision!r}", AfinaWarning, 2
+            )
         config.revision = revision
     return PeftModel.for_config(config)(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
