@@ -19,7 +19,8 @@ _READ = re.compile(r"(?<!isinstance\()\bself\.(\w+)\.(?:weight|bias)\b(?!\.(?:dt
 
 def is_read(parent: nn.Module, attribute: str) -> bool:
     """Whether the code of a layer's parent reads the layer's weight or bias."""
-    return isinstance(parent, nn.MultiheadAttention) or attribute in _read_by(type(parent))
+    kind: Any = type(parent)
+    return isinstance(parent, nn.MultiheadAttention) or attribute in _read_by(kind)
 
 
 @functools.lru_cache(maxsize=1000)
