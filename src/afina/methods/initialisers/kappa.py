@@ -48,7 +48,14 @@ def find_kappa_target_modules(
 
 
 class KappaTuneSelector:
-    """The same for several choices from one measurement; arguments as for `find_kappa_target_modules`."""
+    """The same for several choices from one measurement.
+
+    Args:
+        model: the base.
+        max_dim_size_to_analyze: larger matrices are left out.
+        moe_param_suffixes: ends of the names of parameters (experts, out, in); those of the usual models if None.
+        show_progress: draw a bar; there is a decomposition for each matrix.
+    """
 
     def __init__(
         self,
@@ -63,14 +70,25 @@ class KappaTuneSelector:
     def get_best_targets(
         self, top_p: float | None = None, num_modules: int | None = None, threshold: float | None = None
     ) -> list[str]:
-        """Linear layers, best first: `num_modules` of them, else the share `top_p`, else those whose condition number
-        is at most `threshold`, else all."""
+        """Linear layers, best first; `num_modules` goes before `top_p`, and that before `threshold`.
+
+        Args:
+            top_p: which share of them; one at least.
+            num_modules: how many.
+            threshold: those whose condition number is at most this.
+        """
         return _first(self._conditions[0], top_p, num_modules, threshold)
 
     def get_best_target_parameters(
         self, top_p: float | None = None, num_modules: int | None = None, threshold: float | None = None
     ) -> list[str]:
-        """As `get_best_targets`, of stacked experts."""
+        """As `get_best_targets`, of stacked experts.
+
+        Args:
+            top_p: which share of them.
+            num_modules: how many.
+            threshold: the largest mean condition number.
+        """
         return _first(self._conditions[1], top_p, num_modules, threshold)
 
     @functools.cached_property
