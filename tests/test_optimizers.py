@@ -9,7 +9,12 @@ from torch.nn.functional import mse_loss
 
 from afina import LoraConfig, get_peft_model
 from afina.errors import ConfigError
-from afina.optimizers import create_lorafa_optimizer, create_loraplus_optimizer, create_riemannian_optimizer
+from afina.optimizers import (
+    LoraFAOptimizer,
+    create_lorafa_optimizer,
+    create_loraplus_optimizer,
+    create_riemannian_optimizer,
+)
 
 R, ALPHA = 3, 6
 
@@ -168,6 +173,30 @@ def test_lorafa_freezes_a_and_moves_b_by_adamw_on_the_corrected_gradient():
         optimizer.step()
         adamw.step()
         torch.testing.assert_close(B, twin, rtol=1e-4, atol=1e-5)
+
+
+def test_the_class_takes_groups_with_names_as_the_references():
+    model, A, B = linear()
+    A.requires_grad_(False)
+    made, out = create_lorafa_optimizer(model, R, ALPHA, 1e-2), []
+    assert isinstance(made, LoraFAOptimizer)
+    group = {"params": [A, B], "names": ["0.lora_A.weight", "0.lora_B.weight"], "scaling_factors": [ALPHA / R] * 2}
+    for optimizer in (made, LoraFAOptimizer([group], lr=1e-2)):
+        start = B.detach().clone()
+        backward(model)
+        optimizer.step()
+        out.append((B - start).detach())
+        B.data.copy_(start)
+    assert out[0].abs().max() > 0
+    torch.testing.assert_close(*out)
+
+
+def test_the_class_refuses_groups_that_say_too_little():
+    _, A, B = linear()
+    with pytest.raises(ConfigError, match="scaling_factors"):
+        LoraFAOptimizer([{"params": [A, B], "names": ["lora_A", "lora_B"]}])
+    with pytest.raises(ConfigError, match="correct_bias"):
+        LoraFAOptimizer([{"params": [A, B]}], correct_bias=False)
 
 
 def test_lorafa_correction_moves_the_weight_along_its_own_gradient():

@@ -58,6 +58,7 @@ from .methods.initialisers.corda import preprocess_corda as preprocess_corda
 from .methods.initialisers.eva import get_eva_state_dict as get_eva_state_dict
 from .methods.initialisers.eva import initialize_lora_eva_weights as initialize_lora_eva_weights
 from .methods.initialisers.eva_ranks import EvaConfig as EvaConfig
+from .methods.initialisers.kappa import KappaTuneSelector as KappaTuneSelector
 from .methods.initialisers.kappa import find_kappa_target_modules as find_kappa_target_modules
 from .methods.initialisers.loftq import LoftQConfig as LoftQConfig
 from .methods.initialisers.loftq import preprocess_loftq as preprocess_loftq
@@ -91,6 +92,7 @@ from .methods.reparam.boft import BOFTConfig as BOFTConfig
 from .methods.reparam.c3a import C3AConfig as C3AConfig
 from .methods.reparam.deft import DeftConfig as DeftConfig
 from .methods.reparam.delora import DeloraConfig as DeloraConfig
+from .methods.reparam.dora import DoraCaching as DoraCaching
 from .methods.reparam.fourierft import FourierFTConfig as FourierFTConfig
 from .methods.reparam.frod import FrodConfig as FrodConfig
 from .methods.reparam.glora import GloraConfig as GloraConfig
@@ -167,6 +169,7 @@ __all__ = [
     "DataError",
     "DeftConfig",
     "DeloraConfig",
+    "DoraCaching",
     "EvaConfig",
     "FourierFTConfig",
     "FrodConfig",
@@ -176,6 +179,7 @@ __all__ = [
     "HRAConfig",
     "HiraConfig",
     "IA3Config",
+    "KappaTuneSelector",
     "KasaConfig",
     "LNTuningConfig",
     "LastLayersConfig",

@@ -8,7 +8,7 @@ dLoss/dB = s G Aᵀ.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from .layerwise import layerwise_parameter_groups
 from .methods.reparam.lora import Lora
 
 _O = TypeVar("_O", bound=Optimizer)
+_F = TypeVar("_F", bound="Lora | _Pair")
 # The reference has a file for each: `afina.optimizers.lorafa` is looked for below this one.
 __path__: list[str] = []
 
@@ -98,15 +99,68 @@ def create_lorafa_optimizer(
                 )
     for adapter in adapters:
         adapter.lora_A.requires_grad_(False)
-    optimizer = AdamW(_trainable(model), lr=lr, weight_decay=weight_decay)
+    pairs = [(p, f"{n}.{w}", a.scaling) for n, a in enumerate(adapters) for w, p in
+             (("lora_A", a.lora_A), ("lora_B", a.lora_B))]  # fmt: skip
+    paired = {id(p) for p, _, _ in pairs}
+    every = [*pairs, *((p, "other", 1.0) for p in _trainable(model) if id(p) not in paired)]
+    parameters, names, scaling_factors = (list(column) for column in zip(*every, strict=True))
+    group = {"params": parameters, "names": names, "scaling_factors": scaling_factors}
+    return LoraFAOptimizer([group], lr=lr, weight_decay=weight_decay)
 
-    def corrected(adapter: Lora) -> Iterator[_Change]:
-        A_RI = adapter.lora_A.detach().float()
-        yield _Change(
-            adapter.lora_B, _solve(A_RI @ A_RI.mT, 1e-8, adapter.lora_B.grad, left=False) / adapter.scaling**2
-        )
 
-    return _around_steps(optimizer, adapters, corrected)
+class LoraFAOptimizer(AdamW):
+    """The optimizer that `create_lorafa_optimizer` makes.
+
+    Args:
+        params: groups with `params`, and for each of them one of `names` and one of `scaling_factors`. Where two that
+            follow one another have "lora" in their names, they are A, which stays, and B.
+        lr: the learning rate.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of AdamW.
+        correct_bias: of AdamW, which always does.
+
+    Raises:
+        ConfigError: a group without names or scaling factors, or `correct_bias` false.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        correct_bias: bool = True,
+    ) -> None:
+        if not correct_bias:
+            raise ConfigError("AdamW's bias is always corrected here", where="correct_bias", got=correct_bias)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        for group in self.param_groups:
+            missing = [k for k in ("names", "scaling_factors") if len(group.get(k, ())) != len(group["params"])]
+            if missing:
+                raise ConfigError("a group needs one of these for each of its parameters", where="params",
+                                  expected=", ".join(missing), fix="use create_lorafa_optimizer")  # fmt: skip
+        _around_steps(self, self._pairs(), self._corrected)
+
+    def _pairs(self) -> list[_Pair]:
+        out = []
+        for group in self.param_groups:
+            rows = zip(group["params"], group["names"], group["scaling_factors"], strict=True)
+            lora = [(p, s) for p, name, s in rows if "lora" in name]
+            out += [_Pair(A, B, s) for (A, _), (B, s) in zip(lora[::2], lora[1::2], strict=True)]
+        return out
+
+    @staticmethod
+    def _corrected(pair: _Pair) -> Iterator[_Change]:
+        A_RI = pair.lora_A.detach().float()
+        yield _Change(pair.lora_B, _solve(A_RI @ A_RI.mT, 1e-8, pair.lora_B.grad, left=False) / pair.scaling**2)
+
+
+class _Pair(NamedTuple):
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    scaling: float
 
 
 def create_riemannian_optimizer(
@@ -146,7 +200,7 @@ class _Change(NamedTuple):
     gradient: Tensor
 
 
-def _around_steps(optimizer: _O, adapters: list[Lora], change: Callable[[Lora], Iterator[_Change]]) -> _O:
+def _around_steps(optimizer: _O, adapters: Sequence[_F], change: Callable[[_F], Iterator[_Change]]) -> _O:
     """Let the optimizer see changed gradients during its steps; afterwards `.grad` is what backward left."""
     kept: list[_Change] = []
 
@@ -206,5 +260,6 @@ def _is_matrix(adapter: Lora) -> bool:
 
 
 __all__ = [
-    "create_lorafa_optimizer", "create_loraplus_optimizer", "create_riemannian_optimizer", "layerwise_parameter_groups",
+    "LoraFAOptimizer", "create_lorafa_optimizer", "create_loraplus_optimizer", "create_riemannian_optimizer",
+    "layerwise_parameter_groups",
 ]  # fmt: skip

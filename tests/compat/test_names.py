@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import peft
 import pytest
 
 import afina
+from afina.compat.modules import TREE, offered
 
 LINES = """
 from peft import LoraConfig, get_peft_model, PeftModel, LoraRuntimeConfig, PeftMixedModel, register_peft_method
@@ -87,3 +91,41 @@ def test_a_module_that_is_nowhere_is_told_as_ever():
         importlib.import_module("afina.nowhere")
     with pytest.raises(ImportError, match="nothing_like_it"):
         exec("from afina.utils import nothing_like_it", {})
+
+
+def reference_files() -> Iterator[tuple[str, ast.Module]]:
+    """The reference's modules and what stands in them."""
+    root = Path(peft.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(("peft", *(p for p in parts if p != "__init__"))), ast.parse(path.read_text())
+
+
+def own_names(module: ast.Module) -> Iterator[str]:
+    """Public classes, functions and constants that a module defines."""
+    for node in module.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            found = [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [t.id for t in targets if isinstance(t, ast.Name) and t.id.isupper()]
+        else:
+            continue
+        yield from (name for name in found if not name.startswith("_"))
+
+
+PRIVATE = ("peft.utils.generate_doc_table",)
+
+
+def test_every_public_name_of_every_inner_module_can_be_imported():
+    asked = {(m, n) for m, tree in reference_files() if m != "peft" and not m.startswith(PRIVATE)
+             for n in own_names(tree)}  # fmt: skip
+    assert len(asked) > 500
+    missing = [(m, n) for m, n in asked if m not in TREE or (not hasattr(afina, n) and offered(m, n) is None)]
+    assert not missing
+
+
+def test_names_of_no_module_are_not_made_up():
+    for module in ("peft.utils", "peft.tuners.lora.layer", "peft.tuners.lycoris_utils"):
+        assert offered(module, "NothingLikeIt") is None
+    assert offered("peft", "dispatch_default") is None

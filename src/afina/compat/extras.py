@@ -22,7 +22,7 @@ from ..errors import ConfigError
 
 
 def _installed(package: str) -> Any:
-    def is_available() -> bool:
+    def is_available(check_device: bool = True) -> bool:
         return importlib.util.find_spec(package) is not None
 
     return is_available
@@ -37,6 +37,8 @@ is_torchao_available = _installed("torchao")
 is_diffusers_available = _installed("diffusers")
 is_optimum_available = _installed("optimum")
 is_inc_available = _installed("neural_compressor")
+is_te_available = is_te_pytorch_available = _installed("transformer_engine")
+is_torch_tpu_available = _installed("torch_xla")
 
 
 def is_xpu_available(check_device: bool = False) -> bool:

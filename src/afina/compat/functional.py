@@ -13,13 +13,14 @@ from ..core.combine.unload import delete
 from ..core.config import PeftConfig
 from ..core.hosts import tuner
 from ..core.hosts.host import hosts
+from ..core.validate import as_names
 
 
 def set_adapter(
     model: nn.Module, adapter_name: str | list[str], inference_mode: bool = False, layer_cls: Any = None
 ) -> None:
     """Activate adapters; exactly they become trainable, or none if `inference_mode`."""
-    names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+    names = as_names(adapter_name)
     tuner.check_known(names, tuner.adapter_names(model))
     tuner.activate(model, names, trainable=() if inference_mode else None)
 

@@ -45,7 +45,14 @@ KINDS: Mapping[str, _Test] = MappingProxyType(
 """What layer classes are called, with or without the method's name before it -> whether a host is on such a layer."""
 
 ALIASES: Mapping[str, str] = MappingProxyType(
-    {"SVDLinear": "Linear", "SVDConv2d": "Conv2d", "AdaptedAttention": "Layer", "ShadowCarrier": "Layer"}
+    {
+        "SVDLinear": "Linear",
+        "SVDConv2d": "Conv2d",
+        "SVDLinear8bitLt": "Linear8bitLt",
+        "SVDLinear4bit": "Linear4bit",
+        "AdaptedAttention": "Layer",
+        "ShadowCarrier": "Layer",
+    }
 )
 # The reference derives one method's layers and model from the other's.
 _ALSO: Mapping[str, str] = MappingProxyType({"ADALORA": "LORA"})

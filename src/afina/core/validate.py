@@ -173,6 +173,31 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
+def check_is(value: object, kind: type, where: str, example: str) -> None:
+    """Refuse what is not of a kind, before it is asked for what it does not have.
+
+    Raises:
+        ConfigError: with an example.
+    """
+    if not isinstance(value, kind):
+        raise ConfigError("wrong type", where=where, got=type(value).__name__, expected=f"{kind.__name__}, {example}")
+
+
+def as_names(given: Any) -> tuple[str, ...]:
+    """One adapter's name, or several, each once.
+
+    Raises:
+        ConfigError: something else.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, (list, tuple)) else None
+    if names is None or not all(isinstance(n, str) for n in names):
+        raise ConfigError("not the names of adapters", where="adapter_name", got=repr(given),
+                          expected='"default", or a list of such')  # fmt: skip
+    if len(set(names)) < len(names):
+        raise ConfigError("an adapter would apply twice", where="adapter_name", got=", ".join(names))
+    return names
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
 

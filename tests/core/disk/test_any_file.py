@@ -1,5 +1,5 @@
 """Any value in any field of any method's config, and any header: a typed error that names the file, or an adapter that
-works; within a second and 50 MB, and the base is what it was.
+works; within a second and 50 MB, and the base is what it was. By default a few methods on other models than decoders.
 
 `AFINA_FILES=200` tries 200 configs and 200 headers for every method instead of a few, and all the numbers; the choice
 is always the same.
@@ -34,6 +34,10 @@ from afina.errors import AfinaError
 from tests.battery import whole
 
 METHODS = [name for name in methods() if name != "FULL"]
+MODELS = ("decoder", "tied", "encoder", "classifier", "seq2seq", "decoder-classifier")
+FEW = ("LORA", "IA3", "PREFIX_TUNING", "VERA", "TRAINABLE_TOKENS")
+"""Methods of several families, tried on every shape by default."""
+WHOLE = pytest.mark.whole("every method has its decoder, every shape its few methods")
 MANY = int(os.environ.get("AFINA_FILES", "0"))
 CONFIGS, HEADERS = (MANY, MANY) if MANY else (10, 5)
 LARGE = [10**12, 70_000, -1, 0, 2**63, 1e300] if MANY else [10**12]
@@ -125,10 +129,19 @@ class Sound:
         return loaded
 
 
+def each_method(test: Any) -> Any:
+    """Parametrise over every method and shape that it is for."""
+    every = [
+        pytest.param(m, s, id=f"{m}-{s}", marks=() if s == "decoder" or m in FEW else WHOLE)
+        for m in METHODS for s in MODELS if (m, s) not in whole.REFUSED
+    ]  # fmt: skip
+    return pytest.mark.parametrize(("method", "shape"), every)(test)
+
+
 @functools.cache
-def sound(method: str) -> Sound:
+def sound(method: str, shape: str) -> Sound:
     folder = Path(tempfile.mkdtemp())
-    case = whole.Case(method, whole.SHAPES["decoder"], "plain", {})
+    case = whole.Case(method, whole.SHAPES[shape], "plain", {})
     case.adapted(folder / "experts").save_pretrained(folder / "adapter")
     config = json.loads((folder / "adapter" / CONFIG_NAME).read_text())
     tensors = load_file(folder / "adapter" / WEIGHTS_NAME)
@@ -197,9 +210,9 @@ def tried(count: int) -> Any:
                     suppress_health_check=list(HealthCheck))  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_any_value_in_a_config_is_refused_in_good_order_or_right(method: str) -> None:
-    file = sound(method)
+@each_method
+def test_any_value_in_a_config_is_refused_in_good_order_or_right(method: str, shape: str) -> None:
+    file = sound(method, shape)
     weights = packed(plain(file.tensors))
 
     @tried(CONFIGS)
@@ -211,18 +224,18 @@ def test_any_value_in_a_config_is_refused_in_good_order_or_right(method: str) ->
 
 
 @pytest.mark.parametrize("value", LARGE, ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_no_number_of_a_config_asks_for_memory(method: str, value: float) -> None:
-    file = sound(method)
+@each_method
+def test_no_number_of_a_config_asks_for_memory(method: str, shape: str, value: float) -> None:
+    file = sound(method, shape)
     weights = packed(plain(file.tensors))
     numbers = [f for f in fields(method) if isinstance(file.config.get(f), (int, float)) or file.config.get(f) is None]
     for field in numbers:
         file.try_file(json.dumps({**file.config, field: value}).encode(), weights)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_any_header_is_refused_in_good_order_or_right(method: str) -> None:
-    file = sound(method)
+@each_method
+def test_any_header_is_refused_in_good_order_or_right(method: str, shape: str) -> None:
+    file = sound(method, shape)
     config = json.dumps(file.config).encode()
     assert file.try_file(config, packed(plain(file.tensors)))
 

@@ -11,7 +11,7 @@ import pytest
 import afina
 from afina.errors import AfinaWarning
 
-from ..tiny import config, load, mlp, trained
+from ..tiny import config, gpt2, llama, load, mlp, trained
 
 IDLE: list[tuple[dict[str, Any], str]] = [
     ({"target_modules": ["up", "dwn"]}, r"target_modules: 'dwn' \(nearest: down\)"),
@@ -73,3 +73,27 @@ def test_patterns_match_the_names_of_parameters_too() -> None:
                     rank_pattern={r".*\.up\.weight": 5}, alpha_pattern={"layers.0.down": 7})  # fmt: skip
     ranks = {p.shape[0] for n, p in model.named_parameters() if "lora_A" in n and ".up." in n}
     assert ranks == {5}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (afina.LoraConfig(fan_in_fan_out=True, target_modules=["q_proj"]), "fan_in_fan_out"),
+        (afina.LoraConfig(ensure_weight_tying=True, target_modules=["embed_tokens"]), "ensure_weight_tying"),
+        (afina.LoHaConfig(use_effective_conv2d=True, target_modules=["q_proj"]), "use_effective_conv2d"),
+        (afina.TinyLoraConfig(init_v_bound=0.5, target_modules=["q_proj"]), "init_v_bound"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_switch_that_switches_nothing_is_told(config: Any, told: str) -> None:
+    with pytest.warns(AfinaWarning, match=told):
+        afina.get_peft_model(llama(), config)
+
+
+def test_switches_that_count_are_not_told() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AfinaWarning)
+        afina.get_peft_model(gpt2(), afina.LoraConfig(fan_in_fan_out=True, target_modules=["c_attn"]))
+        tied = {"ensure_weight_tying": True, "target_modules": ["embed_tokens"]}
+        afina.get_peft_model(llama(tied=True), afina.LoraConfig(**tied))
+        afina.get_peft_model(llama(), afina.TinyLoraConfig(init_v_bound=0.5, init_weights=False))

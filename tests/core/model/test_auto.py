@@ -12,7 +12,7 @@ import torch
 
 import afina
 from afina.core.config import CONFIG_NAME
-from afina.errors import AfinaError, ConfigError
+from afina.errors import AfinaError, AfinaWarning, ConfigError
 
 from ..tiny import bert, gpt2, llama, nudge, saved, t5
 
@@ -105,3 +105,40 @@ def test_options_of_the_base_are_passed_on(tmp_path: Path) -> None:
 def test_the_class_itself_cannot_be_built() -> None:
     with pytest.raises(OSError, match="from_pretrained"):
         afina.AutoPeftModelForCausalLM()
+
+
+class Elsewhere(torch.nn.Module):
+    """A base that no package of the default list has."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **_: Any) -> Any:
+        return saved_base(name)
+
+
+def saved_base(name: str) -> Any:
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(name)
+
+
+def test_a_package_is_imported_from_if_the_caller_allows_it(tmp_path: Path) -> None:
+    afina.get_peft_model(saved(gpt2(), tmp_path / "base"), afina.LoraConfig()).save_pretrained(tmp_path / "a")
+    path = tmp_path / "a" / CONFIG_NAME
+    values = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**values, "auto_mapping": {"parent_library": __name__, "base_model_class": "Elsewhere"}})
+    )
+    for allowed in (None, ["transformers"], ["tests.core.mode"]):
+        with pytest.raises(ConfigError, match="import_allowlist"):
+            afina.AutoPeftModel.from_pretrained(tmp_path / "a", import_allowlist=allowed)
+    for allowed in ([__name__], ["tests"]):
+        assert afina.AutoPeftModel.from_pretrained(tmp_path / "a", import_allowlist=allowed).peft_config
+    path.write_text(json.dumps({**values, "auto_mapping": {"parent_library": "no_such", "base_model_class": "X"}}))
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        afina.AutoPeftModel.from_pretrained(tmp_path / "a", import_allowlist=["no_such"])
+
+
+def test_a_revision_that_takes_anothers_place_is_told() -> None:
+    config = afina.LoraConfig(revision="old")
+    with pytest.warns(AfinaWarning, match="'new' takes the place"):
+        assert afina.get_peft_model(gpt2(), config, revision="new").peft_config["default"].revision == "new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import peft
 import pytest
@@ -11,6 +12,8 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 import afina
 from afina.errors import ConfigError
+
+from ..tiny import llama
 
 IDS = torch.arange(5)[None]
 SHARED = {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8}
@@ -72,3 +75,19 @@ def test_every_layer_with_keys_of_its_own_trains_a_part_of_the_prefix():
 def test_a_prefix_that_fits_some_layers_only_is_refused():
     with pytest.raises(ConfigError, match="does not fit all layers"):
         prefixed(afina, MORE_HEADS, token_dim=32, num_attention_heads=1)
+
+
+@pytest.mark.parametrize("kind", [afina.PrefixTuningConfig, afina.CartridgeConfig])
+def test_sizes_of_the_queries_mean_those_of_the_keys_and_others_are_refused(kind: Any) -> None:
+    def adapted(**sizes: int) -> Any:
+        base = llama(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+        return afina.get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=3, **sizes)).eval()
+
+    ids = torch.arange(3, 9)[None]
+    for sizes in ({}, {"num_attention_heads": 4}, {"token_dim": 32}, {"num_attention_heads": 2, "token_dim": 16}):
+        model = adapted(**sizes)
+        assert model.peft_config["default"].token_dim == 16
+        assert torch.isfinite(model(ids).logits).all()
+    for wrong in ({"num_attention_heads": 1}, {"num_attention_heads": 8}, {"token_dim": 8}):
+        with pytest.raises(ConfigError, match="another size"):
+            adapted(**wrong)

@@ -46,3 +46,13 @@ def test_the_best_conditioned_layer_comes_first_and_a_config_takes_it():
 def test_no_share_is_refused():
     with pytest.raises(ConfigError, match="top_p"):
         afina.find_kappa_target_modules(Net(), top_p=20)
+
+
+@pytest.mark.parametrize("options", [{"num_modules": 2}, {"top_p": 0.5}, {"threshold": 4.0}, {}], ids=str)
+def test_one_measurement_serves_choices_as_in_the_reference(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 12) for _ in range(5)))
+    theirs = peft.helpers.KappaTuneSelector(model, show_progress=False)
+    ours = afina.KappaTuneSelector(model, show_progress=False)
+    assert ours.get_best_targets(**options) == theirs.get_best_targets(**options)
+    assert ours.get_best_target_parameters(**options) == []

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning, NameTakenError
+from ..hosts.calls import unwatch
 from ..hosts.host import Host, hosts
+from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
 from ..hosts.tuner import Tuner, merge
 from ..hosts.walk import shared_holder
@@ -37,6 +39,8 @@ def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True
                 module = module.result(keep_saved)
         if not only_empty or (not kept and slot.module is not module):
             slot.put(module)
+    if not any(isinstance(host, ModulesToSaveWrapper) for _, host in hosts(model)):
+        unwatch(model.model if isinstance(model, Tuner) else model)
 
 
 def delete(model: nn.Module, name: str) -> None:

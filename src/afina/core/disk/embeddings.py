@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import AfinaWarning, CheckpointError
+from ...errors import AfinaWarning, CheckpointError, ConfigError
 from ..files.jsonfile import read_json_object
 from ..hosts.host import Host
 from ..hosts.walk import outside_adapters
@@ -56,6 +56,8 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def wanted(model: nn.Module, choice: bool | str) -> bool:
     """Whether to save embeddings: as told, or ("auto") if their vocabulary is not that of the base on disk."""
+    if choice is not True and choice is not False and choice != "auto":
+        raise ConfigError("not an option", where="save_embedding_layers", got=choice, expected='True, False or "auto"')
     if choice != "auto":
         return bool(choice)
     config = getattr(model, "config", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ...errors import CheckpointError
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.walk import shared_holder
@@ -75,16 +76,26 @@ def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, T
     if piece.bias_of is not None:
         assert isinstance(piece.owner, Host)
         live: Tensor = piece.owner.biases[piece.bias_of]
+        if state is not None:
+            _refuse_missing(state, [piece.runtime])
         return {piece.path: live if state is None else state[piece.runtime]}
     if isinstance(piece.owner, PromptEncoder):
         # The table is computed, so it comes from the live encoder, whose parameters are never sharded.
         return piece.owner.disk_state()
     own = dict(piece.owner.state_dict())
     if state is not None:
+        _refuse_missing(state, [f"{piece.runtime}{n}" for n in own])
         own = {n: state[f"{piece.runtime}{n}"] for n in own}
     if isinstance(piece.owner, Adapter):
         own = piece.owner.disk_state(own)
     return {f"{piece.path}{n}": t for n, t in own.items()}
+
+
+def _refuse_missing(state: Mapping[str, Tensor], keys: list[str]) -> None:
+    missing = [k for k in keys if k not in state]
+    if missing:
+        raise CheckpointError("the state lacks tensors of the adapter", where="state_dict", got=", ".join(state),
+                              expected=", ".join(missing), fix="gather the state of the whole model")  # fmt: skip
 
 
 def own_key(key: str, prompts: bool = False) -> str:

@@ -17,6 +17,18 @@ def _is_inside(file: Path, folder: Path) -> bool:
     return any(file.is_relative_to(root) for root in (folder, *blobs))
 
 
+def _in_folder(folder: Path, filename: str, subfolder: str | None) -> Path:
+    path = (folder / subfolder / filename) if subfolder else folder / filename
+    if subfolder and not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError("the subfolder leads out of the folder", where=folder, got=subfolder)
+    if not _is_inside(path.resolve(), folder.resolve()):
+        raise CheckpointError("the file is a link that leads out of the folder", where=path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no {filename} here", where=path.parent,
+                              fix="is this the folder that save_pretrained wrote?")  # fmt: skip
+    return path
+
+
 def locate(source: str | Path, filename: str, *, subfolder: str | None = None, **kwargs: Any) -> Path:
     """The local path of `filename` in a folder or hub repository.
 
@@ -29,16 +41,12 @@ def locate(source: str | Path, filename: str, *, subfolder: str | None = None, *
         CheckpointError: the file is not there, or `subfolder` leaves the folder.
     """
     folder = Path(source)
-    if folder.is_dir():
-        path = (folder / subfolder / filename) if subfolder else folder / filename
-        if subfolder and not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError("the subfolder leads out of the folder", where=folder, got=subfolder)
-        if not _is_inside(path.resolve(), folder.resolve()):
-            raise CheckpointError("the file is a link that leads out of the folder", where=path)
-        if not path.is_file():
-            raise CheckpointError(f"there is no {filename} here", where=path.parent,
-                                  fix="is this the folder that save_pretrained wrote?")  # fmt: skip
-        return path
+    try:
+        if folder.is_dir():
+            return _in_folder(folder, filename, subfolder)
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle, no permission
+        raise CheckpointError(f"cannot be opened ({getattr(error, 'strerror', None) or 'links in a circle'})",
+                              where=folder / filename) from None  # fmt: skip
     if folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1:
         raise CheckpointError("no such folder", where=source)
     from huggingface_hub import hf_hub_download

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from ...errors import CheckpointError, ConfigError
 from . import leftovers
-from .unwritable import told_if_unwritable
+from .unwritable import made_folder, told_if_unwritable
 
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 64
@@ -129,7 +129,7 @@ def publish(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _publish(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    made_folder(folder)
     staged: dict[str, Path] = {}
     try:
         for name, data in files.items():

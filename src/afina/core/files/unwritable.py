@@ -49,6 +49,38 @@ def told_if_unwritable(
         ) from error
 
 
+def usable_folder(given: object) -> Path:
+    """The folder to write to, if it is the name of one.
+
+    Raises:
+        CheckpointError: it is no path, empty, or a name that the system cannot have.
+    """
+    try:
+        if isinstance(given, (str, os.PathLike)) and os.fspath(given):
+            os.lstat(os.fspath(given))
+            return Path(os.fspath(given))
+    except FileNotFoundError:
+        return Path(str(given))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"not the name of a folder: {getattr(error, 'strerror', None) or error}",
+                              where=str(given)) from None  # fmt: skip
+    raise CheckpointError("not the name of a folder", where="save_directory", got=repr(given), expected="a path")
+
+
+def made_folder(folder: Path) -> Path:
+    """The folder, made with its parents where it is missing.
+
+    Raises:
+        CheckpointError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        raise CheckpointError(f"the folder cannot be made: {error.strerror}", where=folder,
+                              fix="choose another output folder") from None  # fmt: skip
+    return folder
+
+
 def free_bytes(folder: Path) -> int:
     """What is left on the disk that a folder is on, or would be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -143,6 +143,10 @@ class Adapter(nn.Module):
         """Keep hold of the parameters shared by all layers, which belong to the model."""
         object.__setattr__(self, "shared", module)
 
+    def in_reference(self, name: str) -> Any:
+        """What the reference's layers have under one of the `reference_attributes`."""
+        return getattr(self, name)
+
     def penalty(self) -> Tensor | None:
         """What the method adds to the training loss for this layer, if anything."""
         return None

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import ConfigError
 from .users import Users
@@ -40,6 +40,8 @@ class Scope:
         contexts: the last ones in which layers were called past the model's own forward.
         swapping: held while a layer runs with other parameters in the places of its own.
         users: who calls the model, and who changes its adapters.
+        off: hosts of trained copies that were switched off; libraries that go from layer to layer do not switch them on
+            again.
     """
 
     def __init__(self) -> None:
@@ -47,9 +49,24 @@ class Scope:
         self.contexts: deque[Call] = deque(maxlen=16)
         self.swapping = threading.RLock()
         self.users = Users()
+        self.off: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __reduce__(self) -> Any:
         return Scope, ()
+
+    def watch(self, model: nn.Module) -> None:
+        """Know a model's own calls for calls, also where they come through no `PeftModel`."""
+        if not any(getattr(hook, "__self__", None) is self for hook in model._forward_pre_hooks.values()):
+            model.register_forward_pre_hook(self._before, prepend=True)
+            model.register_forward_hook(self._after, always_call=True)
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.users.enter()
+
+    def _after(self, module: nn.Module, args: Any, out: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self.users.leave()
 
     def again(self) -> Call | None:
         """The call whose layers the backward pass is running again, if any.
@@ -74,6 +91,14 @@ class Scope:
                               where="gradient checkpointing",
                               fix="run backward for each call by itself, and checkpoint without nesting")  # fmt: skip
         return None
+
+
+def unwatch(model: nn.Module) -> None:
+    """Take the hooks of `Scope.watch` away."""
+    for held in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [k for k, hook in held.items() if isinstance(getattr(hook, "__self__", None), Scope)]:
+            del held[key]
+            model._forward_hooks_always_called.pop(key, None)
 
 
 class Call:

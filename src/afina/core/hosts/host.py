@@ -119,9 +119,8 @@ class Host(LightModule, ReferenceSpelling):
 
     @property
     def _adapters(self) -> nn.ModuleDict:
-        modules = self._modules[self.adapter_slot]
-        assert isinstance(modules, nn.ModuleDict)
-        return modules
+        modules: Any = self._modules[self.adapter_slot]
+        return modules  # type: ignore[no-any-return]
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None where this layer has none."""
@@ -177,6 +176,8 @@ class Host(LightModule, ReferenceSpelling):
             self._exchange()
         self.enabled = enabled
         self.restack()
+        for copy in list(self.scope.off) if enabled else ():
+            copy.enable_adapters(True)
 
     def _exchange(self) -> None:
         now = self.base.parameters()
@@ -291,8 +292,7 @@ class Host(LightModule, ReferenceSpelling):
 
     def _in_use(self) -> nn.Module:
         """The module that answers for what the host does not have."""
-        module: nn.Module = self.base_layer
-        return module
+        return self.base_layer  # type: ignore[no-any-return]
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, Host]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from .calls import current
@@ -57,6 +58,11 @@ class ModulesToSaveWrapper(Host):
         assert module is not None
         return module
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """As of any host, and when one of the model's other layers is switched on."""
+        (self.scope.off.discard if enabled else self.scope.off.add)(self)
+        super().enable_adapters(enabled)
+
     def merge(
         self, adapter_names: Iterable[str] | None = None, safe_merge: bool = True, requantise: bool = False
     ) -> None:
@@ -75,7 +81,7 @@ class ModulesToSaveWrapper(Host):
         return found.copy if isinstance(found, Replacement) else self.base_layer
 
     def _in_use(self) -> nn.Module:
-        if self.is_tied and not self.scope.users.inside:
+        if self.is_tied and not torch.compiler.is_compiling() and not self.scope.users.inside:
             return self.base_layer  # who ties weights would put the copy's into the base
         self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)

@@ -6,8 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 
-class LightModule(nn.Module):
+
+class Unreplicated(nn.Module):
+    """Modules of which `nn.DataParallel` can make no copies, because a copy has no parameters of its own."""
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise ConfigError("nn.DataParallel cannot run a model with adapters", where=type(self).__name__,
+                          fix="show this process one GPU (CUDA_VISIBLE_DEVICES=0), or start one process for each "
+                              "(torchrun, accelerate launch)")  # fmt: skip
+
+
+class LightModule(Unreplicated):
     """Plain values are set without the search for parameters and modules that torch makes for each."""
 
     def hold(self, **values: Any) -> None:

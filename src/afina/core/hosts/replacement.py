@@ -64,8 +64,8 @@ class Replacement(Adapter):
         Raises:
             NumericError: a number of the copy is not finite.
         """
-        for name, parameter in self.copy.named_parameters():
-            if not torch.isfinite(parameter).all():
+        for name, tensor in self.copy.state_dict().items():  # running means too
+            if not torch.isfinite(tensor).all():
                 raise NumericError("the trained copy is not finite", where=name)
 
     def tied(self, site: Site) -> Adapter | None:

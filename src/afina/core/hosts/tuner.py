@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, did_you_mean
+from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, NumericError, did_you_mean
 from ..config import PeftConfig, method
 from ..layers.whole_model import report_lost, unpack
 from ..prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, complete
@@ -20,9 +21,10 @@ from .adapter import Adapter
 from .batch_rows import Rows
 from .calls import Scope, current
 from .host import Host, hosts
+from .light import Unreplicated
 from .routing import routers
 from .view import shared_view
-from .walk import shared_holder
+from .walk import outside_adapters, shared_holder
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -151,12 +153,13 @@ def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) ->
     """Merge adapters into all hosts; if one refuses, the model is as before."""
     if isinstance(model, Tuner) and any(n in model.prompt_encoder for n in names):
         raise NotMergeable("virtual tokens are no change of the weights", where=", ".join(names))
+    _refuse_second_places(model, names)
     done: list[Host] = []
     try:
         for path, host in hosts(model):
             try:
                 host.merge(names, requantise=requantise)
-            except (NotMergeable, MergeError) as error:
+            except (NotMergeable, MergeError, NumericError) as error:
                 error.where = f"{path}: {error.where}"
                 raise
             done.append(host)
@@ -167,13 +170,23 @@ def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) ->
     report_lost(host.base for host in done if host.merged)
 
 
+def _refuse_second_places(model: nn.Module, names: tuple[str, ...]) -> None:
+    """A module that also stands where it is not adapted would be changed there too."""
+    places = Counter(id(child) for _, parent in outside_adapters(model) for child in parent._modules.values())
+    for path, host in hosts(model):
+        # Its one place of its own is inside its host.
+        if places[id(host.base_layer)] > 1 and any(n in names for n in host.names()):
+            raise MergeError("the layer also stands elsewhere in the model, where merging would change it too",
+                             where=path, fix="give the model a layer of its own there (copy.deepcopy)")  # fmt: skip
+
+
 def unmerge(model: nn.Module) -> None:
     """Give every base weight its original bits back."""
     for _, host in hosts(model):
         host.unmerge()
 
 
-class Tuner(nn.Module):
+class Tuner(Unreplicated):
     """The reference's `base_model`: holds the user's model as `model`, and every adapter's config."""
 
     def __init__(self, model: nn.Module) -> None:

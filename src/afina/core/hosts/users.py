@@ -21,19 +21,28 @@ class Users:
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Run a call; one that is not inside another of its thread waits while adapters are changed."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Begin what `calling` holds around a call; `leave` ends it."""
         me = threading.get_ident()
         with self._condition:
             while me not in self._calling and not self._may_enter(me):
                 self._condition.wait()
             self._calling[me] = self._calling.get(me, 0) + 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._calling[me] -= 1
-                if not self._calling[me]:
-                    del self._calling[me]
-                    self._condition.notify_all()
+
+    def leave(self) -> None:
+        """The end of a call; none is needed to have begun, because hooks run after failures too."""
+        me = threading.get_ident()
+        with self._condition:
+            left = self._calling.pop(me, 1) - 1
+            if left:
+                self._calling[me] = left
+            self._condition.notify_all()
 
     @property
     def inside(self) -> bool:

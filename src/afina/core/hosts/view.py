@@ -129,7 +129,7 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | N
                 else:
                     out[key] = value
         if name in adapter.reference_attributes:
-            out[key] = getattr(adapter, name)
+            out[key] = adapter.in_reference(name)
         elif isinstance(held := getattr(adapter, "shared", None), nn.Module):
             out |= shared_view({key: held}, name)
     return out or None

@@ -12,7 +12,17 @@ from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig
 from ..validate import idle_options
 from .patterns import Matcher, key_for
-from .targets import Slot, layer_number, leaves_and_paths, matching_slots, slots, slots_in_layers
+from .targets import (
+    Slot,
+    layer_number,
+    leaves_and_paths,
+    matching_slots,
+    output_head,
+    plain_module,
+    shares_weights,
+    slots,
+    slots_in_layers,
+)
 
 MOST_TOLD = 8
 """Entries that one warning names; it counts the others."""
@@ -37,12 +47,25 @@ def warn_of_idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequenc
         adapted: the names of each adapted place: its module's path, and its parameter's if it is adapted alone.
     """
     idle: list[object] = list(idle_entries(model, config, adapted))
-    idle += config.idle(model, [place[0] for place in adapted])
+    paths = [place[0] for place in adapted]
+    idle += config.idle(model, paths)
+    idle += [] if config.inference_mode else _idle_switches(model, config, paths)
     # What is loaded to be used was set for a training that is over.
     idle += [] if config.inference_mode else idle_options(config, config.needs)
     if idle:
         told = [*map(str, idle[:MOST_TOLD]), *([f"{len(idle) - MOST_TOLD} more"] if len(idle) > MOST_TOLD else [])]
         warnings.warn(f"{config.peft_type}: without effect on this model: {'; '.join(told)}", AfinaWarning, 6)
+
+
+def _idle_switches(model: nn.Module, config: LayerConfig, paths: Sequence[str]) -> Iterator[str]:
+    kinds = {type(plain_module(model.get_submodule(path))).__name__ for path in paths}
+    if getattr(config, "fan_in_fan_out", False) and "Conv1D" not in kinds:
+        yield "fan_in_fan_out (no adapted layer stores its weight so)"
+    head = output_head(model)
+    if getattr(config, "ensure_weight_tying", False) and (
+        head is None or not shares_weights(model, plain_module(head))
+    ):
+        yield "ensure_weight_tying (no two embeddings are tied)"
 
 
 def idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequence[Sequence[str]]) -> Iterator[Idle]:

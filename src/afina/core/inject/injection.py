@@ -25,6 +25,7 @@ from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
+from .reading import is_read
 from .targets import Slot, output_head, refuse_container, select_slots, shares_weights, slots
 
 
@@ -69,6 +70,8 @@ def inject(
         model.requires_grad_(False)
     for item in planned:
         _put(item, name)
+    if any(isinstance(item.host, ModulesToSaveWrapper) and item.host.is_tied for item in planned):
+        builder.scope.watch(model)
     return [item.slot.name for item in planned if item.adapter is not None]
 
 
@@ -77,8 +80,7 @@ def _put(item: _Planned, name: str) -> None:
         item.host.add(name, item.adapter)
     if item.bias is not None:
         item.host.add_bias(name, item.bias)
-    standing = item.slot.parent._modules[item.slot.attribute]
-    assert standing is not None
+    standing: Any = item.slot.parent._modules[item.slot.attribute]
     if not any(module is item.host for module in _chain(standing)):
         item.slot.put(item.host)
     if isinstance(item.slot.parent, (nn.TransformerEncoderLayer, nn.MultiheadAttention)):
@@ -217,10 +219,9 @@ class _Builder:
             module = module.base_layer
         if isinstance(module, Host):
             return module
-        key = id(slot.parent), slot.attribute
-        if key not in self.fresh:
-            reads = isinstance(slot.parent, nn.MultiheadAttention)
-            self.fresh[key] = ReadHost(module, scope=self.scope) if reads else Host(module, scope=self.scope)
+        if (key := (id(slot.parent), slot.attribute)) not in self.fresh:
+            kind = ReadHost if is_read(slot.parent, slot.attribute) else Host
+            self.fresh[key] = kind(module, scope=self.scope)
         return self.fresh[key]
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
@@ -243,8 +244,7 @@ class _Builder:
         places: list[tuple[Slot, Host]] = []
         is_wanted = Matcher(wanted, "target_parameters")
         for slot in slots(self.model):
-            bare = _bare(slot.module)
-            for parameter, _ in bare.named_parameters(recurse=False):
+            for parameter, _ in _bare(slot.module).named_parameters(recurse=False):
                 if is_wanted(f"{slot.name}.{parameter}"):
                     host = self._parameter_host(slot, parameter, places)
                     places.append((slot, host))

@@ -74,7 +74,7 @@ def refuse_container(slot: Slot, where: str) -> None:
     Raises:
         TargetError: it is one.
     """
-    if isinstance(plain := _plain(slot.module), (nn.ModuleDict, nn.ModuleList)):
+    if isinstance(plain := plain_module(slot.module), (nn.ModuleDict, nn.ModuleList)):
         raise TargetError("it only holds modules, nobody calls it", where=f"{where}: {slot.name}",
                           got=type(plain).__name__, fix="name what is in it")  # fmt: skip
 
@@ -93,18 +93,18 @@ def is_linear(module: nn.Module) -> bool:
 
 def linear_layers(model: nn.Module) -> list[str]:
     """The names of all layers that "all-linear" means in a model: not its output head."""
-    head = _plain(output_head(model))
-    return [s.name for s in slots(model) if is_linear(_plain(s.module)) and _plain(s.module) is not head]
+    head = plain_module(output_head(model))
+    return [s.name for s in slots(model) if is_linear(plain_module(s.module)) and plain_module(s.module) is not head]
 
 
 def biased(model: nn.Module) -> list[str]:
     """The names of all modules that have a bias of their own."""
-    return [s.name for s in slots(model) if base_weight(_plain(s.module)).bias is not None]
+    return [s.name for s in slots(model) if base_weight(plain_module(s.module)).bias is not None]
 
 
 def normalisations(model: nn.Module) -> list[str]:
     """The names of all normalisation layers, which are known by their class's name (LayerNorm, LlamaRMSNorm, ...)."""
-    kinds = {s.name: type(_plain(s.module)).__name__.lower() for s in slots(model)}
+    kinds = {s.name: type(plain_module(s.module)).__name__.lower() for s in slots(model)}
     return [n for n, kind in kinds.items() if kind.endswith(("norm", "norm1d", "norm2d", "norm3d"))]
 
 
@@ -118,10 +118,10 @@ def sublayers(model: nn.Module) -> tuple[list[str], list[str]]:
     Raises:
         TargetError: none is recognised.
     """
-    blocks = [s for s in slots(model) if s.attribute.isdigit() and any(True for _ in _plain(s.module).children())]
+    blocks = [s for s in slots(model) if s.attribute.isdigit() and any(True for _ in plain_module(s.module).children())]
 
     def pick(block: Slot, names: tuple[str, ...]) -> list[str]:
-        own = dict(_plain(block.module).named_children())
+        own = dict(plain_module(block.module).named_children())
         return [f"{block.name}.{n}" for n in names if n in own][:1]
 
     attention = [n for b in blocks for n in pick(b, _ATTENTION)]
@@ -182,8 +182,12 @@ def matching_slots(model: nn.Module, config: LayerConfig, every: list[Slot]) -> 
     if config.target_modules is None and getattr(config, "target_parameters", None):
         return []
     if config.target_modules == "all-linear":
-        head, saved = _plain(output_head(model)), Matcher(config.modules_to_save or [], "modules_to_save")
-        return [s for s in every if is_linear(_plain(s.module)) and _plain(s.module) is not head and not saved(s.name)]
+        head, saved = plain_module(output_head(model)), Matcher(config.modules_to_save or [], "modules_to_save")
+        return [
+            s
+            for s in every
+            if is_linear(plain_module(s.module)) and plain_module(s.module) is not head and not saved(s.name)
+        ]
     wanted = Matcher(resolve_targets(model, config))
     return [s for s in every if wanted(s.name)]
 
@@ -225,7 +229,8 @@ def _present(model: nn.Module, defaults: list[str] | str) -> list[str] | str:
     return type(defaults)(n for n in defaults if n not in idle) or defaults
 
 
-def _plain(module: Any) -> Any:
+def plain_module(module: Any) -> Any:
+    """What hosts stand around."""
     from ..hosts.host import Host
 
     while isinstance(module, Host):

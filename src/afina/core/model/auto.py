@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any, ClassVar
+
+from torch import nn
 
 from ...errors import ConfigError
 from ..config import PeftConfig
@@ -34,6 +37,7 @@ class AutoPeftModel:
         is_trainable: bool = False,
         config: PeftConfig | None = None,
         revision: str | None = None,
+        import_allowlist: list[str] | None = None,
         **kwargs: Any,
     ) -> PeftModel:
         """The base with its adapter.
@@ -44,6 +48,7 @@ class AutoPeftModel:
             is_trainable: let it train on.
             config: its configuration, in place of the file's.
             revision: of the adapter on the hub.
+            import_allowlist: packages beside transformers of which `auto_mapping` may name the base's class.
             **kwargs: `subfolder` of the adapter; all else goes to the base's `from_pretrained`.
 
         Raises:
@@ -58,7 +63,7 @@ class AutoPeftModel:
         if not found.base_model_name_or_path:
             raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
-        loader = cls._loader(found, task)
+        loader = cls._loader(found, task, import_allowlist or [])
         base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
         tokens = Path(source) / "tokenizer_config.json"
         if tokens.is_file():
@@ -72,8 +77,8 @@ class AutoPeftModel:
                                       subfolder=kwargs.get("subfolder"))  # fmt: skip
 
     @classmethod
-    def _loader(cls, config: PeftConfig, task: str | None) -> Any:
-        """The class of transformers that loads the base."""
+    def _loader(cls, config: PeftConfig, task: str | None, allowed: list[str]) -> Any:
+        """The class that loads the base."""
         import transformers
 
         if cls.task is not None or cls is not AutoPeftModel:
@@ -84,14 +89,25 @@ class AutoPeftModel:
         mapping = config.auto_mapping or {}
         library = str(mapping.get("parent_library", ""))
         name = str(mapping.get("base_model_class", ""))
-        ours = library.partition(".")[0] == "transformers" and name.isidentifier()
-        found = getattr(transformers, name, None) if ours else None
-        if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        found: Any = None
+        if library.partition(".")[0] == "transformers" and name.isidentifier():
+            found = getattr(transformers, name, None)
+        elif any(library == a or library.startswith(f"{a}.") for a in allowed):
+            found = _from(library, name)
+        if not isinstance(found, type) or not issubclass(found, nn.Module) or not hasattr(found, "from_pretrained"):
             # A file must not decide what is imported.
             raise ConfigError("the base's class is not one of transformers", where="auto_mapping",
-                              got=f"{library}.{name}",
-                              fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
+                              got=f"{library}.{name}", fix=f"allow import_allowlist=[{library!r}] if you trust it, or "
+                              "load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
         return found
+
+
+def _from(library: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(library), name, None)
+    except ImportError as error:
+        raise ConfigError(f"the base's package cannot be imported: {error}", where="auto_mapping",
+                          got=library) from None  # fmt: skip
 
 
 def _base_options(kwargs: dict[str, Any]) -> dict[str, Any]:

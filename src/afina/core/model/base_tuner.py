@@ -16,6 +16,7 @@ from ..hosts import tuner
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
+from ..validate import as_names
 from .changes import changes
 from .replication import Replicated
 from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
@@ -44,7 +45,7 @@ class BaseTuner(tuner.Tuner):
     @changes
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter, or several that apply in the given order; exactly they become trainable."""
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        names = as_names(adapter_name)
         tuner.check_known(names, self.peft_config)
         merged = {n for _, h in hosts(self) for n in h.merged}
         if merged:
@@ -93,7 +94,7 @@ class BaseTuner(tuner.Tuner):
         Raises:
             NotMergeable, NumericError, MergeError: nothing was changed.
         """
-        names = tuple(adapter_names or self.active)
+        names = as_names(adapter_names or self.active)
         tuner.check_known(names, self.peft_config)
         if adapter_names and names != self.active[: len(names)]:
             warnings.warn("the merged adapters are not the first of the active ones, so the order in which they apply "
@@ -118,7 +119,7 @@ class BaseTuner(tuner.Tuner):
         Raises:
             NotMergeable, NumericError, MergeError: nothing was changed.
         """
-        names = tuple(adapter_names or self.active)
+        names = as_names(adapter_names or self.active)
         tuner.check_known(names, self.peft_config)
         fuse(self, names, requantise)
         return self.model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ...errors import TargetError
+from ...errors import AfinaWarning, TargetError
 from ..config import PeftConfig
 from ..disk.checkpoint import layer_config
 from ..disk.names import own_key
@@ -15,6 +16,7 @@ from ..hosts import tuner
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
 from ..inject.targets import settle, slots
+from ..validate import check_is
 from .peft_model import PeftModel
 
 
@@ -44,8 +46,13 @@ def get_peft_model(
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
     """
+    check_is(peft_config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
     config = copy.copy(peft_config)
     if revision is not None:
+        if config.revision not in (None, revision):
+            warnings.warn(
+                f"revision: {revision!r} takes the place of the config's {config.revision!r}", AfinaWarning, 2
+            )
         config.revision = revision
     return PeftModel.for_config(config)(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
 
@@ -71,6 +78,8 @@ def inject_adapter_in_model(
     Raises:
         TargetError, ConfigError, NameTakenError: nothing was changed.
     """
+    check_is(peft_config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
+    check_is(model, nn.Module, "model", "of torch")
     config = copy.copy(layer_config(peft_config))
     exact = config
     if state_dict is not None:

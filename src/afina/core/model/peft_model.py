@@ -21,7 +21,7 @@ from ..inject.architectures import HEAD_NAMES
 from ..layers.kbit import require_input_gradients
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
-from ..validate import check_name
+from ..validate import check_is, check_name
 from .base_tuner import BaseTuner
 from .changes import changes
 from .replication import replicate
@@ -59,6 +59,7 @@ class PeftModel(Verbs):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        check_is(model, nn.Module, "model", "of torch")
         if any(True for _ in hosts(model)):
             raise ConfigError("the model already has adapters", where=type(model).__name__,
                               fix="use add_adapter on the PeftModel, or merge_and_unload first")  # fmt: skip
@@ -68,6 +69,7 @@ class PeftModel(Verbs):
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
+        check_is(config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
         if not low_memory:  # a file says itself which heads it holds
             self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
@@ -163,6 +165,8 @@ class PeftModel(Verbs):
     @property
     def active_peft_config(self) -> PeftConfig:
         """The (first) active adapter's config."""
+        if not self.active_adapter:
+            raise ConfigError("no adapter is active", where="active_peft_config", fix="call set_adapter first")
         return self.peft_config[self.active_adapter]
 
     @property

@@ -26,8 +26,10 @@ from ..disk.checkpoint import (
 from ..disk.names import own_key
 from ..files.allocation import AllocationLimit
 from ..files.budget import reading
+from ..files.unwritable import usable_folder
 from ..hosts import tuner
 from ..hosts.routing import Place
+from ..validate import as_names
 from .base_tuner import BaseTuner
 from .changes import changes, remember, undone_on_error
 
@@ -97,11 +99,13 @@ class Files(nn.Module):
         if not safe_serialization:
             raise ConfigError("adapters are only written as safetensors: loading a pickle can run code",
                               where="safe_serialization", got=False)  # fmt: skip
-        names = selected_adapters or list(self.peft_config)
+        names = list(self.peft_config) if selected_adapters is None else as_names(selected_adapters)
         tuner.check_known(names, self.peft_config)
-        if not is_main_process:
+        folder = usable_folder(save_directory)
+        if not names and selected_adapters is None:
+            raise ConfigError("there is no adapter to save", where=folder)
+        if not is_main_process or not names:
             return
-        folder = Path(save_directory)
         for name in names:
             save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
                          state_dict=state_dict, save_embedding_layers=save_embedding_layers)  # fmt: skip

@@ -198,10 +198,11 @@ def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> 
         value = given[key]
         if value is None and own[0] is None:
             raise ConfigError("the model's config does not say", where=key, fix=f"give {key}=... in the config")
-        if value is not None and own[0] is not None and value not in own and key != "num_attention_heads":
+        given_only = key == "num_attention_heads" and (goes_into != "cache" or _says_no_heads(text_config(model)))
+        if value is not None and own[0] is not None and value not in own and not given_only:
             raise ConfigError("the virtual tokens are for a model of another size", where=key, got=value,
                               expected=f"{own[0]} by this model", fix="is it for another base?")  # fmt: skip
-        setattr(config, key, own[0] if value is None else value)
+        setattr(config, key, own[0] if value is None or value in own else value)
     assert config.token_dim is not None
     assert config.num_attention_heads is not None
     if goes_into == "cache" and config.token_dim % config.num_attention_heads:
@@ -235,6 +236,11 @@ def _found(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> di
         out["token_dim"] = (config.token_dim, sizes["token_dim"])
         out["num_attention_heads"] = (config.num_attention_heads, sizes["num_attention_heads"])
     return out
+
+
+def _says_no_heads(text: Any) -> bool:
+    """Whether a model's config leaves open how many heads its keys have, or layers differ."""
+    return any(getattr(text, n, None) for n in ("multi_query", "is_heterogeneous", "num_kv_shared_layers"))
 
 
 def _key_width(config: PromptLearningConfig, text: Any, layers: int) -> None:

@@ -59,7 +59,7 @@ class BottleneckConfig(LayerConfig):
     # Found in the model: site -> place; the streams by the modules that they enter; whether this is the companion.
     places: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"runtime": True})
     streams: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"runtime": True})
-    is_stream: bool = field(default=False, repr=False, metadata={"runtime": True})
+    is_stream: bool = field(default=False, init=False, repr=False, metadata={"runtime": True})
 
     default_learning_rate: ClassVar[float] = 1e-3
 

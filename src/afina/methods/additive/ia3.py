@@ -68,6 +68,7 @@ class IA3Config(LayerConfig):
     default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
         {k: a + b for k, (a, b) in _DEFAULTS.items()}
     )
+    default_feedforward: ClassVar[Mapping[str, list[str]]] = MappingProxyType({k: b for k, (_, b) in _DEFAULTS.items()})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,15 +38,13 @@ class ShadowNetwork(Router):
 
     def __init__(self, config: Any, blocks: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
         super().__init__()
-        from transformers import AutoModel
-
         self.first, block = next(iter(blocks.items()))
         own: Any = next((m.config for m in block.modules() if hasattr(getattr(m, "config", None), "model_type")), None)
         if own is None or getattr(own, "is_encoder_decoder", False):
             raise TargetError("not a block of an encoder or decoder of transformers", where=self.first,
                               got=type(block).__name__)  # fmt: skip
         small = _smaller(own, config)
-        backbone: Any = AutoModel.from_config(small)
+        backbone = _built(small)
         self.width, inner = _size(own), _size(small)
         self.shares = bool(config.share_embeddings) and inner == self.width
         if self.shares and hasattr(backbone, "embed_tokens"):
@@ -143,6 +141,16 @@ def _smaller(own: Any, config: Any) -> Any:
     if groups and heads % groups:
         out.num_key_value_heads = heads
     return out
+
+
+def _built(small: Any) -> Any:
+    from transformers import AutoModel
+
+    try:
+        return AutoModel.from_config(small)
+    except ValueError as error:  # sizes that this architecture cannot have together
+        raise ConfigError(f"the small network cannot have these sizes: {str(error).splitlines()[0]}",
+                          where=", ".join(_SIZES)) from None  # fmt: skip
 
 
 def _cache(given: Iterable[Any], layers: int, model: nn.Module) -> Any:

@@ -9,7 +9,7 @@ grouped convolutions are not mergeable. The reference has it for neither attenti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,14 +21,58 @@ from ...kernels.lora_linear import is_plain_linear, lora_linear
 from .lora import Lora
 from .lora_config import LoraConfig
 
+PUBLIC = ("DoraCaching",)
+
+
+class DoraCaching:
+    """In evaluation, keep the norms ||W + s · B A|| from call to call, until one of the three changes.
+
+    Changes are seen by torch's version counters, so not those made through `.data`.
+
+        with DoraCaching():
+            model(inputs)
+
+        DoraCaching()(enabled=True)  # from here on
+
+    Args:
+        enabled: whether to keep them inside the context.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.before: list[bool] = []
+
+    def __call__(self, enabled: bool = True) -> None:
+        _SWITCH.on = enabled
+
+    def __enter__(self) -> None:
+        self.before.append(_SWITCH.on)
+        _SWITCH.on = self.enabled
+
+    def __exit__(self, *_: object) -> None:
+        _SWITCH.on = self.before.pop()
+
+
+class _Switch:
+    """Whether norms are kept, in this process."""
+
+    on = False
+
+
+_SWITCH = _Switch()
+
 
 @Lora.variant(lambda config: config.use_dora)
 class Dora(Lora):
     """`magnitude`: (out,), of experts (experts · out,), for convolutions (1, out, *ones)."""
 
+    reference_attributes = Lora.reference_attributes | {"lora_magnitude_vector"}
+    kept: tuple[tuple[Tensor, ...], tuple[float, ...], Tensor] | None
+    """What a norm was computed from (tensors; the scaling, their versions and places), and the norm."""
+
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
-        self.hold(times=1)
+        self.hold(times=1, kept=None)
         outputs = site.base.out_features * (site.base.shape[0] if self.experts else 1)
         shape = (1, -1, *(1 for _ in site.base.shape[2:])) if site.base.kind == "conv" else (-1,)
         if site.device.type == "meta":
@@ -54,12 +98,36 @@ class Dora(Lora):
         norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
         return norm
 
-    def _scale(self, weight: Tensor) -> Tensor:
-        """m / ||W + s B A||, one number for every output."""
-        with torch.no_grad():
-            changed = weight + self.stored_delta(weight)
-            # A row of zeros has no direction: its output stays zero, as the paper's formula has it in the limit.
-            norm = self._norm(changed).clamp_min(torch.finfo(weight.dtype).tiny)
+    @property
+    def weight(self) -> Tensor:
+        """m, as the reference's module for it has it."""
+        return self.lora_magnitude_vector
+
+    def in_reference(self, name: str) -> Any:
+        return self if name == "lora_magnitude_vector" else super().in_reference(name)
+
+    def _norm_once(self, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """A norm that is computed from `weight`, or the one that was kept."""
+        parts = weight, self.lora_A, self.lora_B
+        if not _SWITCH.on or self.training or torch.compiler.is_compiling() or any(t.is_inference() for t in parts):
+            self.kept = None
+            return compute()
+        now = (self.scaling, *(n for t in parts for n in (t._version, t.data_ptr())))
+        kept = self.kept
+        if kept is None or kept[1] != now or any(a is not b for a, b in zip(kept[0], parts, strict=True)):
+            self.kept = kept = parts, now, compute()
+        return kept[2]
+
+    def _scale(self, weight: Tensor, own: Tensor | None = None) -> Tensor:
+        """m / ||W + s B A||, one number for every output; `own` is the layer's own weight if W is nothing else."""
+
+        def compute() -> Tensor:
+            with torch.no_grad():
+                changed = weight + self.stored_delta(weight)
+                # A row of zeros has no direction: its output stays zero, as the paper's formula has it in the limit.
+                return self._norm(changed).clamp_min(torch.finfo(weight.dtype).tiny)
+
+        norm = compute() if own is None else self._norm_once(own, compute)
         return self.lora_magnitude_vector.flatten() / norm
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -71,22 +139,22 @@ class Dora(Lora):
     def fuses(self) -> bool:
         return True
 
-    def _quick_scale(self, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        """`_scale` from ‖w‖² + 2 s w·(BA) + s² ‖BA‖² of every row, without forming BA."""
+    def _quick_norm(self, weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        """||W + s B A|| from ‖w‖² + 2 s w·(BA) + s² ‖BA‖² of every row, without forming BA."""
         with torch.no_grad():
             own = torch.linalg.vector_norm(weight, dim=1, dtype=B.dtype).square()
             cross = (B * (weight @ A.to(weight.dtype).mT).to(B.dtype)).sum(1)
             square = ((B @ (A @ A.mT)) * B).sum(1)
             changed = own + 2 * self.scaling * cross + self.scaling**2 * square
-            norm = changed.clamp_min(0).sqrt().clamp_min(torch.finfo(B.dtype).tiny)
-        scale: Tensor = self.lora_magnitude_vector / norm
-        return scale
+            norm: Tensor = changed.clamp_min(0).sqrt().clamp_min(torch.finfo(B.dtype).tiny)
+        return norm
 
     def _fused(self, inner: View, x: Tensor) -> Tensor:
         (A, B), base = self.factors(), inner.base
         weight = base.canonical(base.weight)
         out = lora_linear(x, weight, None, A, B, self.scaling)
-        out = (out * self._quick_scale(weight, A, B)).to(x.dtype)
+        norm = self._norm_once(base.weight, lambda: self._quick_norm(weight, A, B))
+        out = (out * (self.lora_magnitude_vector / norm)).to(x.dtype)
         return out if base.bias is None else out + base.bias
 
     def forward(self, inner: View, x: Any) -> Any:
@@ -97,7 +165,7 @@ class Dora(Lora):
                 return self._fused(inner, x)
             x = x.to(self.dtype)
         weight, bias = inner.params()
-        scale = self._scale(weight)
+        scale = self._scale(weight, inner.base.weight if inner.is_base and not inner.base.quantised else None)
         rank_part = self.scaling * inner.base.low_rank(self.dropped(x), *self.factors())
         out = inner.apply(x, weight, None) + rank_part
         ones = (1 for _ in range(weight.dim() - 2)) if inner.base.kind == "conv" else ()

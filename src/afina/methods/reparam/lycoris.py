@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,12 @@ class LycorisConfig(LayerConfig):
     rank_dropout: float = bounded(0.0, ge=0, lt=1)
     module_dropout: float = bounded(0.0, ge=0, lt=1)
     use_effective_conv2d: bool = False
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        kernels = (getattr(model.get_submodule(p), "kernel_size", ()) for p in paths)
+        tucker = any(k > 1 for kernel in kernels if isinstance(kernel, tuple) for k in kernel)
+        return ["use_effective_conv2d (no kernel is larger than 1)"] if self.use_effective_conv2d and not tucker else []
+
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"bounds": {"ge": 1}})
     alpha_pattern: dict[str, int | float] = field(default_factory=dict, metadata={"bounds": {"gt": 0}})
     init_weights: bool = True

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class TinyLoraConfig(LayerConfig):
     init_weights: bool | str = True
 
     default_learning_rate: ClassVar[float] = 5e-3
+    needs: ClassVar[Mapping[str, tuple[str, Any]]] = {"init_v_bound": ("init_weights", ...)}
 
 
 class Vectors(nn.Module):
