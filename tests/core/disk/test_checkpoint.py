@@ -140,6 +140,22 @@ def test_adapter_of_another_base_is_refused_unless_allowed(folder: Path) -> None
     assert load(folder, mlp(seed=1), allow_other_base=True)(inputs()).isfinite().all()
 
 
+def test_another_base_and_another_vocabulary_have_to_be_asked_for(folder: Path, tmp_path: Path) -> None:
+    other = afina.get_peft_model(mlp(seed=1), config())
+    with pytest.raises(CheckpointError, match="another base"):
+        checkpoint.load_adapter(other, "default", checkpoint.open_adapter(folder))
+    checkpoint.load_adapter(other, "default", checkpoint.open_adapter(folder), allow_other_base=True)
+    model = words()
+    head = model.get_base_model().lm_head
+    with torch.no_grad():
+        head.weight += 1
+    model.save_pretrained(tmp_path / "all", save_embedding_layers=True)
+    with torch.no_grad():
+        head.weight -= 1
+    with pytest.raises(CheckpointError, match="other embeddings"):
+        checkpoint.load_adapter(model, "default", checkpoint.open_adapter(tmp_path / "all"))
+
+
 @pytest.mark.parametrize("base", [lambda: mlp(width=16), lambda: mlp(depth=2), lambda: mlp(depth=4)])
 def test_base_of_another_size_is_refused(base: Callable[[], Any], folder: Path) -> None:
     with pytest.raises(AfinaError):

@@ -145,3 +145,13 @@ def test_trained_module_without_memory_takes_the_files_tensors_in_their_place() 
     plan(empty, tensors).apply(tensors)
     assert not any(p.is_meta for p in empty.parameters())
     assert same_bits(held(empty), tensors)
+
+
+def test_adapters_follow_their_layers_to_where_those_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, moved = trained(modules_to_save=["head"]), []
+    monkeypatch.setattr("afina.core.hosts.adapter.Adapter.to", lambda self, device: moved.append(device.type))
+    found = plan(model, held(model))
+    found.apply(held(model))
+    assert moved == ["cpu"] * 7
+    LoadPlan(model.to("meta"), "default", {}).apply({})
+    assert moved == ["cpu"] * 7
