@@ -110,8 +110,9 @@ def test_kill_between_the_two_renames_is_mended(folder: Path, monkeypatch: pytes
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert json.loads((folder / CONFIG_NAME).read_text())["lora_alpha"] == 3
-    with pytest.warns(AfinaWarning, match="interrupted"):
+    with pytest.warns(AfinaWarning, match="interrupted") as told:
         loaded = load(folder)
+    assert told[0].filename.endswith("tiny.py")  # whoever loads
     assert torch.equal(loaded(inputs()), trained(seed=2, lora_alpha=30)(inputs()))
     assert json.loads((folder / CONFIG_NAME).read_text())["lora_alpha"] == 30
 
@@ -199,10 +200,11 @@ def test_setting_a_state_dict_is_lenient_as_the_references_is() -> None:
     before = bits(model)
     state.pop(FIRST)
     state["base_model.model.head.weight"] = torch.zeros(4, 8)
-    with pytest.warns(AfinaWarning, match="missing"):
+    with pytest.warns(AfinaWarning, match="missing") as told:
         result = afina.set_peft_model_state_dict(model, state)
     assert result.missing_keys == [FIRST.removeprefix("base_model.model.")]
     assert result.unexpected_keys == ["head.weight"]
+    assert told[0].filename == __file__
     assert same_bits(bits(model), before)
     state[FIRST] = torch.zeros(3, 3)
     with pytest.raises(CheckpointError, match="another shape"):
@@ -345,3 +347,11 @@ def test_lone_pickle_is_told_with_its_place_and_a_lone_config_without_one(folder
     with pytest.raises(CheckpointError, match=WEIGHTS_NAME) as caught:
         checkpoint.open_adapter(folder)
     assert checkpoint.PICKLE_NAME not in str(caught.value)
+
+
+def test_pickles_of_other_libraries_have_to_be_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(checkpoint, "foreign_file", lambda path, beside, allow: asked.append(allow))
+    checkpoint.open_adapter(folder)
+    checkpoint.open_adapter(folder, allow_pickle=True)
+    assert asked == [False, True]

@@ -49,8 +49,9 @@ def test_resized_vocabulary_is_saved_and_fits_a_fresh_base(tied: bool, tmp_path:
     assert "base_model.model.model.embed_tokens.weight" in keys
     assert ("base_model.model.lm_head.weight" in keys) is not tied
     fresh = on_disk(tmp_path / "base", tied=tied)
-    with pytest.warns(AfinaWarning, match="vocabulary resized from 32 to 40"):
+    with pytest.warns(AfinaWarning, match="vocabulary resized from 32 to 40") as told:
         loaded = afina.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    assert {w.filename for w in told} == {__file__}
     assert loaded.config.vocab_size == 40
     tokens = torch.tensor([[1, 35, 39]])
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
@@ -96,8 +97,9 @@ def test_replaced_embeddings_are_told_of(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight += 1
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with pytest.warns(AfinaWarning, match="embeddings were replaced"):
+    with pytest.warns(AfinaWarning, match="embeddings were replaced") as told:
         loaded = afina.PeftModel.from_pretrained(on_disk(tmp_path / "base"), tmp_path / "adapter")
+    assert {w.filename for w in told} == {__file__}
     assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
 
 

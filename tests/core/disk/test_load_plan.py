@@ -83,6 +83,7 @@ def test_whole_numbers_are_refused_where_others_are_expected(model: Any) -> None
     assert "7 tensors are no floating-point numbers" in text
     assert ", ".join(names[:5]) + " and 2 more" in text
     assert names[5] not in text
+    assert "more" not in refused(plan(model, tensors, names[:5]))
 
 
 def test_missing_and_unexpected_tensors_are_counted_and_the_nearest_name_is_told(model: Any) -> None:

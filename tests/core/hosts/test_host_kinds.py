@@ -37,7 +37,7 @@ def read() -> ReadHost:
 
 def added(host: ReadHost) -> float:
     """What adapters add to the weight that is read."""
-    return round(float((host.weight.float() - host.base_layer.weight.float()).mean()), 1)
+    return round((host.weight.float() - host.base_layer.weight.float()).mean().item(), 1)
 
 
 def test_read_weight_and_bias_are_those_with_the_active_adapters(read: ReadHost) -> None:

@@ -63,7 +63,7 @@ def test_a_thread_is_inside_as_long_as_its_outermost_call() -> None:
 def test_a_change_keeps_others_out_until_the_outermost_ends() -> None:
     users = Users()
     with users.changing():
-        with users.changing(), users.calling():
+        with users.changing(), users.changing(), users.calling():
             pass
         others = [change(users), call(users)]
         assert not any(ends(thread, 0.05) for thread in others)
