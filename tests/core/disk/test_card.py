@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-
 from afina.core.disk.card import origin, write_card
 
 from ..tiny import config

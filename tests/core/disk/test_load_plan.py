@@ -63,7 +63,7 @@ def test_tensors_that_are_missing_keep_their_values(model: Any) -> None:
     same = {n for n in now if torch.equal(now[n], before[n])}
     trained = {n for n in now if ".default" in n or ".biases." in n}
     assert same & trained == {
-        "base_model.model.layers.0.up.adapters.default.lora_A", "base_model.model.layers.0.down.adapters.default.lora_A",
+        f"base_model.model.layers.0.{part}.adapters.default.lora_A" for part in ("up", "down")
     }  # fmt: skip
 
 

@@ -8,7 +8,13 @@ from torch import nn
 
 import afina
 from afina.core.disk.names import (
-    disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece,
+    disk_prefix,
+    layout,
+    own_key,
+    piece_state,
+    pieces,
+    prompt_piece,
+    shared_piece,
 )  # fmt: skip
 
 from ..tiny import config, llama, mlp, trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def site(module: nn.Module | None = None, device: str = "cpu", dtype: torch.dtyp
 class Shift(DeltaWeight):
     """ΔW is one number everywhere."""
 
-    disk_names = {"by": "shift.weight"}
+    disk_names: ClassVar[Mapping[str, str]] = {"by": "shift.weight"}
 
     def __init__(self, at: Site, config: Any) -> None:
         super().__init__(at, config)

@@ -17,7 +17,7 @@ from afina.core.hosts.batch_rows import Rows
 from afina.core.hosts.host import hosts
 from afina.errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable
 
-from ..tiny import bits, config, inputs, llama, mlp, nudge, same_bits, trained
+from ..tiny import bits, config, inputs, llama, mlp, nudge, same_bits
 
 
 def training(model: nn.Module) -> set[str]:
@@ -60,7 +60,7 @@ def test_a_models_calls_belong_to_one_scope(model: Any) -> None:
 def test_unknown_names_are_refused_with_those_there_are() -> None:
     tuner.check_known([], [])
     tuner.check_known(["a"], ["b", "a"])
-    with pytest.raises(NameTakenError, match="'adapter1'|adapter1") as caught:
+    with pytest.raises(NameTakenError, match="adapter1") as caught:
         tuner.check_known(["a", "adapter1"], ["a", "adapter2"])
     assert "a, adapter2" in str(caught.value)
     with pytest.raises(NameTakenError, match="none"):
@@ -212,7 +212,7 @@ def test_prefix_is_that_of_the_first_adapters_method(model: Any) -> None:
 def test_only_one_adapter_with_virtual_tokens_can_be_active() -> None:
     model = virtual()
     model.add_adapter("q", afina.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(ConfigError, match="p.*q"):
+    with pytest.raises(ConfigError, match="'p', 'q'"):
         tuner.activate(model.base_model, ("p", "q"))
     base = model.base_model
     tuner.activate(base, ("q",))

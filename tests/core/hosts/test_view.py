@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import peft
 import pytest
 import torch
@@ -220,7 +222,7 @@ def test_layer_without_the_references_names_answers_none():
 
 def test_tensors_of_one_module_are_answered_together():
     class Biased(Noted):
-        disk_names = {"number": "lora_B.weight", "more": "lora_B.bias"}
+        disk_names: ClassVar = {"number": "lora_B.weight", "more": "lora_B.bias"}
         prefix = "lora_"
         reference_attributes = frozenset({"r"})
         r = 5

@@ -10,7 +10,15 @@ import torch
 
 from afina.errors import RecipeError
 from afina.train.answers.generate import (
-    Sampling, answers, class_probabilities, continuation, end_tokens, greedy, keep_ends, longest_label, stream,
+    Sampling,
+    answers,
+    class_probabilities,
+    continuation,
+    end_tokens,
+    greedy,
+    keep_ends,
+    longest_label,
+    stream,
 )  # fmt: skip
 from afina.train.data.encode import token_ids
 
@@ -193,7 +201,7 @@ def test_class_probabilities_stand_in_the_order_of_the_texts(sizes):
     expected = torch.tensor([[min(len(t), 5), f, 0.0] for t, f in zip(PROMPTS, first, strict=True)]).softmax(-1)
     torch.testing.assert_close(found, expected)
     assert [len(call) for call in calls] == ([5] if sizes == 5 else [2, 2, 1])
-    assert sum(calls, []) == [4, 3, 2, 1, 0]
+    assert [n for call in calls for n in call] == [4, 3, 2, 1, 0]
 
 
 def test_room_for_an_answer_is_that_of_the_longest_label_and_three_tokens_more():

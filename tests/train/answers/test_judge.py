@@ -10,8 +10,16 @@ import torch
 
 from afina.errors import NumericError
 from afina.train.answers.judge import (
-    answer_log_probs, item_losses, item_span_losses, judging, mean_pooled, span_scores, text_embeddings, text_scores,
-    token_classes, token_loss,
+    answer_log_probs,
+    item_losses,
+    item_span_losses,
+    judging,
+    mean_pooled,
+    span_scores,
+    text_embeddings,
+    text_scores,
+    token_classes,
+    token_loss,
 )  # fmt: skip
 
 from ..data.test_encode import prompter

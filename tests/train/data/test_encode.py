@@ -6,7 +6,15 @@ import pytest
 
 from afina.errors import DataError, RecipeError
 from afina.train.data.encode import (
-    IGNORED, Data, Encoded, check_vocabulary, cut_prompt, encode_answers, encode_classes, encoder_ids, rendered_answers,
+    IGNORED,
+    Data,
+    Encoded,
+    check_vocabulary,
+    cut_prompt,
+    encode_answers,
+    encode_classes,
+    encoder_ids,
+    rendered_answers,
     token_ids,
 )  # fmt: skip
 from afina.train.data.prompts import Prompter
@@ -175,7 +183,9 @@ def test_class_text_keeps_as_many_tokens_as_fit():
 
 def test_answer_of_which_only_the_first_token_of_all_is_left_is_no_signal():
     p = prompter(chat=False, allow_masked=True)
-    encoded = encode_answers(rows({"prompt": "", "completion": "<eos>"}, {"prompt": "a", "completion": "<eos>"}), p, 259)
+    encoded = encode_answers(
+        rows({"prompt": "", "completion": "<eos>"}, {"prompt": "a", "completion": "<eos>"}), p, 259
+    )
     assert [item["labels"] for item in encoded.items] == [[IGNORED, 1]]
     assert (encoded.masked, encoded.source) == (1, [1])
 
@@ -236,7 +246,9 @@ def test_last_token_of_the_vocabulary_is_the_one_before_its_size(ids, fits):
 
 TALK = {"messages": [{"role": r, "content": c} for r, c in (
     ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]}  # fmt: skip
-FORGETS = tiny.CHAT_TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}")
+FORGETS = tiny.CHAT_TEMPLATE.replace(
+    "{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}"
+)
 
 
 @pytest.mark.parametrize(("turns", "expected"), [
@@ -259,7 +271,7 @@ def test_template_that_writes_earlier_turns_otherwise_gets_a_sequence_for_each()
     assert any("a sequence for each answer" in line for line in p.ledger.told)
     p = prompter(turns="all")
     p.tokenizer.chat_template = FORGETS
-    with pytest.raises(DataError, match="data.turns=each"):
+    with pytest.raises(DataError, match=r"data\.turns=each"):
         encode_answers(rows(TALK), p, 259)
 
 

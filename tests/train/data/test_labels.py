@@ -6,7 +6,15 @@ import pytest
 
 from afina.errors import DataError
 from afina.train.data.labels import (
-    checked_labels, found_labels, found_tags, is_right, label_of, majority_share, tags_of, task_numbers, words_of,
+    checked_labels,
+    found_labels,
+    found_tags,
+    is_right,
+    label_of,
+    majority_share,
+    tags_of,
+    task_numbers,
+    words_of,
 )  # fmt: skip
 from afina.train.data.rows import Rows
 
@@ -91,7 +99,7 @@ def test_unknown_label_is_told_with_those_there_are_and_the_nearest():
 def test_labels_of_every_part_are_checked():
     labels = ["a", "b"]
     assert checked_labels([rows("a"), rows("b")], "label", labels) is labels
-    with pytest.raises(DataError, match="d.jsonl:2"):
+    with pytest.raises(DataError, match=r"d\.jsonl:2"):
         checked_labels([rows("a"), rows("b", "c")], "label", labels)
 
 
@@ -107,7 +115,7 @@ def test_fault_in_labels_is_told_with_its_row():
     with pytest.raises(DataError, match="no label") as caught:
         found_labels(rows("a", " "), "label")
     assert "data.labels" not in str(caught.value)
-    with pytest.raises(DataError, match="data.labels"):
+    with pytest.raises(DataError, match=r"data\.labels"):
         found_labels(rows("a", "<NA>"), "label")
 
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from afina.errors import RecipeError
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart, packed
+from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
 from .. import tiny
@@ -201,7 +202,7 @@ class Table:
     ("model", "told"),
     [
         (Table(), None), (Table(leak=1e-7), None), (Table(leak=1.0), "with its neighbour's tokens"),
-        (Table(shift=5e-4), None), (Table(shift=2e-3), "those it has alone"), (Table(shift=-2e-3), "those it has alone"),
+        (Table(shift=5e-4), None), (Table(shift=2e-3), "it has alone"), (Table(shift=-2e-3), "it has alone"),
         (Table(shift=1e-2, dtype=torch.bfloat16), None), (Table(shift=0.06, dtype=torch.bfloat16), "it has alone"),
         (Table(shift=2e-3, dtype=torch.float64), "it has alone"), (Table(shift=5e-4, dtype=torch.float64), None),
         (Table(config={"alora_invocation_tokens": [5]}), "one invocation"), (Table(config={"r": 2}), None),
@@ -263,7 +264,7 @@ def test_packing_is_told_and_keeps_every_row():
     recipe = SimpleNamespace(data=SimpleNamespace(task_column=None, max_length=10))
     members = items([6, 4, 5, 3])
     encoded = Encoded(members, [7, 3, 1, 0], truncated=2, masked=1)
-    out = packed(recipe, encoded, SimpleNamespace(note=notes.append))
+    out = rows_packed(recipe, encoded, SimpleNamespace(note=notes.append))
     assert notes == ["packing: 4 rows in 2 sequences of up to 10 tokens, 90% of them filled"]
     assert out.parts == [[7, 3], [1, 0]]
     assert (out.source, out.truncated, out.masked) == ([7, 1], 2, 1)
@@ -271,7 +272,7 @@ def test_packing_is_told_and_keeps_every_row():
     assert out.items[0]["input_ids"] == members[0]["input_ids"] + members[1]["input_ids"]
     recipe.data.task_column = "task"
     with pytest.raises(RecipeError, match="task_column=task"):
-        packed(recipe, encoded, SimpleNamespace(note=notes.append))
+        rows_packed(recipe, encoded, SimpleNamespace(note=notes.append))
 
 
 def test_first_token_of_a_row_is_not_predicted_from_its_neighbour():

@@ -37,7 +37,9 @@ def numbers(rows):
     return [int(row["text"][1:]) for row in rows.values]
 
 
-@pytest.mark.parametrize(("n", "share", "held_out"), [(24, 0.25, 6), (24, 0.01, 1), (2, 0.1, 1), (1, 0.5, None), (24, 0, None)])
+@pytest.mark.parametrize(
+    ("n", "share", "held_out"), [(24, 0.25, 6), (24, 0.01, 1), (2, 0.1, 1), (1, 0.5, None), (24, 0, None)]
+)
 def test_share_of_the_rows_is_set_aside(tmp_path, n, share, held_out):
     split = split_of(tmp_path, n=n, eval_split=share)
     if held_out is None:
@@ -77,7 +79,11 @@ def test_first_rows_of_either_part_may_be_taken(tmp_path):
 
 def test_held_out_rows_that_are_trained_on_are_counted(tmp_path):
     told = Told()
-    rows = [{"label": "x", "text": "n3"}, {"text": "n3", "label": "odd", "task": 0}, {"task": 0, "label": "odd", "text": "n3"}]
+    rows = [
+        {"label": "x", "text": "n3"},
+        {"text": "n3", "label": "odd", "task": 0},
+        {"task": 0, "label": "odd", "text": "n3"},
+    ]
     (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     split_of(tmp_path, told, eval=str(tmp_path / "e.jsonl"))
     (warning,) = told.warnings
