@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -341,6 +342,7 @@ def test_output_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
     table = host_of("a", dtype=torch.float64, layer=nn.Embedding(5, 3).bfloat16())
     assert table(torch.tensor([1, 2])).dtype == torch.bfloat16
     assert host.finish((1, 2), X) == (1, 2)
+    assert host.finish(X.double(), (X,)).dtype == torch.float64
 
 
 def test_merge_takes_the_named_adapters_and_checks_them_all_first() -> None:
@@ -458,3 +460,20 @@ def test_plain_module_lies_under_all_hosts() -> None:
     inner = nn.Linear(3, 2)
     assert Host(Host(inner)).get_base_layer() is inner
     assert [n for n, _ in hosts(nn.Sequential(Host(inner), nn.ReLU()))] == ["0"]
+
+
+def test_autocast_decides_on_the_dtype_of_outputs() -> None:
+    host = host_of("a")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert host(X).dtype == torch.bfloat16
+    assert host(X).dtype == torch.float32
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_layers_wait_for_each_other_only_where_they_swap_parameters(swaps: bool) -> None:
+    host, done = Host(nn.MultiheadAttention(3, 1) if swaps else nn.Linear(3, 2)), threading.Event()
+    thread = threading.Thread(target=lambda: (host(*[X] * (3 if swaps else 1)), done.set()), daemon=True)
+    with host.scope.swapping:
+        thread.start()
+        assert done.wait(0.2 if swaps else 5) is not swaps
+    assert done.wait(5)

@@ -102,6 +102,9 @@ def test_copy_answers_while_it_applies(copied: Any) -> None:
     assert copied.result(keep=False) is base
     with switched_off(copied.scope):
         assert copied.weight is base.weight
+    copied.add("b", Replacement(site(copied), None))
+    copied.set_active(("a", "b"))
+    assert copied.result() is copied.adapter("b").copy
     copied.set_active(())
     assert copied.weight is base.weight
     assert copied.result() is base

@@ -290,3 +290,16 @@ def test_merge_of_a_quantised_base_is_refused_with_its_layer(monkeypatch: pytest
         tuner.merge(model.get_base_model(), ("a",))
     tuner.merge(model.get_base_model(), ("a",), requantise=True)
     assert host.merged == ("a",)
+
+
+def test_packed_weights_are_unpacked_to_train_and_to_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[Any] = []
+    monkeypatch.setattr(tuner, "unpack", unpacked.append)
+    base = tuner.Tuner(mlp())
+    assert base.eval() is base
+    assert not base.model.training
+    assert unpacked == []
+    assert base.train() is base
+    assert base.model.training
+    assert base.state_dict().keys() == {f"model.{n}" for n in mlp().state_dict()}
+    assert unpacked == [base.model] * 2
