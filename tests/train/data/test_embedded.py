@@ -172,6 +172,7 @@ def rated(tmp_path, monkeypatch):
 def test_tweets_rated_near_zero_and_copies_are_left_out(rated):
     found, _ = rated("1\t0.5\t a\tb! ", "2\t-0.5\tc", "3\t0.4\td", "4\t-0.4\te", "5\t-3\tA b", "6\t2\tf")
     assert sorted(found) == [("a\tb!", 0.5), ("c", -0.5), ("f", 2.0)]
+    assert [embedded._sign(rating) for _, rating in sorted(found)] == ["positive", "negative", "positive"]
 
 
 def test_archive_without_its_file_is_refused(rated):

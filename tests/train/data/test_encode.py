@@ -245,20 +245,22 @@ def test_last_token_of_the_vocabulary_is_the_one_before_its_size(ids, fits):
 # -- answers of a conversation ----------------------------------------------------------------------------------------
 
 TALK = {"messages": [{"role": r, "content": c} for r, c in (
-    ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]}  # fmt: skip
+    ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f"))]}  # fmt: skip
 FORGETS = tiny.CHAT_TEMPLATE.replace(
     "{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}"
 )
 
 
 @pytest.mark.parametrize(("turns", "expected"), [
-    ("auto", ["b<eos>d<eos>"]), ("all", ["b<eos>d<eos>"]), ("each", ["b<eos>", "d<eos>"]), ("last", ["d<eos>"]),
+    ("auto", ["b<eos>d<eos>f<eos>"]), ("all", ["b<eos>d<eos>f<eos>"]), ("each", ["b<eos>", "d<eos>", "f<eos>"]),
+    ("last", ["f<eos>"]),
 ])  # fmt: skip
 def test_recipe_says_which_answers_share_a_sequence(turns, expected):
     p = prompter(turns=turns)
     items = encode_answers(rows(TALK), p, 259).items
     assert [trained_text(item, p) for item in items] == expected
     assert all(item["labels"][0] == IGNORED for item in items)
+    assert all(len(item["labels"]) == len(item["input_ids"]) for item in items)
     told = p.ledger.told
     assert any("all answers in one sequence" in line for line in told) == (turns in ("auto", "all"))
 
@@ -267,7 +269,7 @@ def test_template_that_writes_earlier_turns_otherwise_gets_a_sequence_for_each()
     p = prompter()
     p.tokenizer.chat_template = FORGETS
     items = encode_answers(rows(TALK), p, 259).items
-    assert [trained_text(item, p) for item in items] == ["b<eos>", "d<eos>"]
+    assert [trained_text(item, p) for item in items] == ["b<eos>", "d<eos>", "f<eos>"]
     assert any("a sequence for each answer" in line for line in p.ledger.told)
     p = prompter(turns="all")
     p.tokenizer.chat_template = FORGETS

@@ -219,7 +219,7 @@ def test_probe_measures_neighbours_and_place_apart(model, told):
         assert places == list(range(48))
         assert both == [*range(48), *range(48)]
         assert two[48:] == three[48:] == one
-        assert two[:48] != three[:48]
+        assert len({tuple(ids) for ids in (one, two[:48], three[:48])}) == 3
         assert min(one + two + three) >= 3  # no special tokens
     assert model.training
 

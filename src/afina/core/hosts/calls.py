@@ -57,7 +57,7 @@ class Scope:
         Raises:
             ConfigError: there are several that it could be.
         """
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return None
         calls = list(self.alive)
