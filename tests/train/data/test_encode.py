@@ -244,8 +244,8 @@ def test_last_token_of_the_vocabulary_is_the_one_before_its_size(ids, fits):
 
 # -- answers of a conversation ----------------------------------------------------------------------------------------
 
-TALK = {"messages": [{"role": r, "content": c} for r, c in (
-    ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f"))]}  # fmt: skip
+SAID = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]
+TALK = {"messages": [{"role": role, "content": text} for role, text in SAID]}
 FORGETS = tiny.CHAT_TEMPLATE.replace(
     "{{ m['content'] }}", "{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}"
 )
