@@ -48,6 +48,8 @@ def test_seeds_that_differ_widen_the_interval():
     alike = Bootstrap(3, 400).interval(np.array([coin(0.8)] * 3))
     apart = Bootstrap(3, 400).interval(np.array([coin(0.7), coin(0.8), coin(0.9)]))
     assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
+    assert alike.low < 0.8 < alike.high
+    assert alike.mean == pytest.approx((alike.low + alike.high) / 2, abs=0.01)
 
 
 def test_pairs_find_a_difference_that_separate_intervals_hide():
@@ -163,8 +165,9 @@ def test_best_is_recommended_where_all_cheaper_ones_are_worse():
 
 
 def test_no_second_choice_is_named_that_does_not_beat_the_commonest_label():
-    found = advise(row("full", 0.90, 1000), row("ia3", 0.51, 1, worse=True))
-    assert "too dear" not in found.sentence
+    for floor in (0.5, 0.51 - 0.02):
+        found = advise(row("full", 0.90, 1000), row("ia3", 0.51, 1, worse=True), floor=floor)
+        assert "too dear" not in found.sentence
 
 
 def test_method_without_all_seeds_is_not_recommended():
@@ -175,6 +178,9 @@ def test_nothing_is_recommended_that_does_not_beat_the_commonest_label():
     found = advise(row("full", 0.70, 1000), row("ia3", 0.70, 1), floor=0.69)
     assert found.name == ""
     assert "69.0%" in found.sentence
+    best = row("full", 0.90, 1000)
+    assert advise(best, floor=best["quality"]["low"]).name == ""
+    assert advise(best, floor=best["quality"]["low"] - 0.01).name == "full"
 
 
 def test_differences_of_accuracies_are_told_in_points():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from afina.core.config import CONFIG_NAME
+from afina.core.disk import adapter_file
 from afina.core.disk.adapter_file import AdapterFile, foreign_file, refuse_other_config
 from afina.core.disk.checkpoint import WEIGHTS_NAME, open_adapter
 from afina.errors import CheckpointError
@@ -61,6 +63,17 @@ def test_folder_with_a_peft_type_is_never_another_librarys(folder: Path) -> None
     del values["peft_type"]
     (folder / CONFIG_NAME).write_text(json.dumps(values))
     assert foreign_file(folder / CONFIG_NAME, lambda name: folder / name, False) is None
+
+
+def test_first_method_that_knows_a_layout_opens_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def knowing(found: object) -> Any:
+        return SimpleNamespace(implementation=SimpleNamespace(open_foreign=lambda *_: found))
+
+    readers = {"a": knowing(None), "b": knowing("file"), "c": knowing("other"), "d": SimpleNamespace(implementation=1)}
+    monkeypatch.setattr(adapter_file, "methods", lambda: readers)
+    assert foreign_file(folder / CONFIG_NAME, lambda name: folder / name, False) is None
+    (folder / CONFIG_NAME).write_text("{}")
+    assert foreign_file(folder / CONFIG_NAME, lambda name: folder / name, False) == "file"
 
 
 def differing(folder: Path, **options: Any) -> str:

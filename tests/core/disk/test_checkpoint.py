@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import afina
-from afina.core.config import CONFIG_NAME, FORMAT_VERSION
+from afina.core.config import CONFIG_NAME, FORMAT_VERSION, method
 from afina.core.disk import checkpoint
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.core.files import jsonfile
@@ -125,6 +125,19 @@ def test_torn_pair_is_refused_either_way(taken: str, folder: Path, tmp_path: Pat
         load(folder)
 
 
+def test_config_that_a_save_left_behind_is_taken_only_if_it_is_that_of_the_weights(folder: Path) -> None:
+    values = json.loads((folder / CONFIG_NAME).read_text())
+    (folder / CONFIG_NAME).write_text(json.dumps({**values, "lora_alpha": 77}))
+    for alpha in range(10, 20):
+        (folder / f".{CONFIG_NAME}.{alpha}").write_text(json.dumps({**values, "lora_alpha": alpha}))
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load(folder)
+    (folder / f".{CONFIG_NAME}.30").write_text(json.dumps(values))
+    with pytest.warns(AfinaWarning, match="interrupted"):
+        load(folder)
+    assert json.loads((folder / CONFIG_NAME).read_text()) == values
+
+
 @pytest.mark.parametrize("key", ["base_model_name_or_path", "revision", "inference_mode", "task_type"])
 def test_keys_without_mathematics_may_be_edited(key: str, folder: Path) -> None:
     values = json.loads((folder / CONFIG_NAME).read_text())
@@ -187,7 +200,9 @@ def test_state_dict_has_the_references_keys_and_values() -> None:
     nudge(theirs)
     a, b = afina.get_peft_model_state_dict(mine), peft.get_peft_model_state_dict(theirs)
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
-    result = afina.set_peft_model_state_dict(mine, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = afina.set_peft_model_state_dict(mine, b)
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     assert torch.allclose(mine(inputs()), theirs(inputs()), atol=1e-6)
     result = peft.set_peft_model_state_dict(theirs, a)
@@ -211,6 +226,17 @@ def test_setting_a_state_dict_is_lenient_as_the_references_is() -> None:
         afina.set_peft_model_state_dict(model, state)
     with pytest.warns(AfinaWarning):
         afina.set_peft_model_state_dict(model, state, ignore_mismatched_sizes=True)
+
+
+def test_five_keys_of_either_kind_are_named_and_all_are_counted() -> None:
+    model = trained()
+    names = [f"layers.0.z{i}" for i in range(7)]
+    with pytest.warns(AfinaWarning, match="12 and 7 keys") as told:
+        missing, unexpected = afina.set_peft_model_state_dict(model, {n: torch.zeros(1) for n in names})
+    text = str(told[0].message)
+    assert (len(missing), unexpected) == (12, names)
+    assert [n in text for n in names] == [True] * 5 + [False] * 2
+    assert sum(n in text for n in missing) == 5
 
 
 def test_gathered_state_is_saved_in_place_of_the_live_one(tmp_path: Path) -> None:
@@ -355,3 +381,17 @@ def test_pickles_of_other_libraries_have_to_be_asked_for(folder: Path, monkeypat
     checkpoint.open_adapter(folder)
     checkpoint.open_adapter(folder, allow_pickle=True)
     assert asked == [False, True]
+
+
+def test_config_that_trains_is_kept_where_the_file_says_it_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "config" not in checkpoint.open_adapter(folder).notes
+    for alpha in range(10, 18):
+        other = classmethod(lambda cls, c, a=alpha: {"lora_alpha": a})
+        monkeypatch.setattr(method(config()).implementation, "disk_config", other)
+        trained().save_pretrained(tmp_path / "other")
+        assert json.loads((tmp_path / "other" / CONFIG_NAME).read_text())["lora_alpha"] == alpha
+        file = checkpoint.open_adapter(tmp_path / "other")
+        assert file.notes["config"]["lora_alpha"] == 3
+        assert file.config.to_dict()["lora_alpha"] == 3

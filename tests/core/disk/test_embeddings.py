@@ -201,6 +201,9 @@ def test_embeddings_are_saved_as_told_or_if_the_vocabulary_is_not_the_bases(tmp_
     model.config.vocab_size = 7
     assert wanted(model, "auto")
     assert not wanted(model, False)
+    (tmp_path / "base" / "config.json").write_text('{"vocab_size": 1000}')
+    model.config.vocab_size = int("1000")
+    assert not wanted(model, "auto")
     model.config.vocab_size = None
     assert not wanted(model, "auto")
     assert not wanted(nn.Linear(2, 2), "auto")

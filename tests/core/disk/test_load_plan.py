@@ -156,3 +156,11 @@ def test_adapters_follow_their_layers_to_where_those_lie(monkeypatch: pytest.Mon
     assert moved == ["cpu"] * 7
     LoadPlan(model.to("meta"), "default", {}).apply({})
     assert moved == ["cpu"] * 7
+
+
+def test_adapter_is_told_what_the_file_holds_below_its_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, told = trained(), []
+    monkeypatch.setattr("afina.core.hosts.adapter.Adapter.disk_shapes", lambda self, found: told.append(found) or found)
+    tensors = held(model)
+    plan(model, {**tensors, "layers.0.upper.x": torch.zeros(1), "stray": torch.zeros(1)})
+    assert told == [{"lora_A.weight": (2, i), "lora_B.weight": (o, 2)} for i, o in [(8, 16), (16, 8)] * 3]

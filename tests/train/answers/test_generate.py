@@ -23,7 +23,7 @@ from afina.train.answers.generate import (
 from afina.train.data.encode import token_ids
 
 from .. import tiny
-from ..data.test_encode import prompter
+from ..data.test_encode import begins, prompter
 
 PROMPTS = ["abc", "d", "efghij", "kl", "mnopq"]
 CPU = torch.device("cpu")
@@ -206,6 +206,13 @@ def test_class_probabilities_stand_in_the_order_of_the_texts(sizes):
 
 def test_room_for_an_answer_is_that_of_the_longest_label_and_three_tokens_more():
     assert longest_label(prompter(chat=False), ["a", "abcd", "ab"]) == 4 + 3
+
+
+def test_prompt_begins_with_the_start_token_and_a_label_does_not():
+    model, p = Mirror(), begins(prompter(chat=False))
+    assert ask(model, p, ["ab"]) == ["ba"]
+    assert model.calls[0]["ids"][0, 0] == 2
+    assert longest_label(p, ["abcd"]) == 4 + 3
 
 
 def test_streamed_answer_comes_in_pieces_without_prompt_and_special_tokens():
