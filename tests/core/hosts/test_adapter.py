@@ -198,6 +198,25 @@ def test_added_weight_is_the_same_with_and_without_dropping_inputs() -> None:
     assert adapter.merged(torch.zeros(1), None) == (0.5, None)
 
 
+def test_layer_runs_once_with_the_added_weight_where_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, adapter = hosted(Shift, nn.Linear(3, 2))
+    runs: list[Tensor] = []
+    monkeypatch.setattr(type(host.base), "apply", lambda self, x, weight, bias: runs.append(weight) or x @ weight.T)
+    host(torch.ones(4, 3))
+    assert [torch.equal(weight, host.base_layer.weight + 0.5) for weight in runs] == [True]
+    adapter.drop(0.5)
+    host(torch.ones(4, 3))
+    assert [torch.equal(weight, adapter.delta(weight)) for weight in runs[1:]] == [True]
+
+
+def test_layer_whose_input_is_no_vector_is_served_without_dropping() -> None:
+    host, adapter = hosted(Shift, nn.MultiheadAttention(4, 1, dropout=0.0))
+    x = torch.randn(3, 1, 4)
+    plain = host(x, x, x)[0]
+    adapter.drop(0.9)
+    assert torch.equal(host(x, x, x)[0], plain)
+
+
 def test_indices_are_not_dropped() -> None:
     host, adapter = hosted(Shift, nn.Embedding(5, 3))
     adapter.drop(0.999)

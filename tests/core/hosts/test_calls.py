@@ -511,6 +511,22 @@ def test_call_is_found_again_by_the_node_that_runs() -> None:
     del kept
 
 
+def test_calls_whose_numbers_overlap_are_told_apart_by_the_backward_pass() -> None:
+    scope, found = Scope(), list[Any]()
+    x = torch.ones(2, requires_grad=True)
+    calls, outs = [Call(scope, Rows((name,))) for name in "ab"], []
+    for call in calls:
+        start = node_number()
+        with within(call):
+            outs.append(Again.apply(x, scope, found) * 2)
+        call.keep_for_backward(outs[-1], start)
+    for call in calls:
+        call.span = (0, node_number())  # as if each were of a thread of its own
+    outs[1].sum().backward()
+    outs[0].sum().backward()
+    assert found == calls[::-1]
+
+
 def test_copy_of_a_scope_is_a_fresh_one() -> None:
     scope = Scope()
     scope.contexts.append(Call(scope))

@@ -17,7 +17,7 @@ from afina.core.hosts.batch_rows import Rows
 from afina.core.hosts.host import hosts
 from afina.errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable
 
-from ..tiny import bits, config, inputs, llama, mlp, nudge, same_bits
+from ..tiny import bits, config, inputs, llama, mlp, nudge, same_bits, t5
 
 
 def training(model: nn.Module) -> set[str]:
@@ -243,6 +243,14 @@ def test_virtual_tokens_have_the_models_dtype_and_halves_are_widened(
     assert {p.dtype for p in made.parameters()} == {expected}
     assert [tuple(p.shape) for p in made.parameters()] == [(2, 16)]
     assert not made.training
+
+
+def test_encoder_and_decoder_have_virtual_tokens_of_their_own_where_those_are_embeddings() -> None:
+    base, options = tuner.Tuner(t5()), {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 2}
+    embedded = base.made_prompt(afina.PromptTuningConfig(**options), True)
+    assert [tuple(p.shape) for p in embedded.parameters()] == [(2 * 2, 16)]
+    cached = base.made_prompt(afina.PrefixTuningConfig(**options), True)
+    assert [p.shape[0] for p in cached.parameters()] == [2]
 
 
 def test_tuner_answers_for_its_model_and_for_what_methods_offer(model: Any) -> None:
