@@ -456,6 +456,12 @@ def test_exactly_the_named_adapters_of_a_layer_train() -> None:
     }  # fmt: skip
 
 
+def test_special_methods_of_the_layer_are_not_the_hosts() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    assert len(layer) == 1
+    assert not hasattr(Host(layer), "__len__")
+
+
 def test_plain_module_lies_under_all_hosts() -> None:
     inner = nn.Linear(3, 2)
     assert Host(Host(inner)).get_base_layer() is inner

@@ -41,6 +41,7 @@ def test_copy_trains_and_the_layer_does_not_change() -> None:
     layer = nn.Linear(3, 2).requires_grad_(False)
     adapter = Replacement(site(layer, torch.float64), None)
     assert adapter.is_weight
+    assert not adapter.with_attention_output  # which is in the copy of the whole attention
     assert {p.dtype for p in adapter.parameters()} == {torch.float64}
     assert all(p.requires_grad for p in adapter.parameters())
     assert torch.equal(adapter.copy.weight.float(), layer.weight)

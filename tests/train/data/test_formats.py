@@ -28,6 +28,7 @@ def rows(tmp_path, *values):
     ({"question": "a"}, "columns", {}), ({"tokens": ["a"], "tags": ["O"]}, "tagged", {}),
     ({"question": "a", "context": "b"}, "asked", {}), ({"anchor": "a", "positive": "b"}, "near", {}),
     ({"prompt": "a", "completion": "b", "label": True}, "judged", {}),
+    ({"prompt": "a", "completion": "b", "label": False, "id": 1}, "judged", {}),
     ({"prompt": "a", "completion": "b", "label": "x"}, "prompt_completion", {}),
     ({"instruction": "a", "input": " ", "output": "b"}, "alpaca", {"prompt": "a", "completion": "b"}),
     ({"instruction": "a", "input": None, "output": "b"}, "alpaca", {"prompt": "a", "completion": "b"}),
