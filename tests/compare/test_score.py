@@ -131,7 +131,7 @@ def test_of_two_that_are_as_small_the_faster_is_recommended():
 
 
 def test_smallest_is_recommended_as_the_best_where_none_has_fewer():
-    found = advise(row("ia3", 0.9, 10), row("lora", 0.9, 10, wall=12.0))
+    found = advise(row("ia3", 0.9, 10), row("lora", 0.9, 10, wall=12.0), row("full", 0.8, 1000, worse=True))
     assert found.name == "ia3"
     assert found.sentence.endswith("(1 %); none has fewer.")
 
