@@ -23,6 +23,13 @@ def test_interval_of_one_seed_is_that_of_the_textbook():
     assert found.high == pytest.approx(p + half, abs=0.006)
 
 
+def test_interval_leaves_out_one_in_forty_on_either_side():
+    scores = np.random.default_rng(0).normal(3, 2, (1, 1000))
+    found, half = Bootstrap(1, 1000).interval(scores), 1.96 * scores.std() / math.sqrt(1000)
+    assert scores.mean() - found.low == pytest.approx(half, rel=0.04)
+    assert found.high - scores.mean() == pytest.approx(half, rel=0.04)
+
+
 def test_interval_repeats_to_the_bit():
     scores = np.array([coin(0.7), coin(0.72, shift=3)])
     assert Bootstrap(2, 400).interval(scores) == Bootstrap(2, 400).interval(scores)
@@ -41,6 +48,8 @@ def test_seeds_that_differ_widen_the_interval():
     alike = Bootstrap(3, 400).interval(np.array([coin(0.8)] * 3))
     apart = Bootstrap(3, 400).interval(np.array([coin(0.7), coin(0.8), coin(0.9)]))
     assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
+    assert alike.low < 0.8 < alike.high
+    assert alike.mean == pytest.approx((alike.low + alike.high) / 2, abs=0.01)
 
 
 def test_pairs_find_a_difference_that_separate_intervals_hide():
@@ -73,6 +82,14 @@ def test_pairs_are_taken_over_the_seeds_that_both_have():
     assert found["ia3"].to_full.mean == pytest.approx(-0.1)
     assert found["lora"].to_full.mean == pytest.approx(0.2)
     assert found["full"].to_full is None
+    assert [found[name].seeds for name in scores] == [2, 2, 1]
+    assert found["ia3"].quality.mean == pytest.approx(0.8)
+    assert standings(scores, higher_is_better=True)[1]["ia3"].to_full is None
+
+
+def test_methods_without_a_common_seed_are_not_compared():
+    _, found = standings({"a": {0: coin(0.9)}, "b": {1: coin(0.8)}}, higher_is_better=True)
+    assert found["b"].to_best is None
 
 
 def test_method_that_finished_fewer_seeds_is_not_the_best():
@@ -88,8 +105,8 @@ def row(name, mean, trainable, *, worse=False, complete=True, trained=True, wall
             "memory_mb": 1.0, "size_bytes": 1}  # fmt: skip
 
 
-def advise(*rows, floor=0.5):
-    return recommend(rows, rows[0]["name"], metric="accuracy", floor=floor)
+def advise(*rows, floor=0.5, metric="accuracy"):
+    return recommend(rows, rows[0]["name"], metric=metric, floor=floor)
 
 
 def test_cheapest_of_those_not_significantly_worse_is_recommended():
@@ -99,6 +116,44 @@ def test_cheapest_of_those_not_significantly_worse_is_recommended():
     assert found.name == "ia3"
     assert "no significant difference" in found.sentence
     assert "100 times fewer" in found.sentence
+    assert "10 trained parameters (1 %)" in found.sentence
+
+
+@pytest.mark.parametrize(("of_best", "times"), [(39, "4 times"), (20, "2 times"), (23, "2 times"), (15, "1.50 times")])
+def test_recommendation_tells_how_many_times_fewer_parameters_and_how_much_longer_it_took(of_best, times):
+    found = advise(row("full", 0.9, of_best, wall=10.0), row("ia3", 0.9, 10, wall=25.0))
+    assert f", {times} fewer than the best" in found.sentence
+    assert "2.5 times as long" in found.sentence
+
+
+def test_of_two_that_are_as_small_the_faster_is_recommended():
+    assert advise(row("full", 0.9, 20), row("slow", 0.9, 10, wall=9.0), row("fast", 0.9, 10, wall=8.0)).name == "fast"
+
+
+def test_smallest_is_recommended_as_the_best_where_none_has_fewer():
+    found = advise(row("ia3", 0.9, 10), row("lora", 0.9, 10, wall=12.0), row("full", 0.8, 1000, worse=True))
+    assert found.name == "ia3"
+    assert found.sentence.endswith("(1 %); none has fewer.")
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", "high"), ("loss", "low")])
+def test_second_choice_is_the_best_of_the_cheaper_ones(metric, expected):
+    cheaper = [row("middle", 0.83, 20), row("high", 0.86, 10), row("low", 0.8, 10)]
+    found = advise(row("full", 0.9, 1000), *({**r, "worse": True} for r in cheaper), metric=metric, floor=None)
+    assert f"too dear: {expected} (" in found.sentence
+
+
+def test_second_choice_finished_all_its_runs_and_has_no_memory_told_that_was_not_measured():
+    full, cheap = row("full", 0.9, 1000), row("ia3", 0.8, 10, worse=True)
+    assert "too dear" not in advise(full, {**cheap, "complete": False}).sentence
+    assert "memory" not in advise({**full, "memory_mb": 0}, cheap).sentence
+    assert "0.5 times the memory" in advise({**full, "memory_mb": 2.0}, cheap).sentence
+
+
+def test_quality_of_a_recommendation_is_told_in_its_metrics_unit():
+    assert "the best, 90.0% right [88.0%, 92.0%], with" in advise(row("ia3", 0.9, 10)).sentence
+    found = advise(row("ia3", 0.9, 10), metric="loss", floor=None).sentence
+    assert "the best, loss 0.900 [0.880, 0.920], with" in found
 
 
 def test_best_is_recommended_where_all_cheaper_ones_are_worse():
@@ -110,8 +165,9 @@ def test_best_is_recommended_where_all_cheaper_ones_are_worse():
 
 
 def test_no_second_choice_is_named_that_does_not_beat_the_commonest_label():
-    found = advise(row("full", 0.90, 1000), row("ia3", 0.51, 1, worse=True))
-    assert "too dear" not in found.sentence
+    for floor in (0.5, 0.51 - 0.02):
+        found = advise(row("full", 0.90, 1000), row("ia3", 0.51, 1, worse=True), floor=floor)
+        assert "too dear" not in found.sentence
 
 
 def test_method_without_all_seeds_is_not_recommended():
@@ -122,6 +178,9 @@ def test_nothing_is_recommended_that_does_not_beat_the_commonest_label():
     found = advise(row("full", 0.70, 1000), row("ia3", 0.70, 1), floor=0.69)
     assert found.name == ""
     assert "69.0%" in found.sentence
+    best = row("full", 0.90, 1000)
+    assert advise(best, floor=best["quality"]["low"]).name == ""
+    assert advise(best, floor=best["quality"]["low"] - 0.01).name == "full"
 
 
 def test_differences_of_accuracies_are_told_in_points():
@@ -129,7 +188,14 @@ def test_differences_of_accuracies_are_told_in_points():
     assert told_difference(value, "accuracy") == "-1.2 [-3.0, +0.4] points"
     assert told_difference(value, "loss") == "-0.012 [-0.030, +0.004]"
     assert told_difference(None, "loss") == "-"
+
+
+def test_worse_is_what_lies_on_the_worse_side_of_zero_as_a_whole():
     assert not is_worse(Interval(-0.1, -0.2, 0.0), higher_is_better=True)
+    assert not is_worse(Interval(0.1, 0.0, 0.2), higher_is_better=False)
+    assert not is_worse(Interval(0.1, -0.1, 0.2), higher_is_better=False)
+    assert is_worse(Interval(0.1, 0.01, 0.2), higher_is_better=False)
+    assert not is_worse(None, higher_is_better=True)
 
 
 def test_nothing_is_recommended_against_a_method_that_was_not_trained():
@@ -148,6 +214,7 @@ def test_runs_too_short_to_tell_forbid_no_recommendation():
     [
         (["fell", "fell", "flat"], True),
         (["fell", "flat"], False),
+        (["fell"] * 3 + ["flat"] * 3, False),
         (["rose"], False),
         (["fell", "too short"], True),
         (["too short"], None),

@@ -72,10 +72,9 @@ def standings(
     """
     import numpy as np
 
-    sign = 1 if higher_is_better else -1
     most = max(len(by_seed) for by_seed in scores.values())
     means = {name: float(np.mean(list(s.values()))) for name, s in scores.items() if len(s) == most}
-    best = max(means, key=lambda name: sign * means[name])
+    best = (max if higher_is_better else min)(means, key=lambda name: means[name])
     drawn: dict[int, Bootstrap] = {}
 
     def interval(array: Any) -> Interval:
@@ -166,8 +165,7 @@ def _second(cheaper: Sequence[Mapping[str, Any]], top: Mapping[str, Any], metric
     useful = [r for r in cheaper if r["complete"] and (floor is None or r["quality"]["low"] > floor)]
     if not useful:
         return ""
-    sign = -1 if metric == "accuracy" else 1
-    row = min(useful, key=lambda r: sign * r["quality"]["mean"])
+    row = (max if metric == "accuracy" else min)(useful, key=lambda r: r["quality"]["mean"])
     fewer = f"{top['trainable'] / row['trainable']:,.0f} times fewer trained parameters"
     memory = f" and {row['memory_mb'] / top['memory_mb']:.1f} times the memory" if top["memory_mb"] else ""
     lost = told_difference(row["to_best"], metric)
@@ -187,4 +185,4 @@ def told_difference(value: Mapping[str, float] | None, metric: str, unit: str = 
         return "-"
     factor, places = (100, 1) if metric == "accuracy" else (1, 3)
     mean, low, high = (factor * value[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]" + (unit if factor == 100 else "")
+    return f"{mean:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]" + (unit if metric == "accuracy" else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,10 @@ from afina import (
     LoraConfig,
     get_peft_model,
 )
+from afina.core.hosts.adapter import Activation, Site
+from afina.core.hosts.batch_rows import Rows
+from afina.core.hosts.calls import entered
+from afina.core.hosts.host import Host
 from afina.errors import ConfigError, MergeError, NameTakenError
 
 NAMES = ["lora", "__base__", "ia3", "bottleneck", "hra", "lora"]
@@ -157,3 +163,163 @@ def test_input_that_does_not_divide_into_rows_is_refused():
     model.add_adapter("b", LoraConfig(target_modules=["inner"]))
     with pytest.raises(ConfigError, match="does not divide into the batch's rows"):
         model(torch.randn(4, 4), adapter_names=["a", "b", "a", "b"])
+
+
+# -- one layer --------------------------------------------------------------------------------------------------------
+
+
+class Times(Activation):
+    """Multiplies what a module gives by a number, whatever its form."""
+
+    def __init__(self, host, number):
+        super().__init__(Site(host.base, "x", torch.float32, torch.device("cpu")), None)
+        self.number = number
+
+    @property
+    def dtype(self):
+        return torch.float32
+
+    def forward(self, inner, x):
+        def times(value):
+            if isinstance(value, torch.Tensor):
+                return value * self.number
+            return type(value)(map(times, value)) if isinstance(value, (tuple, list)) else value
+
+        return times(inner(x))
+
+
+class Many(nn.Module):
+    """Gives several things, some with an entry a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, mask, factor=1.0, extra=None, options=()):
+        self.calls.append((x, mask, extra, options))
+        return x * factor, [mask, 5], torch.tensor(7.0), "text"
+
+
+def rows_of(host, names, *args, **kwargs):
+    with entered(host.scope, Rows(tuple(names))):
+        return host(*args, **kwargs)
+
+
+def many():
+    host = Host(Many())
+    host.add("a", Times(host, 2.0))
+    host.add("b", Times(host, 3.0))
+    host.set_active(("a",))
+    return host
+
+
+X = torch.arange(1.0, 9.0).reshape(4, 2)
+
+
+def test_rows_are_grouped_in_the_order_of_their_adapters():
+    rows = Rows(("b", "a", "b", "__base__"))
+    assert rows.groups == {"b": [0, 2], "a": [1], "__base__": [3]}
+    assert rows.pick("b", [5, 6, 7, 8]) == rows.pick("b", (5, 6, 7, 8)) == [5, 7]
+    assert rows.pick("b", torch.tensor([5, 6, 7, 8])).tolist() == [5, 7]
+    for whole in ([5, 6, 7], [5, 6, 7, 8, 9], torch.arange(3), torch.arange(5), torch.tensor(4), "abcd", None):
+        assert rows.pick("b", whole) is whole
+
+
+def test_outputs_of_all_forms_come_back_in_the_batchs_order():
+    host, mask = many(), torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    out, (masks, number), scalar, text = rows_of(host, ["b", "a", "__base__", "b"], X, mask, factor=1.0)
+    by = torch.tensor([[3.0], [2.0], [1.0], [3.0]])
+    assert torch.equal(out, X * by)
+    assert torch.equal(masks, mask * by)
+    assert (number, text) == (5, "text")
+    assert scalar.dim() == 0
+    assert len(host.base_layer.calls) == 1  # the layer runs once for all
+
+
+def test_rows_of_one_adapter_need_no_splitting():
+    host = many()
+    out, *_ = rows_of(host, ["b"] * 4, X, X)
+    assert torch.equal(out, X * 3)
+    out, *_ = rows_of(host, ["__base__"] * 4, X, X)
+    assert torch.equal(out, X)
+    out, *_ = rows_of(host, ["c", "d", "c", "d"], X, X)
+    assert torch.equal(out, X)
+
+
+class Asks(Activation):
+    """Runs the layer on another input than its own, so that it has to run for these rows alone."""
+
+    dtype = torch.float32
+
+    def __init__(self, host):
+        super().__init__(Site(host.base, "x", torch.float32, torch.device("cpu")), None)
+
+    def forward(self, inner, x):
+        assert inner.rows == 2
+        return inner(x + 1)
+
+
+Named = namedtuple("Named", "first second")
+
+
+def test_what_a_layer_was_called_with_is_split_where_it_has_an_entry_a_row():
+    host = Host(Many())
+    host.add("a", Asks(host))
+    mask, extra = torch.arange(4.0), {"m": torch.arange(4), "n": torch.arange(3), "s": torch.tensor(1)}
+    kept = Named(torch.arange(4), 2)
+    rows_of(host, ["__base__", "a", "a", "__base__"], X, mask, extra=extra, options=(kept, [torch.arange(4)]))
+    (_, whole, *_), (x, given, more, options) = host.base_layer.calls
+    assert whole is mask
+    assert torch.equal(x, X[1:3] + 1)
+    assert given.tolist() == [1.0, 2.0]
+    assert [more[k].tolist() for k in "mns"] == [[1, 2], [0, 1, 2], 1]
+    assert options[0] is kept
+    assert options[1][0].tolist() == [1, 2]
+
+
+def linear(bias=None):
+    host = Host(nn.Linear(2, 2))
+    host.add("a", Times(host, 2.0))
+    if bias is not None:
+        host.add_bias("b", nn.Parameter(torch.full((2,), bias)))
+    return host
+
+
+def test_trained_bias_goes_with_its_rows():
+    host = linear(7.0)
+    out = rows_of(host, ["a", "b", "__base__", "b"], X)
+    plain = host.base_layer(X)
+    shifted = plain - host.base_layer.bias + 7
+    assert torch.allclose(out, torch.stack([plain[0] * 2, shifted[1], plain[2], shifted[3]]))
+    assert torch.allclose(rows_of(host, ["b"] * 4, X), shifted)
+
+
+def test_several_rows_of_a_layer_may_belong_to_one_of_the_batch_and_one_to_all():
+    host = linear()
+    by = torch.tensor([2.0, 2.0, 1.0, 1.0])[:, None]
+    assert torch.allclose(rows_of(host, ["a", "__base__"], X), host.base_layer(X) * by)
+    one = rows_of(host, ["a", "__base__"], X[:1])
+    assert torch.allclose(one, host.base_layer(X[:1]) * torch.tensor([[2.0], [1.0]]))
+    assert rows_of(host, ["a"], X[:1]).shape == (1, 2)
+    with pytest.raises(ConfigError, match="a multiple of 3 rows"):
+        rows_of(host, ["a", "__base__", "a"], X)
+
+
+def test_rows_are_for_adapters_that_are_switched_on():
+    host = linear()
+    host.enable_adapters(False)
+    assert torch.equal(rows_of(host, ["a"] * 4, X), host.base_layer(X))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_attention_has_its_rows_where_it_says(first):
+    host = Host(nn.MultiheadAttention(2, 1, batch_first=first))
+    adapter = LoraConfig(r=1, target_modules=["0"])
+    model = nn.Sequential(host.base_layer)
+    model = get_peft_model(model, adapter, "a")
+    host = next(m for m in model.modules() if isinstance(m, Host))
+    good = torch.randn(2, 3, 2) if first else torch.randn(3, 2, 2)
+    rows_of(host, ["a", "a"], good, good, good)
+    for bad in (good.transpose(0, 1), good[:, :, 0]):
+        with pytest.raises(ConfigError, match="2 rows"):
+            rows_of(host, ["a", "a"], bad, bad, bad)

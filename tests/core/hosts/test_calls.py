@@ -17,8 +17,8 @@ import torch._dynamo
 from torch import nn
 
 import afina
-from afina.core.hosts.batch_rows import BASE
-from afina.core.hosts.calls import Scope, current, entered
+from afina.core.hosts.batch_rows import BASE, Rows
+from afina.core.hosts.calls import Call, Scope, current, entered, innermost, node_number, switched_off, within
 from afina.core.hosts.users import Users
 from afina.errors import ConfigError
 
@@ -382,3 +382,154 @@ def test_a_change_inside_a_call_of_the_same_thread_goes_on() -> None:
         pass
     with users.changing():
         pass
+
+
+# -- what a call is ----------------------------------------------------------------------------------------------------
+
+
+def test_call_is_plain_that_changes_nothing() -> None:
+    scope = Scope()
+    assert Call(scope).is_plain
+    assert not Call(scope, Rows(("a",))).is_plain
+    assert not Call(scope, enabled=False).is_plain
+    assert not Call(scope, inputs={"a": {"task_ids": 1}}).is_plain
+    noted = Call(scope)
+    noted.notes["x"] = 1
+    assert not noted.is_plain
+
+
+def test_some_rows_of_a_call_see_what_it_holds() -> None:
+    call = Call(Scope(), Rows(("a", "b")), enabled=False, inputs={"a": {"x": 1}})
+    inner = call.narrowed(Rows(("a",)))
+    inner.notes["k"] = 2
+    assert inner.rows is not None
+    assert (inner.scope, inner.rows.names, inner.enabled, inner.inputs) == (call.scope, ("a",), False, call.inputs)
+    assert call.notes == {"k": 2}
+
+
+def test_calls_nest_and_each_model_sees_its_own() -> None:
+    one, two = Scope(), Scope()
+    assert current(one) is None
+    assert current(None) is None
+    with within(Call(one)) as outer, within(Call(two)) as inner:
+        assert innermost() is inner
+        assert (current(one), current(two)) == (outer, inner)
+        assert inner.outer is outer
+        with entered(one) as again:
+            assert current(one) is again
+        assert current(one) is outer
+    assert innermost() is None
+    with pytest.raises(KeyError), within(Call(one)):
+        raise KeyError
+    assert innermost() is None
+
+
+def test_switch_of_the_surroundings_is_kept_to() -> None:
+    scope = Scope()
+    with entered(scope) as call:
+        assert call.enabled
+    with entered(scope, enabled=False) as call:
+        assert not call.enabled
+        with entered(scope) as inner:
+            assert not inner.enabled
+        with entered(Scope()) as other:
+            assert other.enabled
+
+
+def test_call_is_known_as_long_as_its_outputs_can_be_differentiated() -> None:
+    scope, x = Scope(), torch.ones(2, requires_grad=True)
+    call, start = Call(scope), node_number()
+    out = {"a": [x * 2, (x * 3,)], "b": 5}
+    call.keep_for_backward(out, start)
+    assert list(scope.alive) == [call]
+    assert call.span == (start, start + 2)
+    assert call.graphs == set()
+    out["a"][1][0].sum().backward()  # type: ignore[index]
+    assert len(call.graphs) == 1
+    plain = Call(scope)
+    plain.keep_for_backward([x.detach(), x], node_number())  # nothing was computed
+    assert list(scope.alive) == [call]
+    assert plain.span == (0, 0)
+
+
+def test_context_without_adapters_is_remembered_if_layers_ran_in_it() -> None:
+    scope, x = Scope(), torch.ones(2, requires_grad=True)
+    with switched_off(scope):
+        pass
+    with switched_off(scope), torch.no_grad():
+        x * 2
+    with torch.no_grad(), switched_off(scope):
+        x * 2
+    assert list(scope.contexts) == []
+    with switched_off(scope):
+        assert not current(scope).enabled  # type: ignore[union-attr]
+        x * 2
+    (call,) = scope.contexts
+    assert call.span[1] == call.span[0] + 1
+    for _ in range(20):
+        with switched_off(scope):
+            x * 2
+    assert len(scope.contexts) == 16
+
+
+class Again(torch.autograd.Function):
+    """Asks in the backward pass which call runs again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scope: Scope, found: list[Any]) -> torch.Tensor:
+        ctx.scope, ctx.found = scope, found
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
+        ctx.found.append(current(ctx.scope))
+        return grads[0], None, None
+
+
+def test_call_is_found_again_by_the_node_that_runs() -> None:
+    scope, found = Scope(), list[Any]()
+    x = torch.ones(2, requires_grad=True)
+    calls, outs = [], []
+    for name in "ab":
+        start = node_number()
+        with within(Call(scope, Rows((name,)))) as call:
+            outs.append(Again.apply(x, scope, found))
+        call.keep_for_backward(outs[-1], start)
+        calls.append(call)
+    outside = Again.apply(x, scope, found)
+    outs[1].sum().backward()
+    outs[0].sum().backward()
+    assert found == calls[::-1]
+    with pytest.raises(ConfigError, match="not known for which call"):
+        outside.sum().backward()
+    assert scope.again() is None  # outside of any backward pass
+    plain = Scope()
+    start = node_number()
+    Call(plain).keep_for_backward(kept := x * 2, start)
+    Again.apply(x, plain, found).sum().backward()
+    assert found[-1] is None
+    del kept
+
+
+def test_calls_whose_numbers_overlap_are_told_apart_by_the_backward_pass() -> None:
+    scope, found = Scope(), list[Any]()
+    x = torch.ones(2, requires_grad=True)
+    calls, outs = [Call(scope, Rows((name,))) for name in "ab"], []
+    for call in calls:
+        start = node_number()
+        with within(call):
+            outs.append(Again.apply(x, scope, found) * 2)
+        call.keep_for_backward(outs[-1], start)
+    for call in calls:
+        call.span = (0, node_number())  # as if each were of a thread of its own
+    outs[1].sum().backward()
+    outs[0].sum().backward()
+    assert found == calls[::-1]
+
+
+def test_copy_of_a_scope_is_a_fresh_one() -> None:
+    scope = Scope()
+    scope.contexts.append(Call(scope))
+    other = copy.deepcopy(scope)
+    assert other is not scope
+    assert (list(other.contexts), list(other.alive)) == ([], [])

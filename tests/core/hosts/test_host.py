@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -9,11 +10,15 @@ import torch
 from torch import nn
 
 import afina
+from afina.core.hosts.adapter import Site
+from afina.core.hosts.calls import Scope, switched_off
 from afina.core.hosts.host import Host, hosts
 from afina.core.hosts.host_kinds import ReadHost
-from afina.errors import AfinaWarning, ConfigError, MergeError, NotAWeight
+from afina.core.hosts.replacement import Replacement
+from afina.errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotAWeight, NumericError
 
 from ..tiny import bits, config, inputs, mlp, nudge, same_bits, trained
+from .test_adapter import Shift, Twice
 
 
 def test_bias_of_a_layer_without_adapter_is_merged_disabled_and_restored() -> None:
@@ -241,3 +246,240 @@ def test_a_host_is_transparent_to_isinstance_of_its_base_only_by_attribute() -> 
     assert isinstance(host, Host)
     assert not isinstance(host, nn.Linear)
     assert isinstance(host.base_layer, nn.Linear)
+
+
+# -- one layer --------------------------------------------------------------------------------------------------------
+
+
+def at(host: Host, dtype: torch.dtype = torch.float32) -> Site:
+    return Site(host.base, "x", dtype, torch.device("cpu"))
+
+
+def host_of(*names: str, dtype: torch.dtype = torch.float32, layer: nn.Module | None = None) -> Host:
+    """A layer with active adapters that each add 1/2 to every weight."""
+    host = Host(nn.Linear(3, 2) if layer is None else layer)
+    for name in names:
+        host.add(name, Shift(at(host, dtype), None))
+    host.set_active(names)
+    return host
+
+
+X = torch.ones(4, 3)
+
+
+def test_fresh_host_runs_the_layer_and_takes_its_mode() -> None:
+    layer = nn.Linear(3, 2).eval()
+    host = Host(layer)
+    assert not host.called
+    assert torch.equal(host(X), layer(X))
+    assert host.called
+    assert not host.training
+    assert not host.adapters.training
+    assert Host(nn.Linear(3, 2)).training
+    assert (host.active, host.stack, host.merged, host.saved, host.enabled) == ((), (), (), {}, True)
+    assert (host.names(), host.parameter, host.beside) == ([], None, None)
+    scope = Scope()
+    assert Host(layer, scope=scope).scope is scope
+
+
+def test_adapters_come_and_go_under_their_names() -> None:
+    host = host_of("a").eval()
+    second = Shift(at(host), None)
+    assert second.training
+    host.add("b", second)
+    assert not second.training
+    assert host.active == ("a",)  # a new one is not activated
+    with pytest.raises(NameTakenError, match="b"):
+        host.add("b", second)
+    host.add_bias("c", nn.Parameter(torch.ones(2)))
+    host.add_bias("a", nn.Parameter(torch.ones(2)))
+    assert host.names() == ["a", "b", "c"]
+    host.set_active(("b", "a", "none"))
+    assert host.stack == (second, host.adapter("a"))
+    host.remove("a")
+    host.remove("none")
+    assert (host.names(), host.active, host.stack) == (["b", "c"], ("b",), (second,))
+    assert host.adapter("a") is None
+    third = Shift(at(host), None)
+    host.replace_adapter("b", third)
+    assert host.stack == (third,)
+    assert not third.training
+
+
+def test_last_active_trained_bias_stands_in_until_it_is_merged() -> None:
+    host = host_of("a", "b")
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.full((2,), 2.0))
+    assert host.own_bias() is None
+    host.add_bias("a", one)
+    assert host.own_bias() is one
+    host.add_bias("b", two)
+    assert host.own_bias() is two
+    host.set_active(("b", "a"))
+    assert host.own_bias() is one
+    host.enable_adapters(False)
+    assert host.own_bias() is None
+    host.enable_adapters(True)
+    out = host(X)
+    host.merge()
+    assert host.own_bias() is None
+    assert torch.allclose(host(X), out)
+    host.set_active(())
+    host.unmerge()
+    assert host.own_bias() is None
+
+
+def test_weights_are_combined_in_the_wider_of_both_dtypes() -> None:
+    assert host_of().compute_dtype == torch.float32
+    assert host_of("a", dtype=torch.bfloat16).compute_dtype == torch.float32
+    assert host_of("a", dtype=torch.float64).compute_dtype == torch.float64
+    assert host_of("a", layer=nn.Linear(3, 2).bfloat16()).compute_dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_output_has_the_dtype_of_the_input(dtype: torch.dtype) -> None:
+    host = host_of("a", dtype=torch.promote_types(dtype, torch.float32), layer=nn.Linear(3, 2).to(dtype))
+    assert host(X.to(dtype)).dtype == dtype
+    table = host_of("a", dtype=torch.float64, layer=nn.Embedding(5, 3).bfloat16())
+    assert table(torch.tensor([1, 2])).dtype == torch.bfloat16
+    assert host.finish((1, 2), X) == (1, 2)
+    assert host.finish(X.double(), (X,)).dtype == torch.float64
+
+
+def test_merge_takes_the_named_adapters_and_checks_them_all_first() -> None:
+    host = host_of("a", "b")
+    plain = host.base_layer.weight
+    host.merge(["b"])
+    assert host.merged == ("b",)
+    assert torch.allclose(host.base_layer.weight, plain + 0.5)
+    assert host.saved["weight"] is plain
+    with pytest.warns(AfinaWarning, match="already merged: b"):
+        host.merge()
+    assert host.merged == ("b", "a")
+    assert torch.allclose(host.base_layer.weight, plain + 1)
+    assert host.original_parameters()["weight"] is plain
+    host.unmerge()
+    assert host.base_layer.weight is plain
+    host.merge(["none"])
+    assert (host.merged, host.saved) == ((), {})
+    host.add("c", Twice(at(host), None))
+    with pytest.raises(Exception, match="no merged form"):
+        host.merge(["a", "c"])
+    assert host.base_layer.weight is plain
+    assert host.merged == ()
+    host.set_active(("a",))
+    host.merge(["b"])  # not active, but named
+    assert host.merged == ("b",)
+
+
+def test_merged_weights_make_way_while_adapters_are_off() -> None:
+    host = host_of("a")
+    plain = host.base_layer.weight
+    host.merge()
+    merged = host.base_layer.weight
+    for _ in range(2):
+        host.enable_adapters(False)
+        host.enable_adapters(False)
+        assert host.base_layer.weight is plain
+        assert host.original_parameters()["weight"] is plain
+        assert host.stack == ()
+        host.enable_adapters(True)
+        assert host.base_layer.weight is merged
+    with switched_off(host.scope):
+        assert torch.equal(host(X), nn.functional.linear(X, plain, host.base_layer.bias))
+        assert not host.applies
+    assert host.applies
+    host.enable_adapters(False)
+    assert not host.applies
+    with switched_off(host.scope):
+        assert torch.equal(host(X), host.base_layer(X))
+
+
+def test_merged_weight_that_is_not_finite_is_refused_by_name() -> None:
+    for poison in ("weight", "bias"):
+        host = host_of("a", "b")
+        host.add_bias("a", nn.Parameter(torch.ones(2)))
+        with torch.no_grad():
+            (host.adapter("b").by if poison == "weight" else host.biases["a"]).fill_(float("nan"))  # type: ignore[union-attr]
+        plain = host.base_layer.weight
+        with pytest.raises(NumericError, match="a, b"):
+            host.merge()
+        assert host.base_layer.weight is plain
+        assert host.enabled
+
+
+def test_quantised_base_is_merged_into_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, asked = host_of("a"), []
+    monkeypatch.setattr(host.base, "check_merge", asked.append, raising=False)
+    host.merge()
+    host.unmerge()
+    host.merge(requantise=True)
+    assert asked == [False, True]
+
+
+def test_what_stays_is_the_layer_or_the_trained_copy_of_a_whole_module() -> None:
+    host = host_of("a")
+    assert host.result() is host.base_layer
+    whole = Host(nn.LayerNorm(3))
+    whole.add("c", Replacement(at(whole), None))
+    assert whole.result() is whole.base_layer
+    whole.set_active(("c",))
+    assert (whole.result() is whole.base_layer) == whole.adapter("c").is_weight  # type: ignore[union-attr]
+    assert whole.result(keep=False) is whole.base_layer
+    block = Host(nn.Sequential(nn.Linear(3, 3)))
+    block.add("c", Replacement(at(block), None))
+    block.set_active(("c",))
+    block.merge()
+    assert block.result() is block.adapter("c").copy  # type: ignore[union-attr]
+    assert block.result(keep=False) is block.base_layer
+    assert block.merged == ()
+    block.adapter("c").copy[0].weight.data.fill_(float("inf"))  # type: ignore[union-attr]
+    with pytest.raises(NumericError):
+        block.merge()
+
+
+def test_weight_that_is_assigned_is_the_layers() -> None:
+    host, other = host_of("a"), nn.Parameter(torch.ones(2, 3))
+    host.weight = other
+    assert host.base_layer.weight is other
+    assert host.weight is other
+    assert "weight" not in host._parameters
+
+
+def test_exactly_the_named_adapters_of_a_layer_train() -> None:
+    host = host_of("a", "b")
+    host.add_bias("b", nn.Parameter(torch.ones(2)))
+    host.require_grad(("a",))
+    assert {n for n, p in host.named_parameters() if p.requires_grad and "base_layer" not in n} == {"adapters.a.by"}
+    host.require_grad(("b",))
+    assert {n for n, p in host.named_parameters() if p.requires_grad and "base_layer" not in n} == {
+        "adapters.b.by", "biases.b",
+    }  # fmt: skip
+
+
+def test_special_methods_of_the_layer_are_not_the_hosts() -> None:
+    layer = nn.Sequential(nn.Linear(2, 2))
+    assert len(layer) == 1
+    assert not hasattr(Host(layer), "__len__")
+
+
+def test_plain_module_lies_under_all_hosts() -> None:
+    inner = nn.Linear(3, 2)
+    assert Host(Host(inner)).get_base_layer() is inner
+    assert [n for n, _ in hosts(nn.Sequential(Host(inner), nn.ReLU()))] == ["0"]
+
+
+def test_autocast_decides_on_the_dtype_of_outputs() -> None:
+    host = host_of("a")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert host(X).dtype == torch.bfloat16
+    assert host(X).dtype == torch.float32
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_layers_wait_for_each_other_only_where_they_swap_parameters(swaps: bool) -> None:
+    host, done = Host(nn.MultiheadAttention(3, 1) if swaps else nn.Linear(3, 2)), threading.Event()
+    thread = threading.Thread(target=lambda: (host(*[X] * (3 if swaps else 1)), done.set()), daemon=True)
+    with host.scope.swapping:
+        thread.start()
+        assert done.wait(0.2 if swaps else 5) is not swaps
+    assert done.wait(5)

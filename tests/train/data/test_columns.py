@@ -34,6 +34,15 @@ def test_rows_that_have_the_names_already_stay():
     assert renamed(given, {"prompt": "question"}).values == given.values
 
 
+def test_rows_without_renamed_columns_are_the_same():
+    given = rows({"prompt": "p"})
+    assert renamed(given, None) is renamed(given, {}) is given
+    moved = renamed(given, {"text": "prompt"})
+    assert (moved.values, moved.lines, moved.path) == ([{"text": "p"}], given.lines, given.path)
+    moved.get(0, "text")
+    assert "text" in given.read
+
+
 def test_missing_column_is_told_with_its_line_and_the_nearest():
     with pytest.raises(DataError, match=r"(?s)d\.jsonl:2.*'question'.*did you mean 'questions'"):
         renamed(rows({"question": "a"}, {"questions": "a"}), {"prompt": "question"})
@@ -43,6 +52,8 @@ def test_missing_column_is_told_with_its_line_and_the_nearest():
 def test_names_that_nothing_reads_are_refused_and_those_of_templates_are_not():
     with pytest.raises(RecipeError, match="did you mean 'prompt'"):
         check_columns(DataSection(train="d", columns={"promt": "question"}))
+    check_columns(DataSection(train="d"))
+    check_columns(DataSection(train="d", columns={"a": "b", "c": "d"}, text_column="a", completion="{c}"))
     check_columns(DataSection(train="d", columns={"topic": "a", "task": "b"}, prompt="{topic}", task_column="task"))
 
 

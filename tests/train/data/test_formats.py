@@ -26,6 +26,16 @@ def rows(tmp_path, *values):
     ({"messages": []}, "chat", {}), ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", {}),
     ({"prompt": "a", "completion": "b"}, "prompt_completion", {}), ({"text": "a", "label": "b"}, "labelled", {}),
     ({"question": "a"}, "columns", {}), ({"tokens": ["a"], "tags": ["O"]}, "tagged", {}),
+    ({"question": "a", "context": "b"}, "asked", {}), ({"anchor": "a", "positive": "b"}, "near", {}),
+    ({"prompt": "a", "completion": "b", "label": True}, "judged", {}),
+    ({"prompt": "a", "completion": "b", "label": False, "id": 1}, "judged", {}),
+    ({"prompt": "a", "completion": "b", "label": "x"}, "prompt_completion", {}),
+    ({"instruction": "a", "input": " ", "output": "b"}, "alpaca", {"prompt": "a", "completion": "b"}),
+    ({"instruction": "a", "input": None, "output": "b"}, "alpaca", {"prompt": "a", "completion": "b"}),
+    ({"instruction": "a", "chosen": "b", "rejected": "c"}, "preference", {"prompt": "a"}),
+    ({"messages": [], "conversations": 3}, "sharegpt", {}),
+    ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"},
+     "preference", {"messages": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}]}),
 ])  # fmt: skip
 def test_shape_is_recognised_by_columns(tmp_path, row, shape, adds):
     found, name = recognise(rows(tmp_path, row))

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from afina.errors import RecipeError
 from afina.train.data.encode import Encoded
-from afina.train.data.grouping import Grouped, padding_share
+from afina.train.data.grouping import Grouped, grouped, padding_share
 
 from .. import tiny
 from ..loop.test_run import train
@@ -47,6 +49,61 @@ def test_batches_have_little_padding_and_the_longest_comes_first():
 def test_share_of_padding_by_hand():
     assert padding_share([1, 3, 2, 2], [0, 1, 2, 3], 2) == pytest.approx(1 - 8 / 10)
     assert padding_share([2, 2], [0, 1], 2) == 0
+
+
+def grouping(wanted, lengths, size=4):
+    """What becomes of rows, and what is said of it."""
+    notes = []
+    recipe = SimpleNamespace(training=SimpleNamespace(group_by_length=wanted, batch_size=size, seed=0))
+    given = Encoded([{"input_ids": [7] * n} for n in lengths], list(range(len(lengths))))
+    out = grouped(recipe, given, SimpleNamespace(note=notes.append))
+    return isinstance(out, Grouped), out is given, notes
+
+
+UNLIKE, ALIKE = [1, 30] * 20, [9, 10] * 20
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lengths", "done"),
+    [(None, UNLIKE, True), (None, ALIKE, False), (True, ALIKE, True), (False, UNLIKE, False), (True, UNLIKE, True)],
+)
+def test_rows_are_grouped_as_the_recipe_says_or_where_it_saves_much(wanted, lengths, done):
+    assert grouping(wanted, lengths)[:2] == (done, not done)
+
+
+def test_saving_is_said():
+    (note,) = grouping(None, UNLIKE)[2]
+    after, before = (int(n) for n in re.findall(r"(\d+)%", note))
+    assert after < 20 < before
+    assert grouping(None, ALIKE)[2] == []
+
+
+@pytest.mark.parametrize(("n", "done"), [(15, False), (16, True)])
+def test_few_rows_are_not_grouped(n, done):
+    found = grouping(True, ([1, 30] * 8)[:n])
+    assert found[0] is done
+    assert any("too few" in note for note in found[2]) is not done
+    assert grouping(None, ([1, 30] * 8)[:15])[2] == []
+
+
+def test_rows_of_a_pool_are_sorted_and_pools_are_mixed():
+    lengths = list(range(1, 41))
+    rows = Grouped(Encoded([{"input_ids": [7] * n} for n in lengths], list(range(40))), 2, seed=0)
+    batches = [sorted(lengths[i] for i in rows.order[j : j + 2]) for j in range(0, 40, 2)]
+    # 20 batches make 4 pools of 5: the two rows of a batch lie near each other in their own pool only.
+    assert sum(high - low for low, high in batches) / 20 == pytest.approx(4, abs=1.5)
+    assert rows[0] == {"input_ids": [7] * 40}
+
+
+def test_incomplete_batch_stays_the_last():
+    lengths = [100, *[1] * 16]
+    for epoch in range(30):
+        rows = Grouped(Encoded([{"input_ids": [7] * n} for n in lengths], list(range(17))), 5, seed=0)
+        rows.set_epoch(epoch)
+        assert sorted(rows.order) == list(range(17))
+        assert rows.order.index(0) in (0, 15, 16)
+    assert Grouped(Encoded([], []), 4, seed=0).order == []
+    assert len(Grouped(Encoded([{"input_ids": [1]}], [0]), 4, seed=0).order) == 1
 
 
 def write_rows(path, n, start=0):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from afina.errors import DataError, RecipeError
-from afina.train.data.hub_rows import parse
+from afina.train.data.hub_rows import _named, parse
 from afina.train.data.split import rows_of
 from afina.train.report.events import Reporter
 
@@ -57,6 +57,58 @@ def test_owner_name_config_and_split_are_told_apart():
     assert parse("hub:owner/name") == ("owner/name", None, "train")
     assert parse("hub:owner/name/config@test[:5%]") == ("owner/name", "config", "test[:5%]")
     assert parse("hub:name@validation") == ("name", None, "validation")
+
+
+@pytest.mark.parametrize("source", ["hub:", "hub:/name", "hub:owner/", "hub:a//c", "hub:a/b/c/d"])
+def test_malformed_name_of_a_data_set_is_refused(source):
+    with pytest.raises(RecipeError, match="malformed data set"):
+        parse(source)
+    assert parse("hub:a/b/c") == ("a/b", "c", "train")
+
+
+def test_folder_may_lie_at_home_and_has_no_config(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a" / "b" / "c" / "d").mkdir(parents=True)
+    assert parse("hub:~/a/b/c/d@test") == (str(tmp_path / "a" / "b" / "c" / "d"), None, "test")
+    assert parse(f"hub:{tmp_path}") == (str(tmp_path), None, "train")
+
+
+def test_numbers_of_classes_become_names_wherever_they_stand():
+    import datasets
+
+    label = datasets.ClassLabel(names=["no", "yes"])
+    assert (_named(1, label), _named(0, label), _named(-1, label), _named(None, label)) == ("yes", "no", -1, None)
+    assert _named([1, -1], datasets.List(label)) == ["yes", -1]
+    assert _named(None, datasets.List(label)) is None
+    assert _named(1, datasets.Value("int64")) == 1
+
+
+def test_split_without_rows_is_refused(folder, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": []}))
+    with pytest.raises(DataError, match="has no rows"):
+        rows_of(f"hub:{folder}", Reporter())
+
+
+def test_failure_to_load_is_told_in_its_first_line(folder, monkeypatch):
+    import datasets
+
+    for error, told in ((ValueError("first\nsecond"), "got: first"), (OSError(), "got: OSError")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        with pytest.raises(DataError, match=told) as caught:
+            rows_of(f"hub:{folder}", Reporter())
+        assert "second" not in str(caught.value)
+    long = ValueError("x" * 300)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(long))
+    with pytest.raises(DataError) as caught:
+        rows_of(f"hub:{folder}", Reporter())
+    assert "x" * 200 in str(caught.value)
+    assert "x" * 201 not in str(caught.value)
 
 
 def test_run_on_a_hub_data_set_reports_what_it_read(folder, tmp_path, models_of_classifier, child):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from afina.errors import AfinaError, DataError
+from afina.errors import AfinaError, DataError, RecipeError
 from afina.train.data.formats import recognise
-from afina.train.data.joined import Joined, weighted
+from afina.train.data.joined import Joined, joined, named_sets, weighted
 from afina.train.data.rows import Rows
 from afina.train.data.split import read_split
 from afina.train.loop.claimed import spare_inputs
+from afina.train.recipe.sections import DataSet
 from afina.train.recipe.settings import load_recipe
 from afina.train.recipe.yamlfile import dump
 from afina.train.report.events import Reporter
@@ -97,6 +98,58 @@ def test_conversations_of_two_tools_are_one_form(tmp_path):
             [("user", "q"), ("assistant", "a")]
         ] * 2
         assert [row.get("system") for row in found.values].count("brief") == 1
+
+
+def held(name, *values):
+    return name, Rows(Path(f"{name}.jsonl"), list(values), [2 * i + 1 for i in range(len(values))])
+
+
+def test_sets_one_after_the_other_keep_names_files_and_what_was_read():
+    parts = [held("a", {"x": 1}, {"x": 2}), held("b", {"x": 3})]
+    parts[1][1].get(0, "x")
+    rows = joined(parts)
+    assert [v["x"] for v in rows.values] == [1, 2, 3]
+    assert (rows.names, rows.lines, str(rows.path)) == (["a", "a", "b"], [1, 3, 1], "a + b")
+    assert (rows.where(1), rows.where(2), rows.read) == ("a.jsonl:3", "b.jsonl:1", {"x"})
+    assert [v["x"] for v in rows.take(1, None).values] == [2, 3]
+
+
+def test_set_of_another_form_is_told_with_its_name_and_that_of_the_first():
+    sets = [held("a", {"text": "t", "label": "l"}), held("b", {"text": "t", "label": "l"}), held("c", {"messages": []})]
+    with pytest.raises(DataError, match=r"c \(c\.jsonl\): data sets of different forms") as caught:
+        joined(sets)
+    assert "got: chat" in str(caught.value)
+    assert "labelled, as a has" in str(caught.value)
+
+
+def test_conversations_of_one_tool_are_left_as_they_are():
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = joined([held("a", {"conversations": turns}), held("b", {"conversations": turns})])
+    assert all("conversations" in row for row in rows.values)
+
+
+def test_sets_have_the_recipes_names_or_those_of_their_files():
+    sets = [DataSet(path="x/a.jsonl#50"), DataSet(path="y/a.jsonl", name="b")]
+    assert [(name, one.path) for name, one in named_sets(sets, "data.train")] == [
+        ("a", "x/a.jsonl#50"), ("b", "y/a.jsonl"),
+    ]  # fmt: skip
+    for bad, told in (([], "without one"), ([sets[0], DataSet(path="z/a.csv")], "got: a")):
+        with pytest.raises(RecipeError, match=told):
+            named_sets(bad, "data.train")
+
+
+@pytest.mark.parametrize(("weight", "count"), [(1, 5), (0.4, 2), (2.4, 12), (3, 15), (0.1, 0)])
+def test_weight_is_how_often_rows_come(weight, count):
+    _, rows = held("a", *({"n": i} for i in range(5)))
+    if not count:
+        with pytest.raises(DataError, match="a weight that leaves no row"):
+            weighted(rows, weight, 0)
+        return
+    found = [v["n"] for v in weighted(rows, weight, 0).values]
+    whole = int(weight) * 5
+    assert found[:whole] == list(range(5)) * int(weight)
+    assert found[whole:] == sorted(set(found[whole:]))
+    assert len(found) == count
 
 
 def test_recipe_with_sets_is_written_and_read_back(tmp_path, files):

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from afina.errors import DataError
-from afina.train.data.labels import found_labels, is_right, label_of, majority_share
+from afina.train.data.labels import (
+    checked_labels,
+    found_labels,
+    found_tags,
+    is_right,
+    label_of,
+    majority_share,
+    tags_of,
+    task_numbers,
+    words_of,
+)  # fmt: skip
 from afina.train.data.rows import Rows
 
 
@@ -66,3 +76,78 @@ def test_a_label_called_nan_can_be_named():
 def test_labels_that_differ_in_blanks_only_are_refused():
     with pytest.raises(DataError, match="differ in blanks only"):
         found_labels(rows("a", "b", " a"), "label")
+
+
+def test_number_that_is_a_labels_text_is_that_label():
+    assert label_of(rows(7), 0, "label", ["5", "7"]) == "7"
+
+
+def test_unknown_label_is_told_with_those_there_are_and_the_nearest():
+    labels = [f"label{i}" for i in range(9)]
+    with pytest.raises(DataError, match="did you mean 'label3'") as caught:
+        label_of(rows("label3x"), 0, "label", labels)
+    assert "label7, ..." in str(caught.value)
+    assert "label8" not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        label_of(rows("zzz"), 0, "label", labels[:8])
+    assert "label7" in str(caught.value)
+    assert "..." not in str(caught.value)
+    with pytest.raises(DataError, match="0 to 8"):
+        label_of(rows(9), 0, "label", labels)
+
+
+def test_labels_of_every_part_are_checked():
+    labels = ["a", "b"]
+    assert checked_labels([rows("a"), rows("b")], "label", labels) is labels
+    with pytest.raises(DataError, match=r"d\.jsonl:2"):
+        checked_labels([rows("a"), rows("b", "c")], "label", labels)
+
+
+def test_fault_in_labels_is_told_with_its_row():
+    with pytest.raises(DataError, match=r"d\.jsonl:2: .*range"):
+        found_labels(rows(0, -1), "label")
+    with pytest.raises(DataError, match=r"d\.jsonl:2: .*types"):
+        found_labels(rows("a", 1), "label")
+    with pytest.raises(DataError, match="differ") as caught:
+        found_labels(rows("a", "b", " a"), "label")
+    assert "d.jsonl:3" in str(caught.value)
+    assert "expected: 'a'" in str(caught.value)
+    with pytest.raises(DataError, match="no label") as caught:
+        found_labels(rows("a", " "), "label")
+    assert "data.labels" not in str(caught.value)
+    with pytest.raises(DataError, match=r"data\.labels"):
+        found_labels(rows("a", "<NA>"), "label")
+
+
+def tagged(*values):
+    return Rows(Path("d.jsonl"), list(values), list(range(1, len(values) + 1)))
+
+
+def test_tags_are_found_and_read_word_by_word():
+    given = tagged({"tokens": ["x", "y"], "tags": ["O", "B-A"]}, {"tokens": ["z"], "tags": ["O"]})
+    assert found_tags(given, "tags") == ["B-A", "O"]
+    assert words_of(given, 0) == ["x", "y"]
+    assert tags_of(given, 0, "tags", ["B-A", "O"]) == ["O", "B-A"]
+    assert tags_of(tagged({"tokens": ["x", "y"], "tags": [1, 0]}), 0, "tags", ["B-A", "O"]) == ["O", "B-A"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"tokens": ["x"], "tags": ["O", "O"]}, "2 tags"), ({"tokens": ["x"], "tags": ["N"]}, "range"),
+        ({"tokens": ["x"], "tags": []}, "no list, or empty"), ({"tokens": ["x"], "tags": "O"}, "no list"),
+        ({"tokens": ["x", 3], "tags": ["O", "O"]}, "int 3"), ({"tokens": "x", "tags": ["O"]}, "'tokens' is no list"),
+    ],
+)  # fmt: skip
+def test_tags_that_do_not_fit_the_words_are_refused(row, told):
+    with pytest.raises(DataError, match=told) as caught:
+        tags_of(tagged(row), 0, "tags", ["O", "B-A"])
+    assert "d.jsonl:1" in str(caught.value)
+
+
+def test_tasks_are_numbered_from_zero_on():
+    assert task_numbers(rows(0, 3), "label") == [0, 3]
+    assert task_numbers(rows(0, 3), None) is None
+    for bad in (-1, True, "1", 1.0, None):
+        with pytest.raises(DataError, match=r"d\.jsonl:2: a task"):
+            task_numbers(rows(0, bad), "label")

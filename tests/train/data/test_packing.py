@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from afina.errors import RecipeError
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
 from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
 from .. import tiny
@@ -172,6 +174,73 @@ def test_probe_refuses_attention_that_ignores_masks():
         check_apart(made("llama", "careless"), tiny.tokenizer(chat=False))
 
 
+class Table:
+    """Gives every token a number of its own, moved by `leak` where there is a neighbour, and by `shift` of any two."""
+
+    def __init__(self, leak=0.0, shift=0.0, dtype=torch.float32, **more):
+        self.training, self.device, self.leak, self.shift, self.dtype = True, torch.device("cpu"), leak, shift, dtype
+        self.config = SimpleNamespace(_attn_implementation="made")
+        self.active_peft_config, self.calls = more.get("config"), []
+
+    def eval(self):
+        self.training = False
+
+    def train(self, mode):
+        self.training = mode
+
+    def __call__(self, input_ids, position_ids):
+        assert torch.is_grad_enabled()
+        assert not self.training
+        self.calls.append((input_ids[0].tolist(), position_ids[0].tolist()))
+        alone = input_ids.shape[1] == 48
+        logits = input_ids[..., None].to(self.dtype).clone()
+        logits += 0 if alone else self.shift * 260 + self.leak * float(input_ids[0, :48].sum())
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Table(), None), (Table(leak=1e-7), None), (Table(leak=1.0), "with its neighbour's tokens"),
+        (Table(shift=5e-4), None), (Table(shift=2e-3), "it has alone"), (Table(shift=-2e-3), "it has alone"),
+        (Table(shift=1e-2, dtype=torch.bfloat16), None), (Table(shift=0.06, dtype=torch.bfloat16), "it has alone"),
+        (Table(shift=2e-3, dtype=torch.float64), "it has alone"), (Table(shift=5e-4, dtype=torch.float64), None),
+        (Table(config={"alora_invocation_tokens": [5]}), "one invocation"), (Table(config={"r": 2}), None),
+    ],
+)  # fmt: skip
+def test_probe_measures_neighbours_and_place_apart(model, told):
+    if told is not None:
+        with pytest.raises(RecipeError, match=told) as caught:
+            check_apart(model, tiny.tokenizer(chat=False))
+        assert "Table (made attention)" in str(caught.value)
+    else:
+        check_apart(model, tiny.tokenizer(chat=False))
+        (one, places), (two, both), (three, _) = model.calls
+        assert places == list(range(48))
+        assert both == [*range(48), *range(48)]
+        assert two[48:] == three[48:] == one
+        assert len({tuple(ids) for ids in (one, two[:48], three[:48])}) == 3
+        assert min(one + two + three) >= 3  # no special tokens
+    assert model.training
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError, NotImplementedError])
+def test_probe_refuses_what_fails_on_packed_rows_in_its_words(error):
+    class Fails(Table):
+        def __call__(self, **_):
+            raise error("cannot take\nthese")
+
+    model = Fails()
+    with pytest.raises(RecipeError, match="cannot take") as caught:
+        check_apart(model, tiny.tokenizer(chat=False))
+    assert "these" not in str(caught.value)
+    assert model.training
+    wordless = Fails()
+    wordless.__class__ = type("Silent", (Fails,), {"__call__": lambda self, **_: (_ for _ in ()).throw(error())})
+    with pytest.raises(RecipeError, match=error.__name__):
+        check_apart(wordless, tiny.tokenizer(chat=False))
+
+
 # -- rows into sequences ----------------------------------------------------------------------------------------------
 
 
@@ -182,6 +251,28 @@ def test_bins_hold_every_row_once_within_their_room():
     assert sorted(i for members in bins for i in members) == list(range(500))
     assert max(sum(lengths[i] for i in members) for members in bins) <= 64
     assert len(bins) <= 11 / 9 * -(-sum(lengths) // 64) + 4
+
+
+def test_rows_go_where_the_least_room_is_left_the_longest_first():
+    assert bins_of([4, 6, 3, 5, 2], 10) == [[1, 0], [3, 2, 4]]
+    assert bins_of([10, 10], 10) == [[0], [1]]
+    assert bins_of([7, 6, 3, 4], 10) == [[0, 2], [1, 3]]
+
+
+def test_packing_is_told_and_keeps_every_row():
+    notes = []
+    recipe = SimpleNamespace(data=SimpleNamespace(task_column=None, max_length=10))
+    members = items([6, 4, 5, 3])
+    encoded = Encoded(members, [7, 3, 1, 0], truncated=2, masked=1)
+    out = rows_packed(recipe, encoded, SimpleNamespace(note=notes.append))
+    assert notes == ["packing: 4 rows in 2 sequences of up to 10 tokens, 90% of them filled"]
+    assert out.parts == [[7, 3], [1, 0]]
+    assert (out.source, out.truncated, out.masked) == ([7, 1], 2, 1)
+    assert out.where(1) == "sequence 2"
+    assert out.items[0]["input_ids"] == members[0]["input_ids"] + members[1]["input_ids"]
+    recipe.data.task_column = "task"
+    with pytest.raises(RecipeError, match="task_column=task"):
+        rows_packed(recipe, encoded, SimpleNamespace(note=notes.append))
 
 
 def test_first_token_of_a_row_is_not_predicted_from_its_neighbour():

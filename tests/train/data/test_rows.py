@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from afina.errors import DataError
-from afina.train.data.rows import read_rows
+from afina.train.data.rows import Rows, read_rows
 
 
 def refused(tmp_path, name, content):
@@ -152,3 +153,91 @@ def test_rows_over_several_lines_are_read_with_the_line_that_each_begins_on(tmp_
 
 def test_rows_below_another_key_are_named(tmp_path):
     assert "save the list under 'data' by itself" in refused(tmp_path, "d.json", json.dumps({"data": TWO}))
+
+
+# -- rows in memory ----------------------------------------------------------------------------------------------------
+
+
+def held(*values):
+    return Rows(Path("d.jsonl"), list(values), [2 * i + 1 for i in range(len(values))])
+
+
+def test_parts_of_rows_keep_their_lines_and_share_what_was_read():
+    rows = held({"n": 0}, {"n": 1}, {"n": 2}, {"n": 3})
+    part, picked = rows.take(1, 3), rows.pick([3, 0])
+    assert ([r["n"] for r in part.values], part.lines, part.where(0)) == ([1, 2], [3, 5], "d.jsonl:3")
+    assert ([r["n"] for r in picked.values], picked.lines) == ([3, 0], [7, 1])
+    assert len(rows.take(2, None)) == 2
+    assert rows.paths == [Path("d.jsonl")]
+    picked.get(0, "n")
+    assert rows.unread() == part.unread() == {}
+
+
+def test_columns_that_nothing_read_are_counted_with_their_rows():
+    rows = held({"a": 1, "b": 2}, {"b": 3}, {"c": 4})
+    assert rows.unread() == {"a": 1, "b": 2, "c": 1}
+    assert rows.get(0, "c") is None
+    assert rows.value(1, "b") == 3
+    assert rows.unread() == {"a": 1}
+    assert repr(rows) == repr(held({"a": 1, "b": 2}, {"b": 3}, {"c": 4}))
+    assert rows == held({"a": 1, "b": 2}, {"b": 3}, {"c": 4})  # whatever was read
+
+
+def test_column_that_is_no_text_is_told_with_its_type():
+    rows = held({"a": 1}, {"a": "x" * 70}, {"a": ["y" * 90]})
+    assert rows.text(1, "a") == "x" * 70
+    with pytest.raises(DataError, match=r"d\.jsonl:1: column 'a' is not text") as caught:
+        rows.text(0, "a")
+    assert "int 1" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        rows.text(2, "a")
+    assert "y" * 58 in str(caught.value)
+    assert "y" * 59 not in str(caught.value)
+
+
+def test_digest_is_that_of_the_file_or_of_the_rows(tmp_path):
+    import hashlib
+
+    path = tmp_path / "d.jsonl"
+    path.write_text(GOOD)
+    assert read_rows(path).digest() == hashlib.sha256(GOOD.encode()).hexdigest()
+    one, other = held({"a": 1, "b": 2}), held({"b": 2, "a": 1})
+    assert one.digest() == other.digest() == hashlib.sha256(b'{"a": 1, "b": 2}').hexdigest()
+    assert held({"a": 1}, {"a": Path("x")}).digest() != held({"a": 1}).digest()
+
+
+def test_kind_of_a_file_is_told_by_its_ending_in_any_case(tmp_path):
+    (tmp_path / "d.JSONL").write_text(GOOD)
+    (tmp_path / "e.ndjson").write_text(GOOD)
+    assert read_rows(tmp_path / "d.JSONL").values == read_rows(tmp_path / "e.ndjson").values
+    text = refused(tmp_path, "d.xls", "x")
+    assert ".parquet" in text
+    assert "got: .xls" in text
+    assert "cannot read the Parquet file" in refused(tmp_path, "d.parquet", "x")
+
+
+def test_lines_of_a_text_file_are_rows_but_for_blank_ones(tmp_path):
+    (tmp_path / "d.txt").write_bytes(b"a \r\n\n \nb")
+    rows = read_rows(tmp_path / "d.txt")
+    assert (rows.values, rows.lines) == ([{"text": "a "}, {"text": "b"}], [1, 4])
+
+
+def test_folder_is_its_data_files_in_the_order_of_their_names(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    (tmp_path / "a.csv").write_text("text;label\nc;d\n")
+    (tmp_path / "notes.md").write_text("no data")
+    (tmp_path / "sub.jsonl").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["e", "f"], "label": ["g", "h"]}), tmp_path / "c.PARQUET")
+    rows = read_rows(tmp_path)
+    assert [row["text"] for row in rows.values] == ["c", "a", "e", "f"]
+    assert rows.lines == [2, 1, 1, 2]
+    assert rows.path == tmp_path
+    assert len(rows.remarks) == 1
+    assert read_rows(tmp_path / "a.csv").remarks == rows.remarks
+    assert read_rows(tmp_path / "b.jsonl").remarks == ()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no data files"):
+        read_rows(tmp_path / "empty")

@@ -112,7 +112,7 @@ def write_pair(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], 
         CheckpointError: a tensor is empty, or the folder is a file.
     """
     implementation = method(config).implementation
-    own = {**config.to_dict(), "inference_mode": True, "peft_version": FORMAT_VERSION}
+    own = config.to_dict()
     rewritten = implementation.disk_config(config) if isinstance(config, LayerConfig) else {}
     disk = {**own, **rewritten, "inference_mode": True, "peft_version": FORMAT_VERSION}
     notes = {**notes, "config_sha256": config_digest(disk)}
@@ -254,8 +254,7 @@ def set_peft_model_state_dict(
     prompts = prompt_piece(container, adapter_name) is not None
     tensors = {own_key(k, prompts): t for k, t in peft_model_state_dict.items()}
     check_finite(tensors, "state dict")
-    whole = {k for k, t in tensors.items() if not t.is_floating_point()}
-    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()}, whole)
+    plan = LoadPlan(model, adapter_name, {k: tuple(t.shape) for k, t in tensors.items()})
     if plan.misshapen and not ignore_mismatched_sizes:
         plan.missing, plan.unexpected = [], []
         plan.refuse_problems("state dict")

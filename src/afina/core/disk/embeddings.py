@@ -111,7 +111,7 @@ class Vocabulary:
                 raise CheckpointError("the file's embeddings do not fit the model", where=key, got=shapes[key],
                                       expected=tuple(have.shape))  # fmt: skip
             warnings.warn(f"vocabulary resized from {have.shape[0]} to {shapes[key][0]} tokens, as the adapter's "
-                          "file says", AfinaWarning, stacklevel=4)  # fmt: skip
+                          "file says", AfinaWarning, stacklevel=3)  # fmt: skip
             self.resized = True
             model.resize_token_embeddings(shapes[key][0], mean_resizing=False)  # type: ignore[operator]
             return

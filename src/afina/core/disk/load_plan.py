@@ -123,7 +123,7 @@ def _below(paths: Collection[str], found: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def _piece_shapes(piece: Piece, there: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    if piece.bias_of is None and isinstance(piece.owner, (Adapter, PromptEncoder)):
+    if isinstance(piece.owner, (Adapter, PromptEncoder)):
         return {f"{piece.path}{n}": s for n, s in piece.owner.disk_shapes(there).items()}
     return {k: tuple(t.shape) for k, t in piece_state(piece, None).items()}
 

@@ -74,15 +74,14 @@ class Scope:
         Raises:
             ConfigError: there are several that it could be.
         """
-        task = torch._C._current_graph_task_id()
-        node = torch._C._current_autograd_node() if task != -1 else None
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return None
         calls = list(self.alive)
         number = node._sequence_nr()
         found = [c for c in calls if c.span[0] <= number < c.span[1]]
         if len(found) > 1:  # numbers are each thread's own
-            found = [c for c in found if task in c.graphs]
+            found = [c for c in found if torch._C._current_graph_task_id() in c.graphs]
         found = found or [c for c in self.contexts if c.span[0] <= number < c.span[1]]
         if len(found) == 1:
             return found[0]

@@ -285,7 +285,7 @@ class Host(LightModule, ReferenceSpelling):
             return super().__getattr__(name)
         except AttributeError:
             modules = self.__dict__.get("_modules", {})
-            if name.startswith("__") or self.base_slot not in modules or self.adapter_slot not in modules:
+            if name.startswith("__") or self.adapter_slot not in modules:
                 raise
         spelled = reference_view(modules[self.adapter_slot], name)
         return getattr(self._in_use(), name) if spelled is None else spelled

@@ -180,7 +180,7 @@ def class_probabilities(
             ).to(model.device)
             if tasks is not None:
                 inputs["task_ids"] = torch.tensor(tasks[start : start + batch_size], device=model.device)
-            out.append(model(**inputs).logits.float().softmax(-1).cpu())
+            out.append(model(**inputs).logits.float().softmax(1).cpu())
     return torch.cat(out)
 
 

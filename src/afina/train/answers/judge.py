@@ -38,7 +38,7 @@ def token_classes(
             part = list(rows[start : start + batch_size])
             inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
             longest = inputs["input_ids"].shape[1]
-            found = model(**inputs).logits[:, -longest:].argmax(-1)  # virtual tokens may stand before
+            found = model(**inputs).logits[:, -longest:].argmax(2)  # virtual tokens may stand before
             out += [classes[: len(row)].tolist() for row, classes in zip(part, found, strict=True)]
             progress(len(out))
     return out
@@ -86,7 +86,7 @@ def token_loss(
 
 
 def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
-    """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T] with -100 where untrained."""
+    """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T], ignored where untrained."""
     from torch.nn.functional import cross_entropy
 
     if labels.ndim == 1:
@@ -95,7 +95,7 @@ def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
     if shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    return list((each.sum(-1) / (labels != -100).sum(-1).clamp(min=1)).tolist())
+    return list((each.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).tolist())
 
 
 def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
@@ -104,7 +104,7 @@ def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, ba
     with judging(model):
         for start in range(0, len(rows), batch_size):
             inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
-            out += model(**inputs).logits.float().squeeze(-1).tolist()
+            out += model(**inputs).logits.float().squeeze(1).tolist()
     return out
 
 
@@ -117,10 +117,10 @@ def answer_log_probs(model: Any, prompter: Prompter, pairs: Sequence[tuple[list[
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     with judging(model):
         logits = model(**inputs).logits[:, -ids.shape[1] :].float()
-    of_token = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    of_token = logits[:, :-1].log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
     position = torch.arange(1, ids.shape[1], device=ids.device)
     answer = mask[:, 1:].bool() & (position >= begins[:, None])
-    return list((of_token * answer).sum(-1).tolist())
+    return list((of_token * answer).sum(1).tolist())
 
 
 def span_scores(
@@ -162,7 +162,7 @@ def item_span_losses(
 def mean_pooled(model: Any, inputs: Mapping[str, Any]) -> Any:
     """The mean of the last hidden states over a text's tokens, [texts, width]."""
     hidden = model(**inputs).last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    mask = inputs["attention_mask"].unsqueeze(2).to(hidden.dtype)
     hidden = hidden[:, -mask.shape[1] :]  # virtual tokens stand before the input's own
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
@@ -178,6 +178,6 @@ def text_embeddings(
     with judging(model):
         for start in range(0, len(rows), batch_size):
             inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
-            out.append(torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=-1).cpu())
+            out.append(torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=1).cpu())
             progress(min(start + batch_size, len(rows)))
     return torch.cat(out)

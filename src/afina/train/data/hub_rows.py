@@ -23,7 +23,7 @@ def parse(source: str) -> tuple[str, str | None, str]:
         RecipeError: it is malformed.
     """
     name, _, split = source.removeprefix(PREFIX).partition("@")
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), None, split or "train"
     parts = name.split("/")
     if not all(parts) or len(parts) > 3:
