@@ -12,7 +12,7 @@ from ..core.layers.weights import autocasts
 from ..errors import AfinaError
 from .compiled import compile_layers
 from .cpu import attention, products
-from .cpu.native import library, why_not
+from .cpu.native import instructions, library, why_not
 from .gated import keep_less
 from .joint import join
 from .lora_linear import is_plain_linear
@@ -71,7 +71,7 @@ def are_on(said: Sequence[str]) -> int:
 def _native(base: Any) -> list[str]:
     if _device(base).type != "cpu":
         return []
-    return ["native kernels: on" if library() else f"native kernels: off, because {why_not()}"]
+    return [f"native kernels: on, in {instructions()}" if library() else f"native kernels: off, because {why_not()}"]
 
 
 def _dtype(base: nn.Module) -> torch.dtype:
