@@ -68,8 +68,8 @@ def _print(
     has: list[packages.Package],
 ) -> None:  # fmt: skip
     from ..devices.found import out_of_reach
-    from ..kernels.cpu.native import instructions
     from ..devices.place import told
+    from ..kernels.cpu.native import instructions
 
     typer.echo(", ".join(f"{name} {version}" for name, version in _versions().items()))
     typer.echo("\ndevices")

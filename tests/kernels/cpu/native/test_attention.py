@@ -134,6 +134,15 @@ def test_numbers_that_are_not_finite_show():
     assert not out[0, :20].isnan().any()
 
 
+def test_long_rows_in_float32_are_for_the_kernel_alone(monkeypatch):
+    q, k, v, _ = numbers(1, 2, 1, attention.KEPT + 1, 16, torch.float32)
+    q.requires_grad_()
+    assert attention._fits(q, k, v, None)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert not attention._fits(q, k, v, None)
+    assert attention._fits(q[:, :, 1:], k[:, :, 1:], v[:, :, 1:], None)
+
+
 @pytest.mark.parametrize("change", [
     "float64", "values in float32", "size", "fewer keys", "added mask", "a mask for each head", "a narrow mask",
     "keys in bool",

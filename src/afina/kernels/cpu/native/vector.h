@@ -188,8 +188,8 @@ inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; 
 
 constexpr float LOG2E = 1.44269504f;
 
-// 2^x, relative error 2e-7: 2^round(x) times a polynomial on [-1/2, 1/2] that is 1 at 0 (the largest error is the
-// smallest); 0 where it would be no normal number.
+// 2^x, relative error 2e-7: 2^round(x) times the minimax polynomial on [-1/2, 1/2] of those that are 1 at 0; 0 where it
+// would be no normal number.
 inline vec exp2_(vec x) {
   const vec whole = nearest(x), f = x - whole;
   vec y = every(1.32647273e-3f);
