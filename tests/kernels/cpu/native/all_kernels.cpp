@@ -1,4 +1,4 @@
-// Calls every kernel on fixed numbers and writes what comes out, a line an array: two processors have to write the same.
+// Calls every kernel on fixed numbers and writes what comes out, a line an array: two processors must write the same.
 #include <cstdio>
 #include <vector>
 #include "task.h"

@@ -1,4 +1,4 @@
-"""Kernels in C++ give on an emulated ARM processor what they give here, where other tests hold them to their formulas."""
+"""Kernels in C++ give on an emulated ARM processor what they give here, where other tests hold them to formulas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ LIMITS = {"float32": 1e-6, "bfloat16": 1e-3}
 SOURCES = Path(native.__file__).parent
 
 
-def outputs(compiler: str, flags: tuple[str, ...], runs: list[str], program: Path) -> dict[tuple[int, str, str], Tensor]:
+def outputs(
+    compiler: str, flags: tuple[str, ...], runs: list[str], program: Path
+) -> dict[tuple[int, str, str], Tensor]:
     """What every kernel gives, by its place, name and dtype."""
     subprocess.run([compiler, *(f for f in native.FLAGS if f not in ("-shared", "-fPIC")), *flags, f"-I{SOURCES}",
                     *map(str, SOURCES.glob("*.cpp")), str(Path(__file__).with_name("all_kernels.cpp")), "-o",

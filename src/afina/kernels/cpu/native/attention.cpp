@@ -1,5 +1,6 @@
-// softmax(scale q k^T) v and its gradients, block by block, so that no scores leave the processor's cache: FlashAttention,
-// Dao 2023, arXiv 2307.08691. Kept for the backward pass: the output, and of every row its maximum and 1 / its sum.
+// softmax(scale q k^T) v and its gradients, block by block, so that no scores leave the processor's cache:
+// FlashAttention, Dao 2023, arXiv 2307.08691. Kept for the backward pass: the output, and of every row its maximum and
+// 1 / its sum.
 #include <vector>
 #include "task.h"
 
@@ -27,7 +28,7 @@ struct Forward {
         sum(from.take<float>(ROWS * a.d)), most(from.take<float>(ROWS)), total(from.take<float>(ROWS)),
         shares(from.take<number>(ROWS * KEYS)) {}
 
-  // Shares of a chunk of keys, relative to the rows' maxima so far; what was summed before is brought to the same scale.
+  // Shares of a chunk of keys, relative to the rows' maxima so far; what was summed before comes to the same scale.
   void softmax(const Block& in, int64_t d) {
     const int64_t width = round_up(in.count, LANES);
     const vec never = every(-INFINITY);

@@ -2,8 +2,8 @@
 //
 //     C (M, N) (+)= A (M, K) B (K, N)
 //
-// What they read are items of `STEP` neighbours in K: single float32, or pairs of bfloat16 where there is an instruction
-// that multiplies those. A lies at any strides. B is packed: for every item in K, N items side by side, N a multiple of
+// What they read are items of `STEP` neighbours in K: single float32, or pairs of bfloat16 where an instruction
+// multiplies those. A lies at any strides. B is packed: for every item in K, N items side by side, N a multiple of
 // LANES. C is float32.
 #pragma once
 #include <cstdlib>
