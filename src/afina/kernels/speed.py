@@ -52,7 +52,7 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
-    if steps and parts and norms and turned and dtype == torch.bfloat16 and native:
+    if steps and parts and norms and turned and native:
         return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
     return [*said, compile_layers(base, steps, tokens)]
 
