@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from afina.kernels.cpu import native
+
 from ..train import tiny
 from ..train.child import command
 
@@ -21,6 +23,7 @@ def test_doctor_tells_programs_the_same(child):
     value = json.loads(out)
     assert code == 0
     assert value["device"] == "cpu"
+    assert value["instructions"] == native.instructions()
     assert value["dtype"]["dtype"] in ("float32", "bfloat16")
     assert {k["state"] for k in value["kernels"]} <= {"right", "off"}
     assert value["devices"][-1]["name"] == "cpu"

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
+import ctypes
+import platform
 
 import pytest
+import torch
 
 from afina.kernels.cpu import native
 
-KNOWS = ("c++", "-mavx512bf16", "-fsyntax-only", "-x", "c++", "/dev/null")
-"""Whether the system's compiler knows the instructions that the kernels are made of."""
+WIDE, NARROW, ARM = native.PROCESSORS.values()
+TARGETS = {
+    "x86_64": {
+        "AVX-512 with bfloat16 products": ("AVX512", WIDE),
+        "AVX-512": ("AVX512", (*WIDE, "-mno-avx512bf16")),
+        "AVX2": ("AVX2", NARROW),
+    },
+    "aarch64": {"NEON": ("DEFAULT", ARM)},
+}
+"""What the kernels are compiled for on a machine: the least that torch must use there, and the compiler's flags."""
+HERE = TARGETS.get(platform.machine(), {})
 
 
 def switch_off(patch: pytest.MonkeyPatch) -> None:
@@ -19,12 +30,29 @@ def switch_off(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def native_library() -> None:
-    if native.library() is not None:
-        return
-    why = native.why_not()
-    if "could not compile" in why and subprocess.run(KNOWS, check=False).returncode == 0:
-        pytest.fail(why)  # the compiler is one that can
-    pytest.skip(f"no native kernels: {why}")
+    there(native._found())
+
+
+def there(found: tuple[ctypes.CDLL | None, str]) -> ctypes.CDLL:
+    library, why = found
+    if "could not compile" in why:
+        pytest.fail(why)
+    return library or pytest.skip(f"no native kernels: {why}")
+
+
+@pytest.fixture(params=HERE)
+def each_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels as compiled for every set of instructions that the processor has."""
+    (least, flags), uses = HERE[request.param], torch.backends.cpu.get_cpu_capability()
+    if least not in ("DEFAULT", uses) and (least, uses) != ("AVX2", "AVX512"):
+        pytest.skip(f"torch uses {uses} here, not {least}")
+    library = there(native._found(flags))
+    monkeypatch.setattr(native, "library", lambda: library)
+    for module in ("attention", "rowwise"):
+        monkeypatch.setattr(f"afina.kernels.cpu.native.{module}.library", lambda: library)
+    if native.instructions() != request.param:
+        pytest.skip(f"this processor has {native.instructions()}")
+    return request.param
 
 
 @pytest.fixture(params=["native", "torch"])

@@ -26,6 +26,8 @@ from afina.kernels.cpu.attention import short_attention
 from afina.kernels.speed import speed_up
 from afina.methods.selective.last_layers import LastLayersConfig
 
+from .conftest import switch_off
+
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
 IDS = torch.randint(3, 60, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -89,7 +91,7 @@ def test_bfloat16_steps_differ_by_rounding_only(monkeypatch, either):
     exact, plain, fast = adapted(llama()), adapted(llama(torch.bfloat16)), adapted(llama(torch.bfloat16))
     said = speed_up(fast, keep_logits=False)
     assert "batched products" in said[0]
-    assert ("native kernels: on" in said) == either
+    assert any(s.startswith("native kernels: on, in ") for s in said) == either
     for inputs in ({}, {"attention_mask": MASK}):
         _, true = step(exact, **inputs)
         (a, slow), (b, quick) = step(plain, **inputs), step(fast, **inputs)
@@ -157,7 +159,8 @@ def test_a_training_step_fills_no_cache_unless_it_is_asked_for():
     assert len(fast(input_ids=IDS, labels=LABELS, return_dict=False)) == 2
 
 
-def test_layers_are_compiled_only_where_the_steps_pay_for_it():
+def test_layers_are_compiled_only_where_the_steps_pay_for_it(monkeypatch):
+    switch_off(monkeypatch)
     said = speed_up(adapted(llama()), steps=1000)[-1]
     assert "they pay from about" in said
     assert "number of steps is not known" in speed_up(adapted(llama()))[-1]
@@ -169,6 +172,7 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
     def refuse(*args, **kwargs):
         raise Unsupported("no such operation")
 
+    switch_off(monkeypatch)
     plain, fast = adapted(llama()), adapted(llama())
     monkeypatch.setattr(compiled, "_fault", lambda layer: None)
     monkeypatch.setattr(compiled, "_compiled", lambda kind: refuse)
@@ -178,11 +182,18 @@ def test_a_layer_that_cannot_be_compiled_runs_as_it_is_and_says_so(monkeypatch):
     assert torch.allclose(first[0].loss, step(plain)[0].loss, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_compiled_where_native_kernels_serve(dtype):
+    assert "native kernels leave them next to nothing" in speed_up(adapted(llama(dtype)), steps=10**12)[-1]
+
+
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=COMPILED)])
 @pytest.mark.parametrize(
     "inputs", [{"attention_mask": MASK}, pytest.param({}, marks=COMPILED)], ids=["padded", "unpadded"]
 )
-def test_compiled_layers_give_the_plain_step(checkpointing, inputs):
+def test_compiled_layers_give_the_plain_step(checkpointing, inputs, monkeypatch):
+    switch_off(monkeypatch)
     plain, fast = adapted(llama()), adapted(llama())
     assert "on, 2 of them" in speed_up(fast, keep_logits=False, steps=10**12)[-1]
     for model in (plain, fast) if checkpointing else ():

@@ -33,6 +33,7 @@ def doctor(
     from ..devices.found import found
     from ..devices.packages import packages
     from ..devices.place import attention, place
+    from ..kernels.cpu.native import instructions
     from ..kernels.selftest import self_test
     from ..plan.precision import choose_dtype
 
@@ -43,8 +44,8 @@ def doctor(
     theirs = attention(chosen, dtype.dtype)
     if as_json:
         value = {"versions": _versions(), "devices": [asdict(d) for d in there], "device": chosen.name,
-                 "dtype": asdict(dtype), "attention": theirs, "kernels": [asdict(c) for c in checks],
-                 "packages": [asdict(p) for p in has]}  # fmt: skip
+                 "dtype": asdict(dtype), "attention": theirs, "instructions": instructions(),
+                 "kernels": [asdict(c) for c in checks], "packages": [asdict(p) for p in has]}  # fmt: skip
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
     else:
         _print(there, chosen, dtype, theirs, checks, has)
@@ -68,6 +69,7 @@ def _print(
 ) -> None:  # fmt: skip
     from ..devices.found import out_of_reach
     from ..devices.place import told
+    from ..kernels.cpu.native import instructions
 
     typer.echo(", ".join(f"{name} {version}" for name, version in _versions().items()))
     typer.echo("\ndevices")
@@ -77,7 +79,8 @@ def _print(
         typer.echo(f"  {missed}")
     typer.echo(f"dtype: {dtype.dtype} for the frozen base, because {dtype.reason}")
     typer.echo(f"attention: {attention}{', and ours in training' if chosen.kind == 'cpu' else ''}")
-    typer.echo(f"\nkernels on {chosen.name}, and how far they are from their formulas")
+    compiled = f" (C++ in {instructions()})" if chosen.kind == "cpu" and instructions() else ""
+    typer.echo(f"\nkernels on {chosen.name}{compiled}, and how far they are from their formulas")
     width = max(len(check.kernel) for check in checks)
     for check in checks:
         typer.echo(f"  {check.kernel:{width}}  {_outcome(check)}")

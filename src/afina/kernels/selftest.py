@@ -146,9 +146,11 @@ def _others(device: torch.device) -> Iterator[_Kernel]:
     """What is for one kind of device, by other means."""
     cpu = device.type == "cpu"
     words = f"attention by blocks{' in C++' if cpu and library() is not None else ''}"
-    yield _Kernel(words, lambda q, k, v: short_attention(q, k, v, None, 0.25), _attention,
-                  ((2, 4, 96, 16), (2, 2, 96, 16), (2, 2, 96, 16)), torch.bfloat16,
-                  off="" if cpu else "for processors")  # fmt: skip
+    for dtype in LIMITS:
+        yield _Kernel(f"{words}, {str(dtype).removeprefix('torch.')}",
+                      lambda q, k, v: short_attention(q, k, v, None, 0.25), _attention,
+                      ((2, 4, 96, 16), (2, 2, 96, 16), (2, 2, 96, 16)), dtype,
+                      off="" if cpu else "for processors")  # fmt: skip
     yield _Kernel("float32 products by oneDNN", lambda x, w: products.differentiable_linear(x, w, None), F.linear,
                   ((256, 160), (128, 160)),
                   off="" if cpu and products.ONEDNN else "for AMD processors with AVX-512")  # fmt: skip

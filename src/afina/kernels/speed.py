@@ -12,7 +12,7 @@ from ..core.layers.weights import autocasts
 from ..errors import AfinaError
 from .compiled import compile_layers
 from .cpu import attention, products
-from .cpu.native import library, why_not
+from .cpu.native import instructions, library, why_not
 from .gated import keep_less
 from .joint import join
 from .lora_linear import is_plain_linear
@@ -52,7 +52,7 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
-    if steps and parts and norms and turned and dtype == torch.bfloat16 and native:
+    if steps and parts and norms and turned and native:
         return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
     return [*said, compile_layers(base, steps, tokens)]
 
@@ -71,7 +71,7 @@ def are_on(said: Sequence[str]) -> int:
 def _native(base: Any) -> list[str]:
     if _device(base).type != "cpu":
         return []
-    return ["native kernels: on" if library() else f"native kernels: off, because {why_not()}"]
+    return [f"native kernels: on, in {instructions()}" if library() else f"native kernels: off, because {why_not()}"]
 
 
 def _dtype(base: nn.Module) -> torch.dtype:

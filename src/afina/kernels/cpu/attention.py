@@ -2,9 +2,10 @@
 
 In bfloat16 the backward pass of torch's fused attention takes several times its forward pass on a CPU. Products of a
 block of queries with the keys that it may see are faster: half of the scores of causal attention are never computed,
-and a block stays in the processor's cache from its scores to its output. In 16 bits and up to `KEPT` tokens the shares
-are kept for the backward pass, else they are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT`
-tokens and other devices keep torch's own.
+and a block stays in the processor's cache from its scores to its output. One kernel does it all where there is one
+(`native.attention`). Else, in 16 bits and up to `KEPT` tokens, the shares are kept for the backward pass, beyond they
+are computed again. Measured in docs/speed.md. Dropout, float32 beyond `KEPT` tokens without the kernel and other
+devices keep torch's own.
 
 Shapes: B batch, H query heads, K key heads, G = H / K, T tokens, D head size, S tokens of a block, W keys it sees.
 """
@@ -206,7 +207,6 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     return (
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype
-        and (query.dtype.itemsize == 2 or length <= KEPT)
         and query.requires_grad
         and 1 < length == key.shape[2]
         and key.shape == value.shape
@@ -214,6 +214,7 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
             mask is None
             or (not mask.requires_grad and mask.dim() == 4 and (is_causal(mask) or mask.shape[2] == length))
         )
+        and (query.dtype.itemsize == 2 or length <= KEPT or native.fits(query, key, value, mask))
     )
 
 

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from afina.kernels.cpu.native import rowwise as rows
 from afina.kernels.loss import _block, _How
 
-pytestmark = pytest.mark.usefixtures("native_library")
+pytestmark = pytest.mark.usefixtures("each_library")
 DTYPES = (torch.bfloat16, torch.float32)
 LIMITS = {torch.bfloat16: 0.0026, torch.float32: 1e-6}
 """Relative errors; a bfloat16 that is rounded twice is off by .0024 in the mean square."""

@@ -1,9 +1,10 @@
-"""Kernels in C++ for processors with bfloat16 products (AVX-512 BF16), compiled once by the system's compiler.
+"""Kernels in C++, compiled once by the system's compiler for the processor at hand: AVX-512, AVX2 or NEON.
 
-The sources (`*.cpp`) come with afina. The first use compiles them for this processor into the cache; what comes out is
-found there again by the sources, the compiler and the processor. Threads are OpenMP's, of the library that torch
-brings. Where there is no such processor or no compiler, `library` is None and `why_not` says why; every kernel has its
-torch formula beside it, which then runs.
+The sources (`*.cpp`) come with afina. The first use compiles them for the instructions that torch uses here into the
+cache; what comes out is found there again by the sources, the compiler and the processor. Who limits torch
+(`ATEN_CPU_CAPABILITY`) limits them too. Threads are OpenMP's, of the library that torch brings. Where there is no such
+processor or no compiler, `library` is None and `why_not` says why; every kernel has its torch formula beside it, which
+then runs.
 """
 
 from __future__ import annotations
@@ -18,16 +19,26 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import torch
 
 from ....cache import cache_dir, make_once
 from ....errors import AfinaError
 
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-ffp-contract=off")
+FLAGS = ("-O2", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-ffp-contract=off")
+PROCESSORS = MappingProxyType(
+    {
+        ("x86_64", "AVX512"): ("-march=native",),
+        ("x86_64", "AVX2"): ("-march=native", "-mno-avx512f"),
+        ("aarch64", None): ("-mcpu=native",),
+    }
+)
+"""How the compiler is told of the instructions: by machine, and by torch's word for what it uses (None: any)."""
 SWITCH = "AFINA_NATIVE"
 """Set to 0, this environment variable keeps to torch's own operations."""
+DTYPES = MappingProxyType({torch.bfloat16: "bfloat16", torch.float32: "float32"})
+"""What the kernels are made for, as their names end."""
 
 
 def library() -> ctypes.CDLL | None:
@@ -40,22 +51,38 @@ def why_not() -> str:
     return _found()[1]
 
 
+def instructions() -> str:
+    """What the kernels are compiled for, in words; empty where there is no library."""
+    found = library()
+    if found is None:
+        return ""
+    found.afina_instructions.restype = ctypes.c_char_p
+    told: bytes = found.afina_instructions()
+    return told.decode()
+
+
 @functools.cache
-def _found() -> tuple[ctypes.CDLL | None, str]:
+def _found(target: tuple[str, ...] | None = None) -> tuple[ctypes.CDLL | None, str]:
+    """The library, and why there is none.
+
+    Args:
+        target: flags for the compiler; those for the instructions that torch uses here if None.
+    """
     if os.environ.get(SWITCH) == "0":
         return None, f"{SWITCH}=0"
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        return None, "they are for x86 processors under Linux"
-    has: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    if not has():
-        return None, "the processor has no bfloat16 products of AVX-512"
+    if not sys.platform.startswith("linux"):
+        return None, "they are compiled under Linux only"
+    machine, uses = platform.machine(), torch.backends.cpu.get_cpu_capability()
+    target = target or PROCESSORS.get((machine, uses), PROCESSORS.get((machine, None)))
+    if target is None:
+        return None, f"they are for AVX-512, AVX2 and NEON, and torch uses {uses} on {machine} here"
     compiler = (
         shlex.split(os.environ.get("CXX", "")) or [c for c in (shutil.which("g++"), shutil.which("c++")) if c][:1]
     )
     if not compiler:
         return None, "there is no C++ compiler (g++)"
     try:
-        return ctypes.CDLL(str(_built(compiler))), ""
+        return ctypes.CDLL(str(_built(compiler, target))), ""
     except subprocess.CalledProcessError as error:
         first = next((x for x in error.stderr.splitlines() if "error" in x), error.stderr[:100])
         return None, f"{compiler[0]} could not compile them ({first.strip()[:100]})"
@@ -63,19 +90,20 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         return None, " ".join(str(error).split())[:200]
 
 
-def _built(compiler: list[str]) -> Path:
+def _built(compiler: list[str], target: tuple[str, ...]) -> Path:
     """The compiled library of these sources, this compiler and this processor."""
     here = Path(__file__).parent
     sources = sorted(here.glob("*.cpp"))
+    command = [*compiler, *FLAGS, *target]
     version = _output([*compiler, "--version"])
     known = hashlib.sha256()
-    for part in (*(p.read_bytes() for p in (*sources, *sorted(here.glob("*.h")))), repr((compiler, FLAGS)).encode(),
+    for part in (*(p.read_bytes() for p in (*sources, *sorted(here.glob("*.h")))), repr(command).encode(),
                  version.encode(), _processor().encode()):  # fmt: skip
         known.update(hashlib.sha256(part).digest())
     name = "kernels.so"
 
     def make(work: Path) -> None:
-        _output([*compiler, *FLAGS, *map(str, sources), "-o", str(work / name)])
+        _output([*command, *map(str, sources), "-o", str(work / name)])
         ctypes.CDLL(str(work / name))  # what cannot be loaded is not kept
 
     return make_once(cache_dir() / "native" / known.hexdigest()[:20], make) / name
@@ -86,9 +114,10 @@ def _output(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` looks at."""
+    """What the compiler looks at for its `native`."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(x for x in dict.fromkeys(lines) if x.startswith(("vendor_id", "cpu family", "model", "flags")))
+    keys = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+    return "\n".join(x for x in dict.fromkeys(lines) if x.startswith(keys))

@@ -1,230 +1,173 @@
-// softmax(scale q k^T) v and its gradients, block by block, so that no scores leave the processor's cache: FlashAttention,
-// Dao 2023, arXiv 2307.08691. Kept for the backward pass: the output, and of every row its maximum and 1 / its sum.
-#include <algorithm>
+// softmax(scale q k^T) v and its gradients, block by block, so that no scores leave the processor's cache:
+// FlashAttention, Dao 2023, arXiv 2307.08691. Kept for the backward pass: the output, and of every row its maximum and
+// 1 / its sum.
 #include <vector>
-#include "tile.h"
+#include "task.h"
 
 using namespace afina;
 
 namespace {
 
-constexpr int64_t ROWS = 48, KEYS = 256;
-constexpr float LOWEST = -1e30f, LOG2E = 1.44269504f;
-
-struct Heads {  // (batch, heads, tokens, size); steps in elements, 1 within a row
-  half_t* at;
-  int64_t batch, head, token;
-  half_t* row(int64_t b, int64_t h, int64_t t) const { return at + b * batch + h * head + t * token; }
-};
-
-struct Task {
-  int64_t b, h, kv, t, d, parts;
-  float scale;
-  int64_t causal;
-  const uint8_t* allowed;  // null: all; steps for batch, query, key in bytes
-  int64_t allowed_batch, allowed_query, threads;
-  Heads q, k, v, out, g, dq, dk, dv;
-  float* stats;    // (b, h, t, 2)
-  float* partial;  // (2, parts, b, kv, t, d) if parts > 1
-
-  int64_t width() const { return round_up(t, 64); }
-  int64_t blocks() const { return (t + ROWS - 1) / ROWS; }
-};
-
-struct Range {
-  int64_t first, end;
-};
-
-// The keys between which lie all that a block of queries sees; all that are not later where it sees none. What lies
-// outside is not computed: other examples of a packed row, what has left a sliding window, padding on the left.
-Range seen_keys(const Task& a, int64_t b, int64_t i) {
-  const int64_t rows = std::min(ROWS, a.t - i), end = a.causal ? i + rows : a.t;
-  if (!a.allowed) return {0, end};
-  Range found{end, 0};
-  for (int64_t r = 0; r < (a.allowed_query ? rows : 1); r++) {
-    const uint8_t* row = a.allowed + b * a.allowed_batch + (i + r) * a.allowed_query;
-    int64_t low = 0, high = end;
-    while (low < found.first && !row[low]) low++;
-    while (high > found.end && !row[high - 1]) high--;
-    found = {std::min(found.first, low), std::max(found.end, high)};
-  }
-  if (found.first >= found.end) return {0, end};
-  // Where no later key counts, every query keeps one: its own.
-  return {(a.causal ? std::min(found.first, i) : found.first) / LANES * LANES, a.causal ? end : found.end};
-}
-
-// One block of queries of one head, and a chunk of keys.
-struct Block {
-  const Task& at;
-  int64_t batch, i, rows, from, count;
-
-  // Scores of row r as powers of 2, from products; `in` marks keys that are there and not later than the query.
-  __m512 scores(const float* product, int64_t r, int64_t c, __mmask16& in) const {
-    const int64_t last = at.causal ? i + r + 1 : at.t;
-    in = first(std::min(last - from, count) - c);
-    __m512 x = _mm512_mul_ps(_mm512_loadu_ps(product + c), _mm512_set1_ps(at.scale * LOG2E));
-    if (at.allowed) {
-      const uint8_t* row = at.allowed + batch * at.allowed_batch + (i + r) * at.allowed_query + from + c;
-      const __mmask16 seen = _mm_test_epi8_mask(_mm_maskz_loadu_epi8(in, row), _mm_set1_epi8(-1));
-      x = _mm512_mask_mov_ps(_mm512_set1_ps(LOWEST), seen, x);
-    }
-    return x;
-  }
-};
-
+template <class T>
 struct Forward {
-  uint32_t *keys, *values;
+  using P = Operands<T>;
+  using item = typename P::item;
+  using number = typename P::number;
+  static constexpr int64_t STEP = P::STEP;
+
+  item *keys, *values, *queries;
   float *product, *sum, *most, *total;
-  half_t* shares;
+  number* shares;
 
-  static size_t bytes(const Task& a) {
-    return 64 * 16 + a.width() * a.d * 4 + ROWS * (KEYS * 6 + a.d * 4 + 8);
+  static size_t bytes(const Task<T>& a) {
+    return 64 * 16 + a.width() * a.d * 2 * sizeof(number) + ROWS * (KEYS * (4 + sizeof(number)) + a.d * 8 + 8);
   }
-  Forward(Scratch& from, const Task& a)
-      : keys(from.take<uint32_t>(a.d / 2 * a.width())), values(from.take<uint32_t>(a.width() / 2 * a.d)),
-        product(from.take<float>(ROWS * KEYS)), sum(from.take<float>(ROWS * a.d)), most(from.take<float>(ROWS)),
-        total(from.take<float>(ROWS)), shares(from.take<half_t>(ROWS * KEYS)) {}
+  Forward(Scratch& from, const Task<T>& a)
+      : keys(from.take<item>(a.d / STEP * a.width())), values(from.take<item>(a.width() / STEP * a.d)),
+        queries(from.take<item>(P::COPIES_LEFT ? ROWS * a.d : 0)), product(from.take<float>(ROWS * KEYS)),
+        sum(from.take<float>(ROWS * a.d)), most(from.take<float>(ROWS)), total(from.take<float>(ROWS)),
+        shares(from.take<number>(ROWS * KEYS)) {}
 
-  // Shares of a chunk of keys, relative to the rows' maxima so far; what was summed before is brought to the same scale.
+  // Shares of a chunk of keys, relative to the rows' maxima so far; what was summed before comes to the same scale.
   void softmax(const Block& in, int64_t d) {
     const int64_t width = round_up(in.count, LANES);
+    const vec never = every(-INFINITY);
     for (int64_t r = 0; r < in.rows; r++) {
       float* row = product + r * KEYS;
-      __m512 top = _mm512_set1_ps(-INFINITY);
+      vec top = never;
       for (int64_t c = 0; c < width; c += LANES) {
-        __mmask16 there;
-        const __m512 x = in.scores(row, r, c, there);
-        top = _mm512_mask_max_ps(top, there, top, x);
-        _mm512_storeu_ps(row + c, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), there, x));
+        const vec x = where(first(in.there(r, c)), in.scores(row, r, c), never);
+        top = larger(top, x);
+        store(row + c, x);
       }
-      const float was = most[r], now = std::max(was, _mm512_reduce_max_ps(top));
-      __m512 all = _mm512_setzero_ps();
+      const float was = most[r], now = std::max(was, largest(top));
+      vec all = every(0.f);
       for (int64_t c = 0; c < width; c += LANES) {
-        const __m512 x = _mm512_loadu_ps(row + c);
-        const __mmask16 there = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
-        const __m512 p = _mm512_maskz_mov_ps(there, exp2_(_mm512_sub_ps(x, _mm512_set1_ps(now))));
-        all = _mm512_add_ps(all, p);
-        store_half(shares + r * KEYS + c, p);
+        const vec p = exp2_(load(row + c) - every(now));  // 0 for what is not there
+        all = all + p;
+        store(shares + r * KEYS + c, p);
       }
       const float factor = was == -INFINITY ? 0.f : std::exp2(was - now);
       most[r] = now;
-      total[r] = total[r] * factor + _mm512_reduce_add_ps(all);
+      total[r] = total[r] * factor + afina::sum(all);
       if (factor != 1.f && was != -INFINITY)
-        for (int64_t c = 0; c < d; c += LANES)
-          _mm512_storeu_ps(sum + r * d + c, _mm512_mul_ps(_mm512_loadu_ps(sum + r * d + c), _mm512_set1_ps(factor)));
+        for (int64_t c = 0; c < d; c += LANES) store(sum + r * d + c, load(sum + r * d + c) * every(factor));
     }
   }
 
-  void block(const Task& a, int64_t b, int64_t h, int64_t i, Range range) {
-    const int64_t rows = std::min(ROWS, a.t - i);
+  void block(const Task<T>& a, int64_t b, int64_t h, int64_t i, Range range) {
+    const int64_t rows = std::min(ROWS, a.t - i), d = a.d;
+    int64_t step;
+    if constexpr (P::COPIES_LEFT) P::pack_rows(a.q.row(b, h, i), a.q.token, rows, d, queries);
+    const item* left = P::left(a.q.row(b, h, i), a.q.token, d, queries, step);
     std::fill(most, most + rows, -INFINITY);
     std::fill(total, total + rows, 0.f);
     for (int64_t from = range.first; from < range.end; from += KEYS) {
       const Block in{a, b, i, rows, from, std::min(KEYS, range.end - from)};
-      product_of_queries(in, h);
-      softmax(in, a.d);
-      afina::product(rows, a.d, (in.count + 1) / 2, (const uint32_t*)shares, KEYS / 2, 1, values + from / 2 * a.d, a.d,
-                     sum, a.d, from > range.first);
+      afina::product(rows, round_up(in.count, LANES), d / STEP, left, step, 1, keys + from, a.width(), product, KEYS,
+                     false);
+      softmax(in, d);
+      afina::product(rows, d, (in.count + STEP - 1) / STEP, (const item*)shares, KEYS / STEP, 1,
+                     values + from / STEP * d, d, sum, d, from > range.first);
     }
     for (int64_t r = 0; r < rows; r++) {
       const float share = 1.f / total[r];
       float* kept = a.stats + ((b * a.h + h) * a.t + i + r) * 2;
       kept[0] = most[r];
       kept[1] = share;
-      for (int64_t c = 0; c < a.d; c += LANES)
-        store_half(a.out.row(b, h, i + r) + c, _mm512_mul_ps(_mm512_loadu_ps(sum + r * a.d + c), _mm512_set1_ps(share)));
+      for (int64_t c = 0; c < d; c += LANES) store(a.out.row(b, h, i + r) + c, load(sum + r * d + c) * every(share));
     }
   }
 
-  void product_of_queries(const Block& in, int64_t h) {
-    const Task& a = in.at;
-    afina::product(in.rows, round_up(in.count, LANES), a.d / 2, (const uint32_t*)a.q.row(in.batch, h, in.i),
-                   a.q.token / 2, 1, keys + in.from, a.width(), product, KEYS, false);
+  void head_of_keys(const Task<T>& a, int64_t b, int64_t kv) {
+    P::pack_columns(a.k.row(b, kv, 0), a.k.token, a.t, a.d, keys, a.width());
+    P::pack_rows(a.v.row(b, kv, 0), a.v.token, a.t, a.d, values);
   }
 
-  void head_of_keys(const Task& a, int64_t b, int64_t kv) {
-    pack_columns(a.k.row(b, kv, 0), a.k.token, a.t, a.d, keys, a.width());
-    pack_rows(a.v.row(b, kv, 0), a.v.token, a.t, a.d, values);
-  }
+  void finish(const Task<T>&, int64_t, int64_t, int64_t) {}
 };
 
+template <class T>
 struct Backward {
-  uint32_t *keys, *key_rows, *values, *queries, *grads, *shares, *dscores;
-  float *product, *dshares, *dq, *dk, *dv, *dots;
-  half_t* dscore_rows;
+  using P = Operands<T>;
+  using item = typename P::item;
+  using number = typename P::number;
+  static constexpr int64_t STEP = P::STEP;
 
-  static size_t bytes(const Task& a) {
-    return 64 * 16 + a.width() * a.d * 14 + ROWS * (a.d * 8 + KEYS * 14 + 4);
+  item *keys, *key_rows, *values, *queries, *grads, *shares, *dscores;
+  float *product, *dshares, *dq, *dk, *dv, *dots;
+  number* dscore_rows;  // the same as dscores where items are single
+
+  static size_t bytes(const Task<T>& a) {
+    return 64 * 16 + a.width() * a.d * (3 * sizeof(number) + 8) +
+           ROWS * (a.d * (4 + 2 * sizeof(number)) + KEYS * (8 + 3 * sizeof(number)) + 4);
   }
-  Backward(Scratch& from, const Task& a)
-      : keys(from.take<uint32_t>(a.d / 2 * a.width())), key_rows(from.take<uint32_t>(a.width() / 2 * a.d)),
-        values(from.take<uint32_t>(a.d / 2 * a.width())), queries(from.take<uint32_t>(ROWS / 2 * a.d)),
-        grads(from.take<uint32_t>(ROWS / 2 * a.d)), shares(from.take<uint32_t>(ROWS / 2 * KEYS)),
-        dscores(from.take<uint32_t>(ROWS / 2 * KEYS)), product(from.take<float>(ROWS * KEYS)),
+  Backward(Scratch& from, const Task<T>& a)
+      : keys(from.take<item>(a.d / STEP * a.width())), key_rows(from.take<item>(a.width() / STEP * a.d)),
+        values(from.take<item>(a.d / STEP * a.width())), queries(from.take<item>(ROWS / STEP * a.d)),
+        grads(from.take<item>(ROWS / STEP * a.d)), shares(from.take<item>(ROWS / STEP * KEYS)),
+        dscores(from.take<item>(ROWS / STEP * KEYS)), product(from.take<float>(ROWS * KEYS)),
         dshares(from.take<float>(ROWS * KEYS)), dq(from.take<float>(ROWS * a.d)),
         dk(from.take<float>(a.width() * a.d)), dv(from.take<float>(a.width() * a.d)), dots(from.take<float>(ROWS)),
-        dscore_rows(from.take<half_t>(ROWS * KEYS)) {}
+        dscore_rows(STEP == 1 ? (number*)dscores : from.take<number>(ROWS * KEYS)) {}
 
-  void head_of_keys(const Task& a, int64_t b, int64_t kv) {
-    pack_columns(a.k.row(b, kv, 0), a.k.token, a.t, a.d, keys, a.width());
-    pack_columns(a.v.row(b, kv, 0), a.v.token, a.t, a.d, values, a.width());
-    pack_rows(a.k.row(b, kv, 0), a.k.token, a.t, a.d, key_rows);
+  void head_of_keys(const Task<T>& a, int64_t b, int64_t kv) {
+    P::pack_columns(a.k.row(b, kv, 0), a.k.token, a.t, a.d, keys, a.width());
+    P::pack_columns(a.v.row(b, kv, 0), a.v.token, a.t, a.d, values, a.width());
+    P::pack_rows(a.k.row(b, kv, 0), a.k.token, a.t, a.d, key_rows);
     std::fill(dk, dk + a.t * a.d, 0.f);
     std::fill(dv, dv + a.t * a.d, 0.f);
   }
 
-  // Shares and the gradients of scores, in the two orders in which products read them.
-  void softmax(const Block& in, int64_t h) {
-    const Task& a = in.at;
-    const float* kept = a.stats + ((in.batch * a.h + h) * a.t + in.i) * 2;
-    for (int64_t r = 0; r < in.rows; r += 2)
+  // Shares and the gradients of scores, in the orders in which products read them.
+  void softmax(const Block& in, const float* kept) {
+    for (int64_t r = 0; r < in.rows; r += STEP)
       for (int64_t c = 0; c < round_up(in.count, LANES); c += LANES) {
-        __m512 p[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, ds[2] = {p[0], p[0]};
-        for (int64_t n = 0; n < std::min<int64_t>(2, in.rows - r); n++) {
-          __mmask16 there;
+        vec p[STEP], ds[STEP];
+        for (int64_t n = 0; n < STEP; n++) p[n] = ds[n] = every(0.f);
+        for (int64_t n = 0; n < std::min(STEP, in.rows - r); n++) {
           const int64_t at = (r + n) * KEYS;
-          const __m512 x = _mm512_sub_ps(in.scores(product + at, r + n, c, there), _mm512_set1_ps(kept[2 * (r + n)]));
-          p[n] = _mm512_maskz_mul_ps(there, exp2_(x), _mm512_set1_ps(kept[2 * (r + n) + 1]));
-          const __m512 dp = _mm512_sub_ps(_mm512_loadu_ps(dshares + at + c), _mm512_set1_ps(dots[r + n]));
-          ds[n] = _mm512_mul_ps(_mm512_mul_ps(p[n], dp), _mm512_set1_ps(a.scale));
-          store_half(dscore_rows + at + c, ds[n]);
+          const vec x = in.scores(product + at, r + n, c) - every(kept[2 * (r + n)]);
+          p[n] = where(first(in.there(r + n, c)), exp2_(x) * every(kept[2 * (r + n) + 1]), every(0.f));
+          ds[n] = p[n] * (load(dshares + at + c) - every(dots[r + n])) * every(in.at.scale);
+          if constexpr (STEP > 1) store(dscore_rows + at + c, ds[n]);
         }
-        _mm512_storeu_si512(shares + r / 2 * KEYS + c, paired(p[0], p[1]));
-        _mm512_storeu_si512(dscores + r / 2 * KEYS + c, paired(ds[0], ds[1]));
+        P::down(shares + r / STEP * KEYS + c, p);
+        P::down(dscores + r / STEP * KEYS + c, ds);
       }
   }
 
-  void block(const Task& a, int64_t b, int64_t h, int64_t i, Range range) {
+  void block(const Task<T>& a, int64_t b, int64_t h, int64_t i, Range range) {
     const int64_t rows = std::min(ROWS, a.t - i);
-    pack_rows(a.q.row(b, h, i), a.q.token, rows, a.d, queries);
-    pack_rows(a.g.row(b, h, i), a.g.token, rows, a.d, grads);
+    P::pack_rows(a.q.row(b, h, i), a.q.token, rows, a.d, queries);
+    P::pack_rows(a.g.row(b, h, i), a.g.token, rows, a.d, grads);
     for (int64_t r = 0; r < rows; r++) {
-      __m512 all = _mm512_setzero_ps();
+      vec all = every(0.f);
       for (int64_t c = 0; c < a.d; c += LANES)
-        all = _mm512_fmadd_ps(load_half(a.g.row(b, h, i + r) + c), load_half(a.out.row(b, h, i + r) + c), all);
-      dots[r] = _mm512_reduce_add_ps(all);
+        all = fma(load(a.g.row(b, h, i + r) + c), load(a.out.row(b, h, i + r) + c), all);
+      dots[r] = sum(all);
     }
     for (int64_t from = range.first; from < range.end; from += KEYS)
-      chunk({a, b, i, rows, from, std::min(KEYS, range.end - from)}, h, from > range.first);
+      chunk(a, {a, b, i, rows, from, std::min(KEYS, range.end - from)}, h, from > range.first);
     for (int64_t r = 0; r < rows; r++)
-      for (int64_t c = 0; c < a.d; c += LANES) store_half(a.dq.row(b, h, i + r) + c, _mm512_loadu_ps(dq + r * a.d + c));
+      for (int64_t c = 0; c < a.d; c += LANES) store(a.dq.row(b, h, i + r) + c, load(dq + r * a.d + c));
   }
 
-  void chunk(const Block& in, int64_t h, bool later) {
-    const Task& a = in.at;
-    const int64_t width = round_up(in.count, LANES), pairs = (in.rows + 1) / 2, d = a.d;
-    afina::product(in.rows, width, d / 2, (const uint32_t*)a.q.row(in.batch, h, in.i), a.q.token / 2, 1,
-                   keys + in.from, a.width(), product, KEYS, false);
-    afina::product(in.rows, width, d / 2, (const uint32_t*)a.g.row(in.batch, h, in.i), a.g.token / 2, 1,
-                   values + in.from, a.width(), dshares, KEYS, false);
-    softmax(in, h);
-    afina::product(in.count, d, pairs, shares, 1, KEYS, grads, d, dv + in.from * d, d, true);
-    afina::product(in.count, d, pairs, dscores, 1, KEYS, queries, d, dk + in.from * d, d, true);
-    afina::product(in.rows, d, (in.count + 1) / 2, (const uint32_t*)dscore_rows, KEYS / 2, 1,
-                   key_rows + in.from / 2 * d, d, dq, d, later);
+  void chunk(const Task<T>& a, const Block& in, int64_t h, bool later) {
+    const int64_t width = round_up(in.count, LANES), down = (in.rows + STEP - 1) / STEP, d = a.d, b = in.batch;
+    int64_t step;
+    const item* left = P::left(a.q.row(b, h, in.i), a.q.token, d, queries, step);
+    afina::product(in.rows, width, d / STEP, left, step, 1, keys + in.from, a.width(), product, KEYS, false);
+    left = P::left(a.g.row(b, h, in.i), a.g.token, d, grads, step);
+    afina::product(in.rows, width, d / STEP, left, step, 1, values + in.from, a.width(), dshares, KEYS, false);
+    softmax(in, a.stats + ((b * a.h + h) * a.t + in.i) * 2);
+    afina::product(in.count, d, down, shares, 1, KEYS, grads, d, dv + in.from * d, d, true);
+    afina::product(in.count, d, down, dscores, 1, KEYS, queries, d, dk + in.from * d, d, true);
+    afina::product(in.rows, d, (in.count + STEP - 1) / STEP, (const item*)dscore_rows, KEYS / STEP, 1,
+                   key_rows + in.from / STEP * d, d, dq, d, later);
   }
 
-  void finish(const Task& a, int64_t b, int64_t kv, int64_t part) {
+  void finish(const Task<T>& a, int64_t b, int64_t kv, int64_t part) {
     const int64_t size = a.t * a.d;
     if (a.parts > 1) {
       float* to = a.partial + ((part * a.b + b) * a.kv + kv) * size;
@@ -234,31 +177,32 @@ struct Backward {
     }
     for (int64_t t = 0; t < a.t; t++)
       for (int64_t c = 0; c < a.d; c += LANES) {
-        store_half(a.dk.row(b, kv, t) + c, _mm512_loadu_ps(dk + t * a.d + c));
-        store_half(a.dv.row(b, kv, t) + c, _mm512_loadu_ps(dv + t * a.d + c));
+        store(a.dk.row(b, kv, t) + c, load(dk + t * a.d + c));
+        store(a.dv.row(b, kv, t) + c, load(dv + t * a.d + c));
       }
   }
 };
 
 // The parts of a key head's gradients from several threads, in their order, whichever finished first.
-void add_parts(const Task& a) {
+template <class T>
+void add_parts(const Task<T>& a) {
   const int64_t rows = a.b * a.kv * a.t, all = rows * a.d;
 #pragma omp parallel for num_threads(a.threads)
   for (int64_t i = 0; i < 2 * rows; i++) {
     const int64_t n = i % rows, b = n / (a.kv * a.t), kv = n / a.t % a.kv, t = n % a.t;
     const float* from = a.partial + (i / rows) * a.parts * all + n * a.d;
-    half_t* to = (i < rows ? a.dk : a.dv).row(b, kv, t);
+    T* to = (i < rows ? a.dk : a.dv).row(b, kv, t);
     for (int64_t c = 0; c < a.d; c += LANES) {
-      __m512 sum = _mm512_loadu_ps(from + c);
-      for (int64_t p = 1; p < a.parts; p++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(from + p * all + c));
-      store_half(to + c, sum);
+      vec sum = load(from + c);
+      for (int64_t p = 1; p < a.parts; p++) sum = sum + load(from + p * all + c);
+      store(to + c, sum);
     }
   }
 }
 
-// Every key head with its query heads, or a part of them, by one thread. False: no memory.
-template <class Pass, class Finish>
-bool run(const Task& a, Finish finish) {
+// Every key head with its query heads, or a part of them, by one thread. Not 0: no memory.
+template <class Pass, class T>
+int run(const Task<T>& a) {
   bool good = true;
   const int64_t each = a.h / a.kv / a.parts;
   std::vector<Range> ranges(a.b * a.blocks());
@@ -276,23 +220,25 @@ bool run(const Task& a, Finish finish) {
         pass.head_of_keys(a, b, kv);
         for (int64_t h = (kv * a.parts + part) * each; h < (kv * a.parts + part + 1) * each; h++)
           for (int64_t i = 0; i < a.blocks(); i++) pass.block(a, b, h, i * ROWS, ranges[b * a.blocks() + i]);
-        finish(pass, b, kv, part);
+        pass.finish(a, b, kv, part);
       }
     }
   }
-  return good;
+  return good ? 0 : 1;
+}
+
+template <class T>
+int backward(const Task<T>& a) {
+  const int failed = run<Backward<T>>(a);
+  if (!failed && a.parts > 1) add_parts(a);
+  return failed;
 }
 
 }  // namespace
 
-extern "C" int afina_attention(const Task* task) {
-  return run<Forward>(*task, [](Forward&, int64_t, int64_t, int64_t) {}) ? 0 : 1;
-}
+#define AFINA_ATTENTION(NAME, T)                                                                      \
+  extern "C" int afina_attention_##NAME(const Task<T>* task) { return run<Forward<T>>(*task); }       \
+  extern "C" int afina_attention_backward_##NAME(const Task<T>* task) { return backward(*task); }
 
-extern "C" int afina_attention_backward(const Task* task) {
-  const Task& a = *task;
-  if (!run<Backward>(a, [&](Backward& pass, int64_t b, int64_t kv, int64_t part) { pass.finish(a, b, kv, part); }))
-    return 1;
-  if (a.parts > 1) add_parts(a);
-  return 0;
-}
+AFINA_ATTENTION(bfloat16, half_t)
+AFINA_ATTENTION(float32, float)

@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from . import library
+from . import DTYPES, library
 
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -36,7 +36,8 @@ def fits(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> bool:
     """Whether this kernel is there and made for the case; the arguments are those of `forward`."""
     b, h, t, d = q.shape
     return (
-        all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in (q, k, v))
+        q.dtype in DTYPES
+        and all(x.dtype == q.dtype and x.device.type == "cpu" for x in (q, k, v))
         and k.shape == v.shape == (b, k.shape[1], t, d)
         and h % k.shape[1] == 0
         and d % 16 == 0
@@ -74,8 +75,8 @@ def _task(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float,
     return task
 
 
-def _run(name: str, task: _Task) -> None:
-    if getattr(library(), name)(ctypes.byref(task)):
+def _run(name: str, dtype: torch.dtype, task: _Task) -> None:
+    if getattr(library(), f"afina_{name}_{DTYPES[dtype]}")(ctypes.byref(task)):
         raise MemoryError("no memory for a block of attention")
 
 
@@ -94,7 +95,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: floa
     allowed = allowed if allowed is None or allowed.stride(-1) == 1 else allowed.contiguous()
     out, stats = q.new_empty(b, t, h, d), q.new_empty(b, h, t, 2, dtype=torch.float32)
     q, k, v = _ready(q), _ready(k), _ready(v)
-    _run("afina_attention", _task(q, k, v, allowed, scale, out, stats))
+    _run("attention", q.dtype, _task(q, k, v, allowed, scale, out, stats))
     return out, stats
 
 
@@ -110,7 +111,7 @@ def backward(
     if task.parts > 1:
         partial = stats.new_empty(2, task.parts, k.numel())
         task.partial = partial.data_ptr()
-    _run("afina_attention_backward", task)
+    _run("attention_backward", q.dtype, task)
     return dq, dk, dv
 
 

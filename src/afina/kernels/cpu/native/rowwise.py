@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import library
-
-_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+from . import DTYPES, library
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -21,7 +19,7 @@ def fits(*tensors: Tensor) -> bool:
     subclass, which may have no memory of its own."""
     first = tensors[0].dtype
     return (
-        first in _NAMES
+        first in DTYPES
         and not _is_watched()
         and all(t.dtype == first and _is_plain(t) and t.is_contiguous() for t in tensors)
         and library() is not None
@@ -39,7 +37,7 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _run(name: str, dtype: torch.dtype, *values: Any) -> None:
-    kernel = getattr(library(), f"afina_{name}_{_NAMES[dtype]}")
+    kernel = getattr(library(), f"afina_{name}_{DTYPES[dtype]}")
     kernel.restype = None
     kernel(*(_argument(x) for x in values), ctypes.c_int64(torch.get_num_threads()))
 
