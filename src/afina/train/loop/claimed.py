@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ...core.files.overwriting import refuse_overwriting
 from ...core.files.unwritable import told_if_unwritable
+from ...devices.ranks import from_first, meet
 from ...errors import RecipeError, StoppedError
 from ..data.split import Split
 from ..recipe.sections import Recipe
@@ -42,6 +43,22 @@ def claimed(directory: str, *, overwrite: bool, resume: bool, longer: bool = Fal
         _abandon(output)
         raise
     output.publish()
+
+
+@contextmanager
+def claimed_together(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Iterator[Output]:
+    """The same for each of several processes: the first one claims the folder, the others work in it too."""
+    with ExitStack() as stack:
+        own: list[Output] = []
+
+        def claim_it() -> tuple[Path, Path, Path | None]:
+            output = claimed(directory, overwrite=overwrite, resume=resume, longer=longer)
+            own.append(stack.enter_context(output))
+            return own[0].final, own[0].work, own[0].checkpoint
+
+        final, work, checkpoint = from_first(claim_it)
+        yield own[0] if own else Output(final, work, checkpoint, None)
+        meet()  # nobody writes any more
 
 
 def _abandon(output: Output) -> None:

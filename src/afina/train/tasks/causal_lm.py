@@ -26,6 +26,7 @@ class CausalLM(Answering):
     fast: ClassVar[bool] = True
     packs: ClassVar[bool] = True
     learns_prompts: ClassVar[bool] = True
+    loss_over_step: ClassVar[bool] = True
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """`input_ids` and `labels` of one length; prompts are masked."""
