@@ -3,9 +3,9 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 
 from . import tiny
-import torch
 
 
 @pytest.fixture(autouse=True)

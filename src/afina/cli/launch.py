@@ -80,8 +80,9 @@ def _check(processes: int, device: str) -> None:
     if processes < 1:
         raise RecipeError("a run has at least one process", where="--processes", got=processes)
     if "WORLD_SIZE" in os.environ:
+        others = f"nothing: torchrun, accelerate or srun started {os.environ['WORLD_SIZE']}"
         raise RecipeError("this process is one of several already", where="--processes", got=processes,
-                          expected=f"nothing: torchrun, accelerate or srun started {os.environ['WORLD_SIZE']}")  # fmt: skip
+                          expected=others)  # fmt: skip
     kind = place(device).kind
     there = [d for d in found() if d.kind == kind]
     if kind != "cpu" and len(there) < processes:
@@ -100,7 +101,7 @@ def _start(command: Sequence[str], number: int, processes: int, port: int) -> St
     own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, LAUNCHER: os.getpid()}  # fmt: skip
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, **{k: str(v) for k, v in own.items()}}
-    words: IO[bytes] | None = None if number == 0 else tempfile.TemporaryFile()
+    words: IO[bytes] | None = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long
     streams: dict[str, Any] = {} if words is None else {"stdout": subprocess.DEVNULL, "stderr": words}
     # In a session of its own: a Ctrl-C of the terminal would reach it twice, and the second one ends at once.
     process = subprocess.Popen([sys.executable, "-m", "afina", *command], env=environment, start_new_session=True,

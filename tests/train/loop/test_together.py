@@ -21,6 +21,7 @@ from .together import Together
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
 FIRST = ("causal_lm", "sequence_classification")
 STEPS = 4
+SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def written(folder):
     return [line["loss"] for line in lines if "loss" in line], load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("task", [t if t in FIRST else pytest.param(t, marks=WHOLE) for t in TASKS])
+@pytest.mark.parametrize("task", [t if t in FIRST else pytest.param(t, marks=WHOLE) for t in SHARED])
 def test_two_processes_take_the_steps_of_one(task, models, child, together, tmp_path):
     found = {}
     for name, run in (("one", lambda *a: [child(*a)]), ("two", together)):
@@ -55,12 +56,16 @@ def test_two_processes_take_the_steps_of_one(task, models, child, together, tmp_
         found[name] = (*written(done[0][0]), done[0][1])
     (losses, state, report), (again, shared, told) = found.values()
     assert len(losses) == STEPS
-    assert again == pytest.approx(losses, rel=1e-4)
     assert losses[0] != losses[-1]
     assert state.keys() == shared.keys()
-    assert all(torch.allclose(state[n], shared[n], rtol=1e-3, atol=1e-5) for n in state)
-    assert told["after"]["loss"] == pytest.approx(report["after"]["loss"], rel=1e-4)
-    assert told["after"]["accuracy"] == report["after"]["accuracy"]
+    if TASKS[task].shares == "exactly":
+        assert again == pytest.approx(losses, rel=1e-4)
+        assert told["after"]["loss"] == pytest.approx(report["after"]["loss"], rel=1e-3)
+        assert told["after"]["accuracy"] == report["after"]["accuracy"]
+        # Adam's first steps are signs of gradients, which rounding turns where they are next to nothing.
+        assert all((state[n] - shared[n]).norm() < 0.01 * state[n].norm() for n in state)
+    else:  # a mean over fewer rows, where short ones weigh more
+        assert again == pytest.approx(losses, rel=0.05)
     assert newest_complete(done[0][0]).name == f"checkpoint-{STEPS}"
 
 
@@ -81,6 +86,12 @@ def test_two_processes_go_on_where_one_was_cut_off_and_the_other_way_round(model
         state = load_file(out / "adapter_model.safetensors")
         whole = whole or state
         assert all(torch.allclose(state[n], whole[n], rtol=1e-3, atol=1e-5) for n in state)
+
+
+@pytest.mark.parametrize("task", [t for t in TASKS if t not in SHARED])
+def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_path):
+    errors = together(ran, load_recipe(str(tiny.write_task(tmp_path, task, models))))
+    assert all(isinstance(e, RecipeError) and "cannot share" in str(e) for e in errors), errors
 
 
 def ran_on(recipe):

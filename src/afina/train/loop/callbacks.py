@@ -237,5 +237,6 @@ class SharedSteps(TrainerCallback):  # type: ignore[misc]
             NumericError: nothing brings them together.
         """
         if not isinstance(self.trainer.model_wrapped, DistributedDataParallel):
+            got = type(self.trainer.model_wrapped).__name__
             raise NumericError("the processes' gradients would not meet", where=f"step {state.global_step + 1}",
-                               got=type(self.trainer.model_wrapped).__name__, expected="DistributedDataParallel")  # fmt: skip
+                               got=got, expected="DistributedDataParallel")  # fmt: skip

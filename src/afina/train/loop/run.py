@@ -28,15 +28,13 @@ from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
 from ..recipe.anchoring import absolute
-from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
-from ..recipe.settings import load_recipe, method_config
-from ..recipe.yamlfile import dump
+from ..recipe.settings import method_config
 from ..report.descent import advice, descent, rate_to_try
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
 from ..report.output import BEFORE as BEFORE_FILE
-from ..report.output import RECIPE_NAME, REPORT, Output
+from ..report.output import REPORT, Output
 from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
@@ -45,12 +43,12 @@ from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
-from .claimed import claimed_together, lengthened, spare_inputs
+from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
 from .method_state import read_method_state
 from .scoring import scored
 from .trackers import check_trackers
-from .trainer import Setup, forget_measuring, make_trainer
+from .trainer import Setup, forget_measuring, make_trainer, tell_sharing
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ def run(
         with interruptible():
             stand_in()  # the Trainer takes our PeftModel for the one that it knows
             check_trackers(recipe)
+            tell_sharing(recipe, reporter)
             with joined(place(recipe.model.device)):
                 ready, split, labels = prepared(recipe, reporter)
                 if not resume:
@@ -89,30 +88,11 @@ def run(
                 longer = resume and not overwrite and lengthened(ready)
                 with claimed_together(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer) as output:
                     auto = recipe.model.dtype == "auto"
-                    ready = from_first(lambda: _begun(output, ready, reporter, keep_dtype=auto, longer=longer))
+                    ready = from_first(lambda: begun(output, ready, reporter, keep_dtype=auto, longer=longer))
                     return _trained(ready, split, labels, output, reporter)
     except Interrupted as error:
         raise StoppedError(f"stopped by {error.name} before the run began: nothing is lost", fix="run it again",
                            exit_code=error.exit_code) from error  # fmt: skip
-
-
-def _begun(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> Recipe:
-    """The recipe, written down. What a run that goes on stands on is as it was; damaged checkpoints are told."""
-    if output.checkpoint is not None:
-        _check_former(output, recipe, reporter, keep_dtype=keep_dtype, longer=longer)
-    (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
-    return recipe
-
-
-def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> None:
-    assert output.checkpoint is not None
-    for path, fault in output.faults.items():
-        reporter.warn(f"{path.name} is not whole ({fault}): going on from {output.checkpoint.name}")
-    former = load_recipe(str(output.work))
-    if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
-        recipe.model.dtype = former.model.dtype
-    check_resumable(former, recipe, reporter, longer=longer)
-    reporter.note(f"resuming from {output.checkpoint.name}")
 
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
@@ -162,7 +142,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     from transformers import set_seed
 
     location = base_location(recipe.model, reporter)
-    from_first(lambda: _stand_on(contents(split, recipe.model, location), output, reporter))
+    from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
@@ -184,15 +164,6 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
-
-
-def _stand_on(stands_on: dict[str, str], output: Output, reporter: Reporter) -> None:
-    """Keep what the run begins with, or compare it."""
-    if output.checkpoint is None:
-        output.remember(stands_on)
-        return
-    check_contents(output.contents, stands_on, reporter)
-    output.reopen()
 
 
 def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Reporter) -> None:

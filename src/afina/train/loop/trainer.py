@@ -71,6 +71,22 @@ def make_trainer(
     return Setup(trainer, metrics, stop)
 
 
+def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
+    """Say how several processes share the run.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if size() == 1:
+        return
+    how = named(recipe.task).shares
+    if how == "never":
+        raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
+                          fix="train it in one process")  # fmt: skip
+    nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
+    reporter.note(f"{size()} processes share each step's {recipe.training.batch_size} rows{nearly}")
+
+
 def _together(trainer: Any) -> None:
     """Let several processes take each step together, and measure as one alone does.
 
@@ -123,6 +139,7 @@ def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float)
                           fix="leave layerwise_decay out, or take adamw_torch")  # fmt: skip
     groups = layerwise_parameter_groups(model, learning_rate, t.layerwise_decay, t.weight_decay)
     return kind, {**options, "params": groups}
+
 
 def forget_measuring(trainer: Any) -> None:
     """Undo what measuring before training leaves: accelerate takes the model for prepared, and would not bring the

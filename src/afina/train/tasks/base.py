@@ -113,6 +113,8 @@ class Task(ABC):
         may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
         loss_over_step: whether the loss is divided by the tokens of a whole step, not by those of its batch.
+        shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
+            mean over its own rows; or "never".
     """
 
     name: ClassVar[str]
@@ -128,6 +130,7 @@ class Task(ABC):
     may_stand_still: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
     loss_over_step: ClassVar[bool] = False
+    shares: ClassVar[str] = "nearly"
 
     @property
     def fresh_heads(self) -> tuple[str, ...]:

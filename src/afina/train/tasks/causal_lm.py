@@ -20,6 +20,7 @@ class CausalLM(Answering):
     """Prompts and answers, or messages, in one sequence of tokens."""
 
     name: ClassVar[str] = "causal_lm"
+    shares: ClassVar[str] = "exactly"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt and completion, or messages"
     streams: ClassVar[bool] = True
