@@ -5,6 +5,8 @@ import signal
 import pytest
 import torch
 
+from . import tiny
+
 
 @pytest.fixture(autouse=True)
 def _quiet_and_alone(tmp_path, monkeypatch):
@@ -14,3 +16,13 @@ def _quiet_and_alone(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(scope="session")
+def models(model_folder, tmp_path_factory):
+    """Tiny models by family."""
+    return {
+        "llama": model_folder,
+        "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
+        "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
+    }

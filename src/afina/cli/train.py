@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..devices.ranks import is_first, take_over_slurm
 from ..errors import RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
@@ -39,6 +40,9 @@ def train(
     live: Annotated[
         bool, typer.Option("--live", help="Keep a page beside the output folder that follows the run.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the run, on a device each, or on the processor's cores.")
+    ] = 1,
     as_json: AsJson = False,
     print_recipe: Annotated[
         str | None, typer.Option("--print-recipe", metavar="METHOD", help="Print a recipe to start from; task=... too.")
@@ -48,6 +52,7 @@ def train(
     from ..train.recipe.settings import embedded_recipes, load_recipe
     from ..train.recipe.yamlfile import dump
 
+    take_over_slurm()
     source, overrides = split_arguments(args or [])
     for key, value in overrides:
         if value == "true" and (close := get_close_matches(key, _FLAGS, cutoff=0.8)):
@@ -79,12 +84,21 @@ def train(
         for line in _plan(recipe):
             typer.echo(f"# {line}")
         return
+    if processes != 1:
+        from .launch import launch
+
+        flags = {"overwrite": overwrite, "resume": resume, "explain": explain, "live": live, "json": as_json}
+        words = ["train", *(args or []), *(f"--{name}" for name, given in flags.items() if given)]
+        raise typer.Exit(launch(words, processes, recipe.model.device))
+    from ..train.report.events import Reporter
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    reporter = ConsoleReporter(explain)
+    reporter = ConsoleReporter(explain) if is_first() else Reporter()
     quiet_libraries(reporter)
     result = _followed(recipe, reporter, live, overwrite=overwrite, resume=resume, source=source)
+    if not is_first():
+        return
     if as_json:
         say_json({"folder": result.folder, **result.report})
         return
@@ -96,7 +110,7 @@ def _followed(recipe: Recipe, reporter: Reporter, live: bool, **how: Any) -> Res
     from ..train.loop.run import run
     from ..train.report.live import Live, live_path
 
-    if not live:
+    if not live or not is_first():
         return run(recipe, reporter, **how)
     page = Live(reporter, live_path(recipe.output.dir))
     try:

@@ -127,6 +127,29 @@ def test_resumed_task_ends_as_the_uninterrupted_one(task, models, child, tmp_pat
     assert report["before"] == report_again["before"]
 
 
+# Embeddings are told from their neighbours in the batch, GRPO draws, and documents come in an order by the batch.
+@pytest.mark.parametrize("task", [t for t in TASKS if t not in ("embeddings", "grpo", "pretraining")])
+def test_accumulated_batches_weigh_as_one(task, models, child, tmp_path):
+    losses = {}
+    for size, times in ((4, 1), (2, 2)):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        file = tiny.write_task(folder, task, models, training__max_steps=2, training__batch_size=size,
+                               training__gradient_accumulation=times, evaluation__enabled=False)  # fmt: skip
+        out = child(train_only, load_recipe(str(file)))
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        losses[size] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses[4]) == 2
+    # Where the mean is taken over the tokens of a batch, short ones weigh more.
+    assert losses[2] == pytest.approx(losses[4], rel=0.1)
+
+
+def train_only(recipe):
+    from afina.train.loop.run import run
+
+    return run(recipe, Reporter()).folder
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_held_out_loss_while_training_keeps_the_best_checkpoint(task, models, child, tmp_path):
     file = tiny.write_task(tmp_path, task, models, evaluation__every=2, training__max_steps=4)

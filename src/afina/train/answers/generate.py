@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...devices.ranks import gathered, rank, size
 from ...errors import RecipeError, did_you_mean
 from ..conversations.chat_template import ids_of
 from ..data.encode import cut_prompt, encoder_ids, token_ids
@@ -28,7 +29,7 @@ def answers(
 
     Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
     like length. Where an `encoder` reads them they are cut at their end and padded on the right. `tasks` are the
-    prompts' task numbers, for methods that need them.
+    prompts' task numbers, for methods that need them. Processes that share a run share the prompts out.
     """
     import torch
 
@@ -42,8 +43,9 @@ def answers(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        own = order[rank() :: size()]
+        for start in range(0, len(own), batch_size):
+            batch = own[start : start + batch_size]
             pad = right_padded if encoder else left_padded
             inputs = pad([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
             if tasks is not None:
@@ -52,7 +54,10 @@ def answers(
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
                 out[i] = prompter.said(str(prompter.tokenizer.decode(row, skip_special_tokens=True)))
-            progress(start + len(batch))
+            progress(min(len(order), (start + len(batch)) * size()))
+    for said in gathered({i: out[i] for i in own}) if size() > 1 else ():
+        for i, text in said.items():
+            out[i] = text
     model.train(was_training)
     return out
 

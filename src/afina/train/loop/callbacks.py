@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...devices.memory_use import used_bytes
+from ...devices.ranks import is_first, meet
 from ...errors import NumericError
 from ..report.checkpoints import mark_complete
 from ..report.events import Progress, Reporter
@@ -111,6 +113,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Keep the lines of the steps that a resumed run does not repeat."""
+        if not is_first():
+            return
         if self.path.is_file():
             lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
             self.history = [line for line in lines if line["step"] <= state.global_step]
@@ -127,6 +131,8 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         """Write one line."""
         line = {"step": state.global_step, **(logs or {})}
         self.history.append(line)
+        if not is_first():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -185,8 +191,10 @@ class CompleteCheckpoints(TrainerCallback):  # type: ignore[misc]
     """Marks a checkpoint as whole once all its files are written."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Seal the checkpoint of this step."""
-        mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        """Seal the checkpoint of this step, to which every process adds its random state."""
+        meet()
+        if is_first():
+            mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
 class MethodSteps(TrainerCallback):  # type: ignore[misc]
@@ -205,7 +213,8 @@ class MethodSteps(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Write the state into the checkpoint of this step."""
-        write_method_state(self.model, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        if is_first():
+            write_method_state(self.model, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any
@@ -213,3 +222,21 @@ class MethodSteps(TrainerCallback):  # type: ignore[misc]
         """After the optimizer's step, before the gradients are cleared."""
         if self.update is not None:
             self.update(state.global_step + 1)
+
+
+class SharedSteps(TrainerCallback):  # type: ignore[misc]
+    """Of several processes: their gradients meet."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Look before every step; the Trainer would train without, each process for itself.
+
+        Raises:
+            NumericError: nothing brings them together.
+        """
+        if not isinstance(self.trainer.model_wrapped, DistributedDataParallel):
+            got = type(self.trainer.model_wrapped).__name__
+            raise NumericError("the processes' gradients would not meet", where=f"step {state.global_step + 1}",
+                               got=got, expected="DistributedDataParallel")  # fmt: skip

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ...core.files.overwriting import refuse_overwriting
 from ...core.files.unwritable import told_if_unwritable
+from ...devices.ranks import from_first, meet
 from ...errors import RecipeError, StoppedError
 from ..data.split import Split
+from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
 from ..recipe.settings import load_recipe, method_config
+from ..recipe.yamlfile import dump
 from ..report.checkpoints import newest_complete
+from ..report.events import Reporter
 from ..report.interrupts import Interrupted, postponed
 from ..report.output import RECIPE_NAME, REPORT, Output, claim
 
@@ -42,6 +46,22 @@ def claimed(directory: str, *, overwrite: bool, resume: bool, longer: bool = Fal
         _abandon(output)
         raise
     output.publish()
+
+
+@contextmanager
+def claimed_together(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Iterator[Output]:
+    """The same for each of several processes: the first one claims the folder, the others work in it too."""
+    with ExitStack() as stack:
+        own: list[Output] = []
+
+        def claim_it() -> tuple[Path, Path, Path | None]:
+            output = claimed(directory, overwrite=overwrite, resume=resume, longer=longer)
+            own.append(stack.enter_context(output))
+            return own[0].final, own[0].work, own[0].checkpoint
+
+        final, work, checkpoint = from_first(claim_it)
+        yield own[0] if own else Output(final, work, checkpoint, None)
+        meet()  # nobody writes any more
 
 
 def _abandon(output: Output) -> None:
@@ -93,3 +113,31 @@ def lengthened(recipe: Recipe) -> bool:
         raise RecipeError("this method's own schedule ended with the run", where="method.type", got=recipe.method.type,
                           fix="run it anew with --overwrite, or go on from it: model.adapter=DIR")  # fmt: skip
     return longer
+
+
+def begun(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> Recipe:
+    """The recipe, written down. What a run that goes on stands on is as it was; damaged checkpoints are told."""
+    if output.checkpoint is not None:
+        _check_former(output, recipe, reporter, keep_dtype=keep_dtype, longer=longer)
+    (output.work / RECIPE_NAME).write_text(dump(recipe), encoding="utf-8")
+    return recipe
+
+
+def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> None:
+    assert output.checkpoint is not None
+    for path, fault in output.faults.items():
+        reporter.warn(f"{path.name} is not whole ({fault}): going on from {output.checkpoint.name}")
+    former = load_recipe(str(output.work))
+    if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
+        recipe.model.dtype = former.model.dtype
+    check_resumable(former, recipe, reporter, longer=longer)
+    reporter.note(f"resuming from {output.checkpoint.name}")
+
+
+def stand_on(stands_on: dict[str, str], output: Output, reporter: Reporter) -> None:
+    """Keep what the run begins with, or compare it."""
+    if output.checkpoint is None:
+        output.remember(stands_on)
+        return
+    check_contents(output.contents, stands_on, reporter)
+    output.reopen()

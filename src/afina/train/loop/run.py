@@ -13,6 +13,7 @@ from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
 from ...devices.found import found
 from ...devices.place import place, told
+from ...devices.ranks import from_first, is_first, joined, size
 from ...errors import StoppedError
 from ...kernels.flash import use_flash
 from ...kernels.frozen import FrozenPrefix
@@ -27,15 +28,13 @@ from ..data.encode import Data
 from ..data.prompts import Prompter
 from ..data.split import Split, read_split
 from ..recipe.anchoring import absolute
-from ..recipe.resuming import check_contents, check_resumable
 from ..recipe.sections import Recipe
-from ..recipe.settings import load_recipe, method_config
-from ..recipe.yamlfile import dump
+from ..recipe.settings import method_config
 from ..report.descent import advice, descent, rate_to_try
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
 from ..report.output import BEFORE as BEFORE_FILE
-from ..report.output import RECIPE_NAME, REPORT, Output
+from ..report.output import REPORT, Output
 from ..report.results import card_section, plot_loss, report, write_json
 from ..report.scores import Scores
 from ..tasks import named
@@ -44,12 +43,12 @@ from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
-from .claimed import claimed, lengthened, spare_inputs
+from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
 from .method_state import read_method_state
 from .scoring import scored
 from .trackers import check_trackers
-from .trainer import Setup, make_trainer
+from .trainer import Setup, forget_measuring, make_trainer, tell_sharing
 
 
 @dataclass(frozen=True)
@@ -81,30 +80,19 @@ def run(
         with interruptible():
             stand_in()  # the Trainer takes our PeftModel for the one that it knows
             check_trackers(recipe)
-            ready, split, labels = prepared(recipe, reporter)
-            if not resume:
-                spare_inputs(ready, split, source)
-            longer = resume and not overwrite and lengthened(ready)
-            with claimed(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer) as output:
-                if output.checkpoint is not None:
-                    _check_former(output, ready, reporter, keep_dtype=recipe.model.dtype == "auto", longer=longer)
-                (output.work / RECIPE_NAME).write_text(dump(ready), encoding="utf-8")
-                return _trained(ready, split, labels, output, reporter)
+            tell_sharing(recipe, reporter)
+            with joined(place(recipe.model.device)):
+                ready, split, labels = prepared(recipe, reporter)
+                if not resume:
+                    spare_inputs(ready, split, source)
+                longer = resume and not overwrite and lengthened(ready)
+                with claimed_together(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer) as output:
+                    auto = recipe.model.dtype == "auto"
+                    ready = from_first(lambda: begun(output, ready, reporter, keep_dtype=auto, longer=longer))
+                    return _trained(ready, split, labels, output, reporter)
     except Interrupted as error:
         raise StoppedError(f"stopped by {error.name} before the run began: nothing is lost", fix="run it again",
                            exit_code=error.exit_code) from error  # fmt: skip
-
-
-def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dtype: bool, longer: bool) -> None:
-    """What a run that goes on stands on is as it was; damaged checkpoints are told."""
-    assert output.checkpoint is not None
-    for path, fault in output.faults.items():
-        reporter.warn(f"{path.name} is not whole ({fault}): going on from {output.checkpoint.name}")
-    former = load_recipe(str(output.work))
-    if keep_dtype:  # a measurement may come out otherwise, but a run keeps its dtype
-        recipe.model.dtype = former.model.dtype
-    check_resumable(former, recipe, reporter, longer=longer)
-    reporter.note(f"resuming from {output.checkpoint.name}")
 
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
@@ -117,7 +105,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
         reporter.note(remark)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
-    return _resolved(recipe, split, labels, reporter), split, labels
+    return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:
@@ -154,12 +142,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     from transformers import set_seed
 
     location = base_location(recipe.model, reporter)
-    stands_on = contents(split, recipe.model, location)
-    if output.checkpoint is None:
-        output.remember(stands_on)
-    else:
-        check_contents(output.contents, stands_on, reporter)
-        output.reopen()
+    from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
@@ -218,6 +201,8 @@ def _measured(
     before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
     if before is not None:
         reporter.note(f"before: {before}")
+    if size() > 1:
+        forget_measuring(trainer)
     set_seed(recipe.training.seed)  # so that measuring before changes no bit of the training
     started = time.monotonic()
     if output.checkpoint is not None:
@@ -241,7 +226,8 @@ def _measured(
         training=training, before=before, after=after,
         data_sha256={rows.path.name: rows.digest() for rows in data.split.parts}, device=trainer.args.device,
     )  # fmt: skip
-    _save(recipe, prompter, setup, values, before, after, output.work)
+    if is_first():
+        _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)
 
 
@@ -261,12 +247,13 @@ def _descended(recipe: Recipe, setup: Setup, reporter: Reporter) -> dict[str, An
 def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:
     """The scores before training; a resumed run has them on file."""
     file = output.work / BEFORE_FILE
-    if output.checkpoint is not None and file.is_file():
+    if from_first(lambda: output.checkpoint is not None and file.is_file()):
         return Scores.from_dict(json.loads(file.read_text(encoding="utf-8")))
     # Untrained virtual tokens disturb the model; what a run is compared with is the base.
     with as_it_came(recipe, setup.trainer.model, data.tasks):
         scores = scored(Job(recipe, setup.trainer, data, prompter, reporter, BEFORE))
-    write_json(file, scores.as_dict())
+    if is_first():
+        write_json(file, scores.as_dict())
     return scores
 
 

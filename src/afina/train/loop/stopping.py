@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ...devices.ranks import most
 from ...errors import StoppedError
 from ..report.interrupts import ENDING, hand_back, listen
 
@@ -32,7 +33,8 @@ class GracefulStop(TrainerCallback):  # type: ignore[misc]
         self.before = {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        """Save and stop."""
+        """Save and stop; of several processes all after the same step."""
+        self.received = most(self.received or 0) or None
         if self.received is not None and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 

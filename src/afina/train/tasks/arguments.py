@@ -9,6 +9,7 @@ from typing import Any
 
 from ...devices.found import Device
 from ...devices.place import is_distributed, place, scales_loss
+from ...devices.ranks import size
 from ...errors import AfinaError, RecipeError
 from ..recipe.sections import Recipe
 
@@ -41,12 +42,13 @@ def training_arguments(
     t, device = recipe.training, place(recipe.model.device)
     own = _bookkeeping(recipe)
     own |= {_checkpointing_key(TrainingArguments): t.gradient_checkpointing,
-            "per_device_eval_batch_size": recipe.evaluation.batch_size}  # fmt: skip
+            "per_device_eval_batch_size": recipe.evaluation.batch_size,
+            "accelerator_config": {"split_batches": size() > 1}}  # fmt: skip
     with refused("transformers"):
         made = (kind or TrainingArguments)(
             output_dir=str(work),
             learning_rate=learning_rate,
-            per_device_train_batch_size=t.batch_size,
+            per_device_train_batch_size=_shared(t.batch_size),
             gradient_accumulation_steps=t.gradient_accumulation,
             num_train_epochs=t.epochs,
             max_steps=t.max_steps or -1,
@@ -66,6 +68,18 @@ def training_arguments(
     if not is_distributed():
         keep_to(made, device)
     return made
+
+
+def _shared(batch: int) -> int:
+    """The rows of a step, in all processes together: how many they are changes no step.
+
+    Raises:
+        RecipeError: they cannot be shared out evenly.
+    """
+    if batch % size():
+        raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
+                          expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
+    return batch
 
 
 def keep_to(arguments: Any, device: Device) -> None:

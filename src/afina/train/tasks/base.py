@@ -112,6 +112,9 @@ class Task(ABC):
         has_reference: whether the model without its adapter is what it is held to.
         may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
+        loss_over_step: whether the loss is divided by the tokens of a whole step, not by those of its batch.
+        shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
+            mean over its own rows; or "never".
     """
 
     name: ClassVar[str]
@@ -126,6 +129,8 @@ class Task(ABC):
     has_reference: ClassVar[bool] = False
     may_stand_still: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
+    loss_over_step: ClassVar[bool] = False
+    shares: ClassVar[str] = "nearly"
 
     @property
     def fresh_heads(self) -> tuple[str, ...]:
@@ -196,10 +201,14 @@ class Task(ABC):
 
         if hasattr(data.train, "set_epoch"):  # it orders its rows by itself
             arguments.train_sampling_strategy = "sequential"
-        return Trainer(
+        out = Trainer(
             model=model, args=arguments, train_dataset=data.train, eval_dataset=self.watched(recipe, data),
             data_collator=self.collator(tokenizer), processing_class=tokenizer,
         )  # fmt: skip
+        # The Trainer takes every model whose forward has **kwargs for one whose loss is divided by all the tokens of a
+        # step. Others take the mean of their own batch, which would be summed over a step's batches and processes.
+        out.model_accepts_loss_kwargs = out.model_accepts_loss_kwargs and self.loss_over_step
+        return out
 
     @staticmethod
     def watched(recipe: Recipe, data: Data) -> Encoded | None:

@@ -20,12 +20,14 @@ class CausalLM(Answering):
     """Prompts and answers, or messages, in one sequence of tokens."""
 
     name: ClassVar[str] = "causal_lm"
+    shares: ClassVar[str] = "exactly"
     loader: ClassVar[str] = "AutoModelForCausalLM"
     columns: ClassVar[str] = "prompt and completion, or messages"
     streams: ClassVar[bool] = True
     fast: ClassVar[bool] = True
     packs: ClassVar[bool] = True
     learns_prompts: ClassVar[bool] = True
+    loss_over_step: ClassVar[bool] = True
 
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """`input_ids` and `labels` of one length; prompts are masked."""

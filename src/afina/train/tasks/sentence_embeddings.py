@@ -34,6 +34,7 @@ class Embeddings(Task):
     """Anchors and positives, with or without negatives."""
 
     name: ClassVar[str] = "embeddings"
+    shares: ClassVar[str] = "never"
     loader: ClassVar[str] = "AutoModel"
     columns: ClassVar[str] = "anchor and positive, with or without negative"
     groups: ClassVar[bool] = False

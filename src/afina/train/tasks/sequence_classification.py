@@ -39,6 +39,7 @@ class SequenceClassification(Task):
     """Texts and labels."""
 
     name: ClassVar[str] = "sequence_classification"
+    shares: ClassVar[str] = "exactly"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "text and label"
     classes: ClassVar[bool] = True

@@ -88,7 +88,7 @@ def for_task(trained: Trained, task: int | None, where: str) -> Trained:
     Raises:
         RecipeError: it is missing, not known, or of no use.
     """
-    config = trained.model.active_peft_config if trained.is_adapter else None
+    config: Any = trained.model.active_peft_config if trained.is_adapter else None
     wanted = config is not None and "task_ids" in getattr(method(config).implementation, "inputs", ())
     if not wanted:
         if task is not None:

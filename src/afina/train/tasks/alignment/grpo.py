@@ -36,6 +36,7 @@ class GRPO(HeldToReference):
     """Prompts, and what tells good answers."""
 
     name: ClassVar[str] = "grpo"
+    shares: ClassVar[str] = "never"
     columns: ClassVar[str] = "prompt, and what the rewards read (answer)"
     may_stand_still: ClassVar[bool] = True
 

@@ -31,6 +31,7 @@ class Preference(OfPairs, HeldToReference):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
+    shares: ClassVar[str] = "exactly"
     columns: ClassVar[str] = "prompt, chosen and rejected, as text or messages"
     metric: ClassVar[str] = "reward accuracy"
 

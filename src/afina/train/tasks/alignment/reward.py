@@ -32,6 +32,7 @@ class Reward(OfPairs):
     """Chosen and rejected texts."""
 
     name: ClassVar[str] = "reward"
+    shares: ClassVar[str] = "exactly"
     loader: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: ClassVar[str] = "chosen and rejected, with or without prompt, as text or messages"
     groups: ClassVar[bool] = False

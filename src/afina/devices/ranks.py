@@ -1,0 +1,170 @@
+"""The processes that share one run: how many there are, which one this is, and what they tell each other.
+
+They are started by `afina train --processes`, torchrun, accelerate or SLURM, and find each other by torch's variables
+(`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ...). The first one (rank 0) claims folders, prints and writes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ..errors import AfinaError, RecipeError, StoppedError
+from .found import Device
+
+_T = TypeVar("_T")
+LAUNCHER = "AFINA_LAUNCHER"
+"""Process id of the launcher: when it is gone, its processes end."""
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID",
+          "MASTER_ADDR": "SLURM_LAUNCH_NODE_IPADDR"}  # fmt: skip
+LEFT_ALONE = 75
+"""Exit code of a process that another one left alone."""
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+"""In what torch says when a process that is waited for has ended."""
+_PORTS = (20000, 10000)
+"""SLURM names no port: this one, and the job's number within so many above it."""
+
+
+def size() -> int:
+    """How many processes share the run; 1 for a run alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this one, from 0 on."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this one claims folders, prints and writes."""
+    return rank() == 0
+
+
+def take_over_slurm() -> None:
+    """Say in torch's variables what `srun` says in its own, where nobody else said it."""
+    environment = os.environ
+    if "WORLD_SIZE" in environment or int(environment.get("SLURM_NTASKS", "1")) < 2:
+        return
+    if "SLURM_PROCID" not in environment or "SLURM_STEP_ID" not in environment:  # the batch script itself is no task
+        return
+    environment.update({ours: environment[theirs] for ours, theirs in _SLURM.items() if theirs in environment})
+    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    first, span = _PORTS
+    environment.setdefault("MASTER_PORT", str(first + int(environment.get("SLURM_JOB_ID", "0")) % span))
+
+
+def join(device: Device) -> None:
+    """Meet the other processes; nothing for a run alone, and nothing twice.
+
+    Raises:
+        RecipeError: they cannot be met.
+    """
+    import torch.distributed as dist
+
+    if size() == 1 or dist.is_initialized():
+        return
+    if (launcher := os.environ.get(LAUNCHER)) is not None:
+        threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+    try:
+        if device.kind == "cuda":
+            import torch
+
+            torch.cuda.set_device(torch.device(device.name))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:  # torch's own errors of stores and groups are RuntimeErrors
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RecipeError("the processes cannot meet", where=f"process {rank()} of {size()} at {address}",
+                          got=str(error).splitlines()[0], fix="is the port taken, or were fewer started than said?",
+                          ) from error  # fmt: skip
+
+
+def _end_with(launcher: int) -> None:
+    """End in good order when the launcher is gone."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def joined(device: Device) -> Iterator[None]:
+    """Together with the other processes; nothing else for a run alone.
+
+    Raises:
+        RecipeError: they cannot be met.
+        StoppedError: one of them is gone.
+    """
+    import torch.distributed as dist
+
+    if size() == 1:
+        yield
+        return
+    join(device)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, AfinaError) or not any(word in str(error) for word in _GONE):
+            raise
+        raise StoppedError("another process of the run is gone", fix="go on with --resume",
+                           exit_code=LEFT_ALONE) from error  # fmt: skip
+    dist.destroy_process_group()
+
+
+def meet() -> None:
+    """Wait until all are here."""
+    import torch.distributed as dist
+
+    if size() > 1:
+        dist.barrier()
+
+
+def most(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    import torch
+    import torch.distributed as dist
+
+    if size() == 1:
+        return number
+    found = torch.tensor([number])
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def from_first(make: Callable[[], _T]) -> _T:
+    """What `make` gives in the first process, in all of them; it is called there only.
+
+    Raises:
+        AfinaError: `make` raised it; in the others it is a `StoppedError`, because it is told already.
+    """
+    import torch.distributed as dist
+
+    if size() == 1:
+        return make()
+    told: list[Any] = [None, None]
+    raised: BaseException | None = None
+    if is_first():
+        try:
+            told = [make(), None]
+        except AfinaError as error:
+            raised, told = error, [None, getattr(error, "exit_code", 2)]
+    dist.broadcast_object_list(told, src=0)
+    if raised is not None:
+        raise raised
+    if told[1] is not None:
+        raise StoppedError(f"process {rank()} of {size()} ends: the first one could not go on", exit_code=told[1])
+    return told[0]  # type: ignore[no-any-return]
+
+
+def gathered(own: _T) -> list[_T]:
+    """What each process has, in the order of their numbers."""
+    import torch.distributed as dist
+
+    if size() == 1:
+        return [own]
+    out: list[Any] = [None] * size()
+    dist.all_gather_object(out, own)
+    return out

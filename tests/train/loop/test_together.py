@@ -1,0 +1,115 @@
+"""Several processes share a run: every task takes the steps that one process takes, and leaves the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afina.errors import RecipeError, StoppedError
+from afina.train.recipe.settings import load_recipe
+from afina.train.report.checkpoints import newest_complete
+from afina.train.report.events import Reporter
+from afina.train.tasks import TASKS
+
+from .. import tiny
+from .together import Together
+
+WHOLE = pytest.mark.whole("language models and classifiers take the same way")
+FIRST = ("causal_lm", "sequence_classification")
+STEPS = 4
+SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
+
+
+@pytest.fixture(scope="module")
+def together():
+    out = Together()
+    yield out
+    out.end()
+
+
+def ran(recipe, **how):
+    """The folder and report of a run, and what backs its steps."""
+    from afina.train.loop.run import run
+
+    done = run(recipe, Reporter(), **how)
+    return done.folder, done.report
+
+
+def written(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line], load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("task", [t if t in FIRST else pytest.param(t, marks=WHOLE) for t in SHARED])
+def test_two_processes_take_the_steps_of_one(task, models, child, together, tmp_path):
+    found = {}
+    for name, run in (("one", lambda *a: [child(*a)]), ("two", together)):
+        folder = tmp_path / name
+        folder.mkdir()
+        file = tiny.write_task(folder, task, models, training__max_steps=STEPS, training__save_steps=STEPS)
+        done = run(ran, load_recipe(str(file)))
+        assert not [d for d in done if isinstance(d, Exception)], done
+        found[name] = (*written(done[0][0]), done[0][1])
+    (losses, state, report), (again, shared, told) = found.values()
+    assert len(losses) == STEPS
+    assert losses[0] != losses[-1]
+    assert state.keys() == shared.keys()
+    if TASKS[task].shares == "exactly":
+        assert again == pytest.approx(losses, rel=1e-4)
+        assert told["after"]["loss"] == pytest.approx(report["after"]["loss"], rel=1e-3)
+        assert told["after"]["accuracy"] == report["after"]["accuracy"]
+        # Adam's first steps are signs of gradients, which rounding turns where they are next to nothing.
+        assert all((state[n] - shared[n]).norm() < 0.01 * state[n].norm() for n in state)
+    else:  # a mean over fewer rows, where short ones weigh more
+        assert again == pytest.approx(losses, rel=0.05)
+    assert newest_complete(done[0][0]).name == f"checkpoint-{STEPS}"
+
+
+def test_two_processes_go_on_where_one_was_cut_off_and_the_other_way_round(model_folder, child, together, tmp_path):
+    runs = {"one": lambda *a: [child(*a)], "two": together}
+    whole = None
+    for first, then in (("one", "one"), ("one", "two"), ("two", "one")):
+        folder = tmp_path / f"{first}-{then}"
+        folder.mkdir()
+        file = tiny.write_recipe(folder, model_folder, training__max_steps=4, training__save_steps=2,
+                                 evaluation__enabled=False)  # fmt: skip
+        recipe = load_recipe(str(file))
+        out = runs[first](ran, recipe)[0][0]
+        (out / "report.json").unlink()
+        shutil.rmtree(out / "checkpoint-4")
+        done = runs[then](ran_on, recipe)
+        assert not [d for d in done if isinstance(d, Exception)], done
+        state = load_file(out / "adapter_model.safetensors")
+        whole = whole or state
+        assert all(torch.allclose(state[n], whole[n], rtol=1e-3, atol=1e-5) for n in state)
+
+
+@pytest.mark.parametrize("task", [t for t in TASKS if t not in SHARED])
+def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_path):
+    errors = together(ran, load_recipe(str(tiny.write_task(tmp_path, task, models))))
+    assert all(isinstance(e, RecipeError) and "cannot share" in str(e) for e in errors), errors
+
+
+def ran_on(recipe):
+    return ran(recipe, resume=True)
+
+
+def test_rows_that_cannot_be_shared_out_are_refused_by_all(model_folder, together, tmp_path):
+    file = tiny.write_recipe(tmp_path, model_folder, training__batch_size=3)
+    for error in together(ran, load_recipe(str(file))):
+        assert isinstance(error, RecipeError)
+        assert "a multiple of 2" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_first_one_cannot_do_ends_all(model_folder, together, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("x")
+    first, second = together(ran, load_recipe(str(tiny.write_recipe(tmp_path, model_folder))))
+    assert isinstance(first, RecipeError)
+    assert isinstance(second, StoppedError)
+    assert second.exit_code == 2
