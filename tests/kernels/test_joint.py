@@ -182,7 +182,8 @@ def test_compiles_without_a_graph_break() -> None:
     speed_up(model)
     layer = model.get_base_model().model.layers[0].mlp
     found = []
-    for run in (layer, torch.compile(layer, fullgraph=True)):
+    # Not by inductor, whose own code for bfloat16 gives NaN where torch is kept to AVX2.
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
         x = torch.ones(2, 5, 32, dtype=torch.bfloat16, requires_grad=True)
         out = run(x)
         out.float().square().sum().backward()
