@@ -86,6 +86,7 @@ def answers(library: str, script: Path) -> dict[str, object]:
     return json.loads(line.removeprefix("RESULT "))
 
 
+@pytest.mark.whole("every class has its name below")
 def test_hosts_and_models_are_instances_of_what_the_references_are(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

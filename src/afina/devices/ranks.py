@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from ..errors import AfinaError, RecipeError, StoppedError
@@ -26,6 +27,8 @@ LEFT_ALONE = 75
 """Exit code of a process that another one left alone."""
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 """In what torch says when a process that is waited for has ended."""
+MEETING = timedelta(minutes=3)
+"""How long processes wait for one another at the beginning; their machines load libraries at different speeds."""
 _PORTS = (20000, 10000)
 """SLURM names no port: this one, and the job's number within so many above it."""
 
@@ -70,17 +73,25 @@ def join(device: Device) -> None:
         return
     if (launcher := os.environ.get(LAUNCHER)) is not None:
         threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
-    try:
-        if device.kind == "cuda":
-            import torch
+    if device.kind == "cuda":
+        import torch
 
-            torch.cuda.set_device(torch.device(device.name))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo")
+        torch.cuda.set_device(torch.device(device.name))
+    try:
+        store, *_ = next(dist.rendezvous("env://", rank(), size(), timeout=MEETING))
+        store.set(_here(rank()), "")
+        store.wait([_here(number) for number in range(size())], MEETING)
+        backend = "cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=size())
     except (RuntimeError, ValueError) as error:  # torch's own errors of stores and groups are RuntimeErrors
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RecipeError("the processes cannot meet", where=f"process {rank()} of {size()} at {address}",
                           got=str(error).splitlines()[0], fix="is the port taken, or were fewer started than said?",
                           ) from error  # fmt: skip
+
+
+def _here(number: int) -> str:
+    return f"afina/here/{number}"
 
 
 def _end_with(launcher: int) -> None:

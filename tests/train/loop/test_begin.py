@@ -12,7 +12,6 @@ from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from .. import tiny
-from ..tasks.conftest import models as models
 from .test_run import Heard
 
 

@@ -153,6 +153,7 @@ def wait_for(process, sign):
     raise AssertionError(said)
 
 
+@pytest.mark.whole("test_resume.py sends signals while steps run")
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.whole("SIGTERM takes the same way"))]
 )

@@ -157,12 +157,15 @@ def test_killed_runs_resume_from_the_newest_complete_checkpoint(tmp_path, model_
 
 
 def test_early_stopping_keeps_the_best_checkpoint(tmp_path, model_folder, child):
-    path = recipe(tmp_path, model_folder, training__max_steps=40, training__learning_rate=3.0,
+    path = recipe(tmp_path, model_folder, training__max_steps=40, training__learning_rate=0.02,
                   training__early_stopping=1, evaluation__every=2, evaluation__enabled=True)  # fmt: skip
+    held_out = tmp_path / "eval.jsonl"  # says the opposite: what is learnt beyond the form makes it worse
+    swapped = held_out.read_text().replace("odd", "?").replace("even", "odd").replace("?", "even")
+    held_out.write_text(swapped)
     result, _ = child(train, path)
     rows = [json.loads(x) for x in (result.folder / "metrics.jsonl").read_text().splitlines()]
     held = {r["step"]: r["eval_loss"] for r in rows if "eval_loss" in r}
-    assert max(held) < 40
+    assert 2 < max(held) < 40
     best = min(held, key=held.get)
     kept = load_file(result.folder / "adapter_model.safetensors")
     assert same(kept, load_file(result.folder / f"checkpoint-{best}" / "adapter_model.safetensors"))
