@@ -68,6 +68,7 @@ def join(device: Device) -> None:
         RecipeError: they cannot be met.
     """
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if size() == 1 or dist.is_initialized():
         return
@@ -78,7 +79,7 @@ def join(device: Device) -> None:
 
         torch.cuda.set_device(torch.device(device.name))
     try:
-        store, *_ = next(dist.rendezvous("env://", rank(), size(), timeout=MEETING))
+        store, *_ = next(rendezvous("env://", rank(), size(), timeout=MEETING))
         store.set(_here(rank()), "")
         store.wait([_here(number) for number in range(size())], MEETING)
         backend = "cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo"
