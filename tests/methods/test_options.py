@@ -106,13 +106,12 @@ def _same(x: Any, y: Any) -> bool:
 
 
 _STEPS, _FILE, _RECORDED = "acts around optimizer steps", "changes the file alone", "recorded for the reference's files"
-_CHANCE, _SHAPE = "acts at random, or not, in one pass", "matters for other shapes of layers"
+_CHANCE = "acts at random, or not, in one pass"
 EXEMPT: Mapping[tuple[str, str], str] = MappingProxyType({
     **{("", f): _FILE for f in ("save_projection", "save_indices", "save_only_topk_weights",
                                 "save_precomputed_indices")},
     **{("", f): _RECORDED for f in ("fan_in_fan_out", "num_layers", "num_attention_heads", "progressbar")},
     **{("", f): _CHANCE for f in ("module_dropout", "rank_dropout")},
-    **{("", f): _SHAPE for f in ("use_effective_conv2d", "decompose_both", "block_share")},
     **{("ADALORA", f): _STEPS for f in ("target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "total_step")},
     ("CPT", "opt_projection_epsilon"): _STEPS, ("CPT", "opt_projection_format_epsilon"): _STEPS,
     ("CPT", "num_virtual_tokens"): "it is the number of cpt_token_ids",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import afina
-from afina.errors import ConfigError, NumericError, TargetError
+from afina.errors import AfinaWarning, ConfigError, NumericError, TargetError
 
 from ...core import tiny
 
@@ -94,3 +94,8 @@ def test_a_copy_that_is_not_finite_is_not_put_in_place(options: dict[str, Any]) 
     with pytest.raises(NumericError, match="trained copy is not finite"):
         model.merge_and_unload()
     assert any(p is copied for p in model.parameters())  # nothing was changed
+
+
+def test_more_layers_than_there_are_is_told() -> None:
+    with pytest.warns(AfinaWarning, match=r"layers: 9 \(the model has 2\)"):
+        adapted("llama", layers=9)

@@ -5,7 +5,7 @@ A host shows each adapter the layer as the earlier ones left it (`View`). A meth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -196,6 +196,11 @@ class Adapter(nn.Module):
     def build_shared(cls, config: Any, layers: Mapping[str, BaseWeight], dtype: torch.dtype) -> nn.Module | None:
         """The parameters that all layers of one adapter share; their names on disk follow `disk_names` too."""
         return None
+
+    @classmethod
+    def idle(cls, config: Any, adapters: Sequence[Any]) -> Iterable[str]:
+        """Options that changed none of these adapters, which were made by it."""
+        return ()
 
     @classmethod
     def find_inputs(cls, config: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...errors import AfinaWarning, nearest
-from ..config import LayerConfig
+from ..config import LayerConfig, method
 from ..validate import idle_options
 from .patterns import Matcher, key_for
 from .targets import (
@@ -40,15 +40,21 @@ class Idle(NamedTuple):
         return f"{self.field}: {str(self.entry)[:80]!r}" + (f" (nearest: {', '.join(close)})" if close else "")
 
 
-def warn_of_idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequence[Sequence[str]]) -> None:
+def warn_of_idle_entries(
+    model: nn.Module, config: LayerConfig, adapted: Sequence[Sequence[str]], adapters: Sequence[Any]
+) -> None:
     """Tell which entries of a config have no effect, in one warning.
 
     Args:
         adapted: the names of each adapted place: its module's path, and its parameter's if it is adapted alone.
+        adapters: what stands there, and other things that come along.
     """
     idle: list[object] = list(idle_entries(model, config, adapted))
     paths = [place[0] for place in adapted]
     idle += config.idle(model, paths)
+    kind: Any = method(config).implementation
+    if made := [a for a in adapters if isinstance(a, kind)]:  # prompts stand at no layer
+        idle += kind.idle(config, made)
     idle += [] if config.inference_mode else _idle_switches(model, config, paths)
     # What is loaded to be used was set for a training that is over.
     idle += [] if config.inference_mode else idle_options(config, config.needs)

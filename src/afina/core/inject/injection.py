@@ -151,7 +151,7 @@ class _Builder:
             if isinstance(shared, Router):
                 shared.name, shared.scope = self.name, self.scope
         adapted = [(s.name, *_own_parameter(s.name, h)) for s, h in places]
-        warn_of_idle_entries(self.model, self.config, adapted)
+        warn_of_idle_entries(self.model, self.config, adapted, [p.adapter for p in planned])
         self._tied(planned)
         self._biases(planned)
         for companion in self.config.companions():

@@ -11,7 +11,7 @@ Conv1d/2d/3d (grouped too), Embedding, MultiheadAttention, 2-D parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -64,6 +64,11 @@ class LoKr(Lycoris):
     """w1: (o1, i1); w2: (o2, i2, *kernel); factors a: (o, r), b: (r, i · kernel)."""
 
     prefix = "lokr_"
+
+    @classmethod
+    def idle(cls, config: LoKrConfig, adapters: Sequence[LoKr]) -> Iterable[str]:
+        whole = config.decompose_both and all(a.lokr_w1 is not None for a in adapters)
+        return ["decompose_both (no w1 is smaller as two factors)"] if whole else []
 
     def __init__(self, site: Site, config: LoKrConfig) -> None:
         super().__init__(site, config)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,6 +115,11 @@ class OFT(WeightTransform):
 
     prefix = "oft_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
+
+    @classmethod
+    def idle(cls, config: OFTConfig, adapters: Sequence[OFT]) -> Iterable[str]:
+        alone = config.block_share and all(a.repeat == 1 for a in adapters)
+        return ["block_share (every layer has one block)"] if alone else []
 
     def __init__(self, site: Site, config: OFTConfig) -> None:
         super().__init__(site, config)

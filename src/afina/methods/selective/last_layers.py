@@ -9,6 +9,7 @@ places). Layers: the model's own stack of blocks, the longest `ModuleList` of eq
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,6 +40,11 @@ class LastLayersConfig(LayerConfig):
         super().__post_init__()
         if self.layer_range is not None and len(self.layer_range) != 2:
             raise ConfigError("needs two numbers", where="layer_range", got=self.layer_range, expected="[first, end]")
+
+    def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
+        if self.layer_range is not None or self.target_modules or self.layers <= (size := block_stack(model)[1]):
+            return []
+        return [f"layers: {self.layers} (the model has {size})"]
 
     def own_targets(self, model: Any) -> list[str]:
         name, size = block_stack(model)
