@@ -42,9 +42,11 @@ class LastLayersConfig(LayerConfig):
             raise ConfigError("needs two numbers", where="layer_range", got=self.layer_range, expected="[first, end]")
 
     def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
-        if self.layer_range is not None or self.target_modules or self.layers <= (size := block_stack(model)[1]):
+        if self.layer_range is not None:
             return []
-        return [f"layers: {self.layers} (the model has {size})"]
+        name, size = block_stack(model)
+        every = {*paths} == {f"{name}.{i}" for i in range(size)}
+        return [f"layers: {self.layers} (the model has {size})"] if every and self.layers > size else []
 
     def own_targets(self, model: Any) -> list[str]:
         name, size = block_stack(model)
