@@ -44,7 +44,10 @@ class LastLayersConfig(LayerConfig):
     def idle(self, model: Any, paths: Sequence[str]) -> Iterable[str]:
         if self.layer_range is not None:
             return []
-        name, size = block_stack(model)
+        try:
+            name, size = block_stack(model)
+        except TargetError:  # the modules to train were named
+            return []
         every = {*paths} == {f"{name}.{i}" for i in range(size)}
         return [f"layers: {self.layers} (the model has {size})"] if every and self.layers > size else []
 
