@@ -212,7 +212,7 @@ def read_again(folder: Path, experts: Path) -> dict[str, torch.Tensor]:
     return {name: case.logits(case.loaded(folder / name, experts)) for name, case in found.items()}
 
 
-ALONE = ("tied", "tied-seq2seq", "classifier")
+ALONE = ("tied", "classifier")
 
 
 @pytest.mark.parametrize(

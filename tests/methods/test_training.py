@@ -22,6 +22,7 @@ from afina.methods.baselines.full import Full
 
 from .training_table import MARGIN, ROWS, VARIANTS, Trains
 
+VARIANT = pytest.mark.whole("LoRA as it comes trains")
 SYMBOLS, TASKS, ANY = 32, 4, 36
 STEPS = 60
 
@@ -108,7 +109,7 @@ def test_frozen_model_knows_the_tasks_and_guesses_which_one(base: nn.Module) -> 
 
 @pytest.mark.parametrize(("name", "row"), [
     *(pytest.param(name, ROWS.get(name, Trains()), id=name) for name in methods()),
-    *(pytest.param("LORA", row, id=variant) for variant, row in VARIANTS.items()),
+    *(pytest.param("LORA", row, id=variant, marks=VARIANT) for variant, row in VARIANTS.items()),
 ])  # fmt: skip
 def test_method_lowers_the_loss_by_its_margin(name: str, row: Trains, base: nn.Module, tmp_path: Path) -> None:
     if row.experts:
