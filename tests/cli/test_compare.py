@@ -34,6 +34,19 @@ def test_mistakes_end_with_two_and_four_lines(recipe, tmp_path, child, words, me
     assert not list(tmp_path.glob("out/runs/*"))
 
 
+def started_with_another(recipe, out):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        return command("compare", recipe, "--out", out)
+
+
+def test_several_processes_do_not_compare_the_same_at_once(recipe, tmp_path, child):
+    code, _, said = child(started_with_another, str(recipe), str(tmp_path / "out"))
+    assert code == 2
+    assert "without torchrun" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_recipe_is_a_mistake(child):
     code, _, err = child(command, "compare")
     assert code == 2

@@ -65,6 +65,15 @@ def test_what_the_first_one_says_is_not_said_again(capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("code", [2, 143])
+def test_what_all_end_with_is_told_by_the_first_one_alone(code, capsys):
+    assert (
+        launch._watch(start(f"import time, sys; time.sleep(0.3); sys.exit({code})", f"import sys; sys.exit({code})"))
+        == code
+    )
+    assert capsys.readouterr().err == ""
+
+
 def test_launching_twice_is_refused(model_folder, tmp_path, child):
     code, _, said = child(within_another, str(tiny.write_recipe(tmp_path, model_folder)))
     assert code == 2

@@ -13,7 +13,7 @@ from afina.devices.found import processor
 from afina.errors import RecipeError
 
 STEP = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "123456",
-        "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}  # fmt: skip
+        "SLURM_STEP_NODELIST": "node[07-08]"}  # fmt: skip
 OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -34,12 +34,30 @@ def test_a_run_alone_is_the_first_of_one() -> None:
         ranks.meet()
 
 
+def test_outside_of_a_run_a_process_is_alone_whoever_was_started_with_it(monkeypatch: Any) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert (ranks.started(), ranks.is_first()) == (2, False)
+    assert (ranks.rank(), ranks.size()) == (0, 1)
+    assert ranks.gathered("a") == ["a"]  # nobody is waited for
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("gpu[03-05,7]", "gpu03"), ("a-1,a-2", "a-1"), ("n7", "n7"), ("", "127.0.0.1")]
+)
+def test_the_first_node_of_a_list_is_where_all_meet(nodes: str, first: str, monkeypatch: Any) -> None:
+    for name, value in {**STEP, "SLURM_STEP_NODELIST": nodes}.items():
+        monkeypatch.setenv(name, value)
+    ranks.take_over_slurm()
+    assert os.environ["MASTER_ADDR"] == first
+
+
 def test_srun_says_it_in_its_own_words(monkeypatch: Any) -> None:
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     ranks.take_over_slurm()
-    assert [os.environ[name] for name in OURS] == ["3", "4", "1", "10.0.0.7", "23456"]
-    assert (ranks.rank(), ranks.size()) == (3, 4)
+    assert [os.environ[name] for name in OURS] == ["3", "4", "1", "node07", "23456"]
+    assert (ranks.started(), ranks.is_first()) == (4, False)
 
 
 @pytest.mark.parametrize("without", ["SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS"])
@@ -55,13 +73,14 @@ def test_what_torch_was_told_counts(monkeypatch: Any) -> None:
     for name, value in {**STEP, "WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     ranks.take_over_slurm()
-    assert (ranks.rank(), ranks.size()) == (1, 2)
+    assert (ranks.started(), os.environ["RANK"]) == (2, "1")
 
 
 def test_processes_that_cannot_meet_say_where_they_tried(monkeypatch: Any) -> None:
     monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=1))
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RecipeError, match=r"process 1 of 2 at 127\.0\.0\.1:1: the processes cannot meet") as caught:
-        ranks.join(processor())
+    where = r"process 1 of 2 at 127\.0\.0\.1:1: the processes cannot meet"
+    with pytest.raises(RecipeError, match=where) as caught, ranks.joined(processor()):
+        pass
     assert len(str(caught.value).splitlines()) <= 4

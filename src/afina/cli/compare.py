@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..devices.ranks import started
 from ..errors import RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
@@ -41,6 +42,9 @@ def compare(
     source, overrides = split_arguments(args or [])
     if source is None:
         raise RecipeError("no recipe", got=args, expected="afina compare RECIPE --methods full,lora,ia3 --seeds 3")
+    if started() > 1:
+        raise RecipeError("it starts its runs itself, and would do so in every process", got=f"{started()} processes",
+                          expected="one", fix="start it without torchrun, accelerate or srun")  # fmt: skip
     request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), tune, max_steps, out)
     check(request)
     reporter = ConsoleReporter()

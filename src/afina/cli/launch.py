@@ -19,7 +19,7 @@ from ..devices.found import found
 from ..devices.place import place
 from ..devices.ranks import LAUNCHER
 from ..errors import RecipeError
-from ..train.report.interrupts import ENDING, hand_back, listen
+from ..train.report.interrupts import ENDING, hand_back, listen, postponed
 
 PATIENCE = 5.0
 """Seconds that the others get to end by themselves when one has died; they cannot finish a step without it."""
@@ -68,7 +68,8 @@ def launch(command: Sequence[str], processes: int, device: str) -> int:
 
     before = listen(pass_on, (*ENDING, signal.SIGINT))
     try:
-        running.extend(_start(command, number, processes, port) for number in range(processes))
+        with postponed():
+            running.extend(_start(command, number, processes, port) for number in range(processes))
         return _watch(running)
     finally:
         hand_back(before)
@@ -84,10 +85,11 @@ def _check(processes: int, device: str) -> None:
         raise RecipeError("this process is one of several already", where="--processes", got=processes,
                           expected=others)  # fmt: skip
     kind = place(device).kind
-    there = [d for d in found() if d.kind == kind]
+    there = [d for d in found() if d.kind == kind and device in ("auto", d.kind, d.name)]
+    told = ", ".join(d.name for d in there)
     if kind != "cpu" and len(there) < processes:
         raise RecipeError("more processes than devices", where="--processes", got=processes,
-                          expected=f"at most {len(there)} on {kind}", fix="--device cpu runs any number")  # fmt: skip
+                          expected=f"at most {len(there)}: {told}", fix="--device cpu runs any number")  # fmt: skip
 
 
 def _free_port() -> int:
@@ -123,7 +125,7 @@ def _watch(running: Sequence[Started]) -> int:
     if dead is None:
         return 0
     code = running[dead].process.returncode
-    if dead or code < 0:
+    if code < 0 or running[0].process.returncode != code:  # else the first one has told it
         _tell(running[dead], dead, len(running), code)
     return 128 - code if code < 0 else code
 

@@ -55,11 +55,6 @@ def _fix(wanted: str) -> str:
     return "use device=auto, or one of these"
 
 
-def is_distributed() -> bool:
-    """Whether several processes were started together, which share the devices out among themselves."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def is_sharded() -> bool:
     """Whether the model is to be spread over several devices by FSDP or DeepSpeed, which then place it."""
     return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))

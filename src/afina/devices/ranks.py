@@ -7,6 +7,7 @@ They are started by `afina train --processes`, torchrun, accelerate or SLURM, an
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -21,8 +22,9 @@ from .found import Device
 _T = TypeVar("_T")
 LAUNCHER = "AFINA_LAUNCHER"
 """Process id of the launcher: when it is gone, its processes end."""
-_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID",
-          "MASTER_ADDR": "SLURM_LAUNCH_NODE_IPADDR"}  # fmt: skip
+_SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+_FIRST_NODE = re.compile(r"([^\[,]+)(?:\[(\d+))?")
+"""Of a list such as gpu[03-05,7]."""
 LEFT_ALONE = 75
 """Exit code of a process that another one left alone."""
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
@@ -33,19 +35,35 @@ _PORTS = (20000, 10000)
 """SLURM names no port: this one, and the job's number within so many above it."""
 
 
-def size() -> int:
-    """How many processes share the run; 1 for a run alone."""
+class _Shared:
+    """Whether this process is in a run that it shares with others. What it does outside of one it does alone, also
+    where others were started with it."""
+
+    now = False
+
+
+def started() -> int:
+    """How many processes were started together, this one among them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """The number of this one, from 0 on."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
     """Whether this one claims folders, prints and writes."""
-    return rank() == 0
+    return started() == 1 or _own_number() == 0
+
+
+def size() -> int:
+    """How many processes share the run; 1 for a run alone, and outside of runs."""
+    return started() if _Shared.now else 1
+
+
+def rank() -> int:
+    """The number of this one among those that share the run, from 0 on."""
+    return _own_number() if _Shared.now else 0
+
+
+def _own_number() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def take_over_slurm() -> None:
@@ -56,13 +74,14 @@ def take_over_slurm() -> None:
     if "SLURM_PROCID" not in environment or "SLURM_STEP_ID" not in environment:  # the batch script itself is no task
         return
     environment.update({ours: environment[theirs] for ours, theirs in _SLURM.items() if theirs in environment})
-    environment.setdefault("MASTER_ADDR", "127.0.0.1")
+    node = _FIRST_NODE.match(environment.get("SLURM_STEP_NODELIST", ""))
+    environment.setdefault("MASTER_ADDR", "".join(part or "" for part in node.groups()) if node else "127.0.0.1")
     first, span = _PORTS
     environment.setdefault("MASTER_PORT", str(first + int(environment.get("SLURM_JOB_ID", "0")) % span))
 
 
-def join(device: Device) -> None:
-    """Meet the other processes; nothing for a run alone, and nothing twice.
+def _meet_all(device: Device) -> bool:
+    """Make the group of all processes, unless somebody has; whether it was made.
 
     Raises:
         RecipeError: they cannot be met.
@@ -70,25 +89,27 @@ def join(device: Device) -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    if size() == 1 or dist.is_initialized():
-        return
+    if dist.is_initialized():
+        return False
     if (launcher := os.environ.get(LAUNCHER)) is not None:
         threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
     if device.kind == "cuda":
         import torch
 
         torch.cuda.set_device(torch.device(device.name))
+    own, of = _own_number(), started()
     try:
-        store, *_ = next(rendezvous("env://", rank(), size(), timeout=MEETING))
-        store.set(_here(rank()), "")
-        store.wait([_here(number) for number in range(size())], MEETING)
+        store, *_ = next(rendezvous("env://", own, of, timeout=MEETING))
+        store.set(_here(own), "")
+        store.wait([_here(number) for number in range(of)], MEETING)
         backend = "cpu:gloo,cuda:nccl" if device.kind == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank(), world_size=size())
+        dist.init_process_group(backend, store=store, rank=own, world_size=of)
     except (RuntimeError, ValueError) as error:  # torch's own errors of stores and groups are RuntimeErrors
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise RecipeError("the processes cannot meet", where=f"process {rank()} of {size()} at {address}",
+        raise RecipeError("the processes cannot meet", where=f"process {own} of {of} at {address}",
                           got=str(error).splitlines()[0], fix="is the port taken, or were fewer started than said?",
                           ) from error  # fmt: skip
+    return True
 
 
 def _here(number: int) -> str:
@@ -112,10 +133,11 @@ def joined(device: Device) -> Iterator[None]:
     """
     import torch.distributed as dist
 
-    if size() == 1:
+    if started() == 1:
         yield
         return
-    join(device)
+    made = _meet_all(device)
+    _Shared.now = True
     try:
         yield
     except RuntimeError as error:
@@ -123,7 +145,10 @@ def joined(device: Device) -> Iterator[None]:
             raise
         raise StoppedError("another process of the run is gone", fix="go on with --resume",
                            exit_code=LEFT_ALONE) from error  # fmt: skip
-    dist.destroy_process_group()
+    finally:
+        _Shared.now = False
+        if made:
+            dist.destroy_process_group()
 
 
 def meet() -> None:

@@ -73,18 +73,23 @@ def run_and_use(recipe):
     return result, heard.notes, done, {n: p.detach().clone() for n, p in trained.model.named_parameters()}
 
 
-@pytest.mark.product("training by name", strength=1)
-@pytest.mark.parametrize("name", methods())
-def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
-    changes = {"max_steps": 3, "save_steps": 3, "learning_rate": None}
+def ready(name: str, folder: Path, model_folder: Path, **changes):
+    """A recipe of three steps with a method as it comes, and what it needs beside it."""
     if name == "BITFIT":  # wants biases, which the model of all others has not
-        model_folder = tiny.write_model(tmp_path / "biased", attention_bias=True, mlp_bias=True)
-    file = tiny.write_recipe(tmp_path, model_folder, **{f"training__{k}": v for k, v in changes.items()})
+        model_folder = tiny.write_model(folder / "biased", attention_bias=True, mlp_bias=True)
+    own = {"training__max_steps": 3, "training__save_steps": 3, "training__learning_rate": None}
+    file = tiny.write_recipe(folder, model_folder, **{**own, **changes})
     tasked = bool(getattr(method_of(name).implementation, "inputs", None))
     more = [("data.task_column", "task")] if tasked else []
     if name == "XLORA":
-        more = [("method.adapters", json.dumps(two_loras(tmp_path / "loras", model_folder)))]
-    recipe = by_name(file, name, *more)
+        more = [("method.adapters", json.dumps(two_loras(folder / "loras", model_folder)))]
+    return by_name(file, name, *more)
+
+
+@pytest.mark.product("training by name", strength=1)
+@pytest.mark.parametrize("name", methods())
+def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
+    recipe = ready(name, tmp_path, model_folder)
     result, notes, done, _ = child(run_and_use, recipe)
     rate = method_of(name).config.default_learning_rate
     assert load_recipe(str(result.folder)).training.learning_rate == rate

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from afina.core.config import methods
 from afina.errors import RecipeError, StoppedError
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.checkpoints import newest_complete
@@ -16,11 +17,20 @@ from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS
 
 from .. import tiny
+from .test_adapt import ready
 from .together import Together
 
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
 FIRST = ("causal_lm", "sequence_classification")
 STEPS = 4
+KINDS = ("LORA", "ADALORA", "VERA", "PROMPT_TUNING", "FULL")
+OF_A_KIND = pytest.mark.whole("one of each kind: on layers, with a penalty, shared, before the input, everything")
+DRAWS = {
+    "POLY": "its router draws for every row",
+    "PVERA": "it draws for every token",
+    "XLORA": "its router drops out",
+    "SHADOW": "it drops out",
+}
 SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
 
 
@@ -39,9 +49,22 @@ def ran(recipe, **how):
     return done.folder, done.report
 
 
+# How long things took, and what a step's gradient was before the methods' own rates scaled it.
+UNLIKE = ("_runtime", "_per_second", "_time", "_flos")
+
+
 def written(folder):
+    """All that was logged of every step, and the adapter."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line], load_file(folder / "adapter_model.safetensors")
+    steps = [{k: v for k, v in line.items() if not k.endswith(UNLIKE)} for line in lines if "loss" in line]
+    (weights,) = folder.glob("*model.safetensors")
+    return steps, load_file(weights)
+
+
+def differ(a, b):
+    """How far two adapters are from one another, of the largest of their tensors."""
+    largest = max(float(tensor.float().norm()) for tensor in a.values())
+    return max(float((a[n].float() - b[n].float()).norm()) for n in a) / largest
 
 
 @pytest.mark.parametrize("task", [t if t in FIRST else pytest.param(t, marks=WHOLE) for t in SHARED])
@@ -54,16 +77,19 @@ def test_two_processes_take_the_steps_of_one(task, models, child, together, tmp_
         done = run(ran, load_recipe(str(file)))
         assert not [d for d in done if isinstance(d, Exception)], done
         found[name] = (*written(done[0][0]), done[0][1])
-    (losses, state, report), (again, shared, told) = found.values()
+    (steps, state, report), (shared_steps, shared, told) = found.values()
+    losses, again = ([step["loss"] for step in of] for of in (steps, shared_steps))
     assert len(losses) == STEPS
     assert losses[0] != losses[-1]
     assert state.keys() == shared.keys()
     if TASKS[task].shares == "exactly":
+        assert [step.keys() for step in shared_steps] == [step.keys() for step in steps]
+        assert all(s == pytest.approx(o, rel=2e-3, abs=1e-5) for s, o in zip(shared_steps, steps, strict=True))
         assert again == pytest.approx(losses, rel=1e-4)
         assert told["after"]["loss"] == pytest.approx(report["after"]["loss"], rel=1e-3)
         assert told["after"]["accuracy"] == report["after"]["accuracy"]
         # Adam's first steps are signs of gradients, which rounding turns where they are next to nothing.
-        assert all((state[n] - shared[n]).norm() < 0.01 * state[n].norm() for n in state)
+        assert differ(state, shared) < 0.01
     else:  # a mean over fewer rows, where short ones weigh more
         assert again == pytest.approx(losses, rel=0.05)
     assert newest_complete(done[0][0]).name == f"checkpoint-{STEPS}"
@@ -92,6 +118,24 @@ def test_two_processes_go_on_where_one_was_cut_off_and_the_other_way_round(model
 def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_path):
     errors = together(ran, load_recipe(str(tiny.write_task(tmp_path, task, models))))
     assert all(isinstance(e, RecipeError) and "cannot share" in str(e) for e in errors), errors
+
+
+@pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=OF_A_KIND) for n in methods()])
+def test_two_processes_take_the_steps_of_one_with_every_method(name, model_folder, child, together, tmp_path):
+    found = []
+    for number, run in enumerate((lambda *a: [child(*a)], together)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False))
+        assert not [d for d in done if isinstance(d, Exception)], done
+        found.append(written(done[0][0]))
+    (steps, state), (again, shared) = found
+    if name in DRAWS:
+        assert again[0]["loss"] != again[-1]["loss"]
+        return
+    assert [step["loss"] for step in again] == pytest.approx([step["loss"] for step in steps], rel=1e-3)
+    assert [step["grad_norm"] for step in again] == pytest.approx([step["grad_norm"] for step in steps], rel=1e-2)
+    assert differ(state, shared) < 0.01
 
 
 def ran_on(recipe):

@@ -55,7 +55,7 @@ def answers(
             for i, row in zip(batch, new, strict=True):
                 out[i] = prompter.said(str(prompter.tokenizer.decode(row, skip_special_tokens=True)))
             progress(min(len(order), (start + len(batch)) * size()))
-    for said in gathered({i: out[i] for i in own}) if size() > 1 else ():
+    for said in gathered({i: out[i] for i in own}):
         for i, text in said.items():
             out[i] = text
     model.train(was_training)

@@ -55,8 +55,8 @@ def claimed_together(directory: str, *, overwrite: bool, resume: bool, longer: b
         own: list[Output] = []
 
         def claim_it() -> tuple[Path, Path, Path | None]:
-            output = claimed(directory, overwrite=overwrite, resume=resume, longer=longer)
-            own.append(stack.enter_context(output))
+            claim = claimed(directory, overwrite=overwrite, resume=resume, longer=longer)
+            own.append(stack.enter_context(claim))
             return own[0].final, own[0].work, own[0].checkpoint
 
         final, work, checkpoint = from_first(claim_it)

@@ -80,8 +80,8 @@ def run(
         with interruptible():
             stand_in()  # the Trainer takes our PeftModel for the one that it knows
             check_trackers(recipe)
-            tell_sharing(recipe, reporter)
             with joined(place(recipe.model.device)):
+                tell_sharing(recipe, reporter)
                 ready, split, labels = prepared(recipe, reporter)
                 if not resume:
                     spare_inputs(ready, split, source)

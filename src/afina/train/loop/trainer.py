@@ -97,7 +97,7 @@ def _together(trainer: Any) -> None:
 
     from .callbacks import SharedSteps
 
-    now = {"rows": 0}
+    now, gather = {"rows": 0}, trainer.accelerator.gather_for_metrics
 
     class Counted(DataLoader):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
@@ -110,8 +110,9 @@ def _together(trainer: Any) -> None:
         return Counted(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
 
     def own(found: Any, **how: Any) -> Any:
-        # TRL asks for single numbers, which need no cutting.
-        if hasattr(found, "ndim") and not found.ndim:
+        if trainer.model.training:  # TRL asks for what all of them saw of a step
+            return gather(found, **how)
+        if hasattr(found, "ndim") and not found.ndim:  # and while measuring for single numbers, which need no cutting
             return found
         return nested_truncate(found, now["rows"])  # a batch's loss comes as often as a full batch has rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...devices.found import Device
-from ...devices.place import is_distributed, place, scales_loss
+from ...devices.place import place, scales_loss
 from ...devices.ranks import size
 from ...errors import AfinaError, RecipeError
 from ..recipe.sections import Recipe
@@ -65,7 +65,7 @@ def training_arguments(
             seed=t.seed,
             **{**own, **more},
         )
-    if not is_distributed():
+    if size() == 1:
         keep_to(made, device)
     return made
 

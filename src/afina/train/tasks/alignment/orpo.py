@@ -35,6 +35,7 @@ class ORPO(Preference):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "orpo"
+    shares: ClassVar[str] = "nearly"
     has_reference: ClassVar[bool] = False
     metric: ClassVar[str] = "preference accuracy"
 
