@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ...errors import ConfigError
 from ..config import TaskType, method
@@ -60,7 +61,7 @@ class Running(Files):
         with entered(self.base_model.scope, rows, inputs) as call:
             out = self.base_model(*args, **kwargs)
             if self.training:
-                out = self._with_penalty(out, rows)
+                out = self._with_penalty(out, rows, kwargs)
         if torch.is_grad_enabled() and not compiling:
             call.keep_for_backward(out, start)
         if self.training and not self._never_called_checked and not compiling:
@@ -116,15 +117,27 @@ class Running(Files):
                 kwargs.pop(key, None)
         return inputs
 
-    def _with_penalty(self, out: Any, rows: Rows | None) -> Any:
+    def _with_penalty(self, out: Any, rows: Rows | None, kwargs: Mapping[str, Any]) -> Any:
         """Add what methods ask for to the loss."""
         names = self._running(rows)
         if not any(i.has_penalty for i in self._implementations(names)) or getattr(out, "loss", None) is None:
             return out
         found = [h.stack if rows is None else filter(None, map(h.adapter, names)) for _, h in hosts(self)]
         terms = [a.penalty() for stack in found for a in stack if a.has_penalty]
-        out.loss = out.loss + sum(t for t in terms if t is not None)
+        out.loss = out.loss + sum(t for t in terms if t is not None) * self._share_of_step(kwargs)
         return out
+
+    def _share_of_step(self, kwargs: Mapping[str, Any]) -> Tensor | float:
+        """How much of a step a batch is. Where transformers' Trainer tells how many tokens the whole step has, it sums
+        the losses of a step's batches and processes; else it takes their mean."""
+        items, labels = kwargs.get("num_items_in_batch"), kwargs.get("shift_labels", kwargs.get("labels"))
+        if items is None or labels is None:
+            return 1.0
+        base: Any = self.get_base_model()
+        shifts = getattr(base, "loss_type", None) == "ForCausalLM" and not base.config.is_encoder_decoder
+        predicted: Tensor = labels[..., 1:] if shifts and "shift_labels" not in kwargs else labels
+        share: Tensor = (predicted != -100).sum() / items
+        return share
 
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""
