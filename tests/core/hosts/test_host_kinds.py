@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import afina
@@ -55,6 +56,24 @@ def test_a_head_that_is_read_is_the_trained_one(tied: bool) -> None:
     assert torch.equal(model(IDS), out)
     assert (model.lm_head.original_module.weight is model.model.embed_tokens.weight) == tied
     assert torch.equal(copy.deepcopy(model)(IDS), out)
+
+
+def test_a_head_that_is_read_again_by_the_backward_pass_is_the_trained_one() -> None:
+    model, seen = reading(), []
+
+    def head(hidden: Any) -> Any:
+        seen.append(model.lm_head.weight)
+        return F.linear(hidden, model.lm_head.weight).square().sum()
+
+    def forward(input_ids: Any = None, **kwargs: Any) -> Any:
+        hidden = model.model(input_ids, **kwargs).last_hidden_state
+        return torch.utils.checkpoint.checkpoint(head, hidden, use_reentrant=False)
+
+    model.forward = forward
+    model(IDS).backward()
+    copy_of_head = model.lm_head.modules_to_save["default"].copy.weight
+    assert len(seen) == 2
+    assert all(weight is copy_of_head for weight in seen)
 
 
 def test_a_call_that_fails_has_ended() -> None:

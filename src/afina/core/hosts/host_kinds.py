@@ -80,8 +80,12 @@ class ModulesToSaveWrapper(Host):
         found = self.stack[-1] if self.stack and keep else None
         return found.copy if isinstance(found, Replacement) else self.base_layer
 
+    def _is_running(self) -> bool:
+        """Whether the model runs: forward, or (checkpointing) again from the backward pass."""
+        return self.scope.users.inside or torch._C._current_autograd_node() is not None
+
     def _in_use(self) -> nn.Module:
-        if self.is_tied and not torch.compiler.is_compiling() and not self.scope.users.inside:
+        if self.is_tied and not torch.compiler.is_compiling() and not self._is_running():
             return self.base_layer  # who ties weights would put the copy's into the base
         self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)
