@@ -48,6 +48,12 @@ def test_no_share_is_refused():
         afina.find_kappa_target_modules(Net(), top_p=20)
 
 
+@pytest.mark.parametrize("options", [{"top_p": 0.0}, {"top_p": 5}, {"num_modules": -1}], ids=str)
+def test_choices_that_mean_nothing_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        afina.KappaTuneSelector(Net(), show_progress=False).get_best_targets(**options)
+
+
 @pytest.mark.parametrize("options", [{"num_modules": 2}, {"top_p": 0.5}, {"threshold": 4.0}, {}], ids=str)
 def test_one_measurement_serves_choices_as_in_the_reference(options):
     torch.manual_seed(0)

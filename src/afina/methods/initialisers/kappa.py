@@ -40,8 +40,6 @@ def find_kappa_target_modules(
     Raises:
         ConfigError: `top_p` is no share.
     """
-    if not 0 < top_p <= 1:
-        raise ConfigError("no share", where="top_p", got=top_p, expected="in (0, 1]")
     chooser = KappaTuneSelector(model, max_dim_size_to_analyze, moe_param_suffixes, show_progress)
     return {"target_modules": chooser.get_best_targets(top_p),
             "target_parameters": chooser.get_best_target_parameters(top_p) or None}  # fmt: skip
@@ -106,6 +104,10 @@ class KappaTuneSelector:
 
 
 def _first(found: dict[str, float], share: float | None, count: int | None, most: float | None) -> list[str]:
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError("no share", where="top_p", got=share, expected="in (0, 1]")
+    if count is not None and count < 0:
+        raise ConfigError("no number of modules", where="num_modules", got=count, expected="0 or more")
     order = sorted(found, key=found.__getitem__)
     if count is not None:
         return order[:count]
