@@ -83,8 +83,12 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     if how == "never":
         raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
                           fix="train it in one process")  # fmt: skip
+    batch = recipe.training.batch_size
+    if batch % size():
+        raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
+                          expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
     nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
-    reporter.note(f"{size()} processes share each step's {recipe.training.batch_size} rows{nearly}")
+    reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
 
 
 def _together(trainer: Any) -> None:

@@ -123,7 +123,7 @@ class TrainingSection(Section):
     """The optimisation, in the words of transformers' TrainingArguments where they are short."""
 
     learning_rate: float | None = Field(default=None, gt=0, description="without it the method's own default")
-    batch_size: int = Field(default=8, ge=1, description="rows per device and step")
+    batch_size: int = Field(default=8, ge=1, description="rows of a batch, in all processes together")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
     epochs: float = Field(default=1.0, gt=0, description="passes over the rows")
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; overrides epochs")
@@ -194,7 +194,7 @@ class EvaluationSection(Section):
     every: int | None = Field(
         default=None, ge=1, description="steps between held-out losses while training; the best checkpoint is kept"
     )
-    batch_size: int = Field(default=16, ge=1, description="rows per device")
+    batch_size: int = Field(default=16, ge=1, description="rows at once")
     max_new_tokens: int | None = Field(
         default=None, ge=1, description="of generated answers; without it the longest label + 3"
     )

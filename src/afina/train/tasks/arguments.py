@@ -48,7 +48,7 @@ def training_arguments(
         made = (kind or TrainingArguments)(
             output_dir=str(work),
             learning_rate=learning_rate,
-            per_device_train_batch_size=_shared(t.batch_size),
+            per_device_train_batch_size=t.batch_size,  # of all processes together: split_batches
             gradient_accumulation_steps=t.gradient_accumulation,
             num_train_epochs=t.epochs,
             max_steps=t.max_steps or -1,
@@ -68,18 +68,6 @@ def training_arguments(
     if size() == 1:
         keep_to(made, device)
     return made
-
-
-def _shared(batch: int) -> int:
-    """The rows of a step, in all processes together: how many they are changes no step.
-
-    Raises:
-        RecipeError: they cannot be shared out evenly.
-    """
-    if batch % size():
-        raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
-                          expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
-    return batch
 
 
 def keep_to(arguments: Any, device: Device) -> None:
