@@ -37,6 +37,7 @@ def test_a_script_that_no_library_has_a_part_in_is_told_nothing():
     assert SAYS not in done.stderr
 
 
+@pytest.mark.whole("of what was imported before, no library is left with a name of the real one: below")
 @pytest.mark.parametrize(
     "before",
     [pytest.param("", marks=pytest.mark.whole("the other one goes the longer way")), "import transformers.trainer;"],

@@ -89,7 +89,7 @@ def ready(name: str, folder: Path, model_folder: Path, **changes):
 @pytest.mark.product("training by name", strength=1)
 @pytest.mark.parametrize("name", methods())
 def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
-    recipe = ready(name, tmp_path, model_folder)
+    recipe = ready(name, tmp_path, model_folder, evaluation__max_new_tokens=3)
     result, notes, done, _ = child(run_and_use, recipe)
     rate = method_of(name).config.default_learning_rate
     assert load_recipe(str(result.folder)).training.learning_rate == rate
@@ -98,6 +98,8 @@ def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folde
     assert result.after.loss != result.before.loss
     # What was loaded answers as what was trained did.
     assert done.scores.accuracy == result.report["after"]["accuracy"]
+    samples = result.report["after"]["samples"]
+    assert [row["prediction"] for row in done.rows[: len(samples)]] == [sample["got"] for sample in samples]
 
 
 TASKS = {

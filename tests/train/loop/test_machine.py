@@ -218,6 +218,7 @@ def test_kill_before_the_first_checkpoint_costs_nothing(tmp_path, model_folder, 
     child(train, path)
 
 
+@pytest.mark.whole("tests/core/files/test_unwritable.py has full disks of every kind")
 def test_full_disk_ends_a_run_in_four_lines_that_name_what_is_whole(tmp_path, model_folder):
     disk = tmp_path / "disk"
     disk.mkdir()

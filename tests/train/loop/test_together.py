@@ -23,14 +23,14 @@ from .together import Together
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
 FIRST = ("causal_lm", "sequence_classification")
 STEPS = 4
-KINDS = ("LORA", "ADALORA", "VERA", "PROMPT_TUNING", "FULL")
-OF_A_KIND = pytest.mark.whole("one of each kind: on layers, with a penalty, shared, before the input, everything")
 DRAWS = {
     "POLY": "its router draws for every row",
     "PVERA": "it draws for every token",
     "XLORA": "its router drops out",
     "SHADOW": "it drops out",
 }
+KINDS = ("LORA", "ADALORA", "PROMPT_TUNING", "FULL")
+OF_A_KIND = pytest.mark.whole("one of each kind: on layers, with a penalty, before the input, everything")
 SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
 
 
