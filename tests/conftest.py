@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +57,12 @@ def child() -> Iterator[Child]:
     out = Child()
     yield out
     out.pool.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _own_compiled_code() -> Iterator[None]:
+    # How often one function may be compiled is counted by the process: a test that compiles leaves nothing to the next.
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.eval_frame.cached_backends:
+        dynamo.reset()
