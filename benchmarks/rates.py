@@ -1,8 +1,8 @@
 """Which learning rate each method wants: `python -m benchmarks.rates [--only ...] [--tasks ...] [--cells N]`.
 
-12 methods, 5 rates around each one's default, 3 seeds, runs of 40 and 150 steps, on the tasks of the MiniLM encoder.
-Every finished run, also one that failed, is kept in results/rates.json; called again, the command goes on where it was
-stopped. At the end it prints the best rate of every method, task and length by held-out loss.
+12 methods, 5 rates, 3 seeds, runs of 40 and 150 steps, on the tasks of the MiniLM encoder; other rates, lengths and
+batches as asked for. Every finished run, also one that failed, is kept in results/rates.json; called again, the command
+goes on where it was stopped. At the end it prints the best rate of every method, task and length by held-out loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from afina.compare.candidates import candidates
 from afina.errors import AfinaError, StoppedError
 from afina.plan.usage import told_seconds
 from afina.train.loop.run import run
-from afina.train.recipe.settings import load_recipe, method_config
+from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.report.results import write_json
 
@@ -31,42 +31,55 @@ METHODS = (
     "ln_tuning", "full",
 )  # fmt: skip
 TASKS = ("tweets-classifier", "entities", "questions")
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+DECODER = ("tweets",)
+"""Tasks of the decoder SmolLM2, to check on what was found: only where they are named."""
+FACTORS = (1.0, 3.0, 10.0, 30.0, 100.0)
+UNIT: Mapping[str, float] = {
+    "lora": 2e-4, "dora": 2e-4, "pissa": 2e-4, "ia3": 5e-3, "bitfit": 1e-3, "prompt_tuning": 2e-2,
+    "prefix_tuning": 1e-2, "bottleneck": 1e-3, "vera": 4e-3, "oft": 1e-3, "ln_tuning": 1e-3, "full": 2e-5,
+}  # fmt: skip
+"""What rates are counted in: by themselves, so that runs mean the same whatever the defaults become."""
 STEPS, SEEDS = (40, 150), (0, 1, 2)
 HELD_OUT = 400
 
 
 class Cell(NamedTuple):
-    """One run; `factor` is in multiples of the method's default rate."""
+    """One run; `factor` is in multiples of the method's `UNIT`, `batch` in rows (None: the recipe's)."""
 
     task: str
     method: str
     steps: int
     factor: float
     seed: int
+    batch: int | None = None
 
     @property
     def key(self) -> str:
         """Its name in the file."""
-        return f"{self.task} {self.method} steps={self.steps} factor={self.factor:g} seed={self.seed}"
+        batch = f" batch={self.batch}" if self.batch else ""
+        return f"{self.task} {self.method} steps={self.steps} factor={self.factor:g} seed={self.seed}{batch}"
 
 
-def cells(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS) -> list[Cell]:
+def cells(
+    methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, steps: Sequence[int] = STEPS,
+    factors: Sequence[float] = FACTORS, batch: int | None = None,
+) -> list[Cell]:  # fmt: skip
     """All runs; seeds are the outermost loop, so that a part of them has something of everything."""
-    return [Cell(t, m, n, f, s) for s in SEEDS for t in tasks for n in STEPS for m in methods for f in FACTORS]
+    return [Cell(t, m, n, f, s, batch) for s in SEEDS for t in tasks for n in steps for f in factors for m in methods]
 
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Train and measure; a run that cannot be holds its error."""
     (candidate,) = candidates(cell.method)
-    config = method_config(load_recipe(cell.task, candidate.overrides))
-    rate = cell.factor * type(config).default_learning_rate
+    rate = cell.factor * UNIT[cell.method]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "training.max_steps": cell.steps, "training.seed": cell.seed, "training.learning_rate": f"{rate:.3g}",
             "data.max_eval_rows": HELD_OUT, "output.dir": f"{folder}/out",
         }  # fmt: skip
+        if cell.batch:
+            settings["training.batch_size"] = cell.batch
         try:
             recipe = load_recipe(cell.task, [*candidate.overrides, *((k, str(v)) for k, v in settings.items())])
             found = run(recipe, Reporter()).report
@@ -87,7 +100,9 @@ def left(todo: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> float |
     times = [(run["steps"], run["seconds"]) for run in done.values() if "seconds" in run]
     if not times:
         return None
-    by_steps = {n: fmean([s for steps, s in times if steps == n] or [s for _, s in times]) for n in STEPS}
+    by_steps = {
+        n: fmean([s for steps, s in times if steps == n] or [s for _, s in times]) for n in {c.steps for c in todo}
+    }
     return sum(by_steps[cell.steps] for cell in todo)
 
 
@@ -95,9 +110,9 @@ def best(done: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The table in Markdown; a rate at the end of those tried is marked, because a better one may lie beyond it."""
     yield "| task | method | steps | best rate | times the default | held-out loss | seeds | runs whose loss fell |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
-    groups = sorted({(run["task"], run["method"], run["steps"]) for run in done.values()})
+    groups = sorted({_group(run) for run in done.values()})
     for group in groups:
-        runs = [run for run in done.values() if (run["task"], run["method"], run["steps"]) == group]
+        runs = [run for run in done.values() if _group(run) == group]
         good = [run for run in runs if "error" not in run]
         head = " | ".join(map(str, group))
         if not good:
@@ -108,22 +123,32 @@ def best(done: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         losses = {f: fmean(r["after"]["loss"] for r in of) for f, of in by_factor.items() if len(of) == most}
         factor = min(losses, key=lambda f: losses[f])
         chosen = by_factor[factor]
-        edge = " (at the end)" if factor in (FACTORS[0], FACTORS[-1]) else ""
+        edge = " (at the end)" if factor in (min(losses), max(losses)) else ""
         fell = sum(run["descent"] == "fell" for run in chosen)
         yield (f"| {head} | {chosen[0]['rate']:.3g} | {factor:g}{edge} | {losses[factor]:.4f} | {len(chosen)} | "
                f"{fell} of {len(chosen)} |")  # fmt: skip
+
+
+def _group(run: Mapping[str, Any]) -> tuple[str, str, int]:
+    batch = f", batches of {run['batch']}" if run.get("batch") else ""
+    return run["task"] + batch, run["method"], run["steps"]
 
 
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rates")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="RECIPE")
+    parser.add_argument("--tasks", nargs="+", choices=(*TASKS, *DECODER), default=TASKS, metavar="RECIPE")
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
+    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
+    parser.add_argument("--batch", type=int, help="rows a step (without it the recipe's)")
     parser.add_argument("--cells", type=int, help="stop after as many runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "rates.json")
     given = parser.parse_args()
     done: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
-    todo = [cell for cell in cells(given.only, given.tasks) if cell.key not in done]
+    todo = [
+        cell for cell in cells(given.only, given.tasks, given.steps, given.factors, given.batch) if cell.key not in done
+    ]
     print(f"{len(done)} runs are kept in {given.out}, {len(todo)} to do", flush=True)
     for number, cell in enumerate(todo[: given.cells], 1):
         try:

@@ -30,7 +30,8 @@ def test_time_left_is_that_of_finished_runs():
 
 
 def test_best_rate_has_the_lowest_mean_loss_of_those_that_all_seeds_survived():
-    runs = dict([kept(0.3, 0, 0.6), kept(0.3, 1, 0.6), kept(1.0, 0, 0.4), kept(1.0, 1, 0.6), kept(3.0, 0, 0.1)])
+    lived = {0.3: (0.6, 0.6), 1.0: (0.4, 0.6), 3.0: (0.6, 0.6), 10.0: (0.1,)}
+    runs = dict(kept(factor, seed, loss) for factor, of in lived.items() for seed, loss in enumerate(of))
     assert list(rates.best(runs))[2] == "| entities | lora | 40 | 0.0002 | 1 | 0.5000 | 2 | 2 of 2 |"
 
 
