@@ -53,11 +53,12 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.ecosystem
 
-# Also renews docs/methods.md, docs/api.md, docs/conversations.md and the type stub, which tests compare with the code.
+# Also renews docs/methods.md, docs/api.md, docs/conversations.md, docs/learning-rates.md and the type stub, which tests compare with the code.
 format: $(READY)
 	$(BIN)/python scripts/methods_table.py
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/conversations_page.py
+	$(BIN)/python scripts/rates_page.py
 	$(BIN)/ruff check --fix src tests benchmarks scripts
 	$(BIN)/ruff format src tests benchmarks scripts
 

@@ -40,7 +40,7 @@ UNIT: Mapping[str, float] = {
 }  # fmt: skip
 """What rates are counted in: by themselves, so that runs mean the same whatever the defaults become."""
 STEPS, SEEDS = (40, 150), (0, 1, 2)
-HELD_OUT = 400
+HELD_OUT, DECODER_HELD_OUT = 400, 100
 
 
 class Cell(NamedTuple):
@@ -76,7 +76,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "training.max_steps": cell.steps, "training.seed": cell.seed, "training.learning_rate": f"{rate:.3g}",
-            "data.max_eval_rows": HELD_OUT, "output.dir": f"{folder}/out",
+            "data.max_eval_rows": DECODER_HELD_OUT if cell.task in DECODER else HELD_OUT, "output.dir": f"{folder}/out",
         }  # fmt: skip
         if cell.batch:
             settings["training.batch_size"] = cell.batch

@@ -49,7 +49,7 @@ def test_rank_keeps_the_ratio_of_alpha(recipe):
 
 @pytest.mark.parametrize(
     ("method", "rate", "origin"),
-    [("lora", 0.03, "recipe"), ("dora", 0.03, "recipe"), ("ia3", 0.005, "default"), ("ia3:lr=0.2", 0.2, "given")],
+    [("lora", 0.03, "recipe"), ("dora", 0.03, "recipe"), ("ia3", None, "default"), ("ia3:lr=0.2", 0.2, "given")],
 )
 def test_learning_rate_is_the_recipes_for_its_own_method_else_the_methods(recipe, method, rate, origin):
     made, whose = recipe_for(recipe, (), one(method), None)

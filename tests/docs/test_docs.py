@@ -69,6 +69,10 @@ def test_conversations_page_is_what_is_learnt(monkeypatch: pytest.MonkeyPatch) -
     assert written_as_it_is("conversations_page", monkeypatch), "run: python scripts/conversations_page.py"
 
 
+def test_page_of_learning_rates_is_what_was_measured_and_what_the_methods_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert written_as_it_is("rates_page", monkeypatch), "run: python scripts/rates_page.py"
+
+
 def test_api_page_and_stub_are_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written_as_it_is("api_page", monkeypatch), "run: python scripts/api_page.py"
 

@@ -52,7 +52,8 @@ def _one(name: str, config: type[PeftConfig]) -> None:
     from ..core.config import PeftConfig
     from ..methods.about import text_of
 
-    typer.echo(f"{text_of(name)}\n\nlearning rate: {config.default_learning_rate:g}\nsettings:")
+    falls = f", falling with width ** -{config.rate_exponent:g}" if config.rate_exponent else ""
+    typer.echo(f"{text_of(name)}\n\nlearning rate: {config.default_learning_rate:g} at width 2048{falls}\nsettings:")
     written = {field.name for field in fields(PeftConfig)}  # by afina, not by people
     for field in fields(config):
         if field.init and field.name not in written:

@@ -109,7 +109,8 @@ def _has_rank(method: str) -> bool:
 def recipe_for(
     source: str, overrides: Sequence[tuple[str, str]], candidate: Candidate, max_steps: int | None
 ) -> tuple[Recipe, str]:
-    """The recipe with the candidate's method, and whose learning rate that is: given, recipe or default.
+    """The recipe with the candidate's method, and whose learning rate that is: given, recipe or default (which is
+    filled in when the rows are known).
 
     A rank that `--ranks` sets keeps the ratio of alpha to rank.
 
@@ -128,7 +129,6 @@ def recipe_for(
         recipe.training.max_steps = max_steps
     origin = "given" if candidate.learning_rate_given else "recipe"
     if recipe.training.learning_rate is None:
-        recipe.training.learning_rate = float(type(method_config(recipe)).default_learning_rate)
         origin = "default"
     # The comparison measures by itself, item by item; every run has the whole budget and none is chosen by test items.
     recipe.evaluation.enabled, recipe.evaluation.every, recipe.training.early_stopping = False, None, None

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ..errors import RecipeError
+from ..train.loop.adapt import fill_rate
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
 from ..train.report.events import Reporter
@@ -65,6 +66,8 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
         base.training.max_steps = request.max_steps
     folder = request.out or Path(f"{base.output.dir}-comparison")
     shared = prepare(base, folder / "data", reporter)
+    for entry in entries:
+        fill_rate(entry.recipe, shared.rows[0], reporter)
     runner = Runner(folder / "runs", shared, reporter)
     _run_all(entries, runner, request, base.training.seed)
     return folder, _summary(base, request, shared, entries)

@@ -127,8 +127,8 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
 def _rates(comparison: Mapping[str, Any]) -> str:
     tune = comparison["tune"]
     if tune is None:
-        return ("Learning rates: the recipe's for its own method, every other method's own default; none was searched "
-                "(--tune). Defaults are made for longer runs than short ones.")  # fmt: skip
+        return ("Learning rates: the recipe's for its own method, every other method's own for this width and length; "
+                "none was searched (--tune).")  # fmt: skip
     return (f"Learning rates: up to {tune['trials']} trials a method (Optuna's TPE, bad ones stopped early) between a "
-            f"tenth and fifty times its rate, judged by the loss on {tune['held_out_rows']} training rows held out for "
+            f"tenth and 30 times its rate, judged by the loss on {tune['held_out_rows']} training rows held out for "
             f"it; {tune['train_rows']} rows to train on, one seed that is not among those measured.")  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 from ..train.recipe.sections import Recipe
 from .runs import Outcome, Runner
 
-_BELOW, _ABOVE = 10.0, 50.0
-"""The range around the rate to begin with. Defaults are made for long runs; short ones want more, rarely less."""
+_BELOW, _ABOVE = 10.0, 30.0
+"""The range around the rate to begin with. A method's own is one that trains on every task, so better ones lie above it
+more often than below (docs/learning-rates.md)."""
 _FIRST = (1.0, 5.0)
 """Factors that are tried before Optuna suggests its own."""
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from afina.core.config import methods
 from afina.errors import AfinaError, MergeError, RecipeError
+from afina.train.base.rates import own_rate
 from afina.train.loop.adapt import planned_steps
 from afina.train.recipe.settings import load_recipe, method_config
 from afina.train.report.events import Reporter
@@ -91,7 +92,7 @@ def ready(name: str, folder: Path, model_folder: Path, **changes):
 def test_every_method_trains_by_name_at_its_own_rate(name, tmp_path, model_folder, child):
     recipe = ready(name, tmp_path, model_folder, evaluation__max_new_tokens=3)
     result, notes, done, _ = child(run_and_use, recipe)
-    rate = method_of(name).config.default_learning_rate
+    rate = own_rate(method_of(name).config, 32, 3)
     assert load_recipe(str(result.folder)).training.learning_rate == rate
     plan = next(note for note in notes if note.startswith("plan: "))
     assert f"method {name}, learning rate {rate:g} (the method's own), 3 steps of 4 rows" in plan

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from afina import LoraConfig
 from afina.errors import NumericError, RecipeError
+from afina.train.base.rates import own_rate
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.checkpoints import is_complete, newest_complete
 from afina.train.report.events import Reporter
@@ -100,7 +102,7 @@ def test_run_whose_rate_does_nothing_says_so_with_a_rate_to_try(tmp_path, model_
     changes = {"training__max_steps": 12, "training__learning_rate": 1e-9}
     result, heard = child(train, tiny.write_recipe(tmp_path, model_folder, **changes))
     (said,) = [text for text in heard.warnings if "not trained" in text]
-    assert said.endswith("try training.learning_rate=0.0002")  # LoRA's own
+    assert said.endswith(f"try training.learning_rate={own_rate(LoraConfig, 32, 12):g}")
     assert result.report["training"]["descent"]["verdict"] == "flat"
 
 
@@ -306,10 +308,8 @@ def test_shared_rows_are_told(tmp_path, model_folder, child):
 
 def test_default_learning_rate_is_the_methods_own(tmp_path, model_folder, child):
     recipe = tiny.write_recipe(tmp_path, model_folder, training__learning_rate=None, training__max_steps=1)
-    from afina import LoraConfig
-
     result, _ = child(train, recipe)
-    assert load_recipe(str(result.folder)).training.learning_rate == LoraConfig.default_learning_rate
+    assert load_recipe(str(result.folder)).training.learning_rate == own_rate(LoraConfig, 32, 1)
 
 
 def test_recomputed_activations_give_the_same_adapter(tmp_path, model_folder, child):

@@ -81,8 +81,7 @@ def test_ready_recipe_of_every_method_is_read_back_with_the_methods_own_settings
     file = tmp_path / "r.yaml"
     file.write_text(ready_recipe(name))
     recipe = load_recipe(str(file))
-    kind = methods()[name].config
-    assert recipe.training.learning_rate == kind.default_learning_rate
+    assert recipe.training.learning_rate is None
     assert recipe.method.type == name.lower()
     config = method_config(recipe, total_steps=1000)
     needed = {key: recipe.method.fields[key] for key in REQUIRED.get(name, ())}

@@ -64,6 +64,7 @@ class IA3Config(LayerConfig):
     init_ia3_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 5e-3
+    rate_exponent: ClassVar[float] = 0.65
     lists_of_modules: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType(
         {k: a + b for k, (a, b) in _DEFAULTS.items()}

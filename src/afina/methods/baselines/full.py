@@ -20,7 +20,8 @@ from ...core.config import PeftConfig, register
 class FullConfig(PeftConfig):
     """Configuration of full fine-tuning; there is nothing to choose but the training itself."""
 
-    default_learning_rate: ClassVar[float] = 2e-5
+    default_learning_rate: ClassVar[float] = 5e-5
+    rate_exponent: ClassVar[float] = 0.65
 
 
 @register("FULL", FullConfig)

@@ -41,6 +41,7 @@ class PrefixTuningConfig(PromptLearningConfig):
         "num_attention_heads": ("token_dim", ...),
     }
     default_learning_rate: ClassVar[float] = 1e-2
+    rate_exponent: ClassVar[float] = 0.65
 
 
 @register("PREFIX_TUNING", PrefixTuningConfig)

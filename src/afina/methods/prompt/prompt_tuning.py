@@ -58,6 +58,7 @@ class PromptTuningConfig(PromptLearningConfig):
         "prompt_tuning_init_text": ("prompt_tuning_init", "TEXT"),
     }
     default_learning_rate: ClassVar[float] = 2e-2
+    rate_exponent: ClassVar[float] = 0.65
 
     def __post_init__(self) -> None:
         super().__post_init__()

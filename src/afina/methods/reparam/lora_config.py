@@ -92,7 +92,8 @@ class LoraConfig(LayerConfig):
     megatron_core: str | None = extension("megatron.core")
     layer_replication: list[Any] | None = None
     runtime_config: Any = field(default=None, metadata={"runtime": True})
-    default_learning_rate: ClassVar[float] = 2e-4
+    default_learning_rate: ClassVar[float] = 5e-4
+    rate_exponent: ClassVar[float] = 0.3
 
     needs: ClassVar[Mapping[str, tuple[str, Any]]] = {
         "qalora_group_size": ("use_qalora", True),

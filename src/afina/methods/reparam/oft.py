@@ -57,6 +57,7 @@ class OFTConfig(LayerConfig):
         "num_cayley_neumann_terms": ("use_cayley_neumann", True),
     }
     default_learning_rate: ClassVar[float] = 1e-3
+    rate_exponent: ClassVar[float] = 0.65
 
     def __post_init__(self) -> None:
         super().__post_init__()

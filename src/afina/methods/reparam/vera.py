@@ -44,6 +44,7 @@ class VeraConfig(LayerConfig):
     init_weights: bool = True
 
     default_learning_rate: ClassVar[float] = 4e-3
+    rate_exponent: ClassVar[float] = 0.65
     default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType({"phi": ["q_proj", "v_proj"]})
 
 

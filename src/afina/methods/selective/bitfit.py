@@ -24,6 +24,7 @@ class BitFitConfig(LayerConfig):
     """Configuration of BitFit; `target_modules=None` means all modules that have a bias."""
 
     default_learning_rate: ClassVar[float] = 1e-3
+    rate_exponent: ClassVar[float] = 0.65
 
     def own_targets(self, model: Any) -> list[str]:
         found = biased(model)

@@ -24,6 +24,7 @@ class LNTuningConfig(LayerConfig):
     """Configuration of LayerNorm tuning; `target_modules=None` means all normalisation layers."""
 
     default_learning_rate: ClassVar[float] = 1e-3
+    rate_exponent: ClassVar[float] = 0.65
 
     def own_targets(self, model: Any) -> list[str]:
         return normalisations(model)

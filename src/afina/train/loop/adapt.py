@@ -15,8 +15,13 @@ from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
 from ...methods.baselines.full import Full, FullConfig
 from ..base.assets import is_reference
+from ..base.base_model import base_location, config_of
+from ..base.rates import own_rate, width_of
 from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+from ..tasks import named
 
 
 def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, begin: bool = True) -> Any:
@@ -99,11 +104,19 @@ def planned_steps(recipe: Recipe, rows: int) -> int:
     return math.ceil(t.epochs * max(1, math.ceil(batches / t.gradient_accumulation)))
 
 
-def plan(recipe: Recipe, config: PeftConfig, steps: int) -> str:
+def fill_rate(recipe: Recipe, rows: int, reporter: Reporter) -> None:
+    """Give a recipe without a learning rate that of its method, for its base and the steps that so many rows make."""
+    if recipe.training.learning_rate is None:
+        width = width_of(config_of(base_location(recipe.model, reporter), recipe.model))
+        steps = planned_steps(recipe, named(recipe.task).examples(recipe, rows))
+        recipe.training.learning_rate = own_rate(type(method_config(recipe)), width, steps)
+
+
+def plan(recipe: Recipe, config: PeftConfig, steps: int, width: int | None) -> str:
     """What will run, in one line; whose learning rate it is is told."""
     t = recipe.training
     assert t.learning_rate is not None
-    own = " (the method's own)" if t.learning_rate == config.default_learning_rate else ""
+    own = " (the method's own)" if t.learning_rate == own_rate(type(config), width, steps) else ""
     rows = t.batch_size * t.gradient_accumulation
     words = [f"method {config.method_type}", f"learning rate {t.learning_rate:g}{own}", f"{steps} steps of {rows} rows"]
     if t.layerwise_decay is not None:

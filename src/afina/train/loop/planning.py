@@ -12,6 +12,7 @@ from ...devices.place import place
 from ...plan.usage import told_bytes, told_seconds
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
+from ..base.rates import width_of
 from ..data.encode import Data
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
@@ -62,7 +63,8 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     setting = _Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
-    lines = [plan(recipe, begin_config(recipe, steps), steps),
+    width = width_of(config_of(location, recipe.model))
+    lines = [plan(recipe, begin_config(recipe, steps), steps, width),
              f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
     return [*lines, *_sizes(setting)]
 

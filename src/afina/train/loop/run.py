@@ -23,6 +23,7 @@ from ...plan.precision import choose_dtype
 from ..answers.generate import keep_ends
 from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
+from ..base.rates import own_rate, width_of
 from ..conversations.messages import shared_system
 from ..data.encode import Data
 from ..data.prompts import Prompter
@@ -41,7 +42,7 @@ from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.cautions import cautions
 from ..tasks.examples import encode
-from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
+from .adapt import adapted, as_it_came, checkpoint_bytes, counts, fill_rate, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
@@ -114,8 +115,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
     out.data.labels = labels
     _keep_system(out, split, reporter)
     resolve_adapter(out, reporter)
-    if out.training.learning_rate is None:
-        out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
+    fill_rate(out, len(split.train), reporter)
     device = place(out.model.device)
     reporter.note(f"device: {told(device, found())}")
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
@@ -154,7 +154,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
-    reporter.note(plan(recipe, config, steps))
+    reporter.note(plan(recipe, config, steps, width_of(base.config)))
     _speed_up(recipe, model, data, steps, reporter)
     output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
@@ -238,7 +238,9 @@ def _descended(recipe: Recipe, setup: Setup, reporter: Reporter) -> dict[str, An
     found = descent([line["loss"] for line in setup.metrics.history if "loss" in line])
     rate = recipe.training.learning_rate
     assert rate is not None
-    better = rate_to_try(found, rate, type(method_config(recipe)).default_learning_rate)
+    trainer = setup.trainer
+    own = own_rate(type(method_config(recipe)), width_of(trainer.model.config), trainer.state.max_steps)
+    better = rate_to_try(found, rate, own)
     if better is not None:
         reporter.warn(advice(found, better))
     return {"descent": {**found.as_dict(), "rate_to_try": better}}

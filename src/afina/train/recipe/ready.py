@@ -58,8 +58,6 @@ def ready_recipe(method: str, overrides: Sequence[tuple[str, str]] = ()) -> str:
     other = "full" if kind.method_type != "FULL" else "lora"
     own = [("method.type", method.lower()), *given, *(pair for pair in overrides if pair[0] != "task")]
     recipe = load_recipe(embedded_for(task), [("method.type", other), *own])
-    if recipe.training.learning_rate is None:
-        recipe.training.learning_rate = float(kind.default_learning_rate)
     if not any(key in ("output", "output.dir", "output_dir") for key, _ in overrides):
         recipe.output.dir = f"runs/{method.lower()}-{task}"
     needs = ", ".join(f"method.{key}" for key in fill)

@@ -122,7 +122,7 @@ class MethodSection(BaseModel):
 class TrainingSection(Section):
     """The optimisation, in the words of transformers' TrainingArguments where they are short."""
 
-    learning_rate: float | None = Field(default=None, gt=0, description="without it the method's own default")
+    learning_rate: float | None = Field(default=None, gt=0, description="without it the method's own")
     batch_size: int = Field(default=8, ge=1, description="rows of a batch, in all processes together")
     gradient_accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
     epochs: float = Field(default=1.0, gt=0, description="passes over the rows")
