@@ -46,27 +46,3 @@ def test_a_base_computes_in_what_the_gpu_does(device, dtype, quantize, tmp_path,
 def test_full_fine_tuning_stays_in_float32_on_every_device(tmp_path, model_folder, monkeypatch):
     recipe, _ = settled(T4, tmp_path, model_folder, monkeypatch, method={"type": "full"})
     assert recipe.model.dtype == "float32"
-
-
-@pytest.mark.parametrize(
-    ("device", "packing", "asked"), [(H100, False, True), (H100, True, False), (CPU, False, False)]
-)
-def test_flash_attention_is_tried_on_gpus_for_rows_that_are_not_packed(
-    device, packing, asked, tmp_path, model_folder, monkeypatch
-):
-    recipe, _ = settled(device, tmp_path, model_folder, monkeypatch, training__packing=packing)
-    told = Listener()
-    monkeypatch.setattr(module, "use_flash", lambda model, device: f"flash attention: tried on {device.name}")
-    monkeypatch.setattr(module, "speed_up", lambda model, **options: [])
-
-    class Train:
-        items = ({"input_ids": [1, 2]},)
-
-        def __len__(self):
-            return 1
-
-    class Rows:
-        train = Train()
-
-    module._speed_up(recipe, None, Rows(), 1, told)
-    assert told.told[1:] == (["fast path: flash attention: tried on cuda:0"] if asked else [])

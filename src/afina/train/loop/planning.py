@@ -19,7 +19,8 @@ from ..tasks import named
 from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps
 from .begin import begin_config
-from .run import prepared, wants_logits
+from .fast_paths import wants_logits
+from .run import prepared
 
 if TYPE_CHECKING:
     import torch

@@ -147,8 +147,10 @@ class TrainingSection(Section):
     group_by_length: bool | None = Field(
         default=None, description="batches of rows of like length; without it where that saves much padding"
     )
-    packing: bool = Field(
-        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
+    packing: bool | None = Field(
+        default=None,
+        description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining); without it a "
+        "batch's own rows share one on GPUs where that saves padding",
     )
     loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
     beta: float = Field(
