@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
+from . import rows
 from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
@@ -69,8 +70,10 @@ def are_on(said: Sequence[str]) -> int:
 
 
 def _native(base: Any) -> list[str]:
-    if _device(base).type != "cpu":
-        return []
+    device, dtype = _device(base), _dtype(base)
+    if device.type != "cpu":
+        why = {name: rows.why_not(name, device, dtype) for name in rows.OPERATIONS}
+        return [f"{name}: off, because {reason}" for name, reason in why.items() if reason]
     return [f"native kernels: on, in {instructions()}" if library() else f"native kernels: off, because {why_not()}"]
 
 
