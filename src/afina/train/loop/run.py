@@ -42,7 +42,7 @@ from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_
 from .begin import begin_config, resolve_adapter
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
-from .fast_paths import speed_up_run
+from .fast_paths import check_offload, offload, speed_up_run
 from .method_state import read_method_state
 from .scoring import scored
 from .trackers import check_trackers
@@ -116,6 +116,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
         out.training.learning_rate = float(type(method_config(out)).default_learning_rate)
     device = place(out.model.device)
     reporter.note(f"device: {told(device, found())}")
+    check_offload(out, device)
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
         # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
         out.model.dtype = "float32"
@@ -154,6 +155,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps))
     speed_up_run(recipe, model, tokenizer, data, steps, reporter)
+    offload(recipe, model, reporter)
     output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")

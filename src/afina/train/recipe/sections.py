@@ -144,6 +144,10 @@ class TrainingSection(Section):
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    offload: Literal["none", "activations"] = Field(
+        default="none",
+        description="activations: what the backward pass needs waits in main memory (CUDA); less memory, more time",
+    )
     group_by_length: bool | None = Field(
         default=None, description="batches of rows of like length; without it where that saves much padding"
     )
