@@ -103,7 +103,7 @@ def _with_adapters(library: Any, model: Any, row: Row) -> Any:
 
 def _sped_up(name: str, model: Any, device: str) -> list[str]:
     from afina.devices.place import place
-    from afina.kernels.flash import use_flash
+    from afina.kernels.cuda.flash import use_flash
     from afina.kernels.speed import speed_up
 
     first = [use_flash(model, place(device), packed=True)] if name == LENGTHS else []

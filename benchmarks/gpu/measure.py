@@ -58,7 +58,7 @@ def batch(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
 
 
 def _uneven(rows: list[torch.Tensor], by_lengths: bool, device: str) -> dict[str, Any]:
-    from afina.kernels.varlen import RowLengths
+    from afina.kernels.cuda.varlen import RowLengths
 
     if by_lengths:
         told = RowLengths.of([len(row) for row in rows]).inputs()

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import afina
 from afina.devices.place import place
 from afina.kernels import loss
-from afina.kernels.flash import use_flash
+from afina.kernels.cuda.flash import use_flash
+from afina.kernels.cuda.varlen import RowLengths
 from afina.kernels.selftest import self_test
 from afina.kernels.speed import are_on, speed_up
-from afina.kernels.varlen import RowLengths
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 LENGTHS = (40, 3, 64, 21)

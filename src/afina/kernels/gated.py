@@ -4,7 +4,7 @@
 
 Of the four wide tensors that autograd keeps (both projections, silu(gate), the product), two can be made again from the
 other two by passes over memory that cost little beside the products: only gate(x) and up(x) are kept. Where there is
-a kernel (`rows`), each direction is one pass. In 16 bits without one it is left as it is, because the passes are
+a kernel (`backends`), each direction is one pass. In 16 bits without one it is left as it is, because the passes are
 a larger part of a step there and the tensors half as large.
 """
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from . import rows
+from . import backends
 from .swap import swap_forward
 
 
@@ -34,7 +34,7 @@ class _Kept:
     def product(self) -> Tensor:
         self.spend(False)
         if _fits(self.gate, self.up):
-            return rows.on(self.gate.device).gated(self.gate, self.up)
+            return backends.on(self.gate.device).gated(self.gate, self.up)
         self.share = F.silu(self.gate)
         return self.share * self.up
 
@@ -47,7 +47,7 @@ class _Kept:
 
 
 def _fits(*tensors: Tensor) -> bool:
-    return rows.fits("feed-forward", *tensors)
+    return backends.fits("feed-forward", *tensors)
 
 
 class _Gated(torch.autograd.Function):
@@ -55,14 +55,14 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.kept = kept
-        return rows.on(gate.device).gated(gate, up) if _fits(gate, up) else F.silu(gate).mul_(up)
+        return backends.on(gate.device).gated(gate, up) if _fits(gate, up) else F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         gate, up = ctx.saved_tensors
         if _fits(g, gate, up):
-            backend = rows.on(g.device)
+            backend = backends.on(g.device)
             ctx.kept.spend(backend.OVERWRITES)
             return *backend.gated_backward(g, gate, up), None
         share, ctx.kept.share = ctx.kept.share, None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import joint, loss, norm, rotary, rows
+from . import backends, joint, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
@@ -121,9 +121,9 @@ def _everywhere() -> Iterator[_Kernel]:
 def _rows(device: torch.device) -> Iterator[_Kernel]:
     """The passes over rows, in C++ or by liger-kernel."""
     cpu = device.type == "cpu"
-    off = dict.fromkeys(rows.OPERATIONS, why_not() if cpu else "for processors and NVIDIA and AMD GPUs")
+    off = dict.fromkeys(backends.OPERATIONS, why_not() if cpu else "for processors and NVIDIA and AMD GPUs")
     if device.type == "cuda":
-        off = {name: rows.why_not(name, device, torch.float32) for name in rows.OPERATIONS}
+        off = {name: backends.why_not(name, device, torch.float32) for name in backends.OPERATIONS}
     how = "by liger-kernel" if device.type == "cuda" else "in C++"
     angles = torch.linspace(0, 7, 2 * 5 * 16).view(2, 5, 16)
     targets = torch.arange(0, 180, 9)[:, None]

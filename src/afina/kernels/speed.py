@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
-from . import rows
+from . import backends
 from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
@@ -72,7 +72,7 @@ def are_on(said: Sequence[str]) -> int:
 def _native(base: Any) -> list[str]:
     device, dtype = _device(base), _dtype(base)
     if device.type != "cpu":
-        why = {name: rows.why_not(name, device, dtype) for name in rows.OPERATIONS}
+        why = {name: backends.why_not(name, device, dtype) for name in backends.OPERATIONS}
         return [f"{name}: off, because {reason}" for name, reason in why.items() if reason]
     return [f"native kernels: on, in {instructions()}" if library() else f"native kernels: off, because {why_not()}"]
 

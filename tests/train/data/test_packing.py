@@ -14,13 +14,13 @@ from torch.nn.attention import varlen as torchs
 
 from afina.devices.place import VARLEN
 from afina.errors import RecipeError
-from afina.kernels import varlen
+from afina.kernels.cuda import varlen
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
 from afina.train.data.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart
 from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
-from ...kernels.test_varlen import formula
+from ...kernels.cuda.test_varlen import formula
 from .. import tiny
 from ..loop.test_run import Heard, train
 from .test_encode import prompter, rows

@@ -18,7 +18,7 @@ from afina.train.data.packing import EndToEnd
 from afina.train.loop import fast_paths as module
 from afina.train.recipe.settings import load_recipe
 
-from ...kernels.test_varlen import formula
+from ...kernels.cuda.test_varlen import formula
 from .. import tiny
 from .test_placed import CPU, H100, T4, Listener
 from .test_run import train
@@ -134,7 +134,7 @@ def trained_by_lengths(recipe):
     """A run whose attention goes by lengths, with the formula in the kernel's place."""
     from torch.nn.attention import varlen as torchs
 
-    from afina.kernels import varlen
+    from afina.kernels.cuda import varlen
 
     calls = []
 

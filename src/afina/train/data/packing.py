@@ -2,8 +2,8 @@
 
 Positions begin anew with every row. From that transformers makes a mask that lets no row see another, provided that
 there is no attention mask and that the model's attention takes it; so that is measured on the model before training.
-Where attention goes by lengths (`kernels.varlen`), all rows of a batch lie end to end and there is neither a mask nor
-padding. Then rows share batches as they come, too: the same rows a step, without the padding (`end_to_end`).
+Where attention goes by lengths (`kernels.cuda.varlen`), all rows of a batch lie end to end and there is neither a mask
+nor padding. Then rows share batches as they come, too: the same rows a step, without the padding (`end_to_end`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...devices.place import TORCH, packed_attention, place
 from ...errors import RecipeError
-from ...kernels.varlen import RowLengths
+from ...kernels.cuda.varlen import RowLengths
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from .encode import IGNORED, Encoded

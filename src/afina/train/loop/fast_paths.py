@@ -10,8 +10,8 @@ from ...core.hosts.routing import routers
 from ...devices.found import Device
 from ...devices.place import TORCH, place
 from ...errors import RecipeError
-from ...kernels.flash import reads_lengths, use_flash
-from ...kernels.offload import Mover, Streams, offload_layers
+from ...kernels.cuda.flash import reads_lengths, use_flash
+from ...kernels.cuda.offload import Mover, Streams, offload_layers
 from ...kernels.speed import are_on, speed_up
 from ..data.encode import Data
 from ..data.packing import EndToEnd, check_apart

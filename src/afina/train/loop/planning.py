@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ...devices.found import Device
     from ...plan.memory import StepMemory
 
-_BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
+_BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0,
+                                                  "fp8": 16.0})  # fmt: skip
 """Bits that a weight takes with its scales."""
 _EXCESS = 1.4
 """A process takes up to this many times what its tensors do (measured: 1.27 to 1.42 on CPU)."""

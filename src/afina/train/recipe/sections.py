@@ -44,8 +44,10 @@ class ModelSection(Section):
     device: str = Field(
         default="auto", pattern=NAMES, description="auto, cpu, cuda, cuda:N, mps, xpu; auto: a GPU where there is one"
     )
-    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
-        default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"
+    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo", "fp8"] = Field(
+        default="none",
+        description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo; fp8: products in "
+        "float8 (Hopper and newer)",
     )
 
 

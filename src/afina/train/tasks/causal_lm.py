@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ...kernels.flash import reads_lengths
+from ...kernels.cuda.flash import reads_lengths
 from ..data.encode import Data, Encoded, encode_answers, rendered_answers
 from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter

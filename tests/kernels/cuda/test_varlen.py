@@ -17,9 +17,9 @@ from transformers import (
 
 from afina.devices import place
 from afina.devices.found import Device
-from afina.kernels import varlen
-from afina.kernels.flash import reads_lengths, use_flash
-from afina.kernels.varlen import RowLengths
+from afina.kernels.cuda import varlen
+from afina.kernels.cuda.flash import reads_lengths, use_flash
+from afina.kernels.cuda.varlen import RowLengths
 
 H100 = Device("cuda:0", "a GPU", bfloat16=True, capability=(9, 0))
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

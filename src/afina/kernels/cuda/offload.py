@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .swap import swap_forward
+from ..swap import swap_forward
 
 LEAST = 1 << 20
 """Bytes of the smallest tensor that is worth a copy."""

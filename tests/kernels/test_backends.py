@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
-from afina.kernels import rotary, rows, speed
+from afina.kernels import backends, rotary, speed
 from afina.kernels.cpu.native import rowwise as cpu
 from afina.kernels.cuda import rowwise as cuda
 from afina.kernels.cuda import trial
@@ -50,7 +50,7 @@ def backend(monkeypatch):
         rms_norm=rms_norm, rms_norm_backward=rms_norm_backward, gated=lambda g, u: F.silu(g) * u,
         gated_backward=gated_backward, turn=turn,
     )  # fmt: skip
-    monkeypatch.setattr(rows, "on", lambda device: made)
+    monkeypatch.setattr(backends, "on", lambda device: made)
     return calls
 
 
@@ -78,9 +78,9 @@ def test_a_step_by_a_gpus_backend_is_the_plain_step_and_a_second_backward_pass_i
 
 
 def test_the_device_decides_which_backend_serves():
-    assert rows.on(torch.device("cuda", 1)) is cuda
-    assert rows.on(torch.device("cpu")) is cpu
-    assert not rows.fits("norms", torch.empty(4, 8, device="meta"))
+    assert backends.on(torch.device("cuda", 1)) is cuda
+    assert backends.on(torch.device("cpu")) is cpu
+    assert not backends.fits("norms", torch.empty(4, 8, device="meta"))
 
 
 def test_a_gpus_kernel_serves_only_where_its_trial_said_so(monkeypatch):
@@ -88,13 +88,13 @@ def test_a_gpus_kernel_serves_only_where_its_trial_said_so(monkeypatch):
     monkeypatch.setattr(trial, "why_not", lambda operation, device, dtype: said[operation])
     device = torch.device("cuda:0")
     for operation, why in said.items():
-        assert rows.why_not(operation, device, torch.bfloat16) == why
-        assert rows.why_not(operation, torch.device("cpu"), torch.bfloat16) == ""
+        assert backends.why_not(operation, device, torch.bfloat16) == why
+        assert backends.why_not(operation, torch.device("cpu"), torch.bfloat16) == ""
     x = SimpleNamespace(device=device, dtype=torch.bfloat16)
     monkeypatch.setattr(cuda, "fits", lambda *t: True)
     monkeypatch.setattr(cuda, "can_turn", lambda *t: True)
-    assert [rows.fits(operation, x) for operation in said] == [True, False, True]
-    assert rows.can_turn(x, x, x, x)
+    assert [backends.fits(operation, x) for operation in said] == [True, False, True]
+    assert backends.can_turn(x, x, x, x)
 
 
 def test_speed_up_tells_why_a_gpus_kernel_is_off(monkeypatch):

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import afina
 from afina.devices.found import Device
 from afina.errors import RecipeError
-from afina.kernels import offload as module
-from afina.kernels.offload import Kept, offload_layers
+from afina.kernels.cuda import offload as module
+from afina.kernels.cuda.offload import Kept, offload_layers
 from afina.kernels.speed import speed_up
 from afina.train.loop import fast_paths
 

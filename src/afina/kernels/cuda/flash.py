@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..devices import place
-from ..devices.found import Device
+from ...devices import place
+from ...devices.found import Device
 from .varlen import RowLengths, register, why_not
 
 _WHY = "flash-attn is not installed, or not for this device and dtype; torch's own is on"

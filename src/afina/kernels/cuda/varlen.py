@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.layers.weights import autocasts
-from ..devices.place import VARLEN
+from ...core.layers.weights import autocasts
+from ...devices.place import VARLEN
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None], Tensor]
 _NOT_MADE = ("position_bias", "softcap", "s_aux", "cache")
