@@ -113,7 +113,8 @@ def in_fp8(model: Any, *, emulate: bool = False) -> Any:
             raise RecipeError("float8 products are made of bfloat16", where="model.dtype", got=layer.weight.dtype,
                               fix="dtype=bfloat16")  # fmt: skip
         if layer.in_features % _EIGHT_BIT_GROUP or layer.out_features % _EIGHT_BIT_GROUP:
-            raise RecipeError("the layer's sizes do not divide into groups", where=f"model.quantize at {body[id(layer)]}",
+            raise RecipeError("the layer's sizes do not divide into groups",
+                              where=f"model.quantize at {body[id(layer)]}",
                               got=f"{layer.in_features} x {layer.out_features}",
                               expected=f"multiples of {_EIGHT_BIT_GROUP}", fix="quantize=none")  # fmt: skip
     config = dataclasses.replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate)
