@@ -40,7 +40,7 @@ test-rest: $(READY)
 
 # One process: the GPU is shared by all of them.
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu --size all -rs --durations=10 tests/battery/test_device.py tests/kernels $(TEST_ARGS)
+	$(BIN)/python -m pytest -m gpu --size all -rs --durations=10 tests/battery/test_device.py tests/kernels tests/train/loop/test_placed.py $(TEST_ARGS)
 
 quick: $(READY)
 	$(PYTEST) --size smoke tests/battery tests/core tests/test_*.py \

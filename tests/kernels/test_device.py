@@ -9,12 +9,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import afina
 from afina.devices.place import place
 from afina.kernels import loss
+from afina.kernels.cuda import offload
+from afina.kernels.cuda.few_bits import share_buffer
 from afina.kernels.cuda.flash import use_flash
 from afina.kernels.cuda.varlen import RowLengths
 from afina.kernels.selftest import self_test
 from afina.kernels.speed import are_on, speed_up
+from afina.train.base.quantize import in_fp8
+
+from .cuda.test_few_bits import llama as llama_in_4_bits
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 LENGTHS = (40, 3, 64, 21)
 
 
@@ -23,8 +29,7 @@ def adapted(device, dtype):
     config = LlamaConfig(vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=32,
                          num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)  # fmt: skip
     model = LlamaForCausalLM(config).to(device, dtype)
-    lora = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    return afina.get_peft_model(model, lora).train()
+    return afina.get_peft_model(model, LORA).train()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -94,3 +99,44 @@ def test_the_loss_in_triton_is_torchs_operations(dtype, words):
     far = 1e-5 if dtype == torch.float32 else 1e-2
     assert float((gradient.double() - exact.grad).norm() / exact.grad.norm()) <= far
     assert loss.has_triton()
+
+
+def step(model, device="cuda"):
+    ids = torch.randint(1, 160, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return float(loss), [p.grad.float() for p in model.parameters() if p.grad is not None]
+
+
+def near(found, expected, far):
+    assert found[0] == pytest.approx(expected[0], rel=far)
+    assert len(found[1]) == len(expected[1]) > 0
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert float((a - b).norm()) <= 2 * far * float(b.norm())
+
+
+@pytest.mark.gpu
+def test_activations_in_pinned_memory_come_back_as_they_were(monkeypatch):
+    monkeypatch.setattr(offload, "LEAST", 256)
+    plain, moved = adapted("cuda", torch.float32), adapted("cuda", torch.float32)
+    assert offload.offload_layers(moved, offload.Streams(torch.device("cuda:0"))) == 2
+    near(step(moved), step(plain), 1e-6)
+
+
+@pytest.mark.gpu
+def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
+    pytest.importorskip("bitsandbytes")
+    plain, shared = (llama_in_4_bits().to("cuda") for _ in range(2))
+    assert share_buffer(shared) == 14
+    near(step(shared), step(plain), 1e-3)
+
+
+@pytest.mark.gpu
+def test_products_in_float8_are_near_those_of_bfloat16():
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("float8 products scaled a row need Hopper")
+    plain = adapted("cuda", torch.bfloat16)
+    few = afina.get_peft_model(in_fp8(adapted("cuda", torch.bfloat16).unload()), LORA).train()
+    few.load_state_dict({k: v for k, v in plain.state_dict().items() if "adapters" in k}, strict=False)
+    near(step(few), step(plain), 0.2)
