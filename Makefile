@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-rest quick mutants check format bench clean help
+.PHONY: demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
+	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
+	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +38,10 @@ test-all: $(READY)
 test-rest: $(READY)
 	$(PYTEST) --half $(HALF) $(TEST_ARGS)
 
+# One process: the GPU is shared by all of them.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu --size all -rs --durations=10 tests/battery/test_device.py tests/kernels tests/train/loop/test_placed.py $(TEST_ARGS)
+
 quick: $(READY)
 	$(PYTEST) --size smoke tests/battery tests/core tests/test_*.py \
 	  --deselect tests/battery/test_whole.py::test_another_process_reads_the_same $(TEST_ARGS)
@@ -53,7 +59,11 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.ecosystem
 
-# Also renews docs/methods.md, docs/api.md, docs/conversations.md, docs/learning-rates.md and the type stub, which tests compare with the code.
+bench-gpu: $(READY)
+	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
+
+# Also renews docs/methods.md, docs/api.md, docs/conversations.md, docs/learning-rates.md and the type stub, which tests
+# compare with the code.
 format: $(READY)
 	$(BIN)/python scripts/methods_table.py
 	$(BIN)/python scripts/api_page.py

@@ -27,8 +27,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--half", choices=("0", "1"), help="of what --size pairs leaves out, this half")
 
 
+def no_gpu() -> str:
+    """Why tests marked `gpu` cannot run here; empty where they can."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return "torch is built without CUDA" if torch.version.cuda is None else "no CUDA device here"
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if why := no_gpu():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=why))
     # A test that is named runs.
     named = any("::" in str(argument) for argument in config.args)
     left, config.stash[CHOSEN] = select(items, "all" if named else config.getoption("size"))

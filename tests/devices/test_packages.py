@@ -11,7 +11,8 @@ H100 = Device("cuda:0", "NVIDIA H100", capability=(9, 0))
 
 
 @pytest.mark.parametrize(
-    ("there", "useful"), [([CPU], set()), ([T4, CPU], {"triton"}), ([H100, CPU], {"triton", "flash-attn"})]
+    ("there", "useful"),
+    [([CPU], set()), ([T4, CPU], {"triton", "liger-kernel"}), ([H100, CPU], {"triton", "liger-kernel", "flash-attn"})],
 )
 def test_packages_for_gpus_are_useful_where_there_is_one_that_they_are_for(there, useful):
     assert {p.name for p in packages(there) if p.needs and p.useful} == useful

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afina.devices.found import Device
-from afina.devices.place import FLASH, TORCH, attention, place, scales_loss, told
+from afina.devices.place import FLASH, TORCH, VARLEN, attention, packed_attention, place, scales_loss, told
 from afina.errors import RecipeError
 
 GIB = 2**30
@@ -88,6 +88,25 @@ def test_the_loss_is_scaled_in_float16_on_gpus_that_can():
 )  # fmt: skip
 def test_flash_attention_is_for_16_bits_on_ampere_and_newer_with_its_package(device, dtype, installed, name):
     assert attention(device, dtype, has=lambda package: installed) == name
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "name"),
+    [
+        (H100, "bfloat16", {"flash_attn", "kernels", "torch.nn.attention.varlen"}, FLASH),
+        (H100, "bfloat16", {"kernels", "torch.nn.attention.varlen"}, VARLEN), (H100, "float16", {"kernels"}, FLASH),
+        (H100, "float16", {"torch.nn.attention.varlen"}, VARLEN), (H100, "bfloat16", set(), TORCH),
+        (H100, "float32", {"flash_attn", "torch.nn.attention.varlen"}, TORCH),
+        (T4, "float16", {"flash_attn", "torch.nn.attention.varlen"}, TORCH),
+        (CPU, "bfloat16", {"flash_attn", "torch.nn.attention.varlen"}, TORCH),
+    ],
+)  # fmt: skip
+def test_packed_rows_take_flash_attention_then_torchs_by_lengths_then_the_hubs(device, dtype, installed, name):
+    assert packed_attention(device, dtype, has=installed.__contains__) == name
+
+
+def test_this_torch_has_attention_by_lengths():
+    assert packed_attention(H100, "bfloat16") in (FLASH, VARLEN)
 
 
 def test_the_device_is_told_with_its_memory_and_what_stands_idle():

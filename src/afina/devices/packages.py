@@ -11,6 +11,7 @@ from .found import Device
 _ALL, _GPU, _FLASH = "", "a GPU", "an Ampere GPU or newer"
 _KNOWN = (
     ("triton", "the loss in one kernel", "pip install triton", _GPU),
+    ("liger-kernel", "norms, gated products and rotary positions in one pass", "pip install 'afina[gpu]'", _GPU),
     ("flash-attn", "attention without padding", "pip install flash-attn", _FLASH),
     ("bitsandbytes", "model.quantize: nf4, fp4, int8", "pip install 'afina[quant]'", _ALL),
     ("torchao", "model.quantize: int8wo, int4wo", "pip install 'afina[quant]'", _ALL),

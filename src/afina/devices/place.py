@@ -11,8 +11,8 @@ from ..errors import RecipeError
 from .found import SCALING, Device, found, processor
 
 NAMES = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
-FLASH, TORCH = "flash_attention_2", "sdpa"
-"""transformers' names of the attention of the package flash-attn, and of torch's own."""
+FLASH, TORCH, VARLEN = "flash_attention_2", "sdpa", "afina_varlen"
+"""transformers' names of the attention of the package flash-attn, of torch's own, and of ours by rows' lengths."""
 _FLASH_FROM = (8, 0)
 
 
@@ -71,9 +71,31 @@ def attention(device: Device, dtype: str, has: Callable[[str], bool] | None = No
     Args:
         has: whether a package is installed.
     """
-    has = has or (lambda name: importlib.util.find_spec(name) is not None)
+    return FLASH if _flashes(device, dtype) and (has or _has)("flash_attn") else TORCH
+
+
+def packed_attention(device: Device, dtype: str, has: Callable[[str], bool] | None = None) -> str:
+    """Whose attention suits rows that lie end to end: flash-attn's, torch's by lengths, or that of the package kernels,
+    which transformers takes from the hub in flash-attn's place.
+
+    Args:
+        has: whether a package or module is installed.
+    """
+    has = has or _has
+    if not _flashes(device, dtype):
+        return TORCH
+    if not has("flash_attn") and has("torch.nn.attention.varlen"):
+        return VARLEN
+    return FLASH if has("flash_attn") or has("kernels") else TORCH
+
+
+def _flashes(device: Device, dtype: str) -> bool:
     able = device.kind == "cuda" and device.capability is not None and device.capability >= _FLASH_FROM
-    return FLASH if able and dtype in ("float16", "bfloat16") and has("flash_attn") else TORCH
+    return able and dtype in ("float16", "bfloat16")
+
+
+def _has(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def told(device: Device, there: Sequence[Device] = ()) -> str:

@@ -4,7 +4,7 @@
 
 Of the four wide tensors that autograd keeps (both projections, silu(gate), the product), two can be made again from the
 other two by passes over memory that cost little beside the products: only gate(x) and up(x) are kept. Where there is
-a kernel (`native.rows`), each direction is one pass. In 16 bits without one it is left as it is, because the passes are
+a kernel (`backends`), each direction is one pass. In 16 bits without one it is left as it is, because the passes are
 a larger part of a step there and the tensors half as large.
 """
 
@@ -18,22 +18,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .cpu.native import rowwise as native
+from . import backends
 from .swap import swap_forward
 
 
 class _Kept:
-    """gate and up of one pass; `share` is silu(gate) between the two uses of a backward pass."""
+    """gate and up of one pass; `share` is silu(gate) between the two uses of a backward pass. `spent` once both have
+    become their gradients."""
 
     def __init__(self, gate: Tensor, up: Tensor) -> None:
         self.gate, self.up = gate.detach(), up.detach()
         self.share: Tensor | None = None
+        self.spent = False
 
     def product(self) -> Tensor:
-        if native.fits(self.gate, self.up):
-            return native.gated(self.gate, self.up)
+        self.spend(False)
+        if _fits(self.gate, self.up):
+            return backends.on(self.gate.device).gated(self.gate, self.up)
         self.share = F.silu(self.gate)
         return self.share * self.up
+
+    def spend(self, overwritten: bool) -> None:
+        """Note whether a backward pass leaves its gradients in the place of gate and up. Raises where one has."""
+        if self.spent:
+            raise RuntimeError("a second backward pass through a gated part, whose first one left its gradients in the "
+                               "place of what it needs; leave speed_up out (training.fast=false)")  # fmt: skip
+        self.spent = overwritten
+
+
+def _fits(*tensors: Tensor) -> bool:
+    return backends.fits("feed-forward", *tensors)
 
 
 class _Gated(torch.autograd.Function):
@@ -41,14 +55,16 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.kept = kept
-        return native.gated(gate, up) if native.fits(gate, up) else F.silu(gate).mul_(up)
+        return backends.on(gate.device).gated(gate, up) if _fits(gate, up) else F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         gate, up = ctx.saved_tensors
-        if native.fits(g, gate, up):
-            return *native.gated_backward(g, gate, up), None
+        if _fits(g, gate, up):
+            backend = backends.on(g.device)
+            ctx.kept.spend(backend.OVERWRITES)
+            return *backend.gated_backward(g, gate, up), None
         share, ctx.kept.share = ctx.kept.share, None
         share = F.silu(gate) if share is None else share
         return torch.ops.aten.silu_backward(g * up, gate), share.mul_(g), None
@@ -84,7 +100,7 @@ def keep_less(base: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
         dtype: what the base computes in.
         device: where it is.
     """
-    if dtype != torch.float32 and not native.fits(torch.empty(0, dtype=dtype, device=device)):
+    if dtype != torch.float32 and not _fits(torch.empty(0, dtype=dtype, device=device)):
         return 0
     found = [m for m in base.modules() if _has_the_form(m, dtype)]
     for module in found:
@@ -118,7 +134,7 @@ def _forward(kind: type[nn.Module], self: Any, x: Tensor, *args: Any, **kwargs: 
         out: Tensor = kind.forward(self, x, *args, **kwargs)
         return out
     gate, up, others_keep = self.gate_proj(x), self.up_proj(x), _others_keep()
-    if native.fits(gate, up) and gate.shape == up.shape:
+    if _fits(gate, up) and gate.shape == up.shape:
         out = self.down_proj(_product(gate, up)[0]) if others_keep else gated(gate, up, self.down_proj)
     elif others_keep or gate.dtype != torch.float32:
         out = self.down_proj(self.act_fn(gate) * up)

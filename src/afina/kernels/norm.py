@@ -1,4 +1,4 @@
-"""RMSNorm as one pass over memory each way, where there is a kernel for it (`native.rows`).
+"""RMSNorm as one pass over memory each way, where there is a kernel for it (`backends`).
 
     y = w · x / sqrt(mean(x²) + ε)
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.layers.weights import autocasts
-from .cpu.native import rowwise as native
+from . import backends
 from .swap import swap_forward
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`weight · x / rms(x)`, for what `native.rows` is made for. x: (..., D). weight: (D,)."""
+    """`weight · x / rms(x)`, for what `backends` has a kernel for. x: (..., D). weight: (D,)."""
     run: Any = _RMSNorm.apply
     out: Tensor = run(x, weight, eps)
     return out
@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, kept = native.rms_norm(x, weight, eps)
+        out, kept = backends.on(x.device).rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, kept)
         return out
 
@@ -39,7 +39,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight, kept = ctx.saved_tensors
-        dx, dw = native.rms_norm_backward(g.contiguous(), x, weight, kept, ctx.needs_input_grad[1])
+        backend = backends.on(x.device)
+        dx, dw = backend.rms_norm_backward(g.contiguous(), x, weight, kept, ctx.needs_input_grad[1])
         return dx, dw, None
 
 
@@ -59,13 +60,13 @@ def _is_rms_norm(module: nn.Module) -> bool:
     weight, eps = module._parameters.get("weight"), _eps(module)
     if len(module._parameters) != 1 or module._modules or hasattr(type(module), "plain_class"):
         return False
-    if weight is None or weight.dim() != 1 or not isinstance(eps, float) or not native.fits(weight.detach()):
+    if weight is None or weight.dim() != 1 or not isinstance(eps, float) or not backends.fits("norms", weight.detach()):
         return False
     width = weight.shape[0]
-    x = torch.linspace(-2, 3, 3 * width, dtype=weight.dtype).view(1, 3, width)
+    x = torch.linspace(-2, 3, 3 * width, dtype=weight.dtype, device=weight.device).view(1, 3, width)
     try:
         with torch.no_grad():
-            own, ours = module(x), native.rms_norm(x, weight, eps)[0]
+            own, ours = module(x), backends.on(x.device).rms_norm(x, weight, eps)[0]
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return False
     if not isinstance(own, Tensor) or own.dtype != x.dtype or own.shape != x.shape:
@@ -77,7 +78,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 def _forward(kind: type[nn.Module], self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # Some take a gate beside the input.
     more = args or any(v is not None for v in kwargs.values())
-    if more or autocasts(x) or not native.fits(x, self.weight) or x.shape[-1] != self.weight.shape[0]:
+    if more or autocasts(x) or not backends.fits("norms", x, self.weight) or x.shape[-1] != self.weight.shape[0]:
         out: Tensor = kind.forward(self, x, *args, **kwargs)
         return out
     return rms_norm(x, self.weight, _eps(self))

@@ -1,4 +1,4 @@
-"""Rotary positions in one pass over queries and keys, where there is a kernel for it (`native.rows`).
+"""Rotary positions in one pass over queries and keys, where there is a kernel for it (`backends`).
 
 transformers' attention layers call a function of their module for it. A layer whose function gives this formula's
 numbers on a trial gets a forward with another function under that name; the module itself stays as it is.
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .cpu.native import rowwise as native
+from . import backends
 from .swap import swap_forward
 
 _CALLED = "apply_rotary_pos_emb"
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys at their positions, for what `native.rows` is made for; gradients go to both.
+    """Queries and keys at their positions, for what `backends` has a kernel for; gradients go to both.
 
     Args:
         q: (B, H, T, D). k: (B, K, T, D). cos, sin: (B or 1, T, D).
@@ -33,17 +33,27 @@ def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     return out
 
 
+def formula(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in torch's operations."""
+
+    def turn(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
+
+    return turn(q), turn(k)
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return native.turn(q, k, cos, sin)
+        return backends.on(q.device).turn(q, k, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_q: Tensor, g_k: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
-        return *native.turn(g_q, g_k, cos, sin, back=True), None, None
+        return *backends.on(g_q.device).turn(g_q, g_k, cos, sin, back=True), None, None
 
 
 def fuse_rotary(base: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
@@ -53,7 +63,7 @@ def fuse_rotary(base: nn.Module, dtype: torch.dtype, device: torch.device) -> in
         dtype: what the base computes in.
         device: where it is.
     """
-    if not native.fits(torch.empty(0, dtype=dtype, device=device)):
+    if not backends.fits("rotary positions", torch.empty(0, dtype=dtype, device=device)):
         return 0
     found = [m for m in base.modules() if _takes_kernel(type(m))]
     for module in found:
@@ -80,7 +90,7 @@ def _with_kernel(kind: Any) -> Any:
         return None
 
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not native.can_turn(q, k, cos, sin):
+        if args or kwargs or not backends.can_turn(q, k, cos, sin):
             return own(q, k, cos, sin, *args, **kwargs)
         return rotate(q, k, cos, sin)
 
@@ -98,7 +108,7 @@ def _is_the_formula(function: Any) -> bool:
         own = function(q, k, cos, sin)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
-    ours = native.turn(q, k, cos, sin)
+    ours = formula(q, k, cos, sin)
     return isinstance(own, tuple) and len(own) == 2 and all(
         isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
         for a, b in zip(own, ours, strict=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import joint, loss, norm, rotary
+from . import backends, joint, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
@@ -119,8 +119,12 @@ def _everywhere() -> Iterator[_Kernel]:
 
 
 def _rows(device: torch.device) -> Iterator[_Kernel]:
-    """The passes over rows in C++."""
-    off = "for processors" if device.type != "cpu" else why_not()
+    """The passes over rows, in C++ or by liger-kernel."""
+    cpu = device.type == "cpu"
+    off = dict.fromkeys(backends.OPERATIONS, why_not() if cpu else "for processors and NVIDIA and AMD GPUs")
+    if device.type == "cuda":
+        off = {name: backends.why_not(name, device, torch.float32) for name in backends.OPERATIONS}
+    how = "by liger-kernel" if device.type == "cuda" else "in C++"
     angles = torch.linspace(0, 7, 2 * 5 * 16).view(2, 5, 16)
     targets = torch.arange(0, 180, 9)[:, None]
 
@@ -131,15 +135,16 @@ def _rows(device: torch.device) -> Iterator[_Kernel]:
 
         return both
 
-    yield _Kernel("RMSNorm in C++", lambda x, w: norm.rms_norm(x, w, _EPS),
+    yield _Kernel(f"RMSNorm {how}", lambda x, w: norm.rms_norm(x, w, _EPS),
                   lambda x, w: w * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS),
-                  ((4, 7, 64), (64,)), off=off)  # fmt: skip
-    yield _Kernel("gated product in C++", lambda g, u: gated(g, u, lambda y: y * 2),
-                  lambda g, u: 2 * F.silu(g) * u, ((4, 7, 64), (4, 7, 64)), off=off)  # fmt: skip
-    yield _Kernel("rotary positions in C++", turned(rotary.rotate), turned(_rotated),
-                  ((2, 3, 5, 16), (2, 1, 5, 16)), off=off)  # fmt: skip
+                  ((4, 7, 64), (64,)), off=off["norms"])  # fmt: skip
+    yield _Kernel(f"gated product {how}", lambda g, u: gated(g, u, lambda y: y * 2),
+                  lambda g, u: 2 * F.silu(g) * u, ((4, 7, 64), (4, 7, 64)), off=off["feed-forward"])  # fmt: skip
+    yield _Kernel(f"rotary positions {how}", turned(rotary.rotate), turned(rotary.formula),
+                  ((2, 3, 5, 16), (2, 1, 5, 16)), off=off["rotary positions"])  # fmt: skip
     yield _Kernel("cross-entropy in C++", lambda z: _through(z, targets, rowwise.losses),
-                  lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
+                  lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),),
+                  off=why_not() if cpu else "for processors")  # fmt: skip
 
 
 def _others(device: torch.device) -> Iterator[_Kernel]:
@@ -159,14 +164,6 @@ def _others(device: torch.device) -> Iterator[_Kernel]:
     yield _Kernel("cross-entropy in Triton",
                   lambda z: _through(z, targets.to(z.device), _triton()),
                   lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
-
-
-def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    def turn(x: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return x * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
-
-    return turn(q), turn(k)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

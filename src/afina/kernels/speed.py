@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
+from . import backends
 from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
+from .cuda.few_bits import share_buffer
 from .gated import keep_less
 from .joint import join
 from .lora_linear import is_plain_linear
@@ -50,6 +52,8 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said.append(f"norms: {norms} layers in one pass over memory each way")
     if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
+    if device.type == "cuda" and (shared := share_buffer(base)):
+        said.append(f"dequantised weights: {shared} layers in 4 bits share one buffer")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
     if steps and parts and norms and turned and native:
@@ -69,8 +73,10 @@ def are_on(said: Sequence[str]) -> int:
 
 
 def _native(base: Any) -> list[str]:
-    if _device(base).type != "cpu":
-        return []
+    device, dtype = _device(base), _dtype(base)
+    if device.type != "cpu":
+        why = {name: backends.why_not(name, device, dtype) for name in backends.OPERATIONS}
+        return [f"{name}: off, because {reason}" for name, reason in why.items() if reason]
     return [f"native kernels: on, in {instructions()}" if library() else f"native kernels: off, because {why_not()}"]
 
 

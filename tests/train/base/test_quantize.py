@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from afina.core.layers.storages import Bits4Weight, quantised_weight
+from afina.devices.found import Device
 from afina.errors import RecipeError
+from afina.train.base.quantize import check, in_fp8
+from afina.train.recipe.sections import ModelSection
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
@@ -119,3 +122,49 @@ def test_unknown_storage_is_refused_with_the_known_ones(runs):
 
     with pytest.raises(RecipeError, match="nf4, fp4, int8"):
         load_trained(runs["nf4"][0].folder, Reporter(), "nf5")
+
+
+# -- products in float8 -----------------------------------------------------------------------------------------------
+
+
+def bfloat16_llama(width=32):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=64, hidden_size=width, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def test_float8_products_are_near_those_of_bfloat16_and_train_an_adapter_alone():
+    import afina
+
+    ids, found = torch.arange(3, 35).view(2, 16), []
+    for convert in (lambda m: m, lambda m: in_fp8(m, emulate=True)):
+        model = convert(bfloat16_llama())
+        before = {n: p.clone() for n, p in model.named_parameters()}
+        lora = afina.LoraConfig(init_lora_weights=False, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted = afina.get_peft_model(model, lora).train()
+        out = adapted(input_ids=ids, labels=ids)
+        out.loss.backward()
+        found.append((out.logits.detach().float(), [p.grad for p in adapted.parameters() if p.grad is not None]))
+        assert all("lora" in n for n, p in adapted.named_parameters() if p.requires_grad)
+        assert all(torch.equal(before[n], p) for n, p in adapted.unload().named_parameters())
+    (plain, expected), (few, gradients) = found
+    assert 1e-3 < float((few - plain).norm() / plain.norm()) < 0.1
+    assert len(gradients) == len(expected) == 28
+    for a, b in zip(gradients, expected, strict=True):
+        assert float((a - b).norm() / b.norm()) < 0.4
+
+
+def test_float8_is_refused_in_words_where_it_cannot_be():
+    section = ModelSection(path="x", quantize="fp8")
+    check(section, Device("cuda:0", "NVIDIA H100", capability=(9, 0)))
+    for device in (Device("cpu", "a processor"), Device("cuda:0", "NVIDIA A100", capability=(8, 0))):
+        with pytest.raises(RecipeError, match="need an NVIDIA GPU of Hopper or newer") as caught:
+            check(section, device)
+        assert f"fp8 on {device.name} ({device.title})" in str(caught.value)
+    with pytest.raises(RecipeError, match="made of bfloat16"):
+        in_fp8(bfloat16_llama().float(), emulate=True)
+    with pytest.raises(RecipeError, match=r"do not divide.*"):
+        in_fp8(bfloat16_llama(40), emulate=True)

@@ -10,13 +10,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention import varlen as torchs
 
+from afina.devices.place import VARLEN
 from afina.errors import RecipeError
+from afina.kernels.cuda import varlen
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.packing import Packed, PackedCollator, bins_of, check_apart
+from afina.train.data.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart
 from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
+from ...kernels.cuda.test_varlen import formula
 from .. import tiny
 from ..loop.test_run import Heard, train
 from .test_encode import prompter, rows
@@ -288,10 +292,55 @@ def test_packed_rows_still_say_where_they_come_from():
 
 
 def test_padding_of_packed_sequences_is_a_row_of_its_own():
-    batch = batch_of(items([4, 3, 2]), [[0], [1], [2]])
+    batch = batch_of(items([4, 3, 2, 2]), [[0], [1], [2, 3]])
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 1]]
     assert (batch["labels"][1, 3:] == IGNORED).all()
     assert "attention_mask" not in batch
+
+
+def test_by_lengths_all_rows_of_a_batch_lie_end_to_end_without_padding():
+    members = items([4, 3, 2, 5])
+    collate = PackedCollator(tiny.tokenizer(chat=False), by_lengths=True)
+    bins = Packed(Encoded(members, [0, 1, 2, 3]), [[0, 2], [1], [3]])
+    for rows_of, order in ((bins.items, (0, 2, 1, 3)), (EndToEnd(Encoded(members, [0, 1, 2, 3])).items, (0, 1, 2, 3))):
+        batch = collate(rows_of)
+        assert batch["input_ids"].tolist() == [[t for i in order for t in members[i]["input_ids"]]]
+        assert batch["labels"].tolist() == [[t for i in order for t in members[i]["labels"]]]
+        lengths = [len(members[i]["input_ids"]) for i in order]
+        assert batch["cu_seq_lens_q"].diff().tolist() == batch["cu_seq_lens_k"].diff().tolist() == lengths
+        assert batch["position_ids"].tolist() == [[p for n in lengths for p in range(n)]]
+        assert batch["max_length_q"] == batch["max_length_k"] == 8
+        assert "attention_mask" not in batch
+    held_out = collate(members)
+    assert held_out["input_ids"].shape == held_out["attention_mask"].shape == (4, 5)
+
+
+def test_rows_meant_for_one_sequence_are_padded_where_attention_needs_masks():
+    members = items([4, 3])
+    laid, plain = batch_of(EndToEnd(Encoded(members, [0, 1])).items, None), batch_of(members, None)
+    assert "position_ids" not in laid
+    assert all(torch.equal(laid[key], plain[key]) for key in ("input_ids", "attention_mask"))
+    assert torch.equal(laid["labels"][:, 1:], plain["labels"][:, 1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, sliding window", "gpt-neox"])
+def test_losses_and_gradients_by_lengths_are_those_of_padded_rows(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torchs, "varlen_attn", formula(calls))
+    varlen.register()
+    members, collate = items([9, 14, 5, 11, 7]), PackedCollator(tiny.tokenizer(chat=False), by_lengths=True)
+    found = []
+    for attention, batch in (("sdpa", batch_of(members, None)), (VARLEN, collate(EndToEnd(Encoded(members)).items))):
+        model = made(name, attention).train()
+        loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.item(), [p.grad for p in model.parameters() if p.grad is not None]))
+    (alone, gradients), (together, of_laid) = found
+    assert calls
+    assert together == pytest.approx(alone, abs=1e-5)
+    for a, b in zip(gradients, of_laid, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    check_apart(made(name, VARLEN), tiny.tokenizer(chat=False), by_lengths=True)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
@@ -374,5 +423,5 @@ def test_what_cannot_share_a_sequence_is_refused_before_training(name, tmp_path,
 
 
 def test_packing_is_off_unless_asked_for(tmp_path, model_folder):
-    assert load_recipe(str(tiny.write_recipe(tmp_path, model_folder))).training.packing is False
+    assert load_recipe(str(tiny.write_recipe(tmp_path, model_folder))).training.packing is None
     assert Heard().notes == []

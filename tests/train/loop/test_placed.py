@@ -10,6 +10,8 @@ from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from .. import tiny
+from ..child import command
+from .test_run import train
 
 CPU, H100 = Device("cpu", "a processor"), Device("cuda:0", "NVIDIA H100", 80 * 2**30, 78 * 2**30, True, (9, 0))
 T4 = Device("cuda:0", "Tesla T4", 15 * 2**30, 14 * 2**30, False, (7, 5))
@@ -48,25 +50,17 @@ def test_full_fine_tuning_stays_in_float32_on_every_device(tmp_path, model_folde
     assert recipe.model.dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    ("device", "packing", "asked"), [(H100, False, True), (H100, True, False), (CPU, False, False)]
-)
-def test_flash_attention_is_tried_on_gpus_for_rows_that_are_not_packed(
-    device, packing, asked, tmp_path, model_folder, monkeypatch
-):
-    recipe, _ = settled(device, tmp_path, model_folder, monkeypatch, training__packing=packing)
-    told = Listener()
-    monkeypatch.setattr(module, "use_flash", lambda model, device: f"flash attention: tried on {device.name}")
-    monkeypatch.setattr(module, "speed_up", lambda model, **options: [])
-
-    class Train:
-        items = ({"input_ids": [1, 2]},)
-
-        def __len__(self):
-            return 1
-
-    class Rows:
-        train = Train()
-
-    module._speed_up(recipe, None, Rows(), 1, told)
-    assert told.told[1:] == (["fast path: flash attention: tried on cuda:0"] if asked else [])
+@pytest.mark.parametrize(("device", "changes"), [
+    ("cpu", {}),
+    *(pytest.param("cuda", c, marks=pytest.mark.gpu)
+      for c in ({}, {"training__packing": True}, {"training__offload": "activations"})),
+])  # fmt: skip
+def test_a_run_on_a_device_helps_and_its_adapter_answers_there(device, changes, tmp_path, model_folder, child):
+    more = {"model__dtype": "bfloat16", "model__device": device, "training__max_steps": 20, **changes}
+    result, _ = child(train, tiny.write_recipe(tmp_path, model_folder, **more))
+    assert result.report["device"].startswith(device)
+    assert result.after.loss < 0.9 * result.before.loss
+    rows, out = tmp_path / "eval.jsonl", tmp_path / "answers.jsonl"
+    code, _, told = child(command, "predict", result.folder, rows, "--device", device, "--out", out)
+    assert code == 0, told
+    assert len(out.read_text().splitlines()) == 10

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from typing import Any
 
+from ...devices.found import Device
+from ...devices.place import place
 from ...errors import RecipeError
 from ..recipe.sections import ModelSection
 
 _PACKAGES = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "int8": "bitsandbytes",
-             "int8wo": "torchao", "int4wo": "torchao"}  # fmt: skip
+             "int8wo": "torchao", "int4wo": "torchao", "fp8": "torchao"}  # fmt: skip
 GROUP = 32
 """Inputs that share a scale in torchao's int4."""
 
 
-def check(section: ModelSection) -> None:
-    """Refuse a storage whose package is missing.
+_FP8_FROM = (9, 0)
+"""Capability of CUDA devices that multiply float8 with a scale a row."""
+_EIGHT_BIT_GROUP = 16
+"""Inputs and outputs of float8 products come in multiples of it."""
+
+
+def check(section: ModelSection, device: Device | None = None) -> None:
+    """Refuse a storage whose package is missing, or that the device cannot compute with.
+
+    Args:
+        device: where the model goes; the section's if None.
 
     Raises:
-        RecipeError: with the package to install.
+        RecipeError: with the package to install, or the device that is needed.
     """
     package = _PACKAGES.get(section.quantize)
     if package is not None and importlib.util.find_spec(package) is None:
         raise RecipeError("this storage needs a package that is not installed", where="model.quantize",
                           got=section.quantize, expected=package, fix="pip install 'afina[quant]'")  # fmt: skip
+    if section.quantize == "fp8":
+        device = device or place(section.device)
+        if device.kind != "cuda" or (device.capability or (0, 0)) < _FP8_FROM:
+            raise RecipeError("float8 products need an NVIDIA GPU of Hopper or newer", where="model.quantize",
+                              got=f"fp8 on {device.name} ({device.title})", fix="quantize=none")  # fmt: skip
 
 
 def known(storage: str) -> str:
@@ -67,11 +84,42 @@ def after_loading(section: ModelSection, model: Any) -> Any:
     """
     if section.quantize == "none":
         return model
+    if section.quantize == "fp8":
+        return in_fp8(model)
     from ...core.layers.kbit import prepare_model_for_kbit_training
 
     if _PACKAGES[section.quantize] == "torchao":
         _with_torchao(section.quantize, model)
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def in_fp8(model: Any, *, emulate: bool = False) -> Any:
+    """The model, frozen, with products in float8, scaled a row (Micikevicius et al. 2022, arXiv 2209.05433), forward
+    and towards inputs; its weights stay in bfloat16 and are rounded at each use, its head and embeddings as they are.
+
+    Args:
+        emulate: compute what float8 would give on devices without it.
+
+    Raises:
+        RecipeError: the weights are in another dtype, or a layer's sizes do not divide.
+    """
+    import torch
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    body = {id(m): n for n, m in model.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = [m for m in model.modules() if id(m) in body]
+    for layer in linear:
+        if layer.weight.dtype != torch.bfloat16:
+            raise RecipeError("float8 products are made of bfloat16", where="model.dtype", got=layer.weight.dtype,
+                              fix="dtype=bfloat16")  # fmt: skip
+        if layer.in_features % _EIGHT_BIT_GROUP or layer.out_features % _EIGHT_BIT_GROUP:
+            raise RecipeError("the layer's sizes do not divide into groups",
+                              where=f"model.quantize at {body[id(layer)]}",
+                              got=f"{layer.in_features} x {layer.out_features}",
+                              expected=f"multiples of {_EIGHT_BIT_GROUP}", fix="quantize=none")  # fmt: skip
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate)
+    model.requires_grad_(False)
+    return convert_to_float8_training(model, config=config, module_filter_fn=lambda m, _: id(m) in body)
 
 
 def _with_torchao(storage: str, model: Any) -> None:

@@ -2,19 +2,25 @@
 
 Positions begin anew with every row. From that transformers makes a mask that lets no row see another, provided that
 there is no attention mask and that the model's attention takes it; so that is measured on the model before training.
+Where attention goes by lengths (`kernels.cuda.varlen`), all rows of a batch lie end to end and there is neither a mask
+nor padding. Then rows share batches as they come, too: the same rows a step, without the padding (`end_to_end`).
 """
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...devices.place import TORCH, packed_attention, place
 from ...errors import RecipeError
+from ...kernels.cuda.varlen import RowLengths
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from .encode import IGNORED, Encoded
+from .grouping import padding_share
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
 
 _PROBED = 48
 """Tokens of each row in the probe."""
+_LEAST_PADDING = 0.05
+"""Share of padding in random batches from which on rows are laid end to end, where attention goes by lengths."""
 _LEAK, _SHIFT = 1e-5, {2: 0.03, 4: 1e-3}
 """What may differ, as a share of the largest logit: by a neighbour; from the row alone, by bytes a number has."""
 
@@ -84,11 +92,44 @@ def packed(recipe: Recipe, encoded: Encoded, reporter: Reporter) -> Encoded:
     return out
 
 
+class EndToEnd(Encoded):
+    """Rows in their order, each a sequence of its own until a batch is made."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        items = [joined([item]) for item in encoded.items]
+        super().__init__(items, encoded.source, encoded.truncated, encoded.masked, encoded.rows)
+
+
+def end_to_end(recipe: Recipe, encoded: Encoded, reporter: Reporter) -> Encoded | None:
+    """The rows, to be laid end to end in their batches; None where the recipe, the device or the rows speak against it.
+
+    The rows of a step, their losses and gradients stay the same, unlike with `packed`.
+    """
+    t, model = recipe.training, recipe.model
+    unasked = t.packing is None and t.group_by_length is None and recipe.data.task_column is None
+    if not (unasked and t.fast and not t.cache_frozen and len(encoded)):
+        return None
+    if packed_attention(place(model.device), model.dtype) == TORCH:
+        return None
+    order = list(range(len(encoded)))
+    random.Random(t.seed).shuffle(order)
+    padding = padding_share([encoded.length(i) for i in order], order, t.batch_size)
+    if padding < _LEAST_PADDING:
+        return None
+    reporter.note(f"batches of rows end to end, without the {padding:.0%} that padding would be (training.packing)")
+    return EndToEnd(encoded)
+
+
 @dataclass(frozen=True)
 class PackedCollator:
-    """Pads rows, or packed sequences: the padding of those is one more row, which nothing sees or is trained on."""
+    """Pads rows, or packed sequences: the padding of those is one more row, which nothing sees or is trained on.
+
+    Attributes:
+        by_lengths: whether the model's attention goes by lengths; packed sequences then lie end to end in one.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    by_lengths: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
         """A batch of tensors; packed ones come without an attention mask."""
@@ -97,6 +138,11 @@ class PackedCollator:
 
         if "position_ids" not in features[0]:
             return DataCollatorForSeq2Seq(self.tokenizer, padding=True)(features)
+        if self.by_lengths:
+            return _laid_out(features)
+        if all(item["position_ids"].count(0) == 1 for item in features):
+            alone = [{key: item[key] for key in ("input_ids", "labels")} for item in features]
+            return DataCollatorForSeq2Seq(self.tokenizer, padding=True)(alone)
         longest = max(len(item["input_ids"]) for item in features)
         out: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for item in features:
@@ -107,8 +153,22 @@ class PackedCollator:
         return {key: torch.tensor(rows) for key, rows in out.items()}
 
 
-def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def _laid_out(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All rows of a batch in one sequence, with their lengths."""
+    import torch
+
+    positions = [p for item in features for p in item["position_ids"]]
+    begin = [i for i, p in enumerate(positions) if p == 0]
+    lengths = [end - start for start, end in zip(begin, [*begin[1:], len(positions)], strict=True)]
+    joint = {key: torch.tensor([[t for item in features for t in item[key]]]) for key in ("input_ids", "labels")}
+    return {**joint, **RowLengths.of(lengths).inputs()}
+
+
+def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase, *, by_lengths: bool = False) -> None:
     """Measure on a model, as it will train, that packed rows do not see each other.
+
+    Args:
+        by_lengths: whether attention is told the rows' lengths.
 
     Raises:
         RecipeError: a row's logits change with its neighbour, or differ from those that it has alone.
@@ -125,8 +185,7 @@ def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     model.eval()
     try:
         # With gradients, because attention may take another path for them.
-        alone = _logits(model, rows[0], rows[0][:0])
-        one, other = _logits(model, rows[1], rows[0]), _logits(model, rows[2], rows[0])
+        alone, one, other = (_logits(model, before, rows[0], by_lengths) for before in (rows[0][:0], rows[1], rows[2]))
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise _refused(model, f"it does not take packed rows: {said}") from error
@@ -140,15 +199,17 @@ def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         raise _refused(model, f"a row's logits differ by {shift:.2g} of the largest from those it has alone")
 
 
-def _logits(model: Any, before: list[int], row: list[int]) -> torch.Tensor:
+def _logits(model: Any, before: list[int], row: list[int], by_lengths: bool) -> torch.Tensor:
     """The logits of the last row of a packed sequence."""
     import torch
 
     rows = [part for part in (before, row) if part]
     ids = torch.tensor([[token for part in rows for token in part]], device=model.device)
-    positions = torch.tensor([[p for part in rows for p in range(len(part))]], device=model.device)
+    told = RowLengths.of([len(part) for part in rows])
+    inputs = told.inputs() if by_lengths else {"position_ids": told.positions}
+    inputs = {key: v.to(ids.device) if isinstance(v, torch.Tensor) else v for key, v in inputs.items()}
     with torch.enable_grad():
-        logits: torch.Tensor = model(input_ids=ids, position_ids=positions).logits[0, -len(rows[-1]) :].detach()
+        logits: torch.Tensor = model(input_ids=ids, **inputs).logits[0, -len(row) :].detach()
     return logits
 
 

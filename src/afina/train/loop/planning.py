@@ -20,7 +20,8 @@ from ..tasks import named
 from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps
 from .begin import begin_config
-from .run import prepared, wants_logits
+from .fast_paths import wants_logits
+from .run import prepared
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from ...devices.found import Device
     from ...plan.memory import StepMemory
 
-_BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
+_BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0,
+                                                  "fp8": 16.0})  # fmt: skip
 """Bits that a weight takes with its scales."""
 _EXCESS = 1.4
 """A process takes up to this many times what its tensors do (measured: 1.27 to 1.42 on CPU)."""

@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
 from ...devices.found import found
 from ...devices.place import place, told
 from ...devices.ranks import from_first, is_first, joined, size
 from ...errors import StoppedError
-from ...kernels.flash import use_flash
 from ...kernels.frozen import FrozenPrefix
-from ...kernels.speed import are_on, speed_up
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..answers.generate import keep_ends
@@ -46,6 +43,7 @@ from .adapt import adapted, as_it_came, checkpoint_bytes, counts, fill_rate, pla
 from .begin import begin_config, resolve_adapter
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
+from .fast_paths import check_offload, offload, speed_up_run
 from .method_state import read_method_state
 from .scoring import scored
 from .trackers import check_trackers
@@ -118,6 +116,7 @@ def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: 
     fill_rate(out, len(split.train), reporter)
     device = place(out.model.device)
     reporter.note(f"device: {told(device, found())}")
+    check_offload(out, device)
     if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
         # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
         out.model.dtype = "float32"
@@ -155,7 +154,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps, width_of(base.config)))
-    _speed_up(recipe, model, data, steps, reporter)
+    speed_up_run(recipe, model, tokenizer, data, steps, reporter)
+    offload(recipe, model, reporter)
     output.needed = checkpoint_bytes(model)
     trainable, total = counts(model)
     reporter.note(f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})")
@@ -164,30 +164,6 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
     return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
-
-
-def _speed_up(recipe: Recipe, model: Any, data: Data, steps: int, reporter: Reporter) -> None:
-    """The fast paths."""
-    if not (named(recipe.task).fast and recipe.training.fast):
-        return
-    t = recipe.training
-    rows = data.train.items[:: max(1, len(data.train) // 100)]
-    tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
-    passes = steps * t.gradient_accumulation if t.compile else 0
-    device = place(recipe.model.device)
-    said = []
-    if device.kind != "cpu" and not t.packing and not wants_logits(model):
-        said.append(use_flash(model, device))
-    said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
-    reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
-    for sentence in said:
-        reporter.detail(f"fast path: {sentence}")
-
-
-def wants_logits(model: Any) -> bool:
-    """Whether an adapter looks at the model's output."""
-    tuner = getattr(model, "base_model", None)
-    return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
 
 
 def _measured(

@@ -44,8 +44,10 @@ class ModelSection(Section):
     device: str = Field(
         default="auto", pattern=NAMES, description="auto, cpu, cuda, cuda:N, mps, xpu; auto: a GPU where there is one"
     )
-    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo"] = Field(
-        default="none", description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo"
+    quantize: Literal["none", "nf4", "fp4", "int8", "int8wo", "int4wo", "fp8"] = Field(
+        default="none",
+        description="storage of the frozen base: bitsandbytes' nf4 (QLoRA), fp4, int8; torchao's *wo; fp8: products in "
+        "float8 (Hopper and newer)",
     )
 
 
@@ -144,11 +146,17 @@ class TrainingSection(Section):
     )
     bf16: bool = Field(default=False, description="autocast to bfloat16")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, more time")
+    offload: Literal["none", "activations"] = Field(
+        default="none",
+        description="activations: what the backward pass needs waits in main memory (CUDA); less memory, more time",
+    )
     group_by_length: bool | None = Field(
         default=None, description="batches of rows of like length; without it where that saves much padding"
     )
-    packing: bool = Field(
-        default=False, description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining)"
+    packing: bool | None = Field(
+        default=None,
+        description="several rows in one sequence of max_length, kept apart (causal_lm, pretraining); without it a "
+        "batch's own rows share one on GPUs where that saves padding",
     )
     loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
     beta: float = Field(

@@ -8,7 +8,7 @@ from ...errors import DataError, RecipeError
 from ..data.encode import IGNORED, Data, Encoded
 from ..data.grouping import grouped
 from ..data.labels import task_numbers
-from ..data.packing import packed
+from ..data.packing import end_to_end, packed
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..data.split import Split
@@ -92,6 +92,8 @@ def _arranged(recipe: Recipe, train: Encoded, reporter: Reporter) -> Encoded:
             raise RecipeError("rows of this task cannot share a sequence", where="training.packing", got=recipe.task,
                               fix="leave it out")  # fmt: skip
         return packed(recipe, train, reporter)
+    if task.packs and task.fast and (laid := end_to_end(recipe, train, reporter)) is not None:
+        return laid
     if task.groups:
         return grouped(recipe, train, reporter)
     if t.group_by_length:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from . import DTYPES, library
 
+OVERWRITES = False
+"""`gated_backward` leaves its inputs as they are."""
+
 
 def fits(*tensors: Tensor) -> bool:
     """Whether these kernels are there and made for such tensors: on the processor, of one dtype, contiguous, and no

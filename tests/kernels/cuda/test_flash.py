@@ -10,7 +10,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from afina.devices import place
 from afina.devices.found import Device
-from afina.kernels.flash import use_flash
+from afina.kernels.cuda.flash import use_flash
 
 GPU = Device("cuda:0", "a GPU", bfloat16=True, capability=(8, 0))
 

@@ -1,0 +1,156 @@
+"""`python -m benchmarks.gpu [ROW ...] [--seconds N] [--device cpu --tiny] [--results FOLDER]`
+
+Every row's contenders one after the other in one process (Unsloth in one of its own, because it changes transformers),
+each with its loss and gradient norm beside its time. Keeps results/gpu.json and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+_PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "bitsandbytes", "unsloth", "afina")
+
+
+def main(words: list[str] | None = None) -> None:
+    given = _arguments(words)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    if given.unsloth:
+        print("RESULT " + json.dumps(_unsloth(given.rows[0], given.tiny)))
+        return
+    import torch
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device here; for a trial of the measuring itself: --device cpu --tiny")
+    title = torch.cuda.get_device_name() if given.device == "cuda" else "processor"
+    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "device": title, "tiny": given.tiny,
+                             "versions": _versions(), "rows": {}, "skipped": [], "profile": None}  # fmt: skip
+    began = time.monotonic()
+    for name in given.rows:
+        if time.monotonic() - began > given.seconds:
+            found["skipped"].append(name)
+            continue
+        found["rows"][name] = _row(name, given.device, given.tiny)
+    found["profile"] = _slowest(found["rows"], given.device, given.tiny)
+    _keep(found, given)
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    from .rows import ROWS
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
+    parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
+    parser.add_argument("--results", type=Path, help="folder of gpu.json; in miniature nothing is kept without it")
+    parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    given.rows = given.rows or list(ROWS)
+    if unknown := set(given.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))}")
+    return given
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def _row(name: str, device: str, tiny: bool) -> dict[str, Any]:
+    from .contenders import missing
+    from .measure import floor, measured
+    from .rows import ROWS
+
+    row = ROWS[name].tiny() if tiny else ROWS[name]
+    out: dict[str, Any] = {"floor": floor(row, device, tiny), "aim": row.aim, "contenders": {}}
+    for who in row.contenders:
+        why = missing(who, row, device)
+        print(f"{name}: {who}{f': {why}' if why else ' ...'}", flush=True)
+        if why:
+            out["contenders"][who] = {"why": why}
+        elif who == "unsloth":
+            out["contenders"][who] = _apart(name, tiny)
+        else:
+            try:
+                out["contenders"][who] = measured(who, row, device, tiny)
+            except Exception as error:  # a peer may fail in any way; the others are still to be measured
+                out["contenders"][who] = {"why": f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")}
+    return out
+
+
+def _apart(name: str, tiny: bool) -> dict[str, Any]:
+    words = [sys.executable, "-m", "benchmarks.gpu", name, "--unsloth", *(["--tiny"] if tiny else [])]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=RESULTS.parents[1], check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if lines:
+        return dict(json.loads(lines[-1].removeprefix("RESULT ")))
+    return {"why": (done.stderr.strip().splitlines() or ["no result"])[-1][:200]}
+
+
+def _unsloth(name: str, tiny: bool) -> dict[str, Any]:
+    import tempfile
+
+    os.environ.update(UNSLOTH_DISABLE_STATISTICS="1", UNSLOTH_RETURN_LOGITS="0")
+    import unsloth  # noqa: F401  before transformers
+
+    from .contenders import base
+    from .contenders import unsloth as made
+    from .measure import batch, timed
+    from .rows import ROWS
+    from .words import tokenizer
+
+    row = ROWS[name].tiny() if tiny else ROWS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        base(row, "cuda", tiny).save_pretrained(folder)
+        tokenizer(row.shape(tiny)["vocab_size"]).save_pretrained(folder)
+        model = made(row, folder, "unsloth" if row.checkpointing else False)
+        return timed(model, batch("unsloth", row, "cuda", tiny), row, "cuda")
+
+
+def _slowest(rows: dict[str, Any], device: str, tiny: bool) -> dict[str, Any] | None:
+    """The row in which the best of afina takes the most floors, by operation."""
+    from .measure import profile
+    from .rows import ROWS
+
+    ours = {}
+    for name, row in rows.items():
+        times = {who: c["ms"] / row["floor"]["ms"] for who, c in row["contenders"].items()
+                 if who.startswith("afina") and "ms" in c}  # fmt: skip
+        if times:
+            who = min(times, key=lambda w: times[w])
+            ours[name] = times[who], who
+    if not ours:
+        return None
+    name = max(ours, key=lambda n: ours[n][0])
+    row = ROWS[name].tiny() if tiny else ROWS[name]
+    return {"row": name, "who": ours[name][1], "operations": profile(ours[name][1], row, device, tiny)}
+
+
+def _keep(found: dict[str, Any], given: argparse.Namespace) -> None:
+    from .page import page
+
+    folder = given.results or (None if given.tiny else RESULTS)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The table of what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .rows import EQUAL
+
+FAR = 0.02
+"""Relative difference of a loss, or .05 of a gradient norm, that is marked: then two things were timed, not one."""
+
+
+def page(found: dict[str, Any]) -> str:
+    """All rows as Markdown, then the operations of the slowest."""
+    out = [f"{found['date']}; {found['device']}; "
+           + ", ".join(f"{name} {version}" for name, version in found["versions"].items())]  # fmt: skip
+    for name, row in found["rows"].items():
+        floor = row["floor"]
+        aim = f", aim {row['aim']:g}" if row["aim"] else ""
+        out += ["", f"**{name}**: floor {floor['ms']:.3g} ms ({floor['tflops']:.3g} TFLOP/s){aim}", "",
+                "| | ms | floors | beyond the weights, MiB | loss | gradient norm |",
+                "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
+        reference = next((c for c in row["contenders"].values() if "ms" in c), {})
+        out += [_line(who, found, {} if who == EQUAL else reference, floor["ms"])
+                for who, found in row["contenders"].items()]  # fmt: skip
+    if found["skipped"]:
+        out += ["", f"Not measured, because the time was over: {', '.join(found['skipped'])}"]
+    if found["profile"]:
+        slowest = found["profile"]
+        out += ["", f"A step of {slowest['who']} in {slowest['row']}, the slowest row in floors, by operation:", "",
+                "| operation | ms a step | calls |", "|---|--:|--:|"]  # fmt: skip
+        out += [f"| {e['operation']} | {e['ms']:.3g} | {e['calls']:g} |" for e in slowest["operations"]]
+    return "\n".join(out) + "\n"
+
+
+def _line(who: str, found: dict[str, Any], reference: dict[str, Any], floor: float) -> str:
+    if "ms" not in found:
+        return f"| {who} | {found['why']} | | | | |"
+    marks = [_marked(found[key], reference.get(key), far) for key, far in (("loss", FAR), ("gradient_norm", 0.05))]
+    beyond = "" if found["beyond_mib"] is None else f"{found['beyond_mib']:,}"
+    return f"| {who} | {found['ms']:.1f} | {found['ms'] / floor:.2f} | {beyond} | {' | '.join(marks)} |"
+
+
+def _marked(value: float | None, reference: float | None, far: float) -> str:
+    if value is None:
+        return ""
+    other = reference is not None and abs(value - reference) > far * abs(reference)
+    return f"{value:.4g}{' (!)' if other else ''}"

@@ -1,0 +1,78 @@
+"""What is measured on a GPU: shapes, batches, methods, and who takes part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+RANK = 16
+SHAPES = MappingProxyType({
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False},
+})  # fmt: skip
+_TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320}  # fmt: skip
+
+FAST, ALONE = "afina + speed_up", "afina + speed_up, loss alone"
+LIGER, COMPILE = "peft + liger", "peft + compile"
+_STEP = ("peft", LIGER, "afina", ALONE)
+PADDED, LENGTHS, EQUAL = "afina, padded", "afina, by lengths", "afina, the same tokens in equal rows"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        size: a shape of `SHAPES`.
+        batch, tokens: rows of a batch and tokens of a row.
+        method: lora, dora, full, or adapters (as many as rows, one each, forward alone).
+        layers: fewer than the shape has; 0 for all.
+        supervised: the share of tokens that the loss is taken on, at the end of a row.
+        lengths: whether rows have lengths from a sixteenth of `tokens` to all of it.
+        nf4: whether the base is in NF4.
+        aim: times the floor that are wanted; 0 for none.
+    """
+
+    name: str
+    size: str
+    batch: int
+    tokens: int
+    contenders: tuple[str, ...] = _STEP
+    method: str = "lora"
+    layers: int = 0
+    supervised: float = 1.0
+    lengths: bool = False
+    nf4: bool = False
+    checkpointing: bool = False
+    aim: float = 0.0
+
+    def tiny(self) -> Row:
+        """The same in miniature, for a trial of the measuring itself."""
+        return replace(self, batch=min(self.batch, 2), tokens=16, layers=0)
+
+    def shape(self, tiny: bool) -> dict[str, Any]:
+        """The model's sizes, as `LlamaConfig` takes them."""
+        out = {**SHAPES[self.size], **(_TINY if tiny else {}), "max_position_embeddings": 16384}
+        return {**out, "num_hidden_layers": self.layers or out["num_hidden_layers"]}
+
+
+ROWS = {row.name: row for row in (
+    Row("1b", "1b", 4, 1024, (*_STEP, FAST, COMPILE, "unsloth"), aim=1.8),
+    Row("8b-8-layers", "8b", 2, 2048, (*_STEP, COMPILE, "unsloth"), layers=8, aim=1.35),
+    Row("1b-short", "1b", 16, 64, (*_STEP, COMPILE), aim=3.0),
+    Row("1b-packed", "1b", 16, 1024, (PADDED, LENGTHS, EQUAL), lengths=True),
+    Row("8b-qlora", "8b", 2, 2048, ("peft", LIGER, ALONE), nf4=True, checkpointing=True),
+    Row("8b-checkpointing", "8b", 2, 2048, (LIGER, ALONE), checkpointing=True),
+    Row("8b", "8b", 2, 2048, (LIGER, ALONE), aim=1.35),
+    Row("1b-third", "1b", 4, 1024, supervised=1 / 3),
+    Row("1b-long", "1b", 1, 8192, (LIGER, ALONE)),
+    Row("1b-dora", "1b", 4, 1024, method="dora"),
+    Row("1b-full", "1b", 4, 1024, ("plain", "plain + liger", "plain + compile", ALONE), method="full"),
+    Row("1b-adapters", "1b", 8, 256, ("peft", "afina"), method="adapters"),
+)}  # fmt: skip
+"""Those with an aim first, so that a short time measures them."""

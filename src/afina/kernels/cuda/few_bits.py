@@ -1,0 +1,116 @@
+"""Frozen layers in 4 bits whose weights are dequantised into one buffer, at each use and for all layers.
+
+    forward  y = x W(q)ᵀ + b,    backward  dx = g W(q)
+
+Only the codes are kept between the two; bitsandbytes takes a new tensor of the weight's size each time. One buffer
+serves each device, stream and dtype: a product is queued behind the dequantising that it reads and before the next.
+Used on GPUs; on processors the layers' own forward is as good.
+
+Shapes: N tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..swap import swap_forward
+
+
+class Buffer:
+    """Memory for one dequantised weight at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._held: dict[tuple[torch.device, int, torch.dtype], Tensor] = {}
+
+    def of(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of that shape in the buffer, which grows to the largest that was asked for."""
+        gpu: Any = torch.cuda
+        key = device, gpu.current_stream(device).cuda_stream if device.type == "cuda" else 0, dtype
+        held = self._held.get(key)
+        if held is None or held.numel() < shape.numel():
+            self._held.pop(key, None)
+            held = self._held[key] = torch.empty(shape.numel(), dtype=dtype, device=device)
+        return held[: shape.numel()].view(shape)
+
+
+def share_buffer(base: nn.Module) -> int:
+    """Give bitsandbytes' layers in 4 bits one buffer for all; returns how many there are."""
+    found: list[Any] = [m for m in base.modules() if _is_in_4_bits(m)]
+    buffer = Buffer()
+    for layer in found:
+        layer._buffer_of_all = _Held(buffer)
+        swap_forward(layer, _forward)
+    return len(found)
+
+
+class _Held:
+    """Holds the buffer in a layer; copies of the layer share it."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.buffer = buffer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _fresh, ()
+
+
+def _fresh() -> _Held:
+    return _Held(Buffer())
+
+
+def _is_in_4_bits(module: Any) -> bool:
+    weight: Any = getattr(module, "weight", None)
+    return (
+        type(module).__name__ == "Linear4bit"
+        and not hasattr(type(module), "plain_class")
+        and getattr(weight, "quant_state", None) is not None
+        and not getattr(weight.quant_state, "packing_format_for_cpu", False)
+    )
+
+
+def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
+    state = getattr(self.weight, "quant_state", None)
+    # Where nothing is learnt and a token comes alone, bitsandbytes multiplies by the codes themselves.
+    if state is None or not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dim() < 2:
+        out: Tensor = kind.forward(self, x)
+        return out
+    dtype = self.compute_dtype or x.dtype
+    run: Any = _Product.apply
+    bias = None if self.bias is None else self.bias.to(dtype)
+    product: Tensor = run(x.to(dtype), self.weight.data, state, bias, self._buffer_of_all.buffer)
+    return product.to(x.dtype)
+
+
+def _dequantised(codes: Tensor, state: Any, dtype: torch.dtype, buffer: Buffer) -> Tensor:
+    """(O, I), in the buffer where the layer's own dtype is the wanted one."""
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    out = buffer.of(state.shape, state.dtype, codes.device)
+    functional.dequantize_4bit(codes, state, out=out)
+    return out.to(dtype)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, state: Any, bias: Tensor | None, buffer: Buffer) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.state, ctx.buffer = state, buffer
+        with buffer.lock:
+            return torch.nn.functional.linear(x, _dequantised(codes, state, x.dtype, buffer), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (codes,) = ctx.saved_tensors
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 5
+        with ctx.buffer.lock:
+            return g @ _dequantised(codes, ctx.state, g.dtype, ctx.buffer), None, None, None, None

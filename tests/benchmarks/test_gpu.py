@@ -1,0 +1,86 @@
+"""The measuring for GPUs runs on a processor in miniature, and marks what was not the same thing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import contenders, measure
+from benchmarks.gpu.page import page
+from benchmarks.gpu.rows import EQUAL, LENGTHS, PADDED, ROWS
+
+
+def test_rows_are_measured_and_kept_with_loss_and_gradient_beside_their_times(tmp_path, capsys):
+    names = ["8b-qlora", "1b-packed", "1b-adapters"]
+    command.main([*names, "--device", "cpu", "--tiny", "--results", str(tmp_path)])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(found["rows"]) == names
+    qlora = found["rows"]["8b-qlora"]["contenders"]
+    for who in ("peft", "afina + speed_up, loss alone"):
+        assert qlora[who]["ms"] > 0
+        assert qlora[who]["beyond_mib"] is None
+        assert qlora[who]["loss"] == pytest.approx(qlora["peft"]["loss"], rel=1e-2)
+        assert qlora[who]["gradient_norm"] == pytest.approx(qlora["peft"]["gradient_norm"], rel=2e-2) != 0
+    assert "why" in qlora["peft + liger"]
+    packed = found["rows"]["1b-packed"]["contenders"]
+    assert packed[LENGTHS]["gradient_norm"] == pytest.approx(packed[PADDED]["gradient_norm"], rel=1e-2)
+    assert packed[LENGTHS]["said"][0].startswith("attention by lengths: off")
+    assert found["profile"]["operations"][0]["ms"] > 0
+    printed = capsys.readouterr().out
+    assert "**8b-qlora**: floor " in printed
+    assert f"A step of {found['profile']['who']} in {found['profile']['row']}, the slowest row" in printed
+
+
+def test_after_the_time_is_over_no_row_is_begun(capsys):
+    command.main(["1b-packed", "--device", "cpu", "--tiny", "--seconds", "-1"])
+    assert "Not measured, because the time was over: 1b-packed" in capsys.readouterr().out
+
+
+def test_without_a_gpu_the_figures_are_not_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device here"):
+        command.main(["1b"])
+
+
+def test_a_contender_that_fails_leaves_the_others_measured(monkeypatch):
+    def fails(who, row, device, tiny):
+        if who == PADDED:
+            raise RuntimeError("out of\nmemory")
+        return {"ms": 1.0}
+
+    monkeypatch.setattr("benchmarks.gpu.measure.measured", fails)
+    found = command._row("1b-packed", "cpu", True)["contenders"]
+    assert found[PADDED] == {"why": "RuntimeError: out of memory"}
+    assert found[LENGTHS] == {"ms": 1.0}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_batches_of_the_tokens_that_its_floor_counts(name):
+    row = ROWS[name].tiny()
+    tokens = {who: measure.batch(who, row, "cpu", True)["input_ids"].numel() for who in row.contenders}
+    flat = measure.batch(LENGTHS, row, "cpu", True)["input_ids"].numel()
+    assert {n for who, n in tokens.items() if who != PADDED} <= {flat, flat - 1}
+    assert (tokens.get(PADDED, flat) > flat) == row.lengths
+
+
+def test_both_libraries_start_from_the_same_numbers():
+    row = ROWS["1b"].tiny()
+    norms = [measure.first_step(contenders.adapted(who, row, "cpu", True)[0], measure.batch(who, row, "cpu", True))
+             for who in ("peft", "afina")]  # fmt: skip
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    assert norms[0][1] > 0
+
+
+def test_what_was_not_the_same_is_marked():
+    one = {"ms": 2.0, "loss": 5.0, "gradient_norm": 1.0, "beyond_mib": 3000}
+    rows = {"r": {"floor": {"ms": 1.0, "tflops": 600.0}, "aim": 1.8, "contenders": {
+        "peft": one, "other": {**one, "loss": 5.2}, "steep": {**one, "gradient_norm": 1.2, "ms": 4.0},
+        EQUAL: {**one, "loss": 9.0}, "absent": {"why": "not installed"}}}}  # fmt: skip
+    found = {"date": "d", "device": "g", "versions": {"torch": "2"}, "rows": rows, "skipped": [], "profile": None}
+    lines = page(found).splitlines()
+    assert lines[2] == "**r**: floor 1 ms (600 TFLOP/s), aim 1.8"
+    assert lines[6:] == ["| peft | 2.0 | 2.00 | 3,000 | 5 | 1 |", "| other | 2.0 | 2.00 | 3,000 | 5.2 (!) | 1 |",
+                         "| steep | 4.0 | 4.00 | 3,000 | 5 | 1.2 (!) |", f"| {EQUAL} | 2.0 | 2.00 | 3,000 | 9 | 1 |",
+                         "| absent | not installed | | | | |"]  # fmt: skip

@@ -1,0 +1,142 @@
+"""Kernels on a GPU: `make test-gpu`. The same code runs on the processor, where there is something to run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import afina
+from afina.devices.place import place
+from afina.kernels import loss
+from afina.kernels.cuda import offload
+from afina.kernels.cuda.few_bits import share_buffer
+from afina.kernels.cuda.flash import use_flash
+from afina.kernels.cuda.varlen import RowLengths
+from afina.kernels.selftest import self_test
+from afina.kernels.speed import are_on, speed_up
+from afina.train.base.quantize import in_fp8
+
+from .cuda.test_few_bits import llama as llama_in_4_bits
+
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+LENGTHS = (40, 3, 64, 21)
+
+
+def adapted(device, dtype):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=160, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=32,
+                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1)  # fmt: skip
+    model = LlamaForCausalLM(config).to(device, dtype)
+    return afina.get_peft_model(model, LORA).train()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_kernel_is_its_formula(device):
+    found = self_test(torch.device(device))
+    assert not [f"{c.kernel}: {c.error} {c.why}" for c in found if c.state == "wrong"]
+    assert [c for c in found if c.state == "right"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_with_its_fast_paths_a_model_has_its_losses_and_gradients(device, alone, dtype):
+    ids = torch.randint(1, 160, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
+    found = []
+    for fast in (False, True):
+        model = adapted(device, dtype)
+        if fast:
+            assert are_on(speed_up(model, keep_logits=not alone))
+        out = model(input_ids=ids, labels=ids, use_cache=False)
+        out.loss.backward()
+        found.append((float(out.loss), [p.grad.float() for p in model.parameters() if p.grad is not None]))
+    (plain, expected), (fast, gradients) = found
+    far = 1e-4 if dtype == torch.float32 else 3e-2
+    assert fast == pytest.approx(plain, rel=far)
+    assert len(gradients) == len(expected) > 0
+    for a, b in zip(gradients, expected, strict=True):
+        assert float((a - b).norm()) <= 2 * far * float(b.norm())
+
+
+@pytest.mark.gpu
+def test_packed_rows_on_a_gpu_have_the_losses_and_gradients_of_padded_ones():
+    device, rows = place("cuda"), [torch.randint(1, 160, (n,)) for n in LENGTHS]
+    if device.capability < (8, 0):
+        pytest.skip("attention by lengths needs Ampere")
+    labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+    padded = {"input_ids": labels.clamp_min(0), "labels": labels, "attention_mask": (labels >= 0).long()}
+    first = [torch.cat([torch.tensor([-100]), row[1:]]) for row in rows]
+    laid = {"input_ids": torch.cat(rows)[None], "labels": torch.cat(first)[None], **RowLengths.of(LENGTHS).inputs()}
+    found = []
+    for batch in (padded, laid):
+        model = adapted("cuda", torch.bfloat16)
+        if batch is laid:
+            assert use_flash(model, device, packed=True) == "attention by lengths: on"
+        loss = model(**{k: v.to("cuda") if torch.is_tensor(v) else v for k, v in batch.items()}, use_cache=False).loss
+        loss.backward()
+        found.append((float(loss), [p.grad.float() for p in model.parameters() if p.grad is not None]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-2)
+    for a, b in zip(found[1][1], found[0][1], strict=True):
+        assert float((a - b).norm()) <= 0.05 * float(b.norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [300, 128256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_loss_in_triton_is_torchs_operations(dtype, words):
+    from afina.kernels.cuda.loss import losses
+
+    z = (4 * torch.randn(37, words, device="cuda")).to(dtype)
+    targets = torch.randint(0, words, (37, 1), device="cuda")
+    exact = z.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets[:, 0], reduction="sum")
+    expected.backward()
+    gradient = z.clone()
+    found = losses(gradient, targets, 0.0, True)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    far = 1e-5 if dtype == torch.float32 else 1e-2
+    assert float((gradient.double() - exact.grad).norm() / exact.grad.norm()) <= far
+    assert loss.has_triton()
+
+
+def step(model, device="cuda"):
+    ids = torch.randint(1, 160, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return float(loss), [p.grad.float() for p in model.parameters() if p.grad is not None]
+
+
+def near(found, expected, far):
+    assert found[0] == pytest.approx(expected[0], rel=far)
+    assert len(found[1]) == len(expected[1]) > 0
+    for a, b in zip(found[1], expected[1], strict=True):
+        assert float((a - b).norm()) <= 2 * far * float(b.norm())
+
+
+@pytest.mark.gpu
+def test_activations_in_pinned_memory_come_back_as_they_were(monkeypatch):
+    monkeypatch.setattr(offload, "LEAST", 256)
+    plain, moved = adapted("cuda", torch.float32), adapted("cuda", torch.float32)
+    assert offload.offload_layers(moved, offload.Streams(torch.device("cuda:0"))) == 2
+    near(step(moved), step(plain), 1e-6)
+
+
+@pytest.mark.gpu
+def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
+    pytest.importorskip("bitsandbytes")
+    plain, shared = (llama_in_4_bits().to("cuda") for _ in range(2))
+    assert share_buffer(shared) == 14
+    near(step(shared), step(plain), 1e-3)
+
+
+@pytest.mark.gpu
+def test_products_in_float8_are_near_those_of_bfloat16():
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("float8 products scaled a row need Hopper")
+    plain = adapted("cuda", torch.bfloat16)
+    few = afina.get_peft_model(in_fp8(adapted("cuda", torch.bfloat16).unload()), LORA).train()
+    few.load_state_dict({k: v for k, v in plain.state_dict().items() if "adapters" in k}, strict=False)
+    near(step(few), step(plain), 0.2)
