@@ -52,7 +52,15 @@ class Encoded(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.items[index]
+        return self.items[self.at(index)]
+
+    def at(self, index: int) -> int:
+        """The place in `items` of what comes at `index` of an epoch."""
+        return index
+
+    def made_of(self, index: int) -> list[int]:
+        """The file's rows that an item is made of."""
+        return [self.source[index]]
 
     def by_length(self) -> Encoded:
         """The same items, longest first: batches with little padding."""
