@@ -126,11 +126,10 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
     Raises:
         DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
     """
-    kind = prompter.resolved_format(rows)
     out = Encoded(rows=rows)
     for index in range(len(rows)):
         prompter.refuse_unwanted(rows, index)
-        parts = [_part(prompter, turn) for turn in prompter.turns(rows, index, kind)]
+        parts = [_part(prompter, turn) for turn in prompter.turns(rows, index, prompter.resolved_format(rows, index))]
         if not parts:
             prompter.ledger.told["rows without an answer to learn, which are left out"] += 1
         for ids, labels in _sequences(parts, prompter, rows.where(index)):

@@ -59,29 +59,34 @@ class Prompter:
         """Whether prompts go into the tokenizer's chat template."""
         return self.data.chat_template and bool(self.tokenizer.chat_template)
 
-    def resolved_format(self, rows: Rows) -> str:
-        """The format of `rows`: as the recipe says, else by the columns of the first row.
+    def resolved_format(self, rows: Rows, index: int = 0) -> str:
+        """The format of a row: as the recipe says, else by the columns of the first row of its data set.
 
         Raises:
             DataError: no format fits the columns.
         """
         if self.data.format != "auto":
             return self.data.format
-        columns = rows.values[0]
+        first = rows.first_of(index)
+        columns = rows.values[first]
         if "messages" in columns and self.data.prompt is None:
             return "chat"
         if self.data.prompt is not None or {"prompt", "completion"} <= set(columns):
             return "prompt_completion"
         raise DataError(
             "cannot tell prompt from answer",
-            where=rows.where(0),
+            where=rows.where(first),
             got=f"columns {', '.join(map(repr, columns))}",
             fix="name the columns, e.g. data.prompt='{question}' data.completion='{answer}'",
         )
 
-    def question_format(self, rows: Rows) -> str:
+    def question_format(self, rows: Rows, index: int = 0) -> str:
         """`resolved_format` for rows that need no answers."""
-        return "chat" if "messages" in rows.values[0] and self.data.prompt is None else "prompt_completion"
+        return (
+            "chat"
+            if "messages" in rows.values[rows.first_of(index)] and self.data.prompt is None
+            else "prompt_completion"
+        )
 
     def turns(self, rows: Rows, index: int, kind: str) -> list[Turn]:
         """The answers of a row that are to be learnt, each with what the model reads before it.

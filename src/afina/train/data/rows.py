@@ -47,6 +47,10 @@ class Rows:
         """`file:line` of a row."""
         return f"{self.path}:{self.lines[index]}"
 
+    def first_of(self, index: int) -> int:
+        """The row that says what form a row has: the first one of its data set."""
+        return 0
+
     def digest(self) -> str:
         """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
         if self.path.is_file():

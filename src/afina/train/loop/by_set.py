@@ -89,7 +89,7 @@ class LossBySet:
 
     def __init__(self, model: nn.Module, task: Task, names: Sequence[str]) -> None:
         self.task, self.names = task, names
-        self.sums = torch.zeros(2, len(names), dtype=torch.float64)
+        self.sums = torch.zeros(2, len(names))
         """Losses of rows, and how many rows, by set."""
         self.sets: Tensor | None = None
         self.heard: list[tuple[Tensor, Tensor, int]] = []
@@ -117,8 +117,8 @@ class LossBySet:
         each = torch.cat([losses.to(self.sets.device) for _, losses, _ in heard])
         at = torch.cat([places.to(self.sets.device) for places, _, _ in heard])
         row = _rows(at, heard[0][2], len(self.sets), kwargs)
-        zeros = torch.zeros(2, len(self.sets), dtype=torch.float64, device=self.sets.device)
-        total, tokens = zeros.index_add_(1, row, torch.stack([each.double(), torch.ones_like(each).double()]))
+        zeros = torch.zeros(2, len(self.sets), device=self.sets.device)
+        total, tokens = zeros.index_add_(1, row, torch.stack([each.float(), torch.ones_like(each).float()]))
         trained = (tokens > 0) & (self.sets >= 0)
         means = torch.stack([total / tokens.clamp(min=1), torch.ones_like(total)])[:, trained]
         self.sums = self.sums.to(means.device).index_add_(1, self.sets[trained], means)

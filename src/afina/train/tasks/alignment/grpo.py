@@ -152,7 +152,7 @@ def _asked(prompter: Prompter, rows: Rows, index: int) -> Piece:
     Raises:
         DataError: the row gives the template what TRL would not pass on.
     """
-    talk = prompter.talk(rows, index, prompter.question_format(rows), answered=False)
+    talk = prompter.talk(rows, index, prompter.question_format(rows, index), answered=False)
     if talk is None:
         return prompter.plain(rows, index)
     if talk.tools or talk.options:
