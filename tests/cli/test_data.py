@@ -134,3 +134,40 @@ def test_sets_of_a_list_are_said_to_be_what_each_is(tmp_path, model_folder, chil
     code, _, err = child(command, "data", recipe)
     assert code == 2
     assert "data sets of different forms" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"Text": "a", "Label": "x"}, "differ in case or blanks only: data.columns={text: Text, label: Label}"),
+        ({"PROMPT": "a", "completion ": "x"}, "data.columns={prompt: PROMPT, completion: 'completion '}"),
+        ({"text": "a", "label": "x"}, "task=sequence_classification learns labels; or data.prompt='{text}'"),
+        ({"text": "a", "kind": "x"}, "task=sequence_classification data.label_column=kind learns labels"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_names_that_nearly_fit_are_told_with_the_mapping_that_reads_them(tmp_path, row, fix):
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    code, _, err = command("data", tmp_path / "d.jsonl", "--task", "causal_lm")
+    assert code == 2
+    message = err[err.index("error: ") :]
+    assert fix in message
+    assert len(message.splitlines()) <= 4
+
+
+def test_texts_alone_are_said_to_be_for_pretraining(tmp_path):
+    (tmp_path / "d.txt").write_text("a b\nc\n")
+    code, out, err = command("data", tmp_path / "d.txt")
+    assert code == 0, err
+    assert "2 rows, form: columns, task: pretraining" in out + err
+    assert "note: task=pretraining learns texts alone" in out + err
+    code, out, err = command("data", tmp_path / "d.txt", "--task", "causal_lm")
+    assert code == 2
+    assert "fix: task=pretraining learns texts alone" in err
+
+
+def test_a_column_that_is_left_out_for_its_case_is_told(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"instruction": "a", "Input": "b", "output": "c"}))
+    code, out, err = command("data", tmp_path / "d.jsonl")
+    assert code == 0, err
+    assert "data.columns={input: Input}" in " ".join((out + err).split())

@@ -62,8 +62,8 @@ def data(
             _tell(name, rows, findings, reporter, row or [], show)
     for name, _, findings in found:
         if findings.usable == 0:
-            first = next((told[0] for told in findings.problems.values()), None)
-            raise DataError("no row can be used", where=name, got=first)
+            got, _, fix = next((told[0] for told in findings.problems.values()), "").partition("; fix: ")
+            raise DataError("no row can be used", where=name, got=got or None, fix=fix or None)
 
 
 def _plan(

@@ -15,6 +15,7 @@ from ..conversations.turns import Conversation, Turn, turns_of
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from .rows import Rows
+from .standard import how_to_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,16 +78,13 @@ class Prompter:
             "cannot tell prompt from answer",
             where=rows.where(first),
             got=f"columns {', '.join(map(repr, columns))}",
-            fix="name the columns, e.g. data.prompt='{question}' data.completion='{answer}'",
+            fix=how_to_answer(columns, self.data.text_column, self.data.label_column),
         )
 
     def question_format(self, rows: Rows, index: int = 0) -> str:
         """`resolved_format` for rows that need no answers."""
-        return (
-            "chat"
-            if "messages" in rows.values[rows.first_of(index)] and self.data.prompt is None
-            else "prompt_completion"
-        )
+        first = rows.values[rows.first_of(index)]
+        return "chat" if "messages" in first and self.data.prompt is None else "prompt_completion"
 
     def turns(self, rows: Rows, index: int, kind: str) -> list[Turn]:
         """The answers of a row that are to be learnt, each with what the model reads before it.
