@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, RecipeError
-from ..conversations.chat_template import ChatTemplate
+from ..conversations.channels import WORDS, shown, without_thoughts
+from ..conversations.chat_template import ChatTemplate, ids_of
 from ..conversations.ledger import Ledger
 from ..conversations.messages import ASSISTANT, Message, message_of, normalised, tools_of
 from ..conversations.turns import Conversation, Turn, turns_of
@@ -187,6 +188,21 @@ class Prompter:
         """An answer outside of any chat template up to its end-of-sequence token, added where it is missing."""
         eos = str(self.tokenizer.eos_token or "")
         return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
+
+    @cached_property
+    def channelled(self) -> bool:
+        """Whether answers are written in channels."""
+        return self.chats and len(ids_of(self.tokenizer, WORDS)) == len(WORDS) and self.template.reads("channel")
+
+    def decoded(self, ids: Any) -> str:
+        """What the tokens of an answer say to people."""
+        if self.channelled:
+            return shown(str(self.tokenizer.decode(ids)), map(str, self.tokenizer.all_special_tokens))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def remembered(self, answer: str) -> str:
+        """What was shown, as the chat template takes it back in the turns that follow."""
+        return without_thoughts(answer) if self.channelled else answer
 
     def said(self, text: str) -> str:
         """A decoded answer by itself: no outer blanks, and no end of turn that the tokenizer has no token for."""
