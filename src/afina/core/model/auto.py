@@ -11,6 +11,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ..config import PeftConfig
+from ..files.package_folder import model_folder
 from .peft_model import MODEL_CLASSES, PeftModel
 
 
@@ -52,7 +53,8 @@ class AutoPeftModel:
             **kwargs: `subfolder` of the adapter; all else goes to the base's `from_pretrained`.
 
         Raises:
-            ConfigError: the adapter is for another task, or its base is not named or not of transformers.
+            ConfigError: the adapter is for another task, or its base is not named, not of transformers, or in a package
+                that is not here.
             CheckpointError: as `PeftModel.from_pretrained`.
         """
         source = str(pretrained_model_name_or_path)
@@ -64,7 +66,8 @@ class AutoPeftModel:
             raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
         loader = cls._loader(found, task, import_allowlist or [])
-        base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
+        location = model_folder(found.base_model_name_or_path)
+        base = loader.from_pretrained(location, **_base_options(kwargs), revision=found.revision)
         tokens = Path(source) / "tokenizer_config.json"
         if tokens.is_file():
             from transformers import AutoTokenizer
