@@ -14,8 +14,10 @@ import torch
 
 import afina
 from afina.core.config import CONFIG_NAME
+from afina.core.disk import fingerprint
 from afina.core.files.package_folder import model_folder
-from afina.errors import AfinaError, AfinaWarning, ConfigError
+from afina.core.model.auto import on_adapter
+from afina.errors import AfinaError, AfinaWarning, CheckpointError, ConfigError
 
 from ..tiny import bert, gpt2, llama, nudge, saved, t5
 
@@ -180,3 +182,21 @@ def test_base_stays_inside_its_package(reference: str) -> None:
 
 def test_names_that_are_no_packages_are_left_to_transformers() -> None:
     assert [model_folder(name) for name in ("owner/name", "/a/b", "sdist:a/b")] == ["owner/name", "/a/b", "sdist:a/b"]
+
+
+def test_adapter_on_a_merged_one_is_told_apart_where_little_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLED_TENSORS", 1)
+    only = afina.LoraConfig(task_type="CAUSAL_LM", target_modules=["down_proj"], layers_to_transform=[1])
+    below = nudge(afina.get_peft_model(saved(llama(), tmp_path / "base"), only))
+    below.save_pretrained(tmp_path / "below")
+    plain = fingerprint.fingerprint(llama())["weights"]
+    merged = on_adapter(llama(), str(tmp_path / "below"))
+    assert fingerprint.fingerprint(merged)["weights"].items() > plain.items()
+    config = afina.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    nudge(afina.get_peft_model(merged, config)).save_pretrained(tmp_path / "top")
+    with pytest.raises(CheckpointError, match="with the adapter .*below merged in"):
+        afina.PeftModel.from_pretrained(llama(), tmp_path / "top")
+    by_hand = afina.PeftModel.from_pretrained(llama(), tmp_path / "below").merge_and_unload()
+    afina.PeftModel.from_pretrained(by_hand, tmp_path / "top")
