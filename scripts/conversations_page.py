@@ -41,6 +41,10 @@ in its `generation_config`.
 | `each` | one for each answer, with the loss on that answer alone |
 | `last` | one, with the loss on the last answer |
 
+A sequence of one answer (`each`, `last`) that is longer than `data.max_length` loses the oldest exchanges before it, whole ones, as many as it takes;
+the system message stays. An answer that does not fit even so is cut, or dropped where nothing of it is left, and counted. In one
+sequence for all, answers beyond `data.max_length` are counted as not learnt.
+
 Templates write earlier turns anew when they drop thoughts, move the system message, or end the last turn by another
 token. A template's `{% generation %}` marks are followed: what they leave out is not learnt. `weight: 0`, `train:
 false` or `loss: false` on a message switch its answer off. Empty answers are not learnt, and counted.

@@ -160,3 +160,34 @@ def test_the_tokenizer_that_it_was_trained_with_goes_along(adapters, model_folde
     written = [p.read_text() for p in (tmp_path / "lora").glob("*") if p.suffix in (".json", ".jinja")]
     assert any("{{ messages[0].content }}!" in text for text in written)
     assert not (tmp_path / "without" / "tokenizer_config.json").exists()
+
+
+def with_new_tokens(recipe_file):
+    from afina.train.loop.run import run
+    from afina.train.recipe.settings import load_recipe
+    from afina.train.report.events import Reporter
+
+    return run(load_recipe(recipe_file), Reporter()).folder
+
+
+def answered(folder):
+    """The converted adapter as anyone would load it: its vocabulary, and logits of its new tokens."""
+    from transformers import AutoTokenizer
+
+    import afina
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = afina.AutoPeftModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("<even> n1 <odd>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return len(tokenizer), tokenizer.convert_ids_to_tokens(ids[0, [0, -1]].tolist()), model(input_ids=ids).logits
+
+
+def test_tokenizer_with_new_tokens_goes_along(model_folder, tmp_path, child):
+    own = {"model__new_tokens": ["<even>", "<odd>"], "evaluation__enabled": False, "training__max_steps": 2}
+    file = tiny.write_recipe(tmp_path, model_folder, **own)
+    adapter = child(with_new_tokens, str(file))
+    ok(child(command, "convert", adapter, tmp_path / "lora", "--rank", "8"))
+    (size, tokens, before), (again, same, after) = (child(answered, str(f)) for f in (adapter, tmp_path / "lora"))
+    assert (again, same) == (size, tokens) == (261, ["<even>", "<odd>"])
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

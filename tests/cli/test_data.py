@@ -35,7 +35,7 @@ def test_data_maps_columns_and_says_the_task(tmp_path):
     words = ["--column", "prompt=q", "--column", "chosen=good", "--column", "rejected=bad"]
     code, out, err = command("data", tmp_path / "d.jsonl", *words)
     assert code == 0, err
-    assert "2 rows, form: preference, task: preference" in out + err
+    assert "2 rows, form: preference (a chosen and a rejected text), task: preference" in out + err
     code, _, err = command("data", tmp_path / "d.jsonl", "--column", "prompt=question")
     assert code == 2
     assert "no column 'question' to take as 'prompt'" in err
@@ -58,7 +58,7 @@ def test_a_recipe_says_what_its_data_are(tmp_path, model_folder, child):
     code, out, err = child(command, "data", recipe)
     assert code == 0, err
     said = out + err
-    assert f"{tmp_path}/train.jsonl: 24 rows, 24 can be used, form: labelled, task: causal_lm" in said
+    assert f"{tmp_path}/train.jsonl: 24 rows, 24 can be used, form: labelled (text and label), task: causal_lm" in said
     assert f"{tmp_path}/eval.jsonl: 10 rows, 10 can be used" in said
     assert "[[even<eos>]]" in said
     code, out, err = child(command, "data", recipe, "--task", "reward")
@@ -109,3 +109,65 @@ def test_findings_are_json_too(tmp_path, model_folder, child):
     train, held_out = json.loads(out)
     assert (train["rows"], train["usable"], held_out["rows"]) == (24, 24, 10)
     assert train["labels"] == {"even": 12, "odd": 12}
+
+
+def mixed(folder, third=None):
+    """A recipe's list of an alpaca-style set and one of messages."""
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = {"alpaca": {"instruction": "say", "input": "it", "output": "so"}, "chat": {"messages": talk * 2}}
+    rows |= {} if third is None else {"third": third}
+    for name, row in rows.items():
+        (folder / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    return [{"path": str(folder / f"{name}.jsonl")} for name in rows]
+
+
+def test_sets_of_a_list_are_said_to_be_what_each_is(tmp_path, model_folder, child):
+    own = {"data__labels": None, "data__prompt": None, "data__completion": None, "data__eval": None}
+    recipe = tiny.write_recipe(tmp_path, model_folder, data__train=mixed(tmp_path), **own)
+    code, out, err = child(command, "data", recipe)
+    assert code == 0, err
+    said = " ".join((out + err).split())
+    assert "3 can be used, form: alpaca (alpaca form, taken as prompts and completions), task: causal_lm" in said
+    assert "3 can be used, form: chat (messages), task: causal_lm" in said
+    assert "<|user|>say it <|assistant|>[[so<eos>]]" in said
+    recipe = tiny.write_recipe(tmp_path, model_folder, data__train=mixed(tmp_path, {"text": "t", "label": "l"}), **own)
+    code, _, err = child(command, "data", recipe)
+    assert code == 2
+    assert "data sets of different forms" in err
+
+
+@pytest.mark.parametrize(
+    ("row", "fix"),
+    [
+        ({"Text": "a", "Label": "x"}, "differ in case or blanks only: data.columns={text: Text, label: Label}"),
+        ({"PROMPT": "a", "completion ": "x"}, "data.columns={prompt: PROMPT, completion: 'completion '}"),
+        ({"text": "a", "label": "x"}, "task=sequence_classification learns labels; or data.prompt='{text}'"),
+        ({"text": "a", "kind": "x"}, "task=sequence_classification data.label_column=kind learns labels"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_names_that_nearly_fit_are_told_with_the_mapping_that_reads_them(tmp_path, row, fix):
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    code, _, err = command("data", tmp_path / "d.jsonl", "--task", "causal_lm")
+    assert code == 2
+    message = err[err.index("error: ") :]
+    assert fix in message
+    assert len(message.splitlines()) <= 4
+
+
+def test_texts_alone_are_said_to_be_for_pretraining(tmp_path):
+    (tmp_path / "d.txt").write_text("a b\nc\n")
+    code, out, err = command("data", tmp_path / "d.txt")
+    assert code == 0, err
+    assert "2 rows, form: columns, task: pretraining" in out + err
+    assert "note: task=pretraining learns texts alone" in out + err
+    code, out, err = command("data", tmp_path / "d.txt", "--task", "causal_lm")
+    assert code == 2
+    assert "fix: task=pretraining learns texts alone" in err
+
+
+def test_a_column_that_is_left_out_for_its_case_is_told(tmp_path):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"instruction": "a", "Input": "b", "output": "c"}))
+    code, out, err = command("data", tmp_path / "d.jsonl")
+    assert code == 0, err
+    assert "data.columns={input: Input}" in " ".join((out + err).split())

@@ -170,7 +170,7 @@ class Talk(Session):
                 model, prompter, prompter.conversation(list(history)), sampling=self.sampling, on_text=piece,
                 task=None if name == BASE else self.trained.task_number,
             )  # fmt: skip
-        history.append({"role": "assistant", "content": answer})
+        history.append({"role": "assistant", "content": prompter.remembered(answer)})
         return answer
 
     def instruct(self, text: str | None) -> str | None:

@@ -62,8 +62,8 @@ def data(
             _tell(name, rows, findings, reporter, row or [], show)
     for name, _, findings in found:
         if findings.usable == 0:
-            first = next((told[0] for told in findings.problems.values()), None)
-            raise DataError("no row can be used", where=name, got=first)
+            got, _, fix = next((told[0] for told in findings.problems.values()), "").partition("; fix: ")
+            raise DataError("no row can be used", where=name, got=got or None, fix=fix or None)
 
 
 def _plan(
@@ -92,6 +92,7 @@ def _examined(
 ) -> list[tuple[str, Rows, Findings]]:
     from ..train.base.base_model import base_location, load_tokenizer
     from ..train.data.columns import check_columns
+    from ..train.data.joined import joined, named_sets
     from ..train.data.split import rows_of
     from ..train.use.examine import examine
     from .quiet import quiet_libraries
@@ -101,6 +102,8 @@ def _examined(
     named = [one if isinstance(one, str) else one.path for part in (section.train, section.eval) if part
              for one in ([part] if isinstance(part, str) else part)]  # fmt: skip
     sources = {name: rows_of(name, reporter, section.columns, seed) for name in named}
+    if not isinstance(section.train, str):
+        joined([(name, sources[one.path]) for name, one in named_sets(section.train, "data.train")])
     shown = {name: [i for i, line in enumerate(rows.lines) if line in lines] for name, rows in sources.items()}
     missing = [line for line in lines if all(line not in rows.lines for rows in sources.values())]
     if missing:
@@ -124,9 +127,12 @@ def _tell(name: str, rows: Rows, found: Findings, reporter: ConsoleReporter, lin
     from rich.table import Table
     from rich.text import Text
 
+    from ..train.data.formats import IN_WORDS
+
     show = reporter.console.print
     usable = "" if found.usable is None else f", {found.usable} can be used"
-    show(Text(f"{name}: {found.rows} rows{usable}, form: {found.shape}, task: {found.task}"))
+    form = f"{found.shape} ({IN_WORDS[found.shape]})" if found.shape in IN_WORDS else found.shape
+    show(Text(f"{name}: {found.rows} rows{usable}, form: {form}, task: {found.task}"))
     table = Table("column", "rows with it", "type", "median", "95 %", "longest", box=None)
     for column, (count, kind) in found.columns.items():
         table.add_row(column, str(count), kind, *(f"{n} words" for n in found.lengths.get(column, ())))

@@ -26,6 +26,7 @@ from ..errors import AfinaWarning
 from .chunks import chunk_rows, rows_at_a_time
 from .cpu import products
 from .cpu.native import rowwise as native
+from .listening import tell
 
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
@@ -94,7 +95,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for i in range(0, len(rows), step):
             part = slice(i, i + step)
             z_NV = products.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
-            total = total + _losses(z_NV, y_N1[part], how, wants_h or wants_w)
+            losses_N = _losses(z_NV, y_N1[part], how, wants_h or wants_w)
+            tell(rows[part], losses_N, len(hidden))
+            total = total + losses_N.sum().to(total.dtype)
             if dh_ND is not None:
                 dh_ND[part] = products.mm(z_NV, weight)
             if dw_VD is not None:
@@ -121,7 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
-    """The sum of the losses; if `backward`, its gradient takes the place of the logits in `z_NV`.
+    """The losses, (N,); if `backward`, the gradient of their sum takes the place of the logits in `z_NV`.
 
     In blocks of rows that stay in the processor's cache from the softmax to the gradient, or by one kernel where there
     is one.
@@ -129,11 +132,9 @@ def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
     kernel = _kernel(z_NV) if how.softcap is None else None
     if kernel is not None:
         return kernel(z_NV, y_N1, how.smoothing, backward)
-    total = torch.zeros((), dtype=torch.promote_types(torch.float32, z_NV.dtype), device=z_NV.device)
     step = max(1, (CACHED if z_NV.device.type == "cpu" else z_NV.numel()) // z_NV.shape[1])
-    for i in range(0, len(z_NV), step):
-        total = total + _block(z_NV[i : i + step], y_N1[i : i + step], how, backward)
-    return total
+    blocks = range(0, max(1, len(z_NV)), step)
+    return torch.cat([_block(z_NV[i : i + step], y_N1[i : i + step], how, backward) for i in blocks])
 
 
 def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
@@ -156,7 +157,7 @@ def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
         if slope is not None:
             p_NV.mul_(slope)
         place.copy_(p_NV)
-    return loss.sum()
+    return loss.squeeze(1)
 
 
 def _kernel(z_NV: Tensor) -> Kernel | None:
@@ -224,7 +225,7 @@ def _fault(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int)
     for smoothing, backward in ((0.0, False), (0.1, True)):
         z_NV, y_N1 = _sample(5, width, device, dtype)
         true_NV, how = z_NV.clone(), _How(-100, smoothing)
-        true, got = _block(true_NV, y_N1, how, backward), kernel(z_NV, y_N1, smoothing, backward)
+        true, got = _block(true_NV, y_N1, how, backward).sum(), kernel(z_NV, y_N1, smoothing, backward).sum()
         if not torch.allclose(got, true, rtol=1e-5):
             return f"the kernel's loss is wrong: {float(got):.7g} instead of {float(true):.7g}"
         if not torch.allclose(z_NV.float(), true_NV.float(), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=3e-6):
@@ -283,10 +284,11 @@ class _SupervisedLoss(torch.autograd.Function):
         rows = (targets != ignore_index).nonzero().squeeze(1)
         z_NV, wanted = logits[rows], ctx.needs_input_grad[0]
         loss = _losses(z_NV, targets[rows].unsqueeze(1), _How(ignore_index), wanted)
+        tell(rows, loss, len(logits))
         ctx.divisor = len(rows) if count is None else count
         ctx.save_for_backward(z_NV if wanted else None, rows)
         ctx.shape = logits.shape
-        mean: Tensor = loss / ctx.divisor
+        mean: Tensor = loss.sum().to(torch.promote_types(torch.float32, logits.dtype)) / ctx.divisor
         return mean
 
     @staticmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import torch
 
 import afina
 from afina.core.config import CONFIG_NAME
-from afina.errors import AfinaError, AfinaWarning, ConfigError
+from afina.core.disk import fingerprint
+from afina.core.files.package_folder import model_folder
+from afina.core.model.auto import on_adapter
+from afina.errors import AfinaError, AfinaWarning, CheckpointError, ConfigError
 
 from ..tiny import bert, gpt2, llama, nudge, saved, t5
 
@@ -142,3 +147,62 @@ def test_a_revision_that_takes_anothers_place_is_told() -> None:
     config = afina.LoraConfig(revision="old")
     with pytest.warns(AfinaWarning, match="'new' takes the place"):
         assert afina.get_peft_model(gpt2(), config, revision="new").peft_config["default"].revision == "new"
+
+
+def test_base_in_a_package_is_found_where_it_was_fetched_and_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AFINA_CACHE", str(tmp_path / "cache"))
+    config = afina.LoraConfig(task_type="CAUSAL_LM")
+    model = nudge(afina.get_peft_model(saved(llama(), tmp_path / "base"), config)).eval()
+    model.peft_config["default"].base_model_name_or_path = "package:thing==1.0/inside"
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="in a package that is not here") as caught:
+        afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert "package:thing==1.0/inside" in str(caught.value)
+    inside = tmp_path / "cache" / "packages" / "package-thing-1.0" / "files" / "inside"
+    shutil.copytree(tmp_path / "base", inside)
+    loaded = afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(run(loaded), run(model))
+    (inside / "model.gguf").write_bytes(b"GGUF")
+    model.peft_config["default"].base_model_name_or_path = "package:thing==1.0/inside/model.gguf"
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="not here"):
+        afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    digest = hashlib.sha256(b"GGUF").hexdigest()[:16]
+    shutil.copytree(tmp_path / "base", tmp_path / "cache" / "models" / f"model-{digest}")
+    assert torch.equal(run(afina.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")), run(model))
+
+
+@pytest.mark.parametrize("reference", ["package:thing/../x", "package:thing//etc"])
+def test_base_stays_inside_its_package(reference: str) -> None:
+    with pytest.raises(ConfigError, match="stays inside"):
+        model_folder(reference)
+
+
+def test_names_that_are_no_packages_are_left_to_transformers() -> None:
+    assert [model_folder(name) for name in ("owner/name", "/a/b", "sdist:a/b")] == ["owner/name", "/a/b", "sdist:a/b"]
+
+
+def test_adapter_on_a_merged_one_is_told_apart_where_little_is_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLED_TENSORS", 1)
+    only = afina.LoraConfig(task_type="CAUSAL_LM", target_modules=["down_proj"], layers_to_transform=[1])
+    below = nudge(afina.get_peft_model(saved(llama(), tmp_path / "base"), only))
+    below.save_pretrained(tmp_path / "below")
+    config = afina.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+
+    def on_top() -> None:
+        merged = on_adapter(llama(), str(tmp_path / "below"))
+        nudge(afina.get_peft_model(merged, config)).save_pretrained(tmp_path / "top")
+
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(fingerprint, "_CHANGED", 0)
+        on_top()
+        afina.PeftModel.from_pretrained(llama(), tmp_path / "top")  # the one sampled tensor is the same
+    on_top()
+    with pytest.raises(CheckpointError, match=r"with the adapter .*below merged in"):
+        afina.PeftModel.from_pretrained(llama(), tmp_path / "top")
+    by_hand = afina.PeftModel.from_pretrained(llama(), tmp_path / "below").merge_and_unload()
+    afina.PeftModel.from_pretrained(by_hand, tmp_path / "top")

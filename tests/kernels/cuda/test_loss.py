@@ -114,14 +114,14 @@ def test_kernel_gives_torchs_loss_and_gradient(case, interpreted):
 def test_without_gradient_the_logits_stay(case, interpreted):
     alone, z_alone, loss, _ = interpreted[case]
     assert torch.equal(alone, loss)
-    assert loss.isfinite()
+    assert loss.isfinite().all()
     assert torch.equal(z_alone, inputs()[case][0])
 
 
 @needs_triton
 def test_targets_outside_the_vocabulary_make_their_rows_nan(interpreted):
     _, _, loss, g = interpreted["outside"]
-    assert loss.isnan()
+    assert loss.isnan().tolist() == [False, False, True, True, False]
     assert g.isnan().all(1).tolist() == g.isnan().any(1).tolist() == [False, False, True, True, False]
 
 

@@ -157,3 +157,22 @@ def run_it(recipe):
     from afina.train.loop.run import run
 
     run(recipe, Reporter())
+
+
+def test_tokens_that_the_tokenizer_has_are_told_once(tmp_path, model_folder):
+    from afina.train.base.base_model import load_tokenizer
+    from afina.train.recipe.sections import ModelSection
+
+    class Heard(Reporter):
+        def __init__(self):
+            self.warned = []
+
+        def warn(self, text):
+            self.warned.append(text)
+
+    heard = Heard()
+    load_tokenizer(str(model_folder), ModelSection(path=str(model_folder), new_tokens=["<new>", "a", "<eos>"]), heard)
+    (told,) = heard.warned
+    assert told.startswith("model.new_tokens: 'a', '<eos>': the tokenizer has them already")
+    load_tokenizer(str(model_folder), ModelSection(path=str(model_folder), new_tokens=["<new>"]), heard)
+    assert len(heard.warned) == 1

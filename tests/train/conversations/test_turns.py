@@ -299,3 +299,46 @@ def test_template_that_takes_content_in_parts_gets_parts():
     assert prompter.tokenizer.decode(item["input_ids"]) == BY_NAME["ChatML"].tokenizer().apply_chat_template(
         row.values[0]["messages"], tokenize=False
     ).rstrip("\n")
+
+
+LONG = [{"role": "system", "content": "Be brief"}] + [
+    {"role": role, "content": f"{role[0]}{n} " + "x" * 20} for n in range(4) for role in ("user", "assistant")
+]
+
+
+def of_length(limit, turns, talk=LONG):
+    items, prompter = encoded(BY_NAME["ChatML"], talk, turns=turns, max_length=limit, allow_masked=True)
+    return [prompter.tokenizer.decode(item["input_ids"]) for item in items], items, prompter
+
+
+@pytest.mark.parametrize("turns", ["each", "last"])
+def test_answers_that_do_not_fit_lose_the_oldest_exchanges_before_them(turns):
+    whole, items, _ = of_length(10_000, turns)
+    limit = max(map(len, (item["input_ids"] for item in items))) - 30
+    texts, items, prompter = of_length(limit, turns)
+    assert len(texts) == len(whole)
+    assert texts[-1] != whole[-1]
+    assert texts[-1].startswith("<|im_start|>system\nBe brief<|im_end|>")
+    assert "u0 " not in texts[-1]
+    assert "u2 " in texts[-1]
+    for n, item in zip(range(4)[-len(items) :], items, strict=True):
+        ((_, ids),) = learnt(item)
+        assert prompter.tokenizer.decode(ids) == LONG[2 * n + 2]["content"] + "<|im_end|>"
+        assert len(item["input_ids"]) <= limit
+    # What is left is what inference sends of those messages.
+    first = next(i for i, m in enumerate(LONG) if m["content"] in texts[-1] and m["role"] == "user")
+    kept = [LONG[0], *LONG[first:-1]]
+    assert texts[-1].startswith(prompter.opened(kept))
+    assert any("without the oldest exchanges" in line for line in prompter.ledger.lines)
+
+
+def test_answers_that_cannot_fit_are_dropped_and_counted():
+    with pytest.raises(DataError, match=r"4 of 4 sequences have no answer left within data\.max_length=40"):
+        of_length(40, "each")
+
+
+def test_answers_beyond_the_length_of_one_sequence_are_counted():
+    (text,), _, prompter = of_length(120, "all")
+    assert "a3 " not in text
+    (line,) = (line for line in prompter.ledger.lines if "beyond data.max_length" in line)
+    assert line.endswith(f": {sum(m['content'][:2] not in text for m in LONG[2::2])}")

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from afina.errors import AfinaError, DataError, RecipeError
+from afina.train.data.encode import encode_answers
 from afina.train.data.formats import recognise
 from afina.train.data.joined import Joined, joined, named_sets, weighted
+from afina.train.data.prompts import Prompter
 from afina.train.data.rows import Rows
 from afina.train.data.split import read_split
 from afina.train.loop.claimed import spare_inputs
-from afina.train.recipe.sections import DataSet
+from afina.train.recipe.sections import DataSection, DataSet
 from afina.train.recipe.settings import load_recipe
 from afina.train.recipe.yamlfile import dump
 from afina.train.report.events import Reporter
@@ -98,6 +100,36 @@ def test_conversations_of_two_tools_are_one_form(tmp_path):
             [("user", "q"), ("assistant", "a")]
         ] * 2
         assert [row.get("system") for row in found.values].count("brief") == 1
+
+
+def test_prompts_with_answers_and_conversations_are_rendered_each_by_its_own_form(tmp_path):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}] * 2
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+    forms = {
+        "alpaca": {"instruction": "say", "input": "it", "output": "so", "system": "brief", "history": [["h", "H"]]},
+        "chat": {"messages": talk}, "sharegpt": {"conversations": turns}, "plain": {"prompt": "p", "completion": "c"},
+    }  # fmt: skip
+    for order in (list(forms), list(reversed(forms))):
+        files = {name: tmp_path / f"{name}.jsonl" for name in order}
+        for name, file in files.items():
+            file.write_text(f"{json.dumps(forms[name])}\n" * 2)
+        own = {"data__prompt": None, "data__completion": None, "data__labels": None, "data__eval_split": 0}
+        rows = read_split(recipe_of(tmp_path, files, *[1] * 4, **own), Reporter()).train
+        prompter = Prompter(DataSection(train="x"), tiny.tokenizer())
+        items = encode_answers(rows, prompter, 259).items
+        whole = dict(zip(rows.names, (prompter.tokenizer.decode(item["input_ids"]) for item in items), strict=True))
+        trained = dict(zip(rows.names, ([i for i in item["labels"] if i >= 0] for item in items), strict=True))
+        user, end = "<|user|>", "<eos>\n<|user|>"
+        assert whole == {
+            "alpaca": f"<|system|>brief\n{user}h\n<|assistant|>H{end}say\n\nit\n<|assistant|>so<eos>",
+            "chat": f"{user}q\n<|assistant|>a{end}q\n<|assistant|>a<eos>",
+            "sharegpt": f"{user}Q\n<|assistant|>A<eos>", "plain": f"{user}p\n<|assistant|>c<eos>",
+        }  # fmt: skip
+        answers = {name: prompter.tokenizer.decode(ids) for name, ids in trained.items()}
+        assert answers == {"alpaca": "H<eos>so<eos>", "chat": "a<eos>a<eos>", "sharegpt": "A<eos>", "plain": "c<eos>"}
+        asked = [prompter.prompt(rows, i, prompter.question_format(rows, i)) for i in range(len(rows))]
+        assert asked[rows.names.index("chat")].endswith("q\n<|assistant|>")
+        assert asked[rows.names.index("plain")] == f"{user}p\n<|assistant|>"
 
 
 def held(name, *values):

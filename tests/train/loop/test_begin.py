@@ -137,3 +137,28 @@ def resume_it(recipe):
     from afina.train.loop.run import run
 
     run(recipe, Reporter(), resume=True)
+
+
+def loaded_three_ways(folder, base):
+    """Logits by `AutoPeftModel` and by the recipe, and what the plain base says to it."""
+    from transformers import AutoModelForCausalLM
+
+    import afina
+
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        auto = afina.AutoPeftModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits
+    try:
+        afina.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+    except AfinaError as error:
+        return auto, logits(folder), str(error)
+    return auto, logits(folder), ""
+
+
+def test_adapter_on_top_of_another_names_it_and_is_refused_on_the_plain_base(first, model_folder, child, tmp_path):
+    recipe = recipe_on(tmp_path, model_folder, first, method={"type": "ia3"}, training__max_steps=2)
+    result, _ = child(trained, recipe)
+    auto, by_recipe, told = child(loaded_three_ways, result.folder, model_folder)
+    torch.testing.assert_close(auto, by_recipe)
+    assert f"trained on a base with the adapter {first} merged in" in told
+    assert len(told.splitlines()) <= 4

@@ -157,3 +157,20 @@ def test_what_the_first_one_cannot_do_ends_all(model_folder, together, tmp_path)
     assert isinstance(first, RecipeError)
     assert isinstance(second, StoppedError)
     assert second.exit_code == 2
+
+
+def of_sets(folder):
+    return [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+
+
+def test_loss_of_each_data_set_is_that_of_all_processes_rows(model_folder, child, together, tmp_path):
+    sets = [{"path": str(tiny.write_rows(tmp_path / f"{name}.jsonl", 8, start=100 * i))} for i, name in enumerate("ab")]
+    changes = {"data__train": sets, "data__eval": None, "evaluation__enabled": False, "training__max_steps": 2}
+    found = []
+    for number, run in enumerate((lambda *a: [child(*a)], together)):
+        (tmp_path / str(number)).mkdir()
+        file = tiny.write_recipe(tmp_path / str(number), model_folder, **changes)
+        found.append(of_sets(run(ran, load_recipe(str(file)))[0][0]))
+    alone, shared = ([{k: v for k, v in line.items() if k.startswith("loss/")} for line in lines] for lines in found)
+    assert [sorted(line) for line in alone] == [["loss/a", "loss/b"]] * 2
+    assert shared == [pytest.approx(line, rel=1e-3) for line in alone]

@@ -30,6 +30,7 @@ def followed(tmp_path, steps=40, total=100):
     lines = [{"step": 0, "eval_loss": 3.0}]
     for n in range(1, steps + 1):
         lines.append({"step": n, "loss": 3 / n, "learning_rate": 1e-3, "grad_norm": float("nan") if n == 3 else 1.0})
+        lines[-1]["loss/set a"] = 1 / n
     (work / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (work / "before.json").write_text(json.dumps({"samples": [SAMPLE]}))
     page = Live(Reporter(), live_path(str(work)))
@@ -57,6 +58,7 @@ def test_page_has_every_number_of_the_run(tmp_path):
     assert [len(series[k]) for k in ("loss", "held_out", "rate", "norm", "speed", "memory")] == [40, 1, 40, 39, 40, 40]
     assert series["memory"][-1] == [40, 540.0]
     facts = dict(data["facts"])
+    assert facts["loss on set a"] == "0.025"
     assert (facts["state"], facts["step"], facts["tokens/s"]) == ("training 40/100", "40 of 100", "140")
     assert "time left" in facts
     assert data["samples"] == [[SAMPLE["prompt"], "x", "y", ""]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from ..hosts.walk import outside_adapters
 
 SAMPLED_TENSORS = 64
 SAMPLED_NUMBERS = 256
+_BELOW = "_afina_adapter_below"
+_CHANGED = 8
+"""Parameters that a merged adapter changed and that are always among those compared."""
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers")
 
 
@@ -31,10 +35,37 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         if isinstance(value, (int, str)):
             facts[key] = value
     sample = _sample(model)
+    if (mark := getattr(model, _BELOW, None)) is not None:
+        everything = base_parameters(model)
+        sample |= {n: everything[n] for n in mark.changed if n in everything}
+        facts["adapter_below"] = mark.adapter
     if sample:
         facts["weights"] = {n: _digest(t) for n, t in sample.items()}
         facts["weights_dtype"] = ",".join(sorted({str(t.dtype) for t in sample.values()}))
     return facts
+
+
+@dataclass(frozen=True)
+class _Below:
+    """The adapter that was merged into a model, and some of the parameters that this has changed."""
+
+    adapter: str
+    changed: tuple[str, ...]
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """What the base's parameters are known by."""
+    return {name: _digest(parameter) for name, parameter in base_parameters(model).items()}
+
+
+def stand_on(model: nn.Module, adapter: str, before: dict[str, str]) -> None:
+    """Remember that an adapter was merged into a model, so that what is trained on both is refused on the base alone.
+
+    Args:
+        before: the model's `digests` without it.
+    """
+    changed = [name for name, digest in digests(model).items() if before.get(name) != digest]
+    object.__setattr__(model, _BELOW, _Below(adapter, tuple(changed[:_CHANGED])))
 
 
 def _digest(weight: Tensor) -> str:
@@ -99,7 +130,7 @@ def compare(saved: dict[str, Any], model: nn.Module, where: object) -> None:
     Raises:
         CheckpointError: other architecture, size or weights.
     """
-    here = fingerprint(model)
+    here, below = fingerprint(model), saved.get("adapter_below")
     different: list[str] = [k for k in _SIZES if k in saved and k in here and saved[k] != here[k]]
     before, now = saved.get("weights"), here.get("weights", {})
     if not different and isinstance(before, dict) and saved.get("weights_dtype") == here.get("weights_dtype"):
@@ -109,10 +140,14 @@ def compare(saved: dict[str, Any], model: nn.Module, where: object) -> None:
         saved, here = before, now
     if not different:
         return
+    what, fix = "the adapter was trained on another base model", "load the base named in adapter_config.json"
+    if below is not None:
+        what = f"the adapter was trained on a base with the adapter {below} merged in"
+        fix = f"AutoPeftModel and afina's commands load both; or PeftModel.from_pretrained(base, {str(below)!r})" \
+              ".merge_and_unload() gives its base"  # fmt: skip
     raise CheckpointError(
-        "the adapter was trained on another base model", where=where,
-        got=f"this model: {_told(here, different)}", expected=_told(saved, different),
-        fix="load the base named in adapter_config.json; in Python, allow_other_base=True loads it all the same",
+        what, where=where, got=f"this model: {_told(here, different)}", expected=_told(saved, different),
+        fix=f"{fix}; in Python, allow_other_base=True loads it all the same",
     )  # fmt: skip
 
 

@@ -11,7 +11,23 @@ from torch import nn
 
 from ...errors import ConfigError
 from ..config import PeftConfig
+from ..disk.checkpoint import open_adapter
+from ..disk.fingerprint import digests, stand_on
+from ..files.package_folder import model_folder
 from .peft_model import MODEL_CLASSES, PeftModel
+
+
+def on_adapter(base: Any, adapter: str) -> Any:
+    """A base with the adapter in a folder merged in, which knows that.
+
+    Raises:
+        CheckpointError: the adapter is damaged or for another base.
+        NotMergeable: its method has no merged form.
+    """
+    before = digests(base)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    stand_on(merged, adapter, before)
+    return merged
 
 
 class AutoPeftModel:
@@ -52,7 +68,8 @@ class AutoPeftModel:
             **kwargs: `subfolder` of the adapter; all else goes to the base's `from_pretrained`.
 
         Raises:
-            ConfigError: the adapter is for another task, or its base is not named or not of transformers.
+            ConfigError: the adapter is for another task, or its base is not named, not of transformers, or in a package
+                that is not here.
             CheckpointError: as `PeftModel.from_pretrained`.
         """
         source = str(pretrained_model_name_or_path)
@@ -64,7 +81,8 @@ class AutoPeftModel:
             raise ConfigError("the adapter does not say which base it belongs to", where=f"{source}",
                               fix="load the base yourself and use PeftModel.from_pretrained")  # fmt: skip
         loader = cls._loader(found, task, import_allowlist or [])
-        base = loader.from_pretrained(found.base_model_name_or_path, **_base_options(kwargs), revision=found.revision)
+        location = model_folder(found.base_model_name_or_path)
+        base = loader.from_pretrained(location, **_base_options(kwargs), revision=found.revision)
         tokens = Path(source) / "tokenizer_config.json"
         if tokens.is_file():
             from transformers import AutoTokenizer
@@ -72,6 +90,9 @@ class AutoPeftModel:
             tokenizer = AutoTokenizer.from_pretrained(source)
             if len(tokenizer) > base.get_input_embeddings().weight.shape[0]:
                 base.resize_token_embeddings(len(tokenizer))
+        below = open_adapter(source, kwargs.get("subfolder"), config=config, revision=revision).notes.get("base", {})
+        if Path(adapter := str(below.get("adapter_below", ""))).is_dir() and adapter:
+            base = on_adapter(base, adapter)
         target = MODEL_CLASSES.get(str(cls.task or task), PeftModel)
         return target.from_pretrained(base, source, adapter_name, is_trainable, config, revision=revision,
                                       subfolder=kwargs.get("subfolder"))  # fmt: skip

@@ -35,7 +35,7 @@ PER_WARP = 512
 
 
 def losses(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tensor:
-    """The sum of the rows' losses, in float32; if `backward`, the gradient takes the place of the logits.
+    """The rows' losses, (N,), in float32; if `backward`, the gradient takes the place of the logits.
 
     A target outside the vocabulary makes its row's loss and gradient nan.
 
@@ -52,7 +52,7 @@ def losses(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tens
                 z_NV, y_N1.contiguous(), loss_N, width, float(smoothing), BACKWARD=backward, BLOCK=block,
                 num_warps=max(1, block // PER_WARP),
             )  # fmt: skip
-    return loss_N.sum()
+    return loss_N
 
 
 def block_of(width: int) -> int:

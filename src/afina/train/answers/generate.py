@@ -9,6 +9,7 @@ from typing import Any
 
 from ...devices.ranks import gathered, rank, size
 from ...errors import RecipeError, did_you_mean
+from ..conversations.channels import shown
 from ..conversations.chat_template import ids_of
 from ..data.encode import cut_prompt, encoder_ids, token_ids
 from ..data.prompts import Prompter
@@ -53,7 +54,7 @@ def answers(
             tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
-                out[i] = prompter.said(str(prompter.tokenizer.decode(row, skip_special_tokens=True)))
+                out[i] = prompter.said(prompter.decoded(row))
             progress(min(len(order), (start + len(batch)) * size()))
     for said in gathered({i: out[i] for i in own}):
         for i, text in said.items():
@@ -211,19 +212,25 @@ def stream(
     from transformers import TextStreamer
 
     pieces: list[str] = []
+    raw: list[str] = []
+    special = list(map(str, prompter.tokenizer.all_special_tokens))
 
     class Pieces(TextStreamer):  # type: ignore[misc]
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if prompter.channelled:
+                raw.append(text)
+                so_far = shown("".join(raw), special, ended=False)
+                text = so_far[sum(map(len, pieces)) :]
             pieces.append(text)
             on_text(text)
 
     inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
     if task is not None:
         inputs["task_ids"] = torch.tensor([task], device=model.device)
-    streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=not prompter.channelled)
     with torch.no_grad():
         model.generate(**inputs, **sampling.options(model, prompter), streamer=streamer)
-    return "".join(pieces)
+    return shown("".join(raw), special) if prompter.channelled else "".join(pieces)
 
 
 def continuation(model: Any, prompter: Prompter, ids: list[int], *, max_new_tokens: int) -> str:

@@ -63,6 +63,20 @@ def item_losses(
     return out
 
 
+def of_positions(logits: Any, labels: Any, shifted: bool) -> tuple[Any, Any, int]:
+    """Of a batch's logits, as for `item_losses`: the supervised positions, one sequence after the other; the loss at
+    each; and how many positions there are in all."""
+    from torch.nn.functional import cross_entropy
+
+    if labels.ndim > 1:
+        logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the input's own
+        if shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+    logits, targets = logits.flatten(0, -2), labels.flatten()
+    at = (targets != IGNORED).nonzero().squeeze(1)
+    return at, cross_entropy(logits[at].float(), targets[at], reduction="none"), len(targets)
+
+
 def token_loss(
     model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
@@ -145,18 +159,23 @@ def item_span_losses(
     model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int
 ) -> list[float]:
     """The mean loss of the start and the end of every item's answer."""
-    from torch.nn.functional import cross_entropy
-
     out: list[float] = []
     with judging(model):
         for start in range(0, len(items), batch_size):
             batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
             targets, longest = [batch.pop(f"{end}_positions") for end in ("start", "end")], batch["input_ids"].shape[1]
-            found = model(**batch)
-            sides = zip((found.start_logits, found.end_logits), targets, strict=True)
-            first, last = (cross_entropy(x[:, -longest:].float(), target, reduction="none") for x, target in sides)
-            out += ((first + last) / 2).tolist()
+            out += span_losses(model(**batch), targets, longest).tolist()
     return out
+
+
+def span_losses(found: Any, targets: Sequence[Any], longest: int) -> Any:
+    """The mean loss of the start and the end of every answer, (rows,), by a model's output for windows of `longest`
+    tokens."""
+    from torch.nn.functional import cross_entropy
+
+    sides = zip((found.start_logits, found.end_logits), targets, strict=True)
+    first, last = (cross_entropy(x[:, -longest:].float(), target, reduction="none") for x, target in sides)
+    return (first + last) / 2
 
 
 def mean_pooled(model: Any, inputs: Mapping[str, Any]) -> Any:

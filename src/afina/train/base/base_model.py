@@ -74,7 +74,7 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
         tokenizer.pad_token = tokenizer.eos_token
     if section.chat_template is not None:
         tokenizer.chat_template = _chat_template(Path(section.chat_template).expanduser(), tokenizer)
-    return added(tokenizer, section)
+    return added(tokenizer, section, reporter)
 
 
 def _chat_template(file: Path, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ...cache import cache_dir, make_once, sha256
+from ...cache import make_once, sha256
+from ...core.files.package_folder import converted_at
 from ...errors import CheckpointError
 from ..report.events import Reporter
 
@@ -21,7 +22,7 @@ def converted(file: Path, reporter: Reporter) -> Path:
     if magic != b"GGUF":
         raise CheckpointError("not a GGUF file", where=file, got=magic, expected=b"GGUF")
     digest = sha256(file)
-    folder = cache_dir() / "models" / f"{file.stem}-{digest[:16]}"
+    folder = converted_at(file, digest)
     if folder.is_dir():
         return folder
     reporter.note(f"converting {file.name} to safetensors (once, about 20 s for a small model)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.config import PeftConfig
 from ...errors import RecipeError
 from ..recipe.sections import ModelSection
+from ..report.events import Reporter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 _TRAINED_BY = ("LORA", "TRAINABLE_TOKENS", "FULL")
 
 
-def added(tokenizer: PreTrainedTokenizerBase, section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer with the section's new tokens; those that it knows stay as they are.
+def added(tokenizer: PreTrainedTokenizerBase, section: ModelSection, reporter: Reporter) -> PreTrainedTokenizerBase:
+    """The tokenizer with the section's new tokens; those that it knows stay as they are, which is said.
 
     Raises:
         RecipeError: a token is empty, or named twice.
@@ -27,9 +28,17 @@ def added(tokenizer: PreTrainedTokenizerBase, section: ModelSection) -> PreTrain
     for token in tokens:
         if not token.strip() or tokens.count(token) > 1:
             raise RecipeError("a new token is empty, or named twice", where="model.new_tokens", got=repr(token)[:80])
+    known = [token for token in tokens if token in tokenizer.get_vocab()] if tokens else []
+    if known:
+        reporter.warn(f"model.new_tokens: {', '.join(map(repr, known))}: the tokenizer has {_it(known)} already; the "
+                      "embedding starts as it is, and trains")  # fmt: skip
     # Not special, because special tokens are left out of answers.
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
     return tokenizer
+
+
+def _it(tokens: list[str]) -> str:
+    return "it" if len(tokens) == 1 else "them"
 
 
 def grown(model: Any, tokenizer: PreTrainedTokenizerBase, plain: PreTrainedTokenizerBase, section: ModelSection) -> Any:

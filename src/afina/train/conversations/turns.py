@@ -8,7 +8,7 @@ opens it (a thought that it opens, or takes away), the rest is put together from
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import DataError
@@ -52,10 +52,30 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Turn:
-    """A prompt as inference sends it, and the answer, cut where the loss begins and ends."""
+    """A prompt as inference sends it, and the answer, cut where the loss begins and ends; `talk` ends in the answer."""
 
     prompt: str
     answer: list[Span]
+    talk: Conversation | None = field(default=None, compare=False, repr=False)
+
+
+def shorter(template: ChatTemplate, turn: Turn) -> Turn | None:
+    """The same answer, in a conversation without its oldest exchange; its system message stays. None where the answer
+    has no older one.
+
+    Raises:
+        DataError: the template refuses the messages that are left.
+    """
+    if turn.talk is None:
+        return None
+    messages = turn.talk.messages
+    start = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), 0)
+    after = next((i for i, m in enumerate(messages) if i > start and m["role"] == "user"), None)
+    if after is None:
+        return None
+    left = [*messages[:start], *({**m, "train": False} for m in messages[after:-1]), messages[-1]]
+    found = turns_of(template, replace(turn.talk, messages=left), Ledger())
+    return found[-1] if found else None
 
 
 def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list[Turn]:
@@ -86,7 +106,7 @@ def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list
         if _thought(message)[0] not in "".join(span.text for span in answer):
             ledger.unread["thoughts of answers, for which the prompt or the chat template has no place"] += 1
         if answer:
-            out.append(Turn(prompt, answer))
+            out.append(Turn(prompt, answer, replace(talk, messages=talk.messages[: index + 1])))
         else:
             ledger.told["answers that the chat template does not mark ({% generation %}), which are not learnt"] += 1
     return out

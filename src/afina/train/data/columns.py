@@ -9,13 +9,7 @@ from ..recipe.sections import DataSection
 from .prompts import columns_of
 from .readers.row_check import Row
 from .rows import Rows
-
-STANDARD = (
-    "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
-    "rejected", "tokens", "tags", "system", "tools", "history", "question", "context", "answers", "answer",
-    "anchor", "positive", "negative",
-)  # fmt: skip
-"""Names that formats are recognised by."""
+from .standard import STANDARD
 
 
 def check_columns(data: DataSection) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from ...errors import DataError
-from ..conversations.turns import Turn
+from ..conversations.turns import Turn, shorter
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from .labels import label_of
@@ -52,7 +52,15 @@ class Encoded(Dataset[dict[str, Any]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.items[index]
+        return self.items[self.at(index)]
+
+    def at(self, index: int) -> int:
+        """The place in `items` of what comes at `index` of an epoch."""
+        return index
+
+    def made_of(self, index: int) -> list[int]:
+        """The file's rows that an item is made of."""
+        return [self.source[index]]
 
     def by_length(self) -> Encoded:
         """The same items, longest first: batches with little padding."""
@@ -76,7 +84,9 @@ class Encoded(Dataset[dict[str, Any]]):
         if not self.items or (self.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
             kept = f"within data.max_length={data.max_length} tokens"
             more = ", or set data.allow_masked=true to drop them" if self.items else ""
-            raise DataError(f"{self.masked} of {len(rows)} rows have no answer left {kept}", where=rows.path,
+            made = len(self) + self.masked
+            of = f"{made} sequences" if made > len(rows) else f"{len(rows)} rows"
+            raise DataError(f"{self.masked} of {of} have no answer left {kept}", where=rows.path,
                             fix=f"raise data.max_length{more}")  # fmt: skip
 
 
@@ -118,14 +128,14 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
     Raises:
         DataError: a row is malformed, a token is outside the model's vocabulary, or too many answers were cut off.
     """
-    kind = prompter.resolved_format(rows)
     out = Encoded(rows=rows)
     for index in range(len(rows)):
         prompter.refuse_unwanted(rows, index)
-        parts = [_part(prompter, turn) for turn in prompter.turns(rows, index, kind)]
+        turns = prompter.turns(rows, index, prompter.resolved_format(rows, index))
+        parts = [_part(prompter, turn) for turn in turns]
         if not parts:
             prompter.ledger.told["rows without an answer to learn, which are left out"] += 1
-        for ids, labels in _sequences(parts, prompter, rows.where(index)):
+        for ids, labels in _sequences(parts, turns, prompter, rows.where(index)):
             check_vocabulary(ids, rows.where(index), vocab_size)
             _append(out, index, ids, labels, prompter.data.max_length)
     out.check_masked(rows, prompter.data)
@@ -155,7 +165,9 @@ def _part(prompter: Prompter, turn: Turn) -> _Part:
     return _Part(prompt, done[len(prompt) :], labels)
 
 
-def _sequences(parts: list[_Part], prompter: Prompter, where: str) -> list[tuple[list[int], list[int]]]:
+def _sequences(
+    parts: list[_Part], turns: list[Turn], prompter: Prompter, where: str
+) -> list[tuple[list[int], list[int]]]:
     """Tokens and labels of the sequences that a row makes.
 
     Raises:
@@ -163,7 +175,7 @@ def _sequences(parts: list[_Part], prompter: Prompter, where: str) -> list[tuple
     """
     wanted = prompter.data.turns
     if wanted == "last":
-        parts = parts[-1:]
+        parts, turns = parts[-1:], turns[-1:]
     elif wanted != "each" and len(parts) > 1:
         whole = _joined(parts)
         if whole is None and wanted == "all":
@@ -171,10 +183,30 @@ def _sequences(parts: list[_Part], prompter: Prompter, where: str) -> list[tuple
                             fix="data.turns=each: every answer in a sequence of its own")  # fmt: skip
         if whole is not None:
             prompter.ledger.told["conversations with all answers in one sequence (data.turns)"] += 1
+            lost = sum(len(part.prompt) >= prompter.data.max_length for part in parts)
+            if lost:
+                prompter.ledger.told["answers beyond data.max_length in their conversation, which are not learnt "
+                                     "(data.turns=each learns them)"] += lost  # fmt: skip
             return [whole]
         prompter.ledger.told["conversations with a sequence for each answer, because the chat template writes earlier "
                              "turns otherwise than they were answered (data.turns)"] += 1  # fmt: skip
+    parts = [_fitting(prompter, part, turn) for part, turn in zip(parts, turns, strict=True)]
     return [(p.prompt + p.answer, [IGNORED] * len(p.prompt) + p.labels) for p in parts]
+
+
+def _fitting(prompter: Prompter, part: _Part, turn: Turn) -> _Part:
+    """An answer with as many of the latest exchanges before it as `data.max_length` has room for, where it fits with
+    one at all."""
+    whole, left = part, turn
+    while len(part.prompt) + len(part.answer) > prompter.data.max_length:
+        found = shorter(prompter.template, left)
+        if found is None:  # it is cut, or dropped and counted
+            return whole
+        part, left = _part(prompter, found), found
+    if part is not whole:
+        prompter.ledger.told["answers learnt without the oldest exchanges before them, for which data.max_length has "
+                             "no room"] += 1  # fmt: skip
+    return part
 
 
 def _joined(parts: list[_Part]) -> tuple[list[int], list[int]] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
@@ -46,8 +45,9 @@ class Grouped(Encoded):
             batches.insert(0, batches.pop(longest))
         self.order = [i for batch in [*batches, order[len(order) - rest :]] for i in batch]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.items[self.order[index]]
+    def at(self, index: int) -> int:
+        """The place in `items` of what comes at `index` of an epoch."""
+        return self.order[index]
 
 
 def _parts(values: Sequence[int], size: int) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ...errors import DataError, RecipeError
@@ -34,6 +35,14 @@ class Joined(Rows):
         """`file:line` of a row."""
         return f"{self.files[index]}:{self.lines[index]}"
 
+    def first_of(self, index: int) -> int:
+        """The first row of a row's data set: sets may have forms of their own."""
+        return self._firsts[self.names[index]]
+
+    @cached_property
+    def _firsts(self) -> dict[str, int]:
+        return {name: index for index, name in reversed(list(enumerate(self.names)))}
+
     def take(self, start: int, stop: int | None) -> Rows:
         """The rows from `start` up to `stop`."""
         return self.pick(list(range(len(self)))[start:stop])
@@ -46,19 +55,17 @@ class Joined(Rows):
 
 
 def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
-    """Named data sets one after the other.
+    """Named data sets one after the other. Prompts with answers and conversations stay what they are.
 
     Raises:
-        DataError: they have different forms.
+        DataError: they have forms that no task takes together.
     """
-    # Conversations are one form, whatever they were written in: the others are brought to the first's.
     found = [recognise(rows) for _, rows in parts]
-    if all(shape in _TALKS for _, shape in found) and len({shape for _, shape in found}) > 1:
-        parts = [(name, _as_messages(rows)) for (name, _), (rows, _) in zip(parts, found, strict=True)]
-        found = [(rows, "chat") for _, rows in parts]
     shapes = [shape for _, shape in found]
+    if len(set(shapes)) > 1:
+        parts = [(name, _as_messages(rows)) for (name, _), (rows, _) in zip(parts, found, strict=True)]
     for (name, rows), shape in zip(parts, shapes, strict=True):
-        if shape != shapes[0]:
+        if shape != shapes[0] and not {shape, shapes[0]} <= _ANSWERED:
             raise DataError("data sets of different forms", where=f"{name} ({rows.path})", got=shape,
                             expected=f"{shapes[0]}, as {parts[0][0]} has", fix="convert one of them")  # fmt: skip
     return Joined(
@@ -70,12 +77,16 @@ def joined(parts: Sequence[tuple[str, Rows]]) -> Joined:
     )  # fmt: skip
 
 
-_TALKS = ("chat", "sharegpt")
+_ANSWERED = frozenset({"alpaca", "prompt_completion", "chat", "sharegpt"})
+"""Forms of prompts with answers, in one turn or in several."""
 
 
 def _as_messages(rows: Rows) -> Rows:
-    """Rows of messages without the ShareGPT turns that these were made of."""
-    values = [{key: value for key, value in row.items() if key != "conversations"} for row in rows.values]
+    """Rows without the ShareGPT turns, where messages were made of them."""
+    values = [
+        {key: value for key, value in row.items() if key != "conversations" or "messages" not in row}
+        for row in rows.values
+    ]
     return Rows(rows.path, values, rows.lines, rows.read)
 
 

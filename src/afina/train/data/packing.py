@@ -42,6 +42,10 @@ class Packed(Encoded):
         items = [joined([encoded.items[i] for i in members]) for members in bins]
         super().__init__(items, [p[0] for p in self.parts], encoded.truncated, encoded.masked, encoded.rows)
 
+    def made_of(self, index: int) -> list[int]:
+        """The file's rows in an item."""
+        return self.parts[index]
+
     def where(self, index: int) -> str:
         """`file:line` of each row of an item."""
         if self.rows is None:

@@ -8,13 +8,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError, RecipeError
-from ..conversations.chat_template import ChatTemplate
+from ..conversations.channels import WORDS, shown, without_thoughts
+from ..conversations.chat_template import ChatTemplate, ids_of
 from ..conversations.ledger import Ledger
 from ..conversations.messages import ASSISTANT, Message, message_of, normalised, tools_of
 from ..conversations.turns import Conversation, Turn, turns_of
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from .rows import Rows
+from .standard import how_to_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,29 +61,31 @@ class Prompter:
         """Whether prompts go into the tokenizer's chat template."""
         return self.data.chat_template and bool(self.tokenizer.chat_template)
 
-    def resolved_format(self, rows: Rows) -> str:
-        """The format of `rows`: as the recipe says, else by the columns of the first row.
+    def resolved_format(self, rows: Rows, index: int = 0) -> str:
+        """The format of a row: as the recipe says, else by the columns of the first row of its data set.
 
         Raises:
             DataError: no format fits the columns.
         """
         if self.data.format != "auto":
             return self.data.format
-        columns = rows.values[0]
+        first = rows.first_of(index)
+        columns = rows.values[first]
         if "messages" in columns and self.data.prompt is None:
             return "chat"
         if self.data.prompt is not None or {"prompt", "completion"} <= set(columns):
             return "prompt_completion"
         raise DataError(
             "cannot tell prompt from answer",
-            where=rows.where(0),
+            where=rows.where(first),
             got=f"columns {', '.join(map(repr, columns))}",
-            fix="name the columns, e.g. data.prompt='{question}' data.completion='{answer}'",
+            fix=how_to_answer(columns, self.data.text_column, self.data.label_column),
         )
 
-    def question_format(self, rows: Rows) -> str:
+    def question_format(self, rows: Rows, index: int = 0) -> str:
         """`resolved_format` for rows that need no answers."""
-        return "chat" if "messages" in rows.values[0] and self.data.prompt is None else "prompt_completion"
+        first = rows.values[rows.first_of(index)]
+        return "chat" if "messages" in first and self.data.prompt is None else "prompt_completion"
 
     def turns(self, rows: Rows, index: int, kind: str) -> list[Turn]:
         """The answers of a row that are to be learnt, each with what the model reads before it.
@@ -184,6 +188,21 @@ class Prompter:
         """An answer outside of any chat template up to its end-of-sequence token, added where it is missing."""
         eos = str(self.tokenizer.eos_token or "")
         return answer[: answer.rindex(eos) + len(eos)] if eos and eos in answer else answer + eos
+
+    @cached_property
+    def channelled(self) -> bool:
+        """Whether answers are written in channels."""
+        return self.chats and len(ids_of(self.tokenizer, WORDS)) == len(WORDS) and self.template.reads("channel")
+
+    def decoded(self, ids: Any) -> str:
+        """What the tokens of an answer say to people."""
+        if self.channelled:
+            return shown(str(self.tokenizer.decode(ids)), map(str, self.tokenizer.all_special_tokens))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def remembered(self, answer: str) -> str:
+        """What was shown, as the chat template takes it back in the turns that follow."""
+        return without_thoughts(answer) if self.channelled else answer
 
     def said(self, text: str) -> str:
         """A decoded answer by itself: no outer blanks, and no end of turn that the tokenizer has no token for."""

@@ -15,6 +15,7 @@ from ...errors import DataError, did_you_mean
 from .readers.csv_rows import csv_rows, tsv_rows
 from .readers.json_rows import json_list, jsonl
 from .readers.row_check import Numbered, Row, checked, decoded
+from .standard import mapping, nearly
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Rows:
     def where(self, index: int) -> str:
         """`file:line` of a row."""
         return f"{self.path}:{self.lines[index]}"
+
+    def first_of(self, index: int) -> int:
+        """The row that says what form a row has: the first one of its data set."""
+        return 0
 
     def digest(self) -> str:
         """The file's SHA-256; of a folder or a hub data set, that of the rows that were taken."""
@@ -89,7 +94,7 @@ class Rows:
                 f"no column {column!r}",
                 where=self.where(index),
                 got=f"columns {', '.join(map(repr, row))}",
-                fix=did_you_mean(column, row),
+                fix=mapping(near) if column in (near := nearly(row)) else did_you_mean(column, row),
             )
         return row[column]
 

@@ -33,7 +33,7 @@ from ..report.events import Reporter
 from ..report.interrupts import Interrupted, interruptible
 from ..report.output import BEFORE as BEFORE_FILE
 from ..report.output import REPORT, Output
-from ..report.results import card_section, plot_loss, report, write_json
+from ..report.results import card_section, plot_loss, report, told_by_set, write_json
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
@@ -41,6 +41,7 @@ from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, fill_rate, plan, planned_steps, save
 from .begin import begin_config, resolve_adapter
+from .by_set import by_set
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
 from .fast_paths import check_offload, offload, speed_up_run
@@ -219,7 +220,10 @@ def _descended(recipe: Recipe, setup: Setup, reporter: Reporter) -> dict[str, An
     better = rate_to_try(found, rate, own)
     if better is not None:
         reporter.warn(advice(found, better))
-    return {"descent": {**found.as_dict(), "rate_to_try": better}}
+    sets = by_set(setup.metrics.history)
+    if sets is not None:
+        reporter.note(f"training loss by data set: {told_by_set(sets)}")
+    return {"descent": {**found.as_dict(), "rate_to_try": better}, "sets": sets}
 
 
 def _before(recipe: Recipe, data: Data, setup: Setup, prompter: Prompter, output: Output, reporter: Reporter) -> Scores:

@@ -42,6 +42,7 @@ def make_trainer(
     from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.integrations import TensorBoardCallback
 
+    from .by_set import tell_by_set
     from .callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
     from .stopping import GracefulStop
 
@@ -63,6 +64,7 @@ def make_trainer(
     trainer = task.trainer(recipe, model, tokenizer, data, arguments)
     # Not every trainer of TRL takes groups of an optimizer, but all are made of the one that does.
     trainer.optimizer_cls_and_kwargs = _layerwise(recipe, arguments, model, learning_rate)
+    tell_by_set(trainer, task, data.train, reporter)
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)

@@ -130,6 +130,8 @@ class Live(Reporter):
         for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
             last = next((line[key] for line in reversed(lines) if _is_number(line.get(key))), None)
             facts += [(name, f"{last:.4g}")] if last is not None else []
+        last = next((line for line in reversed(lines) if "loss" in line), {})
+        facts += [(key.replace("/", " on "), f"{value:.4g}") for key, value in last.items() if key.startswith("loss/")]
         if now.tokens_per_s is not None:
             facts.append(("tokens/s", f"{now.tokens_per_s:,.0f}"))
         if now.memory is not None:

@@ -82,6 +82,11 @@ def plot_loss(history: list[dict[str, Any]], before: Scores | None, after: Score
     figure.savefig(path)
 
 
+def told_by_set(sets: dict[str, dict[str, float]]) -> str:
+    """The training loss of each data set, in words."""
+    return ", ".join(f"{name} {loss['first']:.3f} to {loss['last']:.3f}" for name, loss in sets.items())
+
+
 def card_section(values: dict[str, Any]) -> str:
     """The results as a section of the model card."""
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
@@ -92,6 +97,9 @@ def card_section(values: dict[str, Any]) -> str:
                 lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
         for name, loss in (after.get("sets") or {}).items():
             lines.append(f"| loss on {name} | {before['sets'][name]:.3f} | {loss:.3f} |")
+    if values["training"].get("sets"):
+        lines += ["", f"Training loss by data set, at the beginning and at the end: "
+                      f"{told_by_set(values['training']['sets'])}."]  # fmt: skip
     if after and after["accuracy"] is not None:
         lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"

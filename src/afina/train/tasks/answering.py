@@ -33,7 +33,7 @@ class Answering(Task):
 
     def prompt(self, prompter: Prompter, rows: Rows, index: int) -> str:
         """What the model reads before it answers."""
-        return prompter.prompt(rows, index, prompter.question_format(rows))
+        return prompter.prompt(rows, index, prompter.question_format(rows, index))
 
     def score(self, job: Job) -> Scores:
         """Held-out loss; and accuracy of greedy answers where there are labels."""

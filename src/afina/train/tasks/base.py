@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
-from ..answers.judge import item_losses
+from ..answers.judge import item_losses, of_positions
 from ..base.adapter_below import with_adapter_below
 from ..base.base_model import load_base, load_tokenizer
 from ..base.new_tokens import grown
@@ -248,6 +248,10 @@ class Task(ABC):
         collate = self.collator(job.prompter.tokenizer)
         shifted = self.task_type == "CAUSAL_LM"
         return item_losses(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
+
+    def position_losses(self, given: Mapping[str, Any], output: Any) -> tuple[Any, Any, int]:
+        """What the loss of a training step was taken of, as `of_positions` has it; `given` is what the model was."""
+        return of_positions(output.logits, given["labels"], shifted=self.task_type == "CAUSAL_LM")
 
     def items(self, job: Job) -> tuple[list[float], list[float] | None]:
         """Of all held-out rows, the loss of each, and how right the model is on each, from 0 to 1 (None where rows have

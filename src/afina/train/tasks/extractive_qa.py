@@ -6,13 +6,13 @@ answer that is not there. Exact match and F1 are SQuAD's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import DataError
 from ..answers.evaluate import wilson
-from ..answers.judge import item_span_losses, span_scores
+from ..answers.judge import item_span_losses, span_losses, span_scores
 from ..data.encode import Encoded, check_vocabulary
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -75,6 +75,13 @@ class ExtractiveQA(Task):
         """The mean loss of start and end of every window."""
         collate = self.collator(job.prompter.tokenizer)
         return item_span_losses(job.trainer.model, collate, items, batch_size=job.recipe.evaluation.batch_size)
+
+    def position_losses(self, given: Mapping[str, Any], output: Any) -> tuple[Any, Any, int]:
+        """The mean loss of start and end of every window."""
+        import torch
+
+        losses = span_losses(output, [given[key] for key in _TARGETS], given["input_ids"].shape[1])
+        return torch.arange(len(losses), device=losses.device), losses, len(losses)
 
     def score(self, job: Job) -> Scores:
         """Held-out loss over windows, exact match and F1 over questions."""

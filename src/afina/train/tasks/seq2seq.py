@@ -26,9 +26,9 @@ class Seq2Seq(Answering):
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:
         """`input_ids` are the prompt's, `labels` the answer's with the token that ends it; one item for each answer."""
         out, limit = Encoded(rows=rows), prompter.data.max_length
-        kind = prompter.resolved_format(rows)
         for index in range(len(rows)):
             prompter.refuse_unwanted(rows, index)
+            kind = prompter.resolved_format(rows, index)
             for turn in prompter.turns(rows, index, kind)[-1 if prompter.data.turns == "last" else 0 :]:
                 whole = encoder_ids(prompter, turn.prompt)
                 ids, answer = cut_prompt(whole, limit), self._answer_ids(prompter, turn)

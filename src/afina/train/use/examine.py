@@ -15,10 +15,12 @@ from ..data.encode import IGNORED
 from ..data.formats import recognise
 from ..data.prompts import Prompter
 from ..data.rows import Rows
+from ..data.standard import how_to_answer, mapping, nearly
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from ..tasks import Task, named
 from ..tasks.causal_lm import CausalLM
+from ..tasks.pretraining import Pretraining
 from ..tasks.seq2seq import Seq2Seq
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def examine(
         RecipeError: no such task.
     """
     shaped, shape = recognise(rows)
-    fitting = named(task or _TASK_OF.get(shape if data.prompt is None else "", CausalLM.name))
+    fitting = named(task or (CausalLM.name if data.prompt is not None else _task_of(shape, rows, data)))
     counts = Counter(c for row in rows.values for c in row)
     kinds = {c: next(type(r[c]).__name__ for r in rows.values if c in r) for c in counts}
     found = Findings(len(rows), shape, fitting.name, {c: (n, kinds[c]) for c, n in counts.items()}, {})
@@ -112,14 +114,34 @@ def examine(
         _encode(shaped, data, tokenizer, fitting, found, shown)
     else:
         _without_tokens(shaped, data, fitting, found)
+    found.notes += _hints(rows, data, task, fitting, found)
     return found
+
+
+def _task_of(shape: str, rows: Rows, data: DataSection) -> str:
+    """What rows of a shape are mostly for."""
+    columns = rows.values[0]
+    if shape == "columns" and data.text_column in columns and data.label_column not in columns:
+        return Pretraining.name
+    return _TASK_OF.get(shape, CausalLM.name)
+
+
+def _hints(rows: Rows, data: DataSection, wanted: str | None, task: Task, found: Findings) -> list[str]:
+    """What else could be made of the rows."""
+    out, near = [], nearly(rows.values[0])
+    told = [one for times in found.problems.values() for one in times]
+    if near and not any(mapping(near) in one for one in told):
+        out.append(f"columns whose names differ from those that are read in case or blanks only: {mapping(near)}")
+    if wanted is None and isinstance(task, Pretraining):
+        out.append(how_to_answer(rows.values[0], data.text_column, data.label_column))
+    return out
 
 
 def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) -> None:
     """What can be said of all rows at once without a model."""
     try:
         found.classes = task.labels(data, [rows])
-        if isinstance(task, CausalLM | Seq2Seq):
+        if isinstance(task, CausalLM | Seq2Seq) and not isinstance(task, Pretraining):
             Prompter(data, cast("PreTrainedTokenizerBase", None)).resolved_format(rows)
     except DataError as error:
         found.problem(error, str(rows.path))

@@ -65,7 +65,7 @@ class Several:
 
     def answered(self, name: str, text: str) -> None:
         """Remember an answer."""
-        self.histories[name].append({"role": "assistant", "content": text})
+        self.histories[name].append({"role": "assistant", "content": self.prompters[name].remembered(text)})
 
     def one(self, name: str, text: str, *, sampling: Sampling, raw: bool, on_text: Callable[[str], None]) -> str:
         """The answer of one name; `on_text` gets its pieces as they come."""
@@ -92,7 +92,7 @@ class Several:
             tokens = self.model.generate(**inputs, **options, adapter_names=rows)
         out = {}
         for name, row in zip(together, tokens[:, inputs["input_ids"].shape[1] :], strict=True):
-            out[name] = str(self.tokenizer.decode(row, skip_special_tokens=True))
+            out[name] = self.prompters[name].decoded(row)
             self.answered(name, out[name])
         for name in alone:
             out[name] = self.one(name, text, sampling=sampling, raw=raw, on_text=lambda piece: None)

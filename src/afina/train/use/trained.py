@@ -72,7 +72,9 @@ def load_trained(
     own = folder / "tokenizer_config.json"
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it
-    tokenizer = load_tokenizer(str(folder) if own.is_file() else location, recipe.model, reporter)
+    # The folder's tokenizer has the new tokens.
+    section = recipe.model.model_copy(update={"new_tokens": None}) if own.is_file() else recipe.model
+    tokenizer = load_tokenizer(str(folder) if own.is_file() else location, section, reporter)
     task = named(recipe.task)
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
     model.eval()
@@ -106,9 +108,9 @@ def _load_whole(folder: Path, reporter: Reporter, device: str, copies: int) -> T
     recipe = load_recipe(str(folder))
     recipe.model.chat_template = None
     recipe.model.device = settled(device, str(folder), reporter, copies)
+    recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
     tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
     task = named(recipe.task)
-    recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
     model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from afina.errors import AfinaError, DataError
+from afina.errors import AfinaError
 from afina.train.recipe.sections import RewardRule
 from afina.train.tasks.alignment.checks import total
 
@@ -40,18 +40,83 @@ MISTAKES = {
     "none": ([], "reward is needed"), "unknown": (["exakt"], "did you mean 'exact'"),
     "pattern": (["format:("], "malformed pattern"), "no file": (["DIR/nothing.py:f"], "no such file"),
     "no function": (["DIR/mine.py:ow"], "did you mean 'own'"), "broken file": (["DIR/broken.py:f"], "NameError"),
-    "raises": (["DIR/mine.py:raises"], "KeyError"), "too few": (["DIR/mine.py:few"], "2 finite numbers"),
-    "no number": (["DIR/mine.py:text"], "2 finite numbers"), "no column": (["exact:nothing"], "no column 'nothing'"),
+    "too few": (["DIR/mine.py:few"], "1 values"), "no list": (["DIR/mine.py:nothing"], "got: NoneType None"),
+    "no number": (["DIR/mine.py:text"], "str 'a' for the row r.jsonl:1"),
+    "no finite number": (["DIR/mine.py:nan"], "float nan for the row r.jsonl:2"),
+    "no column": (["exact:colour"], "r.jsonl:1: a row has no column 'colour'"),
+    "arguments": (["DIR/mine.py:short"], "(answers)"), "left": (["DIR/leaves.py:f"], "SystemExit: 3"),
+    "of its own": (["DIR/mine.py:own_error"], "Own: it is"),
 }  # fmt: skip
+MINE = """
+class Own(Exception):
+    pass
+def own(p, a, r):
+    return [0, 0]
+def few(p, a, r):
+    return [0]
+def nothing(p, a, r):
+    pass
+def text(p, a, r):
+    return ['a', 1]
+def nan(p, a, r):
+    return [1, float('nan')]
+def short(answers):
+    return [0, 0]
+def own_error(p, a, r):
+    raise Own('it is\\nof two lines')
+def raises(p, a, r):
+    return [1 / (row['label'] - 2) for row in r]
+def raises_together(p, a, r):
+    return {1: [0]}[len(a)]
+def raises_as_trl(completions, label, **kwargs):
+    return [1 / (n - 2) for n in label]
+def numpys(p, a, r):
+    import numpy, torch
+    return [numpy.float32(.5), torch.tensor(2.)]
+def array(p, a, r):
+    import numpy
+    return numpy.array([1, 2])
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "broken.py").write_text("f = nothing\n")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def rewarded(folder, *rules):
+    reward = total([rule.replace("DIR", str(folder)) for rule in rules])
+    return reward(PROMPTS, ["a", "b"], ROWS, ["r.jsonl:1", "r.jsonl:2"])
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told(name, tmp_path):
-    (tmp_path / "broken.py").write_text("f = nothing\n")
-    (tmp_path / "mine.py").write_text(
-        "def own(p, a, r):\n    return [0, 0]\ndef raises(p, a, r):\n    return {}['x']\n"
-        "def few(p, a, r):\n    return [0]\ndef text(p, a, r):\n    return ['a', float('nan')]\n"
-    )
+def test_mistakes_are_told(name, folder):
     rules, told = MISTAKES[name]
-    with pytest.raises((AfinaError, DataError), match=told):
-        total([rule.replace("DIR", str(tmp_path)) for rule in rules])(PROMPTS, ["a", "b"], ROWS)
+    with pytest.raises(AfinaError) as caught:
+        rewarded(folder, *rules)
+    message = str(caught.value)
+    assert told in message
+    assert len(message.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("name", ["raises", "raises_as_trl"])
+def test_what_a_function_raises_is_told_with_its_line_and_the_row(name, folder):
+    with pytest.raises(AfinaError) as caught:
+        rewarded(folder, f"DIR/mine.py:{name}")
+    line = MINE.splitlines().index(next(x for x in MINE.splitlines() if f"def {name}(" in x)) + 2
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{folder}/mine.py:{name}: the reward function raises"
+    assert lines[1] == f"got: ZeroDivisionError: division by zero (line {line}), on the answer 'b' to the row r.jsonl:2"
+
+
+def test_what_no_answer_raises_alone_is_told_without_a_row(folder):
+    with pytest.raises(AfinaError, match=r"got: KeyError: 2 \(line \d+\)$"):
+        rewarded(folder, "DIR/mine.py:raises_together")
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(folder):
+    assert rewarded(folder, "DIR/mine.py:numpys") == [0.5, 2]
+    assert rewarded(folder, "DIR/mine.py:array") == [1, 2]

@@ -9,6 +9,7 @@ from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
 from ... import tiny
+from ...child import command
 from .test_preference import with_parts
 
 
@@ -78,3 +79,15 @@ def test_rows_of_messages_are_asked_up_to_the_answer(models, child, tmp_path):
     result, (theirs, ours) = child(with_parts, load_recipe(str(file)), prompts_of_trl)
     assert [list(map(int, row)) for row in theirs] == ours
     assert result.after.rows == 8
+
+
+def test_a_function_that_raises_while_training_ends_in_four_lines(models, child, tmp_path):
+    file = tiny.write_task(tmp_path, "grpo", models, training__max_steps=1, evaluation__enabled=False)
+    (tmp_path / "reward.py").write_text("def letters(prompts, answers, rows):\n    return [r['gold'] for r in rows]\n")
+    code, _, err = child(command, "train", file)
+    assert code == 2
+    message = err[err.index("error: ") :]
+    assert "reward.py:letters: the reward function raises" in message
+    assert "KeyError: 'gold' (line 2)" in message
+    assert "rows.jsonl:" in message
+    assert len(message.strip().splitlines()) <= 4

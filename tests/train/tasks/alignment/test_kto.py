@@ -103,3 +103,27 @@ def test_answers_called_bad_are_no_plain_answers(models, child, tmp_path):
     file = tiny.write_task(tmp_path, "kto", models)
     with pytest.raises(AfinaError, match=r"(?s)rows\.jsonl:1: .*called bad.*task=kto"):
         child(with_parts, load_recipe(str(file), [("task", "causal_lm")]), len)
+
+
+def told_of_one_kind(recipe):
+    from afina.train.loop.run import run
+    from afina.train.report.events import Reporter
+
+    warned = []
+
+    class Heard(Reporter):
+        def warn(self, text):
+            warned.append(text)
+
+    return run(recipe, Heard()).after, warned
+
+
+@pytest.mark.parametrize(("good", "word"), [(True, "good"), (False, "bad")])
+def test_held_out_answers_of_one_kind_are_said_to_leave_no_auc(models, child, tmp_path, good, word):
+    file = tiny.write_task(tmp_path, "kto", models, training__max_steps=1)
+    rows = [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["label"] is good]
+    (tmp_path / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    after, warned = child(told_of_one_kind, load_recipe(str(file)))
+    assert after.accuracy is None
+    assert [line for line in warned if f"all {len(kept)} held-out answers are {word}" in line and "AUC" in line]

@@ -55,14 +55,14 @@ def _argument(x: Any) -> Any:
 
 
 def losses(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tensor:
-    """The sum of the cross-entropies of logits; if `backward`, its gradient takes their place in `z_NV`."""
+    """The cross-entropies of logits, (N,), in float64; if `backward`, their sum's gradient takes the logits' place."""
     assert y_N1.numel() == len(z_NV)
     y_N1 = y_N1.long().contiguous()
     if len(y_N1) and not bool(((y_N1 >= 0) & (y_N1 < z_NV.shape[1])).all()):
         raise IndexError(f"a label is not in the vocabulary of {z_NV.shape[1]}: {y_N1.min()} to {y_N1.max()}")
     each = torch.empty(len(z_NV), dtype=torch.float64)
     _run("cross_entropy", z_NV.dtype, z_NV, *z_NV.shape, y_N1, smoothing, int(backward), each)
-    return each.sum().float()
+    return each
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

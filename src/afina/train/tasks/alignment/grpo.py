@@ -7,7 +7,7 @@ answers to held-out prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,12 +105,11 @@ class GRPO(HeldToReference):
             raise RecipeError("fewer prompts than a step takes", where="training.batch_size", got=len(data.train),
                               fix="lower it, or raise reinforcement.generations")  # fmt: skip
         train, held_out = data.train, self.watched(recipe, data)
-        parts = [part.rows.values for part in (train, held_out) if part is not None and part.rows is not None]
-        rows = [row for part in parts for row in part]
+        parts = [part.rows for part in (train, held_out) if part is not None and part.rows is not None]
         with refused("TRL's GRPOTrainer"):
             out = GRPOTrainer(
                 model=model, args=arguments, processing_class=tokenizer,
-                reward_funcs=_for_trl(total(recipe.reinforcement.rewards), rows),
+                reward_funcs=_for_trl(total(recipe.reinforcement.rewards), parts),
                 train_dataset=as_dataset(train, _SOURCE), eval_dataset=_after(held_out, len(parts[0])),
             )  # fmt: skip
         if isinstance(model, PeftModel) and "ref" in model.peft_config:
@@ -143,7 +142,8 @@ class GRPO(HeldToReference):
             max_new_tokens=recipe.evaluation.max_new_tokens or recipe.reinforcement.answer_tokens,
             progress=lambda done: job.reporter.progress(Progress(f"answering ({job.stage})", done, len(prompts))),
         )  # fmt: skip
-        return prompts, got, total(recipe.reinforcement.rewards)(prompts, got, some.values)
+        places = [some.where(i) for i in range(len(some))]
+        return prompts, got, total(recipe.reinforcement.rewards)(prompts, got, some.values, places)
 
 
 def _asked(prompter: Prompter, rows: Rows, index: int) -> Piece:
@@ -152,7 +152,7 @@ def _asked(prompter: Prompter, rows: Rows, index: int) -> Piece:
     Raises:
         DataError: the row gives the template what TRL would not pass on.
     """
-    talk = prompter.talk(rows, index, prompter.question_format(rows), answered=False)
+    talk = prompter.talk(rows, index, prompter.question_format(rows, index), answered=False)
     if talk is None:
         return prompter.plain(rows, index)
     if talk.tools or talk.options:
@@ -168,11 +168,14 @@ def _after(part: Encoded | None, rows: int) -> Any:
     return as_dataset(Encoded([{**item, "row": item["row"] + rows} for item in part.items], part.source), _SOURCE)
 
 
-def _for_trl(reward: Reward, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The reward in TRL's words: `row` tells the rows apart."""
+def _for_trl(reward: Reward, parts: Sequence[Rows]) -> Any:
+    """The reward in TRL's words: `row` tells the rows of all parts apart."""
+    rows = [row for part in parts for row in part.values]
+    places = [part.where(index) for part in parts for index in range(len(part))]
 
     def rewards(prompts: list[Piece], completions: list[Piece], row: list[int], **others: Any) -> list[float]:
-        return reward([_text(p) for p in prompts], [_text(c) for c in completions], [rows[i] for i in row])
+        return reward([_text(p) for p in prompts], [_text(c) for c in completions], [rows[i] for i in row],
+                      [places[i] for i in row])  # fmt: skip
 
     return rewards
 

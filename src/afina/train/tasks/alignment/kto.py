@@ -24,7 +24,7 @@ from ...recipe.sections import Recipe
 from ...report.events import Progress, Span
 from ...report.scores import Scores
 from ..arguments import training_arguments
-from ..base import Job
+from ..base import BEFORE, Job
 from .reference import HeldToReference, held_to_reference, log_ratios
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ class KTO(HeldToReference):
     def score(self, job: Job) -> Scores:
         """The loss with the reference point of all held-out rows; and how well rewards tell good from bad."""
         losses, right = self.items(job)
+        if right is None and job.stage == BEFORE:
+            assert job.data.held_out is not None
+            kind = "good" if job.data.held_out.items[0]["label"] else "bad"
+            job.reporter.warn(f"all {len(losses)} held-out answers are {kind}: whether rewards tell good from bad "
+                              "(reward AUC) cannot be measured, only the loss is told")  # fmt: skip
         share = None if right is None else sum(right) / len(right)
         return Scores(sum(losses) / len(losses), len(losses), share, metric="reward AUC")
 
