@@ -77,10 +77,8 @@ class PeftConfig:
 
     method_type: ClassVar[str] = ""
     """The registered name; set by `register`."""
-    default_learning_rate: ClassVar[float] = 2e-4
-    """Where to start with AdamW on a base of width 2048; methods differ by two orders of magnitude."""
-    rate_exponent: ClassVar[float] = 0.0
-    """How it falls with the width of the base, rate ~ width ** -exponent."""
+    default_learning_rate: ClassVar[float] = 2e-4  # where to start with AdamW on a base of width 2048
+    rate_exponent: ClassVar[float] = 0.0  # how it falls with the base's width, rate ~ width ** -exponent
     is_prompt_learning: ClassVar[bool] = False
     needs: ClassVar[Mapping[str, tuple[str | None, Any]]] = {}
     """Field -> another one, and the value that this must have for the field to have an effect (`...`: any given); or

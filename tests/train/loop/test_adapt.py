@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,10 +261,11 @@ def groups_of(recipe):
     base = named(recipe.task).load(recipe.model, recipe.model.path, None, tokenizer)
     model = adapted(recipe, base, method_config(recipe))
 
-    class NoRows:
-        train = None
+    class NoRows(list):
+        rows = ()
 
-    trainer = make_trainer(recipe, model, tokenizer, NoRows(), folder, 0.1, Reporter()).trainer
+    data = SimpleNamespace(train=NoRows())
+    trainer = make_trainer(recipe, model, tokenizer, data, folder, 0.1, Reporter()).trainer
     found = trainer.create_optimizer().param_groups
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {g["depth"]: g["lr"] for g in found}, sum(p.numel() for g in found for p in g["params"]) == trainable
