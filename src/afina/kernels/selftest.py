@@ -190,7 +190,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
         ctx.gradient = z.clone()
-        return kernel(ctx.gradient, targets, 0.0, True)
+        return kernel(ctx.gradient, targets, 0.0, True).sum().to(z.dtype)
 
     @staticmethod
     def backward(ctx: Any, *g: Tensor) -> tuple[Tensor, None, None]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from afina.errors import RecipeError
 from afina.train.recipe.settings import load_recipe
 
 from ... import tiny
@@ -38,3 +39,11 @@ def test_weight_of_the_odds_reaches_the_loss(models, child, tmp_path):
         file = tiny.write_task(folder, "orpo", models, training__beta=beta, training__max_steps=5)
         losses.append(child(with_parts, load_recipe(str(file)), len)[0].before.loss)
     assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "p_tuning"])
+def test_virtual_tokens_are_refused(name, models, child, tmp_path):
+    own = {"type": name, "num_virtual_tokens": 2}
+    file = tiny.write_task(tmp_path, "orpo", models, method=own, evaluation__enabled=False)
+    with pytest.raises(RecipeError, match="cannot tell virtual tokens"):
+        child(with_parts, load_recipe(str(file)), len)

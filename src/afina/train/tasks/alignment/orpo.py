@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ....core.config import method
+from ....errors import RecipeError
 from ...answers.evaluate import of_pairs, pair_loss, pair_right
 from ...answers.judge import answer_log_probs
 from ...data.encode import IGNORED, Data, Encoded
 from ...recipe.sections import Recipe
+from ...recipe.settings import method_config
 from ...report.events import Progress
 from ...report.scores import Scores
 from ..arguments import refused, training_arguments
@@ -57,10 +60,17 @@ class ORPO(Preference):
     def trainer(
         self, recipe: Recipe, model: Any, tokenizer: PreTrainedTokenizerBase, data: Data, arguments: Any
     ) -> Any:
-        """TRL's own on our tokens: its own ones have a start and an end token whatever the template says."""
+        """TRL's own on our tokens: its own ones have a start and an end token whatever the template says.
+
+        Raises:
+            RecipeError: the method puts virtual tokens before the text.
+        """
         import datasets
         from trl.experimental.orpo import ORPOTrainer
 
+        if getattr(method(method_config(recipe)).implementation, "goes_into", None) == "embeddings":
+            raise RecipeError("TRL's ORPOTrainer cannot tell virtual tokens from those of its answers",
+                              where="method.type", got=recipe.method.type, fix="choose another method")  # fmt: skip
         held_out = self.watched(recipe, data)
         shown = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
         with refused("TRL's ORPOTrainer"):
