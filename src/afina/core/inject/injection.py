@@ -21,6 +21,7 @@ from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
 from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
+from ..layers.sharded import whole
 from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
@@ -297,4 +298,4 @@ class _Builder:
         for item in planned:
             bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
             if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):
-                item.bias = nn.Parameter(bias.detach().to(self._dtype(item.host.base), copy=True))
+                item.bias = nn.Parameter(whole(bias.detach()).to(self._dtype(item.host.base), copy=True))

@@ -10,13 +10,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning
+from ...errors import AfinaWarning, TargetError
+from .sharded import is_sharded, units, whole
 from .storages import quantised_weight
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
     """A deep copy that can train: quantised layers in it are dense. Configs stay the model's, so that what it is told
-    later (another attention, say) reaches its copied layers too."""
+    later (another attention, say) reaches its copied layers too. Sharded weights are whole in it.
+
+    Raises:
+        TargetError: the module holds blocks that are sharded by themselves.
+    """
+    if any(True for _ in units(module)):
+        raise TargetError("a block that is sharded by itself cannot be copied", where=type(module).__name__,
+                          fix="add the adapter before the model is sharded")  # fmt: skip
+    return _gathered(_dense_copy(module))
+
+
+def _gathered(module: nn.Module) -> nn.Module:
+    for part in module.modules():
+        part.__dict__.pop("_is_fsdp_managed_module", None)
+        for name, parameter in part._parameters.items():
+            if is_sharded(parameter):
+                part._parameters[name] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
+    return module
+
+
+def _dense_copy(module: nn.Module) -> nn.Module:
+    """The copy, with weights as sharded as they are."""
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
@@ -26,7 +48,7 @@ def dense_copy(module: nn.Module) -> nn.Module:
     out = copy.copy(module)
     for slot in ("_parameters", "_buffers"):
         setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})
-    out._modules = {n: None if child is None else dense_copy(child) for n, child in module._modules.items()}
+    out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
     return out
 
 

@@ -1,0 +1,182 @@
+"""A base whose weights are spread over processes: FSDP2 (`torch.distributed.fsdp.fully_shard`), torch's DTensor.
+
+Every process keeps a slice of each frozen weight. A block's weights are whole while it runs; adapters are whole in every
+process, and DistributedDataParallel brings their gradients together. So a method sees ordinary tensors wherever the
+model runs; what reads a weight elsewhere (starts, norms, fingerprints) reads it by `whole`, one layer at a time.
+
+PyTorch FSDP: Zhao et al. 2023, arXiv 2304.11277; ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError, NumericError
+
+SAMPLED_NUMBERS = 256
+_DIGESTS = "whole_digests"
+"""Attribute of a sharded module: parameter -> digest of what it was as a whole."""
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this process has a part of the tensor only."""
+    module = sys.modules.get("torch.distributed.tensor")  # importing it takes a while, and nobody else makes them
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all of its numbers; where it is sharded all its processes have to ask for it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+
+
+def runs_whole(tensor: Any) -> bool:
+    """Whether a parameter is an ordinary tensor while its module runs."""
+    return type(tensor) is nn.Parameter and type(tensor.data) is Tensor
+
+
+def is_spread(module: nn.Module) -> bool:
+    """Whether parameters of the module itself are gathered before it runs, and freed afterwards."""
+    return bool(getattr(module, "_is_fsdp_managed_module", False))
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before it was sharded."""
+    kinds = type(module).__mro__
+    at = next((i for i, kind in enumerate(kinds) if kind.__name__ == "FSDPModule"), -1)
+    return kinds[at + 1]
+
+
+def units(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a model whose parameters are gathered together, the outermost first."""
+    return (m for m in model.modules() if callable(getattr(m, "unshard", None)))
+
+
+def ready(model: nn.Module) -> None:
+    """Gather what stands outside of a model's blocks, for who runs parts of it (its embedding) by themselves."""
+    unshard = getattr(model, "unshard", None)
+    if callable(unshard):
+        unshard()
+
+
+def digest(weight: Tensor) -> str:
+    """Of up to 256 numbers that lie evenly in the tensor."""
+    numbers = weight.detach().reshape(-1)
+    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to("cpu").contiguous()
+    return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+
+def digest_of(module: nn.Module, name: str) -> str | None:
+    """The digest of a sharded parameter as a whole, where it was taken before."""
+    found: dict[str, str] = module.__dict__.get(_DIGESTS, {})
+    return found.get(name)
+
+
+def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
+    """Spread a base model's frozen weights over all processes of the default group, block by block.
+
+    Args:
+        model: the base; on the processor, or on `device`.
+        device: where the slices are to lie: this process's own.
+        adapters: parameters inside of the model that stay whole in every process.
+
+    Raises:
+        ConfigError: a weight cannot be spread.
+        NumericError: a weight was not spread.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    whole_ones = set(adapters)
+    _check(model, whole_ones)
+    for module in model.modules():
+        found = {n: digest(p) for n, p in module._parameters.items() if p is not None and p not in whole_ones}
+        module.__dict__[_DIGESTS] = found
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for module in (*_blocks(model), model):
+        fully_shard(module, mesh=mesh, ignored_params=whole_ones)
+    left = [n for n, p in model.named_parameters() if p not in whole_ones and not is_sharded(p)]
+    if left:
+        raise NumericError("weights were not spread over the processes", where=", ".join(left[:3]), got=len(left),
+                           expected="DTensor")  # fmt: skip
+    for parameter in whole_ones:
+        parameter.data = parameter.data.to(device)
+    if hasattr(model, "generate"):
+        register_fsdp_forward_method(model, "generate")
+
+
+def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter in whole_ones:
+            continue
+        if not runs_whole(parameter) or not parameter.is_floating_point():
+            raise ConfigError("this weight cannot be spread over processes", where=name,
+                              got=f"{type(parameter).__name__} of {parameter.dtype}",
+                              expected="an ordinary tensor of floating-point numbers")  # fmt: skip
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """A model's repeated blocks: the children of its outermost lists."""
+    found: list[nn.Module] = []
+    left = [model]
+    while left:
+        for child in left.pop()._modules.values():
+            if isinstance(child, nn.ModuleList):
+                inner = [_bare(c) for c in child if not isinstance(c, nn.ModuleList)]
+                found += [c for c in inner if any(True for _ in c.parameters())]
+                left += [c for c in child if isinstance(c, nn.ModuleList)]
+            elif child is not None:
+                left.append(_bare(child))
+    return list(dict.fromkeys(found))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A module without the hosts around it."""
+    while (slot := getattr(type(module), "base_slot", None)) is not None:
+        module = module.get_submodule(slot)
+    return module
+
+
+def meeting(model: nn.Module, **how: Any) -> nn.Module:
+    """The model in DistributedDataParallel, which brings the gradients of its whole parameters together.
+
+    Args:
+        how: further arguments of DistributedDataParallel.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    for unit in units(model):
+        unit.reshard()  # type: ignore[operator]
+    spread = [n for n, p in model.named_parameters() if is_sharded(p)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)
+    return DistributedDataParallel(model, **how)
+
+
+def refuse_apart(model: nn.Module) -> None:
+    """Refuse to train whole parameters beside sharded ones if nobody brings their gradients together.
+
+    Raises:
+        ConfigError: every process would train an adapter of its own.
+    """
+    own = list(units(model))
+    if not own or torch.distributed.get_world_size() == 1 or _inside_ddp():
+        return
+    for unit in own:
+        unit.reshard()  # type: ignore[operator]
+    apart = [n for n, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]
+    ready(model)
+    if apart:
+        raise ConfigError("each process would train this adapter by itself: it came after the model was sharded",
+                          where=f"{apart[0]} and {len(apart) - 1} more",
+                          fix="call the model as afina.meeting(model), or add the adapter before")  # fmt: skip
+
+
+def _inside_ddp() -> bool:
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel._get_active_ddp_module() is not None
