@@ -120,13 +120,23 @@ def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_pat
     assert all(isinstance(e, RecipeError) and "cannot share" in str(e) for e in errors), errors
 
 
+NO_SHARDS = {"FULL": "method.type"}
+
+
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=OF_A_KIND) for n in methods()])
-def test_two_processes_take_the_steps_of_one_with_every_method(name, model_folder, child, together, tmp_path):
+def test_two_processes_take_the_steps_of_one_with_every_method(
+    name, distributed, model_folder, child, together, tmp_path
+):
     found = []
     for number, run in enumerate((lambda *a: [child(*a)], together)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False))
+        how = {"distributed": distributed} if number else {}
+        done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False, **how))
+        if number and distributed == "fsdp2" and name in NO_SHARDS:
+            assert all(isinstance(d, RecipeError) and NO_SHARDS[name] in str(d) for d in done)
+            return
         assert not [d for d in done if isinstance(d, Exception)], done
         found.append(written(done[0][0]))
     (steps, state), (again, shared) = found
