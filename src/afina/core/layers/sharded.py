@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -62,6 +63,35 @@ def ready(model: nn.Module) -> None:
     unshard = getattr(model, "unshard", None)
     if callable(unshard):
         unshard()
+
+
+def apart(module: nn.Module) -> nn.Module:
+    """A copy of a module alone, with the same children, that nothing gathers."""
+    kind = class_of(module)
+    out = kind.__new__(kind)
+    out.__dict__.update(module.__dict__)
+    for slot in ("_parameters", "_buffers", "_modules"):
+        out.__dict__[slot] = dict(getattr(module, slot))
+    for slot in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks = getattr(module, slot).items()
+        out.__dict__[slot] = OrderedDict((n, hook) for n, hook in hooks if not _gathers(hook))
+    return out
+
+
+def _gathers(hook: Any) -> bool:
+    return type(getattr(hook, "__self__", None)).__name__ == "FSDPState"
+
+
+def gathered(module: nn.Module) -> nn.Module:
+    """A copied module with whole weights of its own in the place of sharded ones."""
+    for part in module.modules():
+        for mark in ("_is_fsdp_managed_module", _DIGESTS):
+            part.__dict__.pop(mark, None)
+        for name, parameter in part._parameters.items():
+            if is_sharded(parameter):
+                assert parameter is not None
+                part._parameters[name] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
+    return module
 
 
 def digest(weight: Tensor) -> str:

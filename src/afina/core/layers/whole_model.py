@@ -10,31 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import AfinaWarning, TargetError
-from .sharded import is_sharded, units, whole
+from ...errors import AfinaWarning
+from .sharded import apart, gathered, units
 from .storages import quantised_weight
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
     """A deep copy that can train: quantised layers in it are dense. Configs stay the model's, so that what it is told
     later (another attention, say) reaches its copied layers too. Sharded weights are whole in it.
-
-    Raises:
-        TargetError: the module holds blocks that are sharded by themselves.
     """
-    if any(True for _ in units(module)):
-        raise TargetError("a block that is sharded by itself cannot be copied", where=type(module).__name__,
-                          fix="add the adapter before the model is sharded")  # fmt: skip
-    return _gathered(_dense_copy(module))
-
-
-def _gathered(module: nn.Module) -> nn.Module:
-    for part in module.modules():
-        part.__dict__.pop("_is_fsdp_managed_module", None)
-        for name, parameter in part._parameters.items():
-            if is_sharded(parameter):
-                part._parameters[name] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
-    return module
+    return gathered(_dense_copy(module))
 
 
 def _dense_copy(module: nn.Module) -> nn.Module:
@@ -42,10 +27,10 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    if not any(quantised_weight(m) for m in module.modules()):
+    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
-    out = copy.copy(module)
+    out = apart(module)
     for slot in ("_parameters", "_buffers"):
         setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})
     out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
