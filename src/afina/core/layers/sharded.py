@@ -58,6 +58,13 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
     return (m for m in model.modules() if callable(getattr(m, "unshard", None)))
 
 
+def freeze(model: nn.Module) -> None:
+    """Let nothing of a model train. Weights that are whole for the moment are made parts again: only those are asked."""
+    for unit in units(model):
+        unit.reshard()  # type: ignore[operator]
+    model.requires_grad_(False)
+
+
 def ready(model: nn.Module) -> None:
     """Gather what stands outside of a model's blocks, for who runs parts of it (its embedding) by themselves."""
     unshard = getattr(model, "unshard", None)
