@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,9 +11,17 @@ from ...errors import CheckpointError, nearest
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
+from ..layers.sharded import shared_like
 from ..prompts.encoder import PromptEncoder
 from . import embeddings
 from .names import Piece, layout, piece_state, pieces, prompt_piece, shared_piece
+
+
+class LoadResult(NamedTuple):
+    """Keys that a lenient load could not place, as `nn.Module.load_state_dict` reports them."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class LoadPlan:
@@ -79,7 +88,8 @@ class LoadPlan:
                 continue
             if piece.bias_of is not None:
                 assert isinstance(piece.owner, Host)
-                piece.owner.biases[piece.bias_of].data.copy_(present[piece.path])
+                bias = piece.owner.biases[piece.bias_of].data
+                bias.copy_(shared_like(bias, present[piece.path]))
                 continue
             local = {k[len(piece.path) :]: t for k, t in present.items()}
             current = piece_state(piece, None) if len(present) < len(keys) else {}
@@ -88,7 +98,9 @@ class LoadPlan:
             if isinstance(piece.owner, (Adapter, PromptEncoder)):
                 piece.owner.load_disk_state(local)
             else:
-                piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
+                now = piece.owner.state_dict()
+                own = {n: shared_like(now[n], t) if n in now else t for n, t in local.items()}
+                piece.owner.load_state_dict(own, assign=_on_meta(piece.owner))
         for _, host in hosts(self.root):
             adapter = host.adapter(self.name)
             if adapter is not None and host.base.device.type != "meta":

@@ -1,7 +1,7 @@
 """A base whose weights are spread over processes: FSDP2 (`torch.distributed.fsdp.fully_shard`), torch's DTensor.
 
-Every process keeps a slice of each frozen weight. A block's weights are whole while it runs; adapters are whole in every
-process, and DistributedDataParallel brings their gradients together. So a method sees ordinary tensors wherever the
+Every process keeps a slice of each frozen weight. A block's weights are whole while it runs; adapters are whole in
+every process, and DistributedDataParallel brings their gradients together. So a method sees ordinary tensors where the
 model runs; what reads a weight elsewhere (starts, norms, fingerprints) reads it by `whole`, one layer at a time.
 
 PyTorch FSDP: Zhao et al. 2023, arXiv 2304.11277; ZeRO: Rajbhandari et al. 2020, arXiv 1910.02054.
@@ -13,14 +13,19 @@ import hashlib
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, NumericError
+from ...errors import CheckpointError, ConfigError, NumericError
 
+PATIENCE = timedelta(minutes=5)
+"""How long processes wait for one another before they gather what one of them is to write."""
 SAMPLED_NUMBERS = 256
+_MARK = "_is_fsdp_managed_module"
+"""Attribute that torch gives to modules whose parameters it gathers."""
 _DIGESTS = "whole_digests"
 """Attribute of a sharded module: parameter -> digest of what it was as a whole."""
 
@@ -33,7 +38,43 @@ def is_sharded(tensor: Any) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all of its numbers; where it is sharded all its processes have to ask for it."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shared_like(tensor: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, of which every process has all, in parts as `tensor` is."""
+    if not is_sharded(tensor):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    old: Any = tensor
+    return distribute_tensor(value.to(old.device, old.dtype), old.device_mesh, old.placements)
+
+
+def is_first() -> bool:
+    """Whether this is the process of torch's default group that writes."""
+    return torch.distributed.get_rank() == 0
+
+
+def all_here(what: str) -> None:
+    """Wait until every process of the default group has come to the same call.
+
+    Raises:
+        CheckpointError: one did not.
+    """
+    store = torch.distributed.distributed_c10d._get_default_store()
+    own, every = torch.distributed.get_rank(), range(torch.distributed.get_world_size())
+    number = store.add(f"afina/{what}/{own}", 1)
+    store.set(f"afina/{what}/{number}/{own}", "")
+    try:
+        store.wait([f"afina/{what}/{number}/{other}" for other in every], PATIENCE)
+    except RuntimeError as error:  # torch's errors of stores
+        store.delete_key(f"afina/{what}/{number}/{own}")
+        store.add(f"afina/{what}/{own}", -1)
+        raise CheckpointError(
+            f"this process has a part of each tensor, and not all others came within {PATIENCE.seconds} s",
+            where=what, got=f"process {own} of {len(every)}", fix="call it in every process; the first one writes",
+        ) from error  # fmt: skip
 
 
 def runs_whole(tensor: Any) -> bool:
@@ -43,7 +84,7 @@ def runs_whole(tensor: Any) -> bool:
 
 def is_spread(module: nn.Module) -> bool:
     """Whether parameters of the module itself are gathered before it runs, and freed afterwards."""
-    return bool(getattr(module, "_is_fsdp_managed_module", False))
+    return bool(getattr(module, _MARK, False))
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
@@ -59,7 +100,7 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Let nothing of a model train. Weights that are whole for the moment are made parts again: only those are asked."""
+    """Let nothing of a model train. Weights that are whole for the moment become parts first: those are what counts."""
     for unit in units(model):
         unit.reshard()  # type: ignore[operator]
     model.requires_grad_(False)
@@ -92,13 +133,23 @@ def _gathers(hook: Any) -> bool:
 def gathered(module: nn.Module) -> nn.Module:
     """A copied module with whole weights of its own in the place of sharded ones."""
     for part in module.modules():
-        for mark in ("_is_fsdp_managed_module", _DIGESTS):
+        for mark in (_MARK, _DIGESTS):
             part.__dict__.pop(mark, None)
         for name, parameter in part._parameters.items():
             if is_sharded(parameter):
                 assert parameter is not None
                 part._parameters[name] = nn.Parameter(whole(parameter.detach()), parameter.requires_grad)
     return module
+
+
+def gathers_newly(module: nn.Module, method: str) -> bool:
+    """Let a method of a sharded module gather what its forward does; whether it did not until now."""
+    if method in module.__dict__ or not callable(getattr(module, "unshard", None)):
+        return False
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(module, method)
+    return True
 
 
 def digest(weight: Tensor) -> str:
@@ -127,7 +178,7 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
         NumericError: a weight was not spread.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     whole_ones = set(adapters)
     _check(model, whole_ones)
@@ -141,10 +192,13 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
     if left:
         raise NumericError("weights were not spread over the processes", where=", ".join(left[:3]), got=len(left),
                            expected="DTensor")  # fmt: skip
+    for module in model.modules():
+        if any(p in whole_ones for p in module._parameters.values()):
+            module.__dict__.pop(_MARK)
     for parameter in whole_ones:
         parameter.data = parameter.data.to(device)
     if hasattr(model, "generate"):
-        register_fsdp_forward_method(model, "generate")
+        gathers_newly(model, "generate")
 
 
 def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:
@@ -190,8 +244,10 @@ def meeting(model: nn.Module, **how: Any) -> nn.Module:
     for unit in units(model):
         unit.reshard()  # type: ignore[operator]
     spread = [n for n, p in model.named_parameters() if is_sharded(p)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, spread)
-    return DistributedDataParallel(model, **how)
+    kind: Any = DistributedDataParallel
+    kind._set_params_and_buffers_to_ignore_for_model(model, spread)
+    made: nn.Module = kind(model, **how)
+    return made
 
 
 def refuse_apart(model: nn.Module) -> None:
@@ -200,13 +256,11 @@ def refuse_apart(model: nn.Module) -> None:
     Raises:
         ConfigError: every process would train an adapter of its own.
     """
-    own = list(units(model))
-    if not own or torch.distributed.get_world_size() == 1 or _inside_ddp():
+    if not any(True for _ in units(model)) or torch.distributed.get_world_size() == 1 or _inside_ddp():
         return
-    for unit in own:
-        unit.reshard()  # type: ignore[operator]
-    apart = [n for n, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]
-    ready(model)
+    parts = [(f"{path}.{n}", p) for path, m in model.named_modules() if not is_spread(m)
+             for n, p in m._parameters.items() if p is not None]  # fmt: skip
+    apart = [name for name, p in parts if p.requires_grad and not is_sharded(p)]
     if apart:
         raise ConfigError("each process would train this adapter by itself: it came after the model was sharded",
                           where=f"{apart[0]} and {len(apart) - 1} more",
@@ -216,4 +270,5 @@ def refuse_apart(model: nn.Module) -> None:
 def _inside_ddp() -> bool:
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel._get_active_ddp_module() is not None
+    kind: Any = DistributedDataParallel
+    return kind._get_active_ddp_module() is not None

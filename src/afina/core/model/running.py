@@ -15,7 +15,7 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
-from ..layers.sharded import ready, refuse_apart
+from ..layers.sharded import gathers_newly, refuse_apart
 from . import passes
 from .rows_of_call import take_rows
 from .saving import Files
@@ -86,6 +86,8 @@ class Running(Files):
             *args: of the base model.
             **kwargs: of the base model, and as for `forward`.
         """
+        if gathers_newly(self, "generate"):
+            return self.generate(*args, **kwargs)
         with self.base_model.scope.users.calling():
             rows = take_rows(self, args, kwargs)
             several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)
@@ -96,7 +98,6 @@ class Running(Files):
     def _generate(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self._inputs(args, kwargs, rows)
         with entered(self.base_model.scope, rows, inputs):
-            ready(self)
             placement = self.base_model.placement()
             if placement is not None:
                 return placement.generate(args, kwargs)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ...core.config import LayerConfig, register
 from ...core.hosts.adapter import Adapter, Site
-from ...core.layers.sharded import whole
 from ...core.inject.targets import biased
+from ...core.layers.sharded import whole
 from ...errors import TargetError
 
 

@@ -42,8 +42,8 @@ from .contents import contents
 from .method_state import read_method_state
 from .planning import Setting
 from .scoring import scored
-from .trackers import check_trackers
 from .sharing import choose, forget_measuring, share_model, tell_sharing
+from .trackers import check_trackers
 from .trainer import Setup, make_trainer
 
 

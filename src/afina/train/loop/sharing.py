@@ -1,11 +1,11 @@
-"""How several processes share a run: whether each has the whole model or a part of it, and how they take steps together."""
+"""How several processes share a run: whether each has the whole model or a part of it, and how steps are taken."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core.layers.sharded import meeting, shard, units
 from ...core.hosts.walk import outside_adapters
+from ...core.layers.sharded import meeting, shard, units
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
 from ...devices.ranks import from_first, size, spread

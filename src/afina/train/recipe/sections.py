@@ -218,8 +218,8 @@ class Recipe(Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     distributed: Literal["auto", "ddp", "fsdp2"] = Field(
         default="auto",
-        description="how several processes share the model; ddp: each has all of it; fsdp2: its frozen weights are spread "
-        "over them; auto: ddp where it fits a device",
+        description="how several processes share the model; ddp: each has all of it; fsdp2: its frozen weights are "
+        "spread over them; auto: ddp where it fits a device",
     )
     output: OutputSection
 

@@ -1,0 +1,35 @@
+"""Adapters of which this process has a part: what all have to save together, and what cannot be saved at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ...errors import CheckpointError
+from ..layers.sharded import is_sharded
+from . import embeddings
+from .names import layout, pieces, prompt_piece, shared_piece
+
+
+def needs_all(model: nn.Module, name: str, save_embedding_layers: bool | str = "auto") -> bool:
+    """Whether an adapter can only be saved by all processes together, each of which has a part of it."""
+    root, container, _ = layout(model)
+    found = [*pieces(root, name), shared_piece(container, name), prompt_piece(container, name)]
+    held = [p for piece in found if piece is not None for p in piece.owner.parameters()]
+    if embeddings.wanted(root, save_embedding_layers):
+        held += [m.weight for m in embeddings.layers(root)]
+    return any(map(is_sharded, held))
+
+
+def refuse_parts(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to write what is not whole.
+
+    Raises:
+        CheckpointError: names the first tensor that is not.
+    """
+    part = next((n for n, t in tensors.items() if is_sharded(t)), None)
+    if part is not None:
+        raise CheckpointError("this process has a part of the tensor", where=f"state_dict: {part}",
+                              fix="gather the state (full_state_dict=True), or leave it out and call in every process",
+                              )  # fmt: skip
