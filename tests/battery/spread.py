@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import afina
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.core.hosts.walk import outside_adapters
-from afina.core.layers.sharded import is_sharded, meeting, shard
+from afina.core.layers.sharded import is_sharded, meeting, reshard, shard
 from afina.devices.place import place
 from afina.devices.ranks import joined, meet, rank, size
 
@@ -41,7 +42,7 @@ def two() -> Iterator[None]:
 
 
 def parts(base: nn.Module) -> tuple[int, int, int]:
-    """Of the frozen weights of a base: how many there are, how many are sharded, and how many numbers lie here of all."""
+    """Of a base: how many frozen weights there are, how many are sharded, and what share of their numbers lies here (%)."""
     own = {p for _, m in outside_adapters(base) for p in m._parameters.values() if p is not None}
     here = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in own)  # type: ignore[attr-defined]
     return len(own), sum(map(is_sharded, own)), round(100 * here / sum(p.numel() for p in own))
@@ -77,7 +78,7 @@ def trained(case: Case, model: Any, mine: slice) -> tuple[list[float], dict[str,
     """Losses of a few steps on some of the rows, and the adapter afterwards."""
     inner = model.module if hasattr(model, "module") else model
     inner.train("Llama" in type(inner.get_base_model()).__name__)  # others drop out
-    optimizer = torch.optim.SGD([p for p in inner.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in inner.parameters() if p.requires_grad], lr=0.02)
     inputs: dict[str, Any] = {"input_ids": IDS[:2][mine]}
     if case.shape.task == "SEQ_2_SEQ_LM":
         inputs["decoder_input_ids"] = IDS[:2, :4][mine]
@@ -145,6 +146,42 @@ def problems(case: Case, order: str, folder: Path, experts: Path) -> list[str]:
     return out
 
 
+def by_hand(case: Case, folder: Path, experts: Path) -> list[str]:
+    """What is otherwise than in one process where the user has sharded adapters and all."""
+    one, out, file = case.adapted(experts), list[str](), folder / f"{case.method}-by-hand"
+    wanted = case.logits(one)
+    with two():
+        model = case.adapted(experts)
+        for block in model.get_base_model().model.layers:
+            fully_shard(block)
+        fully_shard(model)
+        if case.method not in whole.WITH_TASKS:
+            said = [m.generate(input_ids=IDS[:1, :4], max_new_tokens=3, do_sample=False) for m in (one, model)]
+            if not torch.equal(*said):
+                out.append("it says something else")
+        if far := off(case.logits(model), wanted):
+            out.append(f"its outputs differ by {far}")
+        reshard(model)
+        losses, state = trained(case, model, slice(rank(), rank() + 1))
+        model.eval().save_pretrained(file)
+        meet()
+        saved = load_file(file / WEIGHTS_NAME)
+        if any(off(saved[n], t) for n, t in state.items()):
+            out.append("its file has other tensors")
+        model.load_adapter(file, "default")
+        if not all(map(torch.equal, afina.get_peft_model_state_dict(model).values(), state.values())):
+            out.append("loaded again it has other tensors")
+    if case.method in DRAWS | MIXES:
+        return out
+    alone, expected = trained(case, one, slice(None))
+    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
+        out.append(f"its losses are {losses} and not {alone}")
+    far = max(float((saved[n] - t).float().norm()) for n, t in expected.items())
+    if far > 1e-3 * max(float(t.float().norm()) for t in expected.values()):
+        out.append(f"after training its tensors differ by {far:.2g}")
+    return out
+
+
 def off(a: Tensor, b: Tensor) -> str:
     """How far two tensors are apart; nothing where that is rounding."""
     if a.shape != b.shape:
@@ -161,9 +198,13 @@ def found(keys: list[tuple[str, str, str, str]], folder: str, experts: str) -> d
         made = whole.SHAPES[shape]
         case = Case(method, made, option, dict(whole.options_of(method, made))[option])
         try:
-            wrong = problems(case, order, Path(folder), Path(experts))
+            wrong = (
+                by_hand(case, Path(folder), Path(experts))
+                if order == "by hand"
+                else problems(case, order, Path(folder), Path(experts))
+            )
         except Exception as error:
-            wrong = [f"{type(error).__name__}: {error} {traceback.format_exc()[-600:]}"]
+            wrong = [f"{type(error).__name__}: {error} {traceback.format_exc()[-3000:]}"]
         if wrong:
             out["-".join((method, shape, option, order))] = wrong
     return out

@@ -88,7 +88,7 @@ def save_adapter(
     save_embedding_layers: bool | str = "auto",
     write: bool = True,
 ) -> None:
-    """Write both files; a crash at any moment leaves the old pair or the new, or a pair that `open_adapter` can mend.
+    """Write both files; a crash at any moment leaves the old pair or the new, or one that `open_adapter` can mend.
 
     Args:
         write: False only takes part in gathering what is sharded.

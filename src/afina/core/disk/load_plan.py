@@ -11,7 +11,7 @@ from ...errors import CheckpointError, nearest
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
-from ..layers.sharded import shared_like
+from ..layers.sharded import ready, reshard, shared_like
 from ..prompts.encoder import PromptEncoder
 from . import embeddings
 from .names import Piece, layout, piece_state, pieces, prompt_piece, shared_piece
@@ -31,9 +31,11 @@ class LoadPlan:
         self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]], whole_numbers: Collection[str] = ()
     ) -> None:
         root, container, _ = layout(model)
-        self.name, self.root = name, root
+        self.name, self.root, self.model = name, root, model
         shared = shared_piece(container, name)
         prompt = prompt_piece(container, name)
+        if prompt is not None:
+            ready(model)  # its shapes are those of what it computes
         self.pieces = [*pieces(root, name), *(p for p in (shared, prompt) if p is not None)]
         if not self.pieces:
             raise CheckpointError("the model has no adapter of this name", where=name)
@@ -53,6 +55,7 @@ class LoadPlan:
         self.unexpected = [k for k in found if k not in known and k not in leftovers]
         self.misshapen = [k for k in known if k in found and found[k] != known[k]]
         self.known = known
+        ready(model)  # asking for states has freed it
         floating = {k for p in self.pieces for k, t in piece_state(p, None).items() if t.is_floating_point()}
         self.whole = [k for k in whole_numbers if k in floating or k in tables]
         self.found = found
@@ -82,6 +85,7 @@ class LoadPlan:
             )  # fmt: skip
 
     def apply(self, tensors: Mapping[str, Tensor]) -> None:
+        reshard(self.model)  # what is whole for the moment is not what stays
         for piece, keys in self.owned:
             present = {k: tensors[k] for k in keys if k in tensors and k not in self.misshapen}
             if not present:

@@ -89,7 +89,7 @@ def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, T
     own = {n: whole(t) if state is None else state[f"{piece.runtime}{n}"] for n, t in own.items()}
     if isinstance(piece.owner, Adapter):
         own = piece.owner.disk_state(own)
-    return {f"{piece.path}{n}": t for n, t in own.items()}
+    return {f"{piece.path}{n}": whole(t) if state is None else t for n, t in own.items()}
 
 
 def _refuse_missing(state: Mapping[str, Tensor], keys: list[str]) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..layers.sharded import is_sharded
+from ..layers.sharded import is_sharded, reshard
 from . import embeddings
 from .names import layout, pieces, prompt_piece, shared_piece
 
 
 def needs_all(model: nn.Module, name: str, save_embedding_layers: bool | str = "auto") -> bool:
     """Whether an adapter can only be saved by all processes together, each of which has a part of it."""
+    reshard(model)  # what was left whole by a forward pass becomes parts as soon as its state is asked for
     root, container, _ = layout(model)
     found = [*pieces(root, name), shared_piece(container, name), prompt_piece(container, name)]
     held = [p for piece in found if piece is not None for p in piece.owner.parameters()]

@@ -99,10 +99,15 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
     return (m for m in model.modules() if callable(getattr(m, "unshard", None)))
 
 
-def freeze(model: nn.Module) -> None:
-    """Let nothing of a model train. Weights that are whole for the moment become parts first: those are what counts."""
+def reshard(model: nn.Module) -> None:
+    """Free what is gathered for the moment."""
     for unit in units(model):
         unit.reshard()  # type: ignore[operator]
+
+
+def freeze(model: nn.Module) -> None:
+    """Let nothing of a model train. Weights that are whole for the moment become parts first: those are what counts."""
+    reshard(model)
     model.requires_grad_(False)
 
 
@@ -155,7 +160,9 @@ def gathers_newly(module: nn.Module, method: str) -> bool:
 def digest(weight: Tensor) -> str:
     """Of up to 256 numbers that lie evenly in the tensor."""
     numbers = weight.detach().reshape(-1)
-    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to("cpu").contiguous()
+    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to(
+        "cpu", copy=True
+    )  # numpy keeps what it sees
     return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
@@ -241,8 +248,7 @@ def meeting(model: nn.Module, **how: Any) -> nn.Module:
     """
     from torch.nn.parallel import DistributedDataParallel
 
-    for unit in units(model):
-        unit.reshard()  # type: ignore[operator]
+    reshard(model)
     spread = [n for n, p in model.named_parameters() if is_sharded(p)]
     kind: Any = DistributedDataParallel
     kind._set_params_and_buffers_to_ignore_for_model(model, spread)
