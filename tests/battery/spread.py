@@ -42,7 +42,7 @@ def two() -> Iterator[None]:
 
 
 def parts(base: nn.Module) -> tuple[int, int, int]:
-    """Of a base: how many frozen weights there are, how many are sharded, and what share of their numbers lies here (%)."""
+    """Of a base: how many weights there are, how many are sharded, and what share of their numbers lies here (%)."""
     own = {p for _, m in outside_adapters(base) for p in m._parameters.values() if p is not None}
     here = sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in own)  # type: ignore[attr-defined]
     return len(own), sum(map(is_sharded, own)), round(100 * here / sum(p.numel() for p in own))

@@ -99,6 +99,17 @@ def units(model: nn.Module) -> Iterator[nn.Module]:
     return (m for m in model.modules() if callable(getattr(m, "unshard", None)))
 
 
+def whole_parts(model: nn.Module) -> Iterator[nn.Module]:
+    """A model, or its sharded parts one after the other, each with its weights whole while it is looked at."""
+    own = list(units(model))
+    for unit in own:
+        ready(unit)
+        yield unit
+        unit.reshard()  # type: ignore[operator]
+    if not own:
+        yield model
+
+
 def reshard(model: nn.Module) -> None:
     """Free what is gathered for the moment."""
     for unit in units(model):
@@ -160,9 +171,8 @@ def gathers_newly(module: nn.Module, method: str) -> bool:
 def digest(weight: Tensor) -> str:
     """Of up to 256 numbers that lie evenly in the tensor."""
     numbers = weight.detach().reshape(-1)
-    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to(
-        "cpu", copy=True
-    )  # numpy keeps what it sees
+    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS]
+    some = some.to("cpu").clone()  # what numpy has seen cannot be freed any more
     return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
@@ -201,7 +211,7 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
                            expected="DTensor")  # fmt: skip
     for module in model.modules():
         if any(p in whole_ones for p in module._parameters.values()):
-            module.__dict__.pop(_MARK)
+            module.__dict__.pop(_MARK, None)
     for parameter in whole_ones:
         parameter.data = parameter.data.to(device)
     if hasattr(model, "generate"):
