@@ -18,7 +18,6 @@ from afina.train.tasks import TASKS
 
 from .. import tiny
 from .test_adapt import ready
-from .together import Together
 
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
 FIRST = ("causal_lm", "sequence_classification")
@@ -32,13 +31,6 @@ DRAWS = {
 KINDS = ("LORA", "ADALORA", "PROMPT_TUNING", "FULL")
 OF_A_KIND = pytest.mark.whole("one of each kind: on layers, with a penalty, before the input, everything")
 SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
-
-
-@pytest.fixture(scope="module")
-def together():
-    out = Together()
-    yield out
-    out.end()
 
 
 def ran(recipe, **how):
