@@ -96,7 +96,12 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 
 def units(model: nn.Module) -> Iterator[nn.Module]:
     """The modules of a model whose parameters are gathered together, the outermost first."""
-    return (m for m in model.modules() if callable(getattr(m, "unshard", None)))
+    return (m for m in model.modules() if _is_unit(m))
+
+
+def _is_unit(module: nn.Module) -> bool:
+    # Of the class, because models with adapters have what their base has.
+    return callable(getattr(type(module), "unshard", None))
 
 
 def whole_parts(model: nn.Module) -> Iterator[nn.Module]:
@@ -124,9 +129,8 @@ def freeze(model: nn.Module) -> None:
 
 def ready(model: nn.Module) -> None:
     """Gather what stands outside of a model's blocks, for who runs parts of it (its embedding) by themselves."""
-    unshard = getattr(model, "unshard", None)
-    if callable(unshard):
-        unshard()
+    if _is_unit(model):
+        model.unshard()  # type: ignore[operator]
 
 
 def apart(module: nn.Module) -> nn.Module:
@@ -160,7 +164,7 @@ def gathered(module: nn.Module) -> nn.Module:
 
 def gathers_newly(module: nn.Module, method: str) -> bool:
     """Let a method of a sharded module gather what its forward does; whether it did not until now."""
-    if method in module.__dict__ or not callable(getattr(module, "unshard", None)):
+    if method in module.__dict__ or not _is_unit(module):
         return False
     from torch.distributed.fsdp import register_fsdp_forward_method
 
