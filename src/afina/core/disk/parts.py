@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from ..layers.sharded import is_sharded, reshard
+from ..hosts.host import Host
+from ..layers.sharded import is_sharded, is_spread
 from . import embeddings
-from .names import layout, pieces, prompt_piece, shared_piece
+from .names import Piece, layout, pieces, prompt_piece, shared_piece
 
 
 def needs_all(model: nn.Module, name: str, save_embedding_layers: bool | str = "auto") -> bool:
     """Whether an adapter can only be saved by all processes together, each of which has a part of it."""
-    reshard(model)  # what was left whole by a forward pass becomes parts as soon as its state is asked for
     root, container, _ = layout(model)
     found = [*pieces(root, name), shared_piece(container, name), prompt_piece(container, name)]
-    held = [p for piece in found if piece is not None for p in piece.owner.parameters()]
+    held = [module for piece in found if piece is not None for module in _holders(piece)]
     if embeddings.wanted(root, save_embedding_layers):
-        held += [m.weight for m in embeddings.layers(root)]
-    return any(map(is_sharded, held))
+        held += embeddings.layers(root)
+    return any(is_spread(m) or any(map(is_sharded, m._parameters.values())) for m in held)
+
+
+def _holders(piece: Piece) -> Iterator[nn.Module]:
+    """The modules that hold a piece's tensors."""
+    if piece.bias_of is None:
+        return piece.owner.modules()
+    assert isinstance(piece.owner, Host)
+    return iter([piece.owner.biases] if isinstance(piece.owner.biases, nn.Module) else [])
 
 
 def refuse_parts(tensors: Mapping[str, Tensor]) -> None:
