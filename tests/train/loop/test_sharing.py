@@ -80,7 +80,7 @@ def test_a_model_that_does_not_fit_a_device_is_spread_by_itself_and_one_that_fit
         for number, (_, _, notes, (every, sharded, here)) in enumerate(together(looked, recipe, free)):
             assert sharded == (every if spread else 0)
             assert (here < 60) == spread
-            assert any("fsdp2, because it takes" in note for note in notes) == (spread and number == 0 or spread)
+            assert any("fsdp2, because it takes" in note for note in notes) == ((spread and number == 0) or spread)
 
 
 def test_a_spread_model_is_measured_answers_and_checkpoints_as_a_whole_one(model_folder, child, together, tmp_path):

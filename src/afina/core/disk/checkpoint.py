@@ -23,7 +23,7 @@ from . import embeddings, fingerprint
 from .adapter_file import NO_MATHS, AdapterFile, foreign_file
 from .load_plan import LoadPlan, LoadResult
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
-from .parts import refuse_parts
+from .shares import refuse_parts
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
@@ -89,9 +89,7 @@ def save_adapter(
     write: bool = True,
 ) -> None:
     """Write both files; a crash at any moment leaves the old pair or the new, or one that `open_adapter` can mend.
-
-    Args:
-        write: False only takes part in gathering what is sharded.
+    Who does not `write` only takes part in gathering what is sharded.
 
     Raises:
         CheckpointError: parts of tensors, or the folder is a file.

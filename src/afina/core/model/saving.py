@@ -24,7 +24,7 @@ from ..disk.checkpoint import (
 )
 from ..disk.load_plan import LoadResult
 from ..disk.names import own_key
-from ..disk.parts import needs_all
+from ..disk.shares import needs_all
 from ..files.allocation import AllocationLimit
 from ..files.budget import reading
 from ..files.unwritable import usable_folder
