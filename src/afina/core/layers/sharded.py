@@ -284,7 +284,7 @@ def refuse_apart(model: nn.Module) -> None:
     if apart:
         raise ConfigError("each process would train this adapter by itself: it came after the model was sharded",
                           where=f"{apart[0]} and {len(apart) - 1} more",
-                          fix="call it through DistributedDataParallel (docs/distributed.md), or add the adapter first")  # fmt: skip
+                          fix="train it in DistributedDataParallel, or add the adapter first")  # fmt: skip
 
 
 def _inside_ddp() -> bool:
