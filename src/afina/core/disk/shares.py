@@ -20,7 +20,7 @@ def needs_all(model: nn.Module, name: str, save_embedding_layers: bool | str = "
     held = [module for piece in found if piece is not None for module in _holders(piece)]
     if embeddings.wanted(root, save_embedding_layers):
         held += embeddings.layers(root)
-    return any(is_spread(m) or any(map(is_sharded, m._parameters.values())) for m in held)
+    return any(m._parameters and (is_spread(m) or any(map(is_sharded, m._parameters.values()))) for m in held)
 
 
 def _holders(piece: Piece) -> Iterator[nn.Module]:
