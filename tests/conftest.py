@@ -16,6 +16,7 @@ import pytest
 from .selection import CHOSEN, SIZES, half_of, select
 from .train import tiny
 from .train.child import Child
+from .train.loop.together import Together
 
 os.environ["AFINA_STAND_IN"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no network: a name that is no folder is refused at once
@@ -70,6 +71,14 @@ def child() -> Iterator[Child]:
     out = Child()
     yield out
     out.pool.shutdown()
+
+
+@pytest.fixture(scope="session")
+def together() -> Iterator[Together]:
+    """Two processes that share runs."""
+    out = Together()
+    yield out
+    out.end()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import RecipeError
 from .found import SCALING, Device, found, processor
+from .ranks import spread
 
 NAMES = r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$"
 FLASH, TORCH, VARLEN = "flash_attention_2", "sdpa", "afina_varlen"
@@ -57,7 +58,7 @@ def _fix(wanted: str) -> str:
 
 def is_sharded() -> bool:
     """Whether the model is to be spread over several devices by FSDP or DeepSpeed, which then place it."""
-    return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
+    return spread() or any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
 
 
 def scales_loss(device: Device, dtype: str) -> bool:

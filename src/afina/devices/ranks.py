@@ -40,6 +40,8 @@ class _Shared:
     where others were started with it."""
 
     now = False
+    spread = False
+    """Whether the model's weights are spread over the processes."""
 
 
 def started() -> int:
@@ -60,6 +62,17 @@ def size() -> int:
 def rank() -> int:
     """The number of this one among those that share the run, from 0 on."""
     return _own_number() if _Shared.now else 0
+
+
+def spread() -> bool:
+    """Whether the processes that share the run have a part of the model's weights each, so that all of them have to
+    take part whenever it runs."""
+    return _Shared.now and _Shared.spread
+
+
+def spread_out(wanted: bool) -> None:
+    """Say whether they have."""
+    _Shared.spread = wanted
 
 
 def _own_number() -> int:
@@ -146,7 +159,7 @@ def joined(device: Device) -> Iterator[None]:
         raise StoppedError("another process of the run is gone", fix="go on with --resume",
                            exit_code=LEFT_ALONE) from error  # fmt: skip
     finally:
-        _Shared.now = False
+        _Shared.now = _Shared.spread = False
         if made:
             dist.destroy_process_group()
 

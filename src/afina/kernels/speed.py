@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.layers.sharded import ready, whole_parts
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
 from . import backends
@@ -40,15 +41,16 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
     get_base: Any = getattr(model, "get_base_model", None)
     base: Any = model if get_base is None else get_base()
     said = [_attention(base), _products(base)]
+    ready(base)
     head: Any = getattr(base, "get_output_embeddings", lambda: None)()
     if hasattr(base, "get_decoder") and head is not None:
         said += _loss(base, keep_logits)
     else:
         said.append("loss: off, because this is no causal language model")
     dtype, device = _dtype(base), _device(base)
-    if parts := keep_less(base, dtype, device):
+    if parts := sum(keep_less(part, dtype, device) for part in whole_parts(base)):
         said.append(f"feed-forward: {parts} parts keep half as much for the backward pass")
-    if norms := fuse_norms(base):
+    if norms := sum(map(fuse_norms, whole_parts(base))):
         said.append(f"norms: {norms} layers in one pass over memory each way")
     if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
@@ -105,8 +107,9 @@ def _siblings(base: Any) -> str:
 
 
 def _products(base: nn.Module) -> str:
-    layers = [m for m in base.modules() if type(m) is nn.Linear and type(m.weight.data) is Tensor
-              and m.weight.dtype == torch.float32 and m.weight.device.type == "cpu"]  # fmt: skip
+    linear = (m for part in whole_parts(base) for m in part.modules() if type(m) is nn.Linear)
+    layers = [m for m in linear if type(m.weight.data) is Tensor and m.weight.dtype == torch.float32
+              and m.weight.device.type == "cpu"]  # fmt: skip
     if not layers or not products.ONEDNN:
         return "products: torch's own"
     for layer in layers:

@@ -123,11 +123,11 @@ def test_what_an_adapter_trains_a_copy_of_may_be_new_every_time() -> None:
 def test_original_bits_of_merged_layers_count() -> None:
     model = trained(bias="all")
     base = model.get_base_model()
-    before = {n: p.clone() for n, p in base_parameters(base).items()}
+    before = {n: p.parameter.clone() for n, p in base_parameters(base).items()}
     model.merge_adapter()
     after = base_parameters(base)
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert all(torch.equal(before[n], after[n].parameter) for n in before)
     assert "layers.0.up.bias" in after
     assert not torch.equal(base.layers[0]["up"].base_layer.weight, before["layers.0.up.weight"])
 

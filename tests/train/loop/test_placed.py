@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afina.devices.found import Device
-from afina.train.loop import run as module
+from afina.train.loop import begin as module
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 

@@ -18,7 +18,6 @@ from afina.train.tasks import TASKS
 
 from .. import tiny
 from .test_adapt import ready
-from .together import Together
 
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
 FIRST = ("causal_lm", "sequence_classification")
@@ -32,13 +31,6 @@ DRAWS = {
 KINDS = ("LORA", "ADALORA", "PROMPT_TUNING", "FULL")
 OF_A_KIND = pytest.mark.whole("one of each kind: on layers, with a penalty, before the input, everything")
 SHARED = [name for name, task in TASKS.items() if task.shares != "never"]
-
-
-@pytest.fixture(scope="module")
-def together():
-    out = Together()
-    yield out
-    out.end()
 
 
 def ran(recipe, **how):
@@ -120,13 +112,23 @@ def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_pat
     assert all(isinstance(e, RecipeError) and "cannot share" in str(e) for e in errors), errors
 
 
+NO_SHARDS = {"FULL": "method.type"}
+
+
+@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=OF_A_KIND) for n in methods()])
-def test_two_processes_take_the_steps_of_one_with_every_method(name, model_folder, child, together, tmp_path):
+def test_two_processes_take_the_steps_of_one_with_every_method(
+    name, distributed, model_folder, child, together, tmp_path
+):
     found = []
     for number, run in enumerate((lambda *a: [child(*a)], together)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False))
+        how = {"distributed": distributed} if number else {}
+        done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False, **how))
+        if number and distributed == "fsdp2" and name in NO_SHARDS:
+            assert all(isinstance(d, RecipeError) and NO_SHARDS[name] in str(d) for d in done)
+            return
         assert not [d for d in done if isinstance(d, Exception)], done
         found.append(written(done[0][0]))
     (steps, state), (again, shared) = found

@@ -15,7 +15,7 @@ def _serve(number: int, of: int, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of), "MASTER_ADDR": "127.0.0.1"}
     for port, cache, work, args in iter(pipe.recv, None):
-        os.environ |= {"MASTER_PORT": str(port), "AFINA_CACHE": cache}
+        os.environ |= {"MASTER_PORT": str(port), **({} if cache is None else {"AFINA_CACHE": cache})}
         try:
             pipe.send(work(*args))
         except Exception as error:
@@ -40,7 +40,7 @@ class Together:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         for pipe in self.pipes:
-            pipe.send((port, os.environ["AFINA_CACHE"], work, args))
+            pipe.send((port, os.environ.get("AFINA_CACHE"), work, args))
         return [pipe.recv() if pipe.poll(120) else TimeoutError("it hangs") for pipe in self.pipes]
 
     def end(self) -> None:

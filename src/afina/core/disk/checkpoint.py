@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,20 +18,15 @@ from ..config import CONFIG_NAME, FORMAT_VERSION, LayerConfig, PeftConfig, metho
 from ..files.hub import locate
 from ..files.jsonfile import parse_json, publish, read_json_object
 from ..files.tensorfile import Header, check_finite, read_header, read_tensors, to_bytes
+from ..layers.sharded import ready
 from . import embeddings, fingerprint
 from .adapter_file import NO_MATHS, AdapterFile, foreign_file
-from .load_plan import LoadPlan
+from .load_plan import LoadPlan, LoadResult
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
+from .shares import refuse_parts
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
-
-
-class LoadResult(NamedTuple):
-    """Keys that a lenient load could not place, as `nn.Module.load_state_dict` reports them."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -74,6 +69,7 @@ def get_peft_model_state_dict(
         out |= {f"base_model.{k}" if inside else k: t for k, t in piece_state(shared, state).items()}
     prompt = prompt_piece(container, adapter_name)
     if prompt is not None:
+        ready(model)
         out |= piece_state(prompt, None)
     if not out:
         raise CheckpointError("the model has no adapter of this name", where=adapter_name)
@@ -90,15 +86,20 @@ def save_adapter(
     *,
     state_dict: Mapping[str, Tensor] | None = None,
     save_embedding_layers: bool | str = "auto",
+    write: bool = True,
 ) -> None:
-    """Write both files; a crash at any moment leaves the old pair or the new, or a pair that `open_adapter` can mend.
+    """Write both files; a crash at any moment leaves the old pair or the new, or one that `open_adapter` can mend.
+    Who does not `write` only takes part in gathering what is sharded.
 
     Raises:
-        CheckpointError: empty tensors (shards), or the folder is a file.
+        CheckpointError: parts of tensors, or the folder is a file.
         NumericError: a tensor is not finite; nothing was written.
     """
     root, _, _ = layout(model)
     tensors = get_peft_model_state_dict(model, state_dict, name, save_embedding_layers=save_embedding_layers)
+    if not write:
+        return
+    refuse_parts(tensors)
     notes: dict[str, Any] = {"base": fingerprint.fingerprint(root)}
     if embeddings.wanted(root, save_embedding_layers):
         notes["vocabulary"] = True

@@ -14,6 +14,7 @@ from ...errors import AfinaWarning, CheckpointError, ConfigError
 from ..files.jsonfile import read_json_object
 from ..hosts.host import Host
 from ..hosts.walk import outside_adapters
+from ..layers.sharded import whole
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -38,6 +39,11 @@ def _plain(module: nn.Module) -> Any:
     return module
 
 
+def layers(model: nn.Module) -> list[Any]:
+    """The plain embedding layers."""
+    return [_plain(m) for m in _layers(model).values()]
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The keys on disk under which embeddings may lie, with their shapes."""
     return {k: tuple(_plain(m).weight.shape) for n, m in _layers(model).items()
@@ -51,7 +57,7 @@ def state(model: nn.Module) -> dict[str, Tensor]:
         weight = _plain(module).weight
         if not any(weight is t for t in out.values()):
             out[f"{name}.weight"] = weight
-    return out
+    return {n: whole(t) for n, t in out.items()}
 
 
 def wanted(model: nn.Module, choice: bool | str) -> bool:

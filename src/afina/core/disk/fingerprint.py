@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import CheckpointError
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.walk import outside_adapters
+from ..layers.sharded import class_of, digest, digest_of, is_sharded
 
 SAMPLED_TENSORS = 64
-SAMPLED_NUMBERS = 256
 _BELOW = "_afina_adapter_below"
 _CHANGED = 8
 """Parameters that a merged adapter changed and that are always among those compared."""
@@ -29,7 +27,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         model: the user's model, with hosts in it.
     """
     config = getattr(model, "config", None)
-    facts: dict[str, Any] = {"class": type(model).__name__}
+    facts: dict[str, Any] = {"class": class_of(model).__name__}
     for key in _SIZES:
         value = getattr(config, key, None)
         if isinstance(value, (int, str)):
@@ -40,8 +38,8 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         sample |= {n: everything[n] for n in mark.changed if n in everything}
         facts["adapter_below"] = mark.adapter
     if sample:
-        facts["weights"] = {n: _digest(t) for n, t in sample.items()}
-        facts["weights_dtype"] = ",".join(sorted({str(t.dtype) for t in sample.values()}))
+        facts["weights"] = {n: place.digest() for n, place in sample.items()}
+        facts["weights_dtype"] = ",".join(sorted({str(place.parameter.dtype) for place in sample.values()}))
     return facts
 
 
@@ -55,7 +53,7 @@ class _Below:
 
 def digests(model: nn.Module) -> dict[str, str]:
     """What the base's parameters are known by."""
-    return {name: _digest(parameter) for name, parameter in base_parameters(model).items()}
+    return {name: place.digest() for name, place in base_parameters(model).items()}
 
 
 def stand_on(model: nn.Module, adapter: str, before: dict[str, str]) -> None:
@@ -68,33 +66,36 @@ def stand_on(model: nn.Module, adapter: str, before: dict[str, str]) -> None:
     object.__setattr__(model, _BELOW, _Below(adapter, tuple(changed[:_CHANGED])))
 
 
-def _digest(weight: Tensor) -> str:
-    """Of up to 256 numbers that lie evenly in the tensor."""
-    numbers = weight.detach().reshape(-1)
-    some = numbers[:: max(1, numbers.numel() // SAMPLED_NUMBERS)][:SAMPLED_NUMBERS].to("cpu").contiguous()
-    return hashlib.sha256(some.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+class _Place(NamedTuple):
+    """A parameter of the base, and its digest where this process has a part of it only."""
+
+    parameter: nn.Parameter
+    known: str | None
+
+    def digest(self) -> str:
+        return self.known or digest(self.parameter)
 
 
-def _sample(model: nn.Module) -> dict[str, Tensor]:
+def _sample(model: nn.Module) -> dict[str, _Place]:
     """Some of the base's parameters by the names that they have without hosts; matrices first, for those tell most."""
     # What an adapter trains a copy of may be new every time, as a fresh head is.
     copied = tuple(f"{_plain(path)}." for path, host in hosts(model) if isinstance(host, ModulesToSaveWrapper))
     own = {n: p for n, p in base_parameters(model).items() if not n.startswith(copied)}
-    found = {n: p for n, p in own.items() if not p.requires_grad}
-    matrices = {n: p for n, p in found.items() if p.dim() > 1} or found
+    found = {n: p for n, p in own.items() if not p.parameter.requires_grad}
+    matrices = {n: p for n, p in found.items() if p.parameter.dim() > 1} or found
     step = max(1, len(matrices) // SAMPLED_TENSORS)
     return dict(list(matrices.items())[::step])
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def base_parameters(model: nn.Module) -> dict[str, _Place]:
     """The base's parameters that can be compared, under the names that they have without hosts; of merged layers
     the original ones.
 
     Embeddings are left out, because their vocabulary may be resized, where there is anything else.
     """
     tables = {id(m) for m in (_called(model, "get_input_embeddings"), _called(model, "get_output_embeddings"))}
-    out: dict[str, nn.Parameter] = {}
-    embeddings: dict[str, nn.Parameter] = {}
+    out: dict[str, _Place] = {}
+    embeddings: dict[str, _Place] = {}
     merged: dict[int, dict[str, nn.Parameter | None]] = {}
     for path, module in outside_adapters(model):
         if isinstance(module, Host):
@@ -103,10 +104,12 @@ def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         own = {**module._parameters, **{n: p for n, p in merged.get(id(module), {}).items() if "." not in n}}
         plain = _plain(path)
         for name, parameter in own.items():
-            # Sharded, quantised and unallocated weights have no bits that could be compared.
-            if type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta:
+            known = digest_of(module, name) if is_sharded(parameter) else None
+            # Quantised and unallocated weights have no bits that could be compared, nor have others' shards.
+            ordinary = type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
+            if parameter is not None and (ordinary or known is not None):
                 place = embeddings if isinstance(module, nn.Embedding) or id(module) in tables else out
-                place[f"{plain}.{name}" if plain else name] = parameter
+                place[f"{plain}.{name}" if plain else name] = _Place(parameter, known)
     return out or embeddings
 
 
@@ -135,7 +138,7 @@ def compare(saved: dict[str, Any], model: nn.Module, where: object) -> None:
     before, now = saved.get("weights"), here.get("weights", {})
     if not different and isinstance(before, dict) and saved.get("weights_dtype") == here.get("weights_dtype"):
         everything = base_parameters(model) if before.keys() - now.keys() else {}
-        now = {**now, **{n: _digest(everything[n]) for n in before.keys() & everything.keys()}}
+        now = {**now, **{n: everything[n].digest() for n in before.keys() & everything.keys()}}
         different = [n for n in before if now.get(n) != before[n]]
         saved, here = before, now
     if not different:

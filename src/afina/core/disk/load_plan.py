@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,9 +11,17 @@ from ...errors import CheckpointError, nearest
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
+from ..layers.sharded import ready, reshard, shared_like
 from ..prompts.encoder import PromptEncoder
 from . import embeddings
 from .names import Piece, layout, piece_state, pieces, prompt_piece, shared_piece
+
+
+class LoadResult(NamedTuple):
+    """Keys that a lenient load could not place, as `nn.Module.load_state_dict` reports them."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class LoadPlan:
@@ -22,9 +31,11 @@ class LoadPlan:
         self, model: nn.Module, name: str, found: Mapping[str, tuple[int, ...]], whole_numbers: Collection[str] = ()
     ) -> None:
         root, container, _ = layout(model)
-        self.name, self.root = name, root
+        self.name, self.root, self.model = name, root, model
         shared = shared_piece(container, name)
         prompt = prompt_piece(container, name)
+        if prompt is not None:
+            ready(model)  # its shapes are those of what it computes
         self.pieces = [*pieces(root, name), *(p for p in (shared, prompt) if p is not None)]
         if not self.pieces:
             raise CheckpointError("the model has no adapter of this name", where=name)
@@ -44,6 +55,7 @@ class LoadPlan:
         self.unexpected = [k for k in found if k not in known and k not in leftovers]
         self.misshapen = [k for k in known if k in found and found[k] != known[k]]
         self.known = known
+        ready(model)  # asking for states has freed it
         floating = {k for p in self.pieces for k, t in piece_state(p, None).items() if t.is_floating_point()}
         self.whole = [k for k in whole_numbers if k in floating or k in tables]
         self.found = found
@@ -73,13 +85,15 @@ class LoadPlan:
             )  # fmt: skip
 
     def apply(self, tensors: Mapping[str, Tensor]) -> None:
+        reshard(self.model)  # what is whole for the moment is not what stays
         for piece, keys in self.owned:
             present = {k: tensors[k] for k in keys if k in tensors and k not in self.misshapen}
             if not present:
                 continue
             if piece.bias_of is not None:
                 assert isinstance(piece.owner, Host)
-                piece.owner.biases[piece.bias_of].data.copy_(present[piece.path])
+                bias = piece.owner.biases[piece.bias_of].data
+                bias.copy_(shared_like(bias, present[piece.path]))
                 continue
             local = {k[len(piece.path) :]: t for k, t in present.items()}
             current = piece_state(piece, None) if len(present) < len(keys) else {}
@@ -88,7 +102,9 @@ class LoadPlan:
             if isinstance(piece.owner, (Adapter, PromptEncoder)):
                 piece.owner.load_disk_state(local)
             else:
-                piece.owner.load_state_dict(local, assign=_on_meta(piece.owner))
+                now = piece.owner.state_dict()
+                own = {n: shared_like(now[n], t) if n in now else t for n, t in local.items()}
+                piece.owner.load_state_dict(own, assign=_on_meta(piece.owner))
         for _, host in hosts(self.root):
             adapter = host.adapter(self.name)
             if adapter is not None and host.base.device.type != "meta":

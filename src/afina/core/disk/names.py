@@ -11,6 +11,7 @@ from ...errors import CheckpointError
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.walk import shared_holder
+from ..layers.sharded import whole
 from ..prompts.encoder import PromptEncoder
 
 PREFIX = "base_model.model."
@@ -75,20 +76,20 @@ def piece_state(piece: Piece, state: Mapping[str, Tensor] | None) -> dict[str, T
     """Key on disk -> tensor, read from the live model or from a gathered `state` (keys relative to the model)."""
     if piece.bias_of is not None:
         assert isinstance(piece.owner, Host)
-        live: Tensor = piece.owner.biases[piece.bias_of]
+        live: Tensor = whole(piece.owner.biases[piece.bias_of])
         if state is not None:
             _refuse_missing(state, [piece.runtime])
         return {piece.path: live if state is None else state[piece.runtime]}
     if isinstance(piece.owner, PromptEncoder):
-        # The table is computed, so it comes from the live encoder, whose parameters are never sharded.
-        return piece.owner.disk_state()
+        # The table is computed, so it comes from the live encoder.
+        return {n: whole(t) for n, t in piece.owner.disk_state().items()}
     own = dict(piece.owner.state_dict())
     if state is not None:
         _refuse_missing(state, [f"{piece.runtime}{n}" for n in own])
-        own = {n: state[f"{piece.runtime}{n}"] for n in own}
+    own = {n: whole(t) if state is None else state[f"{piece.runtime}{n}"] for n, t in own.items()}
     if isinstance(piece.owner, Adapter):
         own = piece.owner.disk_state(own)
-    return {f"{piece.path}{n}": t for n, t in own.items()}
+    return {f"{piece.path}{n}": whole(t) if state is None else t for n, t in own.items()}
 
 
 def _refuse_missing(state: Mapping[str, Tensor], keys: list[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, NotMergeable, TargetError
+from ..layers.sharded import shared_like
 from ..layers.weights import BaseWeight
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Adapter(nn.Module):
             old = getattr(module, leaf)
             if not old.is_meta:
                 with torch.no_grad():
-                    old.copy_(value)
+                    old.copy_(shared_like(old, value))
             elif leaf in module._parameters:
                 module.register_parameter(leaf, nn.Parameter(value.to(old.dtype).clone(), old.requires_grad))
             else:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, NumericError, did_you_mean
 from ..config import PeftConfig, method
+from ..layers.sharded import ready
 from ..layers.whole_model import report_lost, unpack
 from ..prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from ..prompts.mixed import MixedPlacement
@@ -278,6 +279,7 @@ class Tuner(Unreplicated):
             get_embeddings() if callable(get_embeddings) else None,
             torch.float32 if half else first.dtype, first.device, self.model,
         )  # fmt: skip
+        ready(self.model)  # which the encoder may ask for embeddings
         made: PromptEncoder = implementation(site, config).train(self.training)
         return made
 

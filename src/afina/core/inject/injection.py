@@ -21,6 +21,7 @@ from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
 from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
+from ..layers.sharded import freeze, whole
 from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
@@ -67,7 +68,7 @@ def inject(
     builder = _Builder(model, config, name, low_cpu_mem_usage, autocast_adapter_dtype, container or model)
     planned = builder.plan()
     if not adapter_names(container or model):
-        model.requires_grad_(False)
+        freeze(model)
     for item in planned:
         _put(item, name)
     if any(isinstance(item.host, ModulesToSaveWrapper) and item.host.is_tied for item in planned):
@@ -105,8 +106,7 @@ def _own_parameter(name: str, host: Host) -> tuple[str, ...]:
     return () if host.parameter is None else (f"{name}.{host.parameter.rpartition('.')[2]}".strip("."),)
 
 
-def _no_op(module: nn.Module, args: Any) -> None:
-    return None
+def _no_op(module: nn.Module, args: Any) -> None: ...
 
 
 class _Builder:
@@ -297,4 +297,4 @@ class _Builder:
         for item in planned:
             bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
             if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):
-                item.bias = nn.Parameter(bias.detach().to(self._dtype(item.host.base), copy=True))
+                item.bias = nn.Parameter(whole(bias.detach()).to(self._dtype(item.host.base), copy=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
+from .sharded import runs_whole
 from .storages import quantised_weight
 from .substituted import AttentionWeight, OwnWeight, ParameterWeight
 from .weights import BaseWeight, ConvWeight, EmbeddingWeight, LinearWeight, TransposedLinearWeight
@@ -13,7 +14,7 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
     """The view of a module (or of one named parameter of it) as an operator."""
     if parameter is not None:
         return ParameterWeight(module, parameter)
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter and type(module.weight.data) is Tensor:
+    if type(module) is nn.Linear and runs_whole(module.weight):
         return LinearWeight(module)
     if (found := quantised_weight(module)) is not None:
         return found

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...errors import NotAWeight
+from ...errors import MergeError, NotAWeight
+from .sharded import is_spread, whole
 
 
 class BaseWeight:
@@ -93,7 +94,7 @@ class BaseWeight:
         return self.canonical(canonical)
 
     def read(self) -> tuple[Tensor, Tensor | None]:
-        """`(weight, bias)` in canonical layout, dequantised.
+        """`(weight, bias)` in canonical layout, dequantised, and whole where this process has a part of them.
 
         Raises:
             NotAWeight: the weight is stored in a form that is not known here.
@@ -101,7 +102,7 @@ class BaseWeight:
         if not self.weight.is_floating_point():
             raise NotAWeight("this kind of quantised weight cannot be read", where=type(self.module).__name__,
                              got=self.weight.dtype, expected="a floating-point weight")  # fmt: skip
-        return self.canonical(self.weight), self.bias
+        return self.canonical(whole(self.weight)), None if self.bias is None else whole(self.bias)
 
     def parameters(self) -> dict[str, nn.Parameter | None]:
         """The parameters that `replace` changes, to be kept for `restore`."""
@@ -126,8 +127,11 @@ class BaseWeight:
         """Refuse to be written to, where that loses what is written.
 
         Raises:
-            MergeError: the weight is quantised and `requantise` is false.
+            MergeError: the weight is quantised and `requantise` is false, or this process has a part of it.
         """
+        if is_spread(self.module):
+            raise MergeError("the weight is spread over processes", where=type(self.module).__name__,
+                             fix="save the adapter, and merge it in one process")  # fmt: skip
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The layer's own forward."""

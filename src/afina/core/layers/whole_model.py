@@ -11,22 +11,29 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning
+from .sharded import apart, gathered, units
 from .storages import quantised_weight
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
     """A deep copy that can train: quantised layers in it are dense. Configs stay the model's, so that what it is told
-    later (another attention, say) reaches its copied layers too."""
+    later (another attention, say) reaches its copied layers too. Sharded weights are whole in it.
+    """
+    return gathered(_dense_copy(module))
+
+
+def _dense_copy(module: nn.Module) -> nn.Module:
+    """The copy, with weights as sharded as they are."""
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    if not any(quantised_weight(m) for m in module.modules()):
+    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
-    out = copy.copy(module)
+    out = apart(module)
     for slot in ("_parameters", "_buffers"):
         setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})
-    out._modules = {n: None if child is None else dense_copy(child) for n, child in module._modules.items()}
+    out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
     return out
 
 

@@ -19,6 +19,7 @@ from ..inject import injection as inject
 from ..inject import targets
 from ..inject.architectures import HEAD_NAMES
 from ..layers.kbit import require_input_gradients
+from ..layers.sharded import class_of
 from ..layers.whole_model import count_parameters
 from ..prompts.encoder import PromptLearningConfig
 from ..validate import check_is, check_name
@@ -64,12 +65,12 @@ class PeftModel(Verbs):
             raise ConfigError("the model already has adapters", where=type(model).__name__,
                               fix="use add_adapter on the PeftModel, or merge_and_unload first")  # fmt: skip
         self.base_model = BaseTuner(model)
-        self._never_called_checked = False
         self._inject(adapter_name, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
         tuner.activate(self.base_model, (adapter_name,), trainable=() if peft_config.inference_mode else None)
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         check_is(config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
+        self._never_called_checked = False
         if not low_memory:  # a file says itself which heads it holds
             self._add_heads(config)
         if isinstance(config, PromptLearningConfig):
@@ -114,7 +115,7 @@ class PeftModel(Verbs):
         if config.base_model_name_or_path is None:
             config.base_model_name_or_path = card.origin(self.get_base_model())
         if config.task_type is None:
-            base = type(self.get_base_model())
+            base = class_of(self.get_base_model())
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         self.base_model.peft_config[name] = config
 

@@ -15,6 +15,7 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
+from ..layers.sharded import gathers_newly, refuse_apart
 from . import passes
 from .rows_of_call import take_rows
 from .saving import Files
@@ -41,7 +42,8 @@ class Running(Files):
                 "__base__" for every row of the batch, in as many passes as docs/serving.md says.
 
         Raises:
-            ConfigError: in the first training step: an adapted layer was not called, so that it would learn nothing.
+            ConfigError: in the first training step: an adapted layer was not called, so that it would learn nothing; or
+                each process would train an adapter of its own beside a sharded base.
         """
         if torch.compiler.is_compiling():  # which knows no locks
             return self._passes(args, kwargs)
@@ -58,13 +60,16 @@ class Running(Files):
     def _forward(self, rows: Rows | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs, compiling = self._inputs(args, kwargs, rows), torch.compiler.is_compiling()
         start = 0 if compiling else node_number()
+        first = self.training and not self._never_called_checked and not compiling
+        if first:
+            refuse_apart(self)
         with entered(self.base_model.scope, rows, inputs) as call:
             out = self.base_model(*args, **kwargs)
             if self.training:
                 out = self._with_penalty(out, rows, kwargs)
         if torch.is_grad_enabled() and not compiling:
             call.keep_for_backward(out, start)
-        if self.training and not self._never_called_checked and not compiling:
+        if first:
             self._check_called()
         return out
 
@@ -81,6 +86,8 @@ class Running(Files):
             *args: of the base model.
             **kwargs: of the base model, and as for `forward`.
         """
+        if gathers_newly(self, "generate"):
+            return self.generate(*args, **kwargs)
         with self.base_model.scope.users.calling():
             rows = take_rows(self, args, kwargs)
             several = [] if rows is None else passes.plan(self, rows, kwargs, generating=True)

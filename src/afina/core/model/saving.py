@@ -17,18 +17,20 @@ from ..disk import embeddings
 from ..disk.adapter_file import refuse_other_config
 from ..disk.card import write_card
 from ..disk.checkpoint import (
-    LoadResult,
     get_peft_model_state_dict,
     load_adapter,
     open_adapter,
     save_adapter,
 )
+from ..disk.load_plan import LoadResult
 from ..disk.names import own_key
+from ..disk.shares import needs_all
 from ..files.allocation import AllocationLimit
 from ..files.budget import reading
 from ..files.unwritable import usable_folder
 from ..hosts import tuner
 from ..hosts.routing import Place
+from ..layers.sharded import all_here, is_first
 from ..validate import as_names
 from .base_tuner import BaseTuner
 from .changes import changes, remember, undone_on_error
@@ -88,7 +90,8 @@ class Files(nn.Module):
             safe_serialization: False, the reference's pickle, is refused.
             selected_adapters: names; all if None.
             save_embedding_layers: also store the input and output embeddings; "auto": if the vocabulary was resized.
-            is_main_process: False writes nothing.
+            is_main_process: False writes nothing. Where adapters are sharded every process has to call this, and only
+                the first one writes.
             state_dict: gathered state of the whole model (FSDP, DeepSpeed) to take the values from.
             **kwargs: accepted for the reference's sake, without effect.
 
@@ -104,12 +107,16 @@ class Files(nn.Module):
         folder = usable_folder(save_directory)
         if not names and selected_adapters is None:
             raise ConfigError("there is no adapter to save", where=folder)
-        if not is_main_process or not names:
+        spread = state_dict is None and any(needs_all(self, n, save_embedding_layers) for n in names)
+        if spread:
+            all_here("save_pretrained")
+        write = is_main_process and (not spread or is_first())
+        if not (write or spread) or not names:
             return
         for name in names:
             save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
-                         state_dict=state_dict, save_embedding_layers=save_embedding_layers)  # fmt: skip
-        if not (folder / "README.md").exists():
+                         state_dict=state_dict, save_embedding_layers=save_embedding_layers, write=write)  # fmt: skip
+        if write and not (folder / "README.md").exists():
             self.create_or_update_model_card(folder)
 
     @classmethod

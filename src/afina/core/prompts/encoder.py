@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
+from ..layers.sharded import shared_like
 from ..validate import idle_options
 from .key_shapes import key_shapes, layer_keys, text_config, widest
 
@@ -156,7 +157,8 @@ class PromptEncoder(nn.Module):
         own = {n: self.disk_names.get(n, f"prompt_encoder.{n}") for n in self.state_dict() if n != "table"}
         if all(disk in tensors for disk in own.values()):
             self.table = None
-            self.load_state_dict({n: tensors[disk] for n, disk in own.items()})
+            now = self.state_dict()
+            self.load_state_dict({n: shared_like(now[n], tensors[disk]) for n, disk in own.items()})
             return
         first = next(self.parameters())
         for parameter in self.parameters():

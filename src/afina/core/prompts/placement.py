@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..config import TaskType
+from ..layers.sharded import ready
 from .encoder import PromptEncoder, PromptLearningConfig
 from .key_shapes import layer_keys
 
@@ -222,6 +223,7 @@ def word_embeddings(model: nn.Module, call: dict[str, Any]) -> Tensor:
         return out
     if ids is None:
         raise ConfigError("neither input_ids nor inputs_embeds was given", where="forward")
+    ready(model)
     embed: Any = model.get_input_embeddings()  # type: ignore[operator]
     out = embed(ids)
     return out

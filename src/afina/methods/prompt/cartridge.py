@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.config import bounded, register
+from ...core.layers.sharded import shared_like
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
 from ...errors import ConfigError
 
@@ -70,8 +71,9 @@ class CartridgeEncoder(PromptEncoder):
     def fill(self, table: Tensor) -> None:
         """Take over a whole `table` (tokens, 2 · layers · kv_dim)."""
         with torch.no_grad():
-            self.frozen_embedding.copy_(table[: len(self.frozen_embedding)])
-            self.trainable_embedding.copy_(table[len(self.frozen_embedding) :])
+            begin = len(self.frozen_embedding)
+            for own, rows in ((self.frozen_embedding, table[:begin]), (self.trainable_embedding, table[begin:])):
+                own.copy_(shared_like(own, rows))
 
 
 def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_tokens: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
+from ...core.layers.sharded import shared_like
 from ...core.layers.weights import BaseWeight
 
 
@@ -110,7 +111,7 @@ class Lily(Activation):
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for parameter, name in zip(self.factors(), ("lily_A.weight", "lily_B.weight"), strict=True):
-                parameter.copy_(tensors[name])
+                parameter.copy_(shared_like(parameter, tensors[name]))
         super().load_disk_state(tensors)
 
     @classmethod

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core.config import LayerConfig, register
 from ...core.hosts.adapter import Adapter, Site
 from ...core.inject.targets import biased
+from ...core.layers.sharded import whole
 from ...errors import TargetError
 
 
@@ -46,7 +47,7 @@ class BitFit(Adapter):
         if base is None:
             raise TargetError("the layer has no bias to train", where=site.name, fix="leave target_modules out")
         # The start is the base's bias, also when a file is about to replace it: its shape and values are cheap.
-        self.bias = nn.Parameter(base.detach().to(site.dtype, copy=True).to(site.device))
+        self.bias = nn.Parameter(whole(base.detach()).to(site.dtype, copy=True).to(site.device))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight, self.bias

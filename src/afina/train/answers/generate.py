@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ...devices.ranks import gathered, rank, size
+from ...devices.ranks import gathered, rank, size, spread
 from ...errors import RecipeError, did_you_mean
 from ..conversations.channels import shown
 from ..conversations.chat_template import ids_of
@@ -30,7 +30,8 @@ def answers(
 
     Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
     like length. Where an `encoder` reads them they are cut at their end and padded on the right. `tasks` are the
-    prompts' task numbers, for methods that need them. Processes that share a run share the prompts out.
+    prompts' task numbers, for methods that need them. Processes that share a run share the prompts out, unless
+    the model is spread over them.
     """
     import torch
 
@@ -44,7 +45,7 @@ def answers(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        own = order[rank() :: size()]
+        own = order if spread() else order[rank() :: size()]
         for start in range(0, len(own), batch_size):
             batch = own[start : start + batch_size]
             pad = right_padded if encoder else left_padded
@@ -55,7 +56,7 @@ def answers(
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
                 out[i] = prompter.said(prompter.decoded(row))
-            progress(min(len(order), (start + len(batch)) * size()))
+            progress(min(len(order), (start + len(batch)) * (len(order) // max(1, len(own)))))
     for said in gathered({i: out[i] for i in own}):
         for i, text in said.items():
             out[i] = text

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...cache import open_up
 from ...core.config import LayerConfig, PeftConfig, method
+from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
 from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
@@ -129,6 +130,12 @@ def plan(recipe: Recipe, config: PeftConfig, steps: int, width: int | None) -> s
     if recipe.model.quantize != "none":
         words.append(f"base stored in {recipe.model.quantize}")
     return "plan: " + ", ".join(words)
+
+
+def wants_logits(model: Any) -> bool:
+    """Whether an adapter looks at the model's output."""
+    tuner = getattr(model, "base_model", None)
+    return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
 
 
 def save(model: Any, recipe: Recipe, folder: Path) -> None:

@@ -5,12 +5,65 @@ from __future__ import annotations
 from typing import Any
 
 from ...core.config import PeftConfig, plain
+from ...devices.found import found
+from ...devices.place import place, told
+from ...devices.ranks import from_first
 from ...errors import RecipeError
+from ...methods.baselines.full import FullConfig
+from ...plan.precision import choose_dtype
 from ..base.adapter_below import config_below
+from ..conversations.messages import shared_system
+from ..data.split import Split, read_split
+from ..recipe.anchoring import absolute
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
+from .adapt import fill_rate
+from .fast_paths import check_offload
+
+
+def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
+    """The recipe with all that it leaves open filled in, its rows, and the labels.
+
+    Raises:
+        DataError, RecipeError: the rows or labels cannot be used.
+    """
+    for remark in recipe.remarks:
+        reporter.note(remark)
+    split = read_split(recipe, reporter)
+    labels = named(recipe.task).labels(recipe.data, split.parts)
+    return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
+
+
+def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:
+    """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
+    out = recipe.model_copy(deep=True)
+    out.data.labels = labels
+    _keep_system(out, split, reporter)
+    resolve_adapter(out, reporter)
+    fill_rate(out, len(split.train), reporter)
+    device = place(out.model.device)
+    reporter.note(f"device: {told(device, found())}")
+    check_offload(out, device)
+    if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
+        # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
+        out.model.dtype = "float32"
+        reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
+    if out.model.dtype == "auto" and (out.model.quantize == "none" or device.kind != "cpu"):
+        choice = choose_dtype(device)
+        out.model.dtype = choice.dtype  # type: ignore[assignment]
+        reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
+    absolute(out)
+    return out
+
+
+def _keep_system(recipe: Recipe, split: Split, reporter: Reporter) -> None:
+    """A system message that all rows have is the recipe's, so that who talks to the model later need not know it."""
+    system = shared_system(split.train.values)
+    if recipe.data.system is None and recipe.data.prompt is None and system is not None:
+        recipe.data.system = system
+        reporter.note("data.system: the system message that all rows have; chat, and predict for rows without, use it")
 
 
 def resolve_adapter(recipe: Recipe, reporter: Reporter) -> None:

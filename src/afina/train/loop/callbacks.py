@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...devices.memory_use import used_bytes
-from ...devices.ranks import is_first, meet
+from ...devices.ranks import is_first, meet, spread
 from ...errors import NumericError
 from ..report.checkpoints import mark_complete
 from ..report.events import Progress, Reporter
@@ -45,7 +45,8 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         loss = getattr(output, "loss", None)
         if loss is not None and not torch.isfinite(loss).all():
             where = self._where(kwargs) if model.training else f"evaluation after step {self.step - 1}"
-            first = first_not_finite(model, args, kwargs)
+            # Where the model is spread the others would have to run it too, and they go on.
+            first = None if spread() else first_not_finite(model, args, kwargs)
             value = loss.detach().float().mean().item()
             raise NumericError(
                 "the loss is not finite, stopped before the update",

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...core.hosts.routing import routers
 from ...devices.found import Device
 from ...devices.place import TORCH, place
 from ...errors import RecipeError
@@ -18,6 +17,7 @@ from ..data.packing import EndToEnd, check_apart
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named
+from .adapt import wants_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,9 +101,3 @@ def _apart(model: Any, tokenizer: PreTrainedTokenizerBase) -> str:
         base.set_attn_implementation(TORCH)
         return f"attention by lengths: off, because {str(error).splitlines()[0]}"
     return ""
-
-
-def wants_logits(model: Any) -> bool:
-    """Whether an adapter looks at the model's output."""
-    tuner = getattr(model, "base_model", None)
-    return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...devices.memory_use import free_bytes, used_bytes
 from ...devices.place import place
+from ...devices.ranks import size
 from ...plan.usage import told_bytes, told_seconds
 from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
@@ -18,10 +19,8 @@ from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named
 from ..tasks.examples import encode
-from .adapt import adapted, counts, plan, planned_steps
-from .begin import begin_config
-from .fast_paths import wants_logits
-from .run import prepared
+from .adapt import adapted, counts, plan, planned_steps, wants_logits
+from .begin import begin_config, prepared
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ oneDNN makes some of them faster; small models, slow disks and quantised weights
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     """What the estimate of memory is made from."""
 
     recipe: Recipe
@@ -63,7 +62,7 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     tokenizer = load_tokenizer(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
-    setting = _Setting(recipe, location, tokenizer, data, steps)
+    setting = Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
     width = width_of(config_of(location, recipe.model))
     lines = [plan(recipe, begin_config(recipe, steps), steps, width),
@@ -71,7 +70,7 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     return [*lines, *_sizes(setting)]
 
 
-def _sizes(setting: _Setting) -> list[str]:
+def _sizes(setting: Setting) -> list[str]:
     recipe = setting.recipe
     batch = _batch(setting, longest=True)
     if batch is None:
@@ -93,7 +92,7 @@ def _sizes(setting: _Setting) -> list[str]:
     return [*lines, *_fits(setting, batch, found.peak - saved), _time(setting)]
 
 
-def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
+def _fits(setting: Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
     """Whether it fits, and what would make it."""
     device = place(setting.recipe.model.device)
     free = free_bytes(device.name)
@@ -114,13 +113,33 @@ def _fits(setting: _Setting, batch: Mapping[str, Tensor], peak: int) -> list[str
     ):
         other = setting.recipe.model_copy(deep=True, update={"training": training.model_copy(update=change)})
         smaller = {k: v[: other.training.batch_size] for k, v in batch.items()}
-        found, _ = _estimate(_Setting(other, *list(vars(setting).values())[1:]), smaller)
+        found, _ = _estimate(Setting(other, *list(vars(setting).values())[1:]), smaller)
         words = " ".join(f"training.{k}={str(v).lower()}" for k, v in change.items())
         lines.append(f"memory: {told_bytes(found.peak - _stored(other, found))} with {words}")
     return lines
 
 
-def _batch(setting: _Setting, *, longest: bool) -> dict[str, Tensor] | None:
+def too_large(setting: Setting) -> str | None:
+    """Why a run does not fit one device; None where it does, or where that cannot be told.
+
+    Processes on one machine's processor share its memory.
+    """
+    device = place(setting.recipe.model.device)
+    free, batch = free_bytes(device.name), _batch(setting, longest=True)
+    if free is None or batch is None:
+        return None
+    free //= size() if device.kind == "cpu" else 1
+    try:
+        found, _ = _estimate(setting, batch)
+    except (RuntimeError, NotImplementedError):
+        return None
+    needed = round(_EXCESS * (found.peak - _stored(setting.recipe, found)))
+    if needed <= free:
+        return None
+    return f"it takes {told_bytes(needed)} and {told_bytes(free)} are free on {device.name}"
+
+
+def _batch(setting: Setting, *, longest: bool) -> dict[str, Tensor] | None:
     """The batch that takes most, of the longest rows; or one of rows of all lengths, as they are drawn."""
     items, rows = setting.data.train.by_length().items, setting.recipe.training.batch_size
     items = items[:rows] if longest else items[:: max(1, len(items) // rows)][:rows]
@@ -137,7 +156,7 @@ def _stored(recipe: Recipe, found: StepMemory) -> int:
     return 0 if bits is None else round(found.frozen_linear * (1 - bits / computed))
 
 
-def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemory, tuple[int, int]]:
+def _estimate(setting: Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemory, tuple[int, int]]:
     """The step's memory, and (trainable, all) numbers of parameters."""
     from ...plan.memory import step_memory
 
@@ -151,7 +170,7 @@ def _estimate(setting: _Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemor
     return step_memory(build, batch, _loss(setting, batch)), counts(made[0])
 
 
-def _time(setting: _Setting) -> str:
+def _time(setting: Setting) -> str:
     """What training takes here, from the products of a step of rows of all lengths. Measuring is not counted."""
     import torch
 
@@ -166,7 +185,7 @@ def _time(setting: _Setting) -> str:
     return f"time: training {low} to {high} here ({flops / 1e9:,.1f} GFLOP a batch), with nothing else running"
 
 
-def _loss(setting: _Setting, batch: Mapping[str, Tensor]) -> Callable[[nn.Module, dict[str, Tensor]], Tensor]:
+def _loss(setting: Setting, batch: Mapping[str, Tensor]) -> Callable[[nn.Module, dict[str, Tensor]], Tensor]:
     task, recipe = named(setting.recipe.task), setting.recipe
     kept = None
     if task.fast and recipe.training.fast and "labels" in batch:
@@ -192,7 +211,7 @@ def _projected(labels: Tensor, vocabulary: int, device: Device) -> int:
     return max(1, min(supervised, chunk_rows(vocabulary, device.kind, device.free)) // labels.shape[0])
 
 
-def _shapes_of(setting: _Setting) -> Any:
+def _shapes_of(setting: Setting) -> Any:
     import torch
     import transformers
 

@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ...core.model.peft_model import PeftModel
-from ...devices.found import found
-from ...devices.place import place, told
-from ...devices.ranks import from_first, is_first, joined, size
+from ...devices.place import place
+from ...devices.ranks import from_first, is_first, joined, size, spread_out
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
-from ...methods.baselines.full import FullConfig
-from ...plan.precision import choose_dtype
 from ..answers.generate import keep_ends
 from ..base.base_model import base_location, load_tokenizer, vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..base.rates import own_rate, width_of
-from ..conversations.messages import shared_system
 from ..data.encode import Data
 from ..data.prompts import Prompter
-from ..data.split import Split, read_split
-from ..recipe.anchoring import absolute
+from ..data.split import Split
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.descent import advice, descent, rate_to_try
@@ -39,16 +34,18 @@ from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
 from ..tasks.cautions import cautions
 from ..tasks.examples import encode
-from .adapt import adapted, as_it_came, checkpoint_bytes, counts, fill_rate, plan, planned_steps, save
-from .begin import begin_config, resolve_adapter
+from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
+from .begin import begin_config, prepared
 from .by_set import by_set
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
-from .fast_paths import check_offload, offload, speed_up_run
+from .fast_paths import offload, speed_up_run
 from .method_state import read_method_state
+from .planning import Setting
 from .scoring import scored
+from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .trackers import check_trackers
-from .trainer import Setup, forget_measuring, make_trainer, tell_sharing
+from .trainer import Setup, make_trainer
 
 
 @dataclass(frozen=True)
@@ -95,49 +92,6 @@ def run(
                            exit_code=error.exit_code) from error  # fmt: skip
 
 
-def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
-    """The recipe with all that it leaves open filled in, its rows, and the labels.
-
-    Raises:
-        DataError, RecipeError: the rows or labels cannot be used.
-    """
-    for remark in recipe.remarks:
-        reporter.note(remark)
-    split = read_split(recipe, reporter)
-    labels = named(recipe.task).labels(recipe.data, split.parts)
-    return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
-
-
-def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:
-    """The recipe as it can be used from anywhere: labels and learning rate filled in, own paths absolute."""
-    out = recipe.model_copy(deep=True)
-    out.data.labels = labels
-    _keep_system(out, split, reporter)
-    resolve_adapter(out, reporter)
-    fill_rate(out, len(split.train), reporter)
-    device = place(out.model.device)
-    reporter.note(f"device: {told(device, found())}")
-    check_offload(out, device)
-    if out.model.dtype == "auto" and isinstance(method_config(out), FullConfig):
-        # The updates of full fine-tuning are smaller than what 16-bit weights can take up.
-        out.model.dtype = "float32"
-        reporter.note("dtype: float32, because updates of full fine-tuning are lost in 16 bits")
-    if out.model.dtype == "auto" and (out.model.quantize == "none" or device.kind != "cpu"):
-        choice = choose_dtype(device)
-        out.model.dtype = choice.dtype  # type: ignore[assignment]
-        reporter.note(f"dtype: {choice.dtype} for the frozen base, because {choice.reason}")
-    absolute(out)
-    return out
-
-
-def _keep_system(recipe: Recipe, split: Split, reporter: Reporter) -> None:
-    """A system message that all rows have is the recipe's, so that who talks to the model later need not know it."""
-    system = shared_system(split.train.values)
-    if recipe.data.system is None and recipe.data.prompt is None and system is not None:
-        recipe.data.system = system
-        reporter.note("data.system: the system message that all rows have; chat, and predict for rows without, use it")
-
-
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
     from transformers import set_seed
 
@@ -150,11 +104,13 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     config = begin_config(recipe, steps)
+    spread_out(choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter))
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
     reporter.note(plan(recipe, config, steps, width_of(base.config)))
+    share_model(model, recipe, reporter)
     speed_up_run(recipe, model, tokenizer, data, steps, reporter)
     offload(recipe, model, reporter)
     output.needed = checkpoint_bytes(model)

@@ -12,6 +12,7 @@ from ..data.encode import Data
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named
+from .sharing import share_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,62 +70,8 @@ def make_trainer(
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     if size() > 1:
-        _together(trainer)
+        share_steps(trainer)
     return Setup(trainer, metrics, stop)
-
-
-def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
-    """Say how several processes share the run.
-
-    Raises:
-        RecipeError: they cannot.
-    """
-    if size() == 1:
-        return
-    how = named(recipe.task).shares
-    if how == "never":
-        raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
-                          fix="train it in one process")  # fmt: skip
-    batch = recipe.training.batch_size
-    if batch % size():
-        raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
-                          expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
-    nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
-    reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
-
-
-def _together(trainer: Any) -> None:
-    """Let several processes take each step together, and measure as one alone does.
-
-    Each measures all rows: shared out, the last batch would be filled up with rows that are there already.
-    """
-    from torch.utils.data import DataLoader
-    from transformers.trainer_pt_utils import find_batch_size, nested_truncate
-
-    from .callbacks import SharedSteps
-
-    now, gather = {"rows": 0}, trainer.accelerator.gather_for_metrics
-
-    class Counted(DataLoader):  # type: ignore[type-arg]
-        def __iter__(self) -> Any:
-            for batch in super().__iter__():
-                now["rows"] = find_batch_size(batch)
-                yield batch
-
-    def everything(rows: Any = None) -> Any:
-        rows = trainer.eval_dataset if rows is None else rows
-        return Counted(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
-
-    def own(found: Any, **how: Any) -> Any:
-        if trainer.model.training:  # TRL asks for what all of them saw of a step
-            return gather(found, **how)
-        if hasattr(found, "ndim") and not found.ndim:  # and while measuring for single numbers, which need no cutting
-            return found
-        return nested_truncate(found, now["rows"])  # a batch's loss comes as often as a full batch has rows
-
-    trainer.get_eval_dataloader, trainer.accelerator.gather_for_metrics = everything, own
-    trainer.gather_function = own
-    trainer.add_callback(SharedSteps(trainer))
 
 
 def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float) -> tuple[Any, dict[str, Any]] | None:
@@ -146,10 +93,3 @@ def _layerwise(recipe: Recipe, arguments: Any, model: Any, learning_rate: float)
                           fix="leave layerwise_decay out, or take adamw_torch")  # fmt: skip
     groups = layerwise_parameter_groups(model, learning_rate, t.layerwise_decay, t.weight_decay)
     return kind, {**options, "params": groups}
-
-
-def forget_measuring(trainer: Any) -> None:
-    """Undo what measuring before training leaves: accelerate takes the model for prepared, and would not bring the
-    gradients of several processes together."""
-    trainer.model._is_accelerate_prepared = False
-    trainer.accelerator._models.clear()

@@ -11,7 +11,7 @@ from .sections import Recipe
 
 _FREE = frozenset(
     {"training.keep_checkpoints", "training.save_steps", "training.report_to", "training.workers",
-     "evaluation.enabled", "evaluation.batch_size"}
+     "evaluation.enabled", "evaluation.batch_size", "distributed"}
 )  # fmt: skip
 """Settings that change no bit of the result."""
 
@@ -65,9 +65,9 @@ def _refuse(changed: Mapping[str, tuple[Any, Any]], what: str, fix: str, reporte
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
     """All settings but the output folder, by `section.key`."""
-    sections = recipe.model_dump(exclude={"task", "output"})
+    sections = recipe.model_dump(exclude={"task", "distributed", "output"})
     flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {"task": recipe.task, **flat}
+    return {"task": recipe.task, "distributed": recipe.distributed, **flat}
 
 
 def _table(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -1,0 +1,152 @@
+"""How several processes share a run: whether each has the whole model or a part of it, and how steps are taken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...core.hosts.walk import outside_adapters
+from ...core.layers.sharded import meeting, shard, units
+from ...core.model.peft_model import PeftModel
+from ...devices.place import place
+from ...devices.ranks import from_first, size, spread
+from ...errors import RecipeError
+from ...methods.baselines.full import FullConfig
+from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+from ..tasks import named
+
+if TYPE_CHECKING:
+    from .planning import Setting
+
+
+def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
+    """Say how several processes share the run.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if size() == 1:
+        if recipe.distributed not in ("auto", "ddp"):
+            raise RecipeError("one process has nobody to share the model with", where="distributed",
+                              got=recipe.distributed, fix="--processes N, torchrun or srun")  # fmt: skip
+        return
+    how = named(recipe.task).shares
+    if how == "never":
+        raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
+                          fix="train it in one process")  # fmt: skip
+    batch = recipe.training.batch_size
+    if batch % size():
+        raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
+                          expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
+    if recipe.distributed == "fsdp2" and (why := why_whole(recipe)) is not None:
+        key, got = why
+        raise RecipeError("this does not go with a model that is spread over processes", where=key, got=got,
+                          fix="distributed=ddp, or change it")  # fmt: skip
+    nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
+    reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
+
+
+def why_whole(recipe: Recipe) -> tuple[str, object] | None:
+    """The setting that needs the whole model in each process, and its value; None if there is none."""
+    settings: dict[str, tuple[bool, object]] = {
+        "method.type": (isinstance(method_config(recipe), FullConfig), recipe.method.type),
+        "model.quantize": (recipe.model.quantize != "none", recipe.model.quantize),
+        "model.new_tokens": (bool(recipe.model.new_tokens), recipe.model.new_tokens),
+        "training.cache_frozen": (recipe.training.cache_frozen, True),
+        "training.offload": (recipe.training.offload != "none", recipe.training.offload),
+    }
+    return next(((key, value) for key, (there, value) in settings.items() if there), None)
+
+
+def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
+    """Whether the model is to be spread over the processes: as the recipe says, or where it does not fit a device."""
+    from .planning import too_large
+
+    if size() == 1 or recipe.distributed == "ddp":
+        return False
+    if recipe.distributed == "fsdp2":
+        return True
+    told = from_first(lambda: too_large(setting))
+    if told is None:
+        return False
+    why = why_whole(recipe)
+    if why is not None:
+        reporter.warn(f"distributed: ddp, though {told}: {why[0]}={why[1]} needs the whole model in each process")
+        return False
+    reporter.note(f"distributed: fsdp2, because {told}")
+    return True
+
+
+def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
+    """Spread the model's frozen weights over the processes, if they are to be spread; adapters stay whole in each."""
+    if not spread():
+        return
+    import torch
+
+    base, device = model.get_base_model(), torch.device(place(recipe.model.device).name)
+    own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
+    shard(base, device, [p for p in base.parameters() if p not in own])
+    for name, beside in model.base_model.named_children():
+        if name != "model":
+            beside.to(device)
+    count = sum(1 for _ in units(base))
+    reporter.note(f"distributed: the base's weights are spread over {size()} processes, in {count} groups")
+
+
+def share_steps(trainer: Any) -> None:
+    """Let several processes take each step together, and measure as one alone does.
+
+    Each measures all rows: shared out, the last batch would be filled up with rows that are there already.
+    """
+    from torch.utils.data import DataLoader
+    from transformers.trainer_pt_utils import find_batch_size, nested_truncate
+
+    from .callbacks import SharedSteps
+
+    now, gather = {"rows": 0}, trainer.accelerator.gather_for_metrics
+
+    class Counted(DataLoader):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                now["rows"] = find_batch_size(batch)
+                yield batch
+
+    def everything(rows: Any = None) -> Any:
+        rows = trainer.eval_dataset if rows is None else rows
+        return Counted(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
+
+    def own(found: Any, **how: Any) -> Any:
+        if trainer.model.training:  # TRL asks for what all of them saw of a step
+            return gather(found, **how)
+        if hasattr(found, "ndim") and not found.ndim:  # and while measuring for single numbers, which need no cutting
+            return found
+        return nested_truncate(found, now["rows"])  # a batch's loss comes as often as a full batch has rows
+
+    trainer.get_eval_dataloader, trainer.accelerator.gather_for_metrics = everything, own
+    trainer.gather_function = own
+    trainer.add_callback(SharedSteps(trainer))
+    if spread():
+        _meet_beside_shards(trainer)
+
+
+def _meet_beside_shards(trainer: Any) -> None:
+    """Let the adapters' gradients meet beside a model that is spread; accelerate would refuse to."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    plain, handler = trainer.accelerator.prepare_model, trainer.accelerator.ddp_handler
+
+    def prepare(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
+        ready = plain(model, device_placement=False, evaluation_mode=True)
+        if evaluation_mode or isinstance(ready, DistributedDataParallel):
+            return ready
+        return meeting(ready, **({} if handler is None else handler.to_kwargs()))
+
+    trainer.accelerator.prepare_model = prepare
+
+
+def forget_measuring(trainer: Any) -> None:
+    """Undo what measuring before training leaves: accelerate takes the model for prepared, and would not bring the
+    gradients of several processes together."""
+    trainer.model._is_accelerate_prepared = False
+    trainer.accelerator._models.clear()

@@ -1,0 +1,60 @@
+"""Every registered method in two processes with a part of the base each: what one process does, says and saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..train.loop.together import Together
+from . import spread, whole
+
+PLAIN = [c for c in whole.cases() if c.shape.name == "decoder" and c.option == "plain"]
+ALWAYS = ("LORA", "OFT", "VERA", "PROMPT_TUNING", "LAST_LAYERS")
+"""One of each kind: products, whole weights, shared tensors, tokens before the input, whole blocks."""
+OTHERS = [
+    c for c in whole.cases() if c.shape.name in ("decoder", "tied", "tied-seq2seq") and c not in PLAIN
+    and (c.method, c.shape.name) not in whole.REFUSED
+]  # fmt: skip
+WHOLE = pytest.mark.whole("methods of the same kinds, and other shapes of models")
+BY_HAND = {"SHADOW": "its network spans blocks, and torch frees what it saw of them"}
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experts")
+    for shape in ("decoder", "tied", "tied-seq2seq"):
+        whole.experts(whole.SHAPES[shape], folder)
+    return folder
+
+
+def asked(together: Together, case: whole.Case, orders: tuple[str, ...], folder: Path, experts: Path) -> None:
+    keys = [(case.method, case.shape.name, case.option, order) for order in orders]
+    for answer in together(spread.found, keys, str(folder), str(experts)):
+        assert answer == {}
+
+
+@pytest.mark.parametrize("case", [c if c.method in ALWAYS else pytest.param(c, marks=WHOLE) for c in PLAIN], ids=str)
+def test_it_is_the_same_beside_a_base_that_is_spread_before_or_after(
+    case: whole.Case, together: Together, tmp_path: Path, experts: Path
+) -> None:
+    asked(together, case, ("before", "after"), tmp_path, experts)
+
+
+@WHOLE
+@pytest.mark.parametrize("case", OTHERS, ids=str)
+def test_it_is_the_same_on_models_of_other_shapes(
+    case: whole.Case, together: Together, tmp_path: Path, experts: Path
+) -> None:
+    asked(together, case, ("before", "after"), tmp_path, experts)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c if c.method == "LORA" else pytest.param(c, marks=WHOLE) for c in PLAIN if c.method not in BY_HAND],
+    ids=str,
+)
+def test_adapters_that_are_sharded_themselves_train_are_saved_and_loaded(
+    case: whole.Case, together: Together, tmp_path: Path, experts: Path
+) -> None:
+    asked(together, case, ("by hand",), tmp_path, experts)
