@@ -36,7 +36,6 @@ from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, prepared
-from .by_set import by_set
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
 from .fast_paths import offload, speed_up_run
@@ -44,7 +43,8 @@ from .method_state import read_method_state
 from .planning import Setting
 from .scoring import scored
 from .sharing import choose, forget_measuring, share_model, tell_sharing
-from .trackers import check_trackers
+from .steps.by_set import by_set
+from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
 
 

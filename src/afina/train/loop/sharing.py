@@ -102,7 +102,7 @@ def share_steps(trainer: Any) -> None:
     from torch.utils.data import DataLoader
     from transformers.trainer_pt_utils import find_batch_size, nested_truncate
 
-    from .callbacks import SharedSteps
+    from .steps.callbacks import SharedSteps
 
     now, gather = {"rows": 0}, trainer.accelerator.gather_for_metrics
 

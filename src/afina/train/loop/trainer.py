@@ -17,8 +17,8 @@ from .sharing import share_steps
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .callbacks import MetricsLog
-    from .stopping import GracefulStop
+    from .steps.callbacks import MetricsLog
+    from .steps.stopping import GracefulStop
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def make_trainer(
     from transformers import EarlyStoppingCallback, PrinterCallback
     from transformers.integrations import TensorBoardCallback
 
-    from .by_set import tell_by_set
-    from .callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
-    from .stopping import GracefulStop
+    from .steps.by_set import tell_by_set
+    from .steps.callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
+    from .steps.stopping import GracefulStop
 
     stop = GracefulStop()
     board = TensorBoardCallback()

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from afina.kernels.listening import heard_by, tell
-from afina.train.loop.by_set import by_set
+from afina.train.loop.steps.by_set import by_set
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.report.results import told_by_set
 
-from .. import tiny
+from ... import tiny
 
 # Nothing moves, so that the loss after training is that of its one step.
 STILL = {"learning_rate": 1e-12, "batch_size": 9, "max_steps": 1, "save_steps": 1}

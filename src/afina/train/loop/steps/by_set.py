@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...devices.ranks import gathered
-from ...kernels.listening import heard_by
-from ..data.encode import Encoded
-from ..data.joined import Joined
-from ..report.events import Reporter
-from ..tasks.base import Task
+from ....devices.ranks import gathered
+from ....kernels.listening import heard_by
+from ...data.encode import Encoded
+from ...data.joined import Joined
+from ...report.events import Reporter
+from ...tasks.base import Task
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

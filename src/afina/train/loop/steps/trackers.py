@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ...errors import RecipeError, did_you_mean
-from ..recipe.sections import Recipe
+from ....errors import RecipeError, did_you_mean
+from ...recipe.sections import Recipe
 
 
 def check_trackers(recipe: Recipe) -> None:

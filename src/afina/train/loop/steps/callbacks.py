@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ...devices.memory_use import used_bytes
-from ...devices.ranks import is_first, meet, spread
-from ...errors import NumericError
-from ..report.checkpoints import mark_complete
-from ..report.events import Progress, Reporter
+from ....devices.memory_use import used_bytes
+from ....devices.ranks import is_first, meet, spread
+from ....errors import NumericError
+from ...report.checkpoints import mark_complete
+from ...report.events import Progress, Reporter
+from ..method_state import read_method_state, write_method_state
 from .finite import first_not_finite, told_rows
-from .method_state import read_method_state, write_method_state
 
 _SKIPPED = 24
 """Steps in a row that float16's scaled loss may skip: each halves the scale, which begins at 2 to the 16th."""

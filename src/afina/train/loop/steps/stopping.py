@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ...devices.ranks import most
-from ...errors import StoppedError
-from ..report.interrupts import ENDING, hand_back, listen
+from ....devices.ranks import most
+from ....errors import StoppedError
+from ...report.interrupts import ENDING, hand_back, listen
 
 
 class GracefulStop(TrainerCallback):  # type: ignore[misc]

@@ -23,7 +23,7 @@ def guarded_step(poison, fp16=False, times=1):
     from afina.compat import stand_in
 
     stand_in()
-    from afina.train.loop.callbacks import FiniteGuard
+    from afina.train.loop.steps.callbacks import FiniteGuard
 
     class Model(torch.nn.Module):
         def __init__(self):
