@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: test-spread demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
@@ -58,6 +58,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.ecosystem
+
+# Every method, option and shape of model in two processes with a part of the base each; longer than everything else.
+test-spread: $(READY)
+	AFINA_SPREAD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --size all tests/battery/test_spread.py
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)

@@ -247,7 +247,7 @@ def test_run_that_fails_at_once_leaves_nothing(tmp_path, model_folder, child):
 
 def train_poisoned(recipe, step):
     """Training whose third batch makes the loss not finite, and the weights as they are then."""
-    from afina.train.loop import callbacks
+    from afina.train.loop.steps import callbacks
 
     seen = {}
     plain = callbacks.FiniteGuard.on_step_begin

@@ -82,7 +82,7 @@ def memory_told_on(device):
     from afina.compat import stand_in
 
     stand_in()
-    from afina.train.loop import callbacks
+    from afina.train.loop.steps import callbacks
     from afina.train.report.events import Reporter
 
     told = []

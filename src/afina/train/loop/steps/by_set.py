@@ -78,8 +78,8 @@ class _Collator:
         batch = self.inner([{k: v for k, v in item.items() if k != _SETS} for item in features])
         if _SETS in features[0]:
             longest = batch["input_ids"].shape[1]
-            sets = [item[_SETS] + [-1] * ("position_ids" in item and len(item["input_ids"]) < longest)
-                    for item in features]  # fmt: skip
+            packed = len(batch.get("position_ids", ())) == len(features)  # not: all rows of the batch in one sequence
+            sets = [item[_SETS] + [-1] * (packed and len(item["input_ids"]) < longest) for item in features]
             batch[_SETS] = torch.tensor([number for row in sets for number in row])
         return batch
 
