@@ -10,6 +10,7 @@ help:
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
+	@echo "make test-spread  every method on bases that are spread over two processes (an hour)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make check     ruff and mypy"
