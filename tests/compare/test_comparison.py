@@ -61,7 +61,8 @@ def rows(finished):
 def test_methods_learn_the_same_items_with_the_same_budget(finished):
     found = rows(finished)
     assert {found[name]["status"] for name in ("full", "lora")} == {"done"}
-    assert 2 * found["lora"]["loss"] < found["full"]["loss"]  # whose own rate is too low for 80 steps
+    for name in ("full", "lora"):  # each at its own rate
+        assert 2 * found[name]["loss"] < found[name]["curves"]["0"][0][1], name
     assert found["lora"]["tokens"] == found["full"]["tokens"] > 0
     assert all(len(row["by_seed"]) == 2 and row["complete"] for row in found.values() if row["status"] == "done")
 
