@@ -46,7 +46,7 @@ def backend(monkeypatch):
         return rotary.formula(q, k, cos, -sin if back else sin)
 
     made = SimpleNamespace(
-        OVERWRITES=True, fits=lambda *t: all(x.is_contiguous() for x in t), can_turn=lambda *t: True,
+        OVERWRITES=True, fits=lambda *t: all(x.is_contiguous() for x in t), is_plain=lambda x: True,
         rms_norm=rms_norm, rms_norm_backward=rms_norm_backward, gated=lambda g, u: F.silu(g) * u,
         gated_backward=gated_backward, turn=turn,
     )  # fmt: skip
@@ -92,9 +92,13 @@ def test_a_gpus_kernel_serves_only_where_its_trial_said_so(monkeypatch):
         assert backends.why_not(operation, torch.device("cpu"), torch.bfloat16) == ""
     x = SimpleNamespace(device=device, dtype=torch.bfloat16)
     monkeypatch.setattr(cuda, "fits", lambda *t: True)
-    monkeypatch.setattr(cuda, "can_turn", lambda *t: True)
     assert [backends.fits(operation, x) for operation in said] == [True, False, True]
-    assert backends.can_turn(x, x, x, x)
+    monkeypatch.setattr(cuda, "is_plain", lambda t: True)
+    heads, angles = SimpleNamespace(**vars(x)), SimpleNamespace(**vars(x))
+    heads.shape, heads.dim = torch.Size((2, 3, 5, 8)), lambda: 4
+    angles.shape, angles.dim = torch.Size((1, 5, 8)), lambda: 3
+    for said["rotary positions"] in ("", "wrong"):
+        assert backends.can_turn(heads, heads, angles, angles) == (said["rotary positions"] == "")
 
 
 def test_speed_up_tells_why_a_gpus_kernel_is_off(monkeypatch):

@@ -26,8 +26,8 @@ class Rows(Protocol):
     def fits(self, *tensors: Tensor) -> bool:
         """Whether it is there and made for such tensors."""
 
-    def can_turn(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-        """Whether `turn` is there and made for such tensors."""
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether a tensor lies on its device and is no subclass."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """(weight · x / rms(x), what the backward pass needs). x: (..., D). weight: (D,)."""
@@ -59,8 +59,21 @@ def fits(operation: Operation, *tensors: Tensor) -> bool:
 
 
 def can_turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether rotary positions have one for these."""
-    return on(q.device).can_turn(q, k, cos, sin) and not why_not("rotary positions", q.device, q.dtype)
+    """Whether rotary positions have one for these heads and angles."""
+    backend = on(q.device)
+    return (
+        q.dim() == k.dim() == 4
+        and cos.dim() == 3
+        and backend.fits(cos, sin)
+        and all(x.dtype == cos.dtype and backend.is_plain(x) for x in (q, k))
+        and q.shape[::2] == k.shape[::2]
+        and q.shape[-1] == k.shape[-1] == cos.shape[-1]
+        and q.shape[-1] % 2 == 0
+        and cos.shape == sin.shape
+        and cos.shape[0] in (1, q.shape[0])
+        and cos.shape[1] == q.shape[2]
+        and not why_not("rotary positions", q.device, q.dtype)
+    )
 
 
 def why_not(operation: Operation, device: torch.device, dtype: torch.dtype) -> str:

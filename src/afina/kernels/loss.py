@@ -26,6 +26,7 @@ from ..errors import AfinaWarning
 from .chunks import chunk_rows, rows_at_a_time
 from .cpu import products
 from .cpu.native import rowwise as native
+from .cuda.clock import milliseconds
 from .listening import tell
 
 CACHED = 2**19
@@ -231,8 +232,8 @@ def _fault(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int)
         if not torch.allclose(z_NV.float(), true_NV.float(), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=3e-6):
             return f"the kernel's gradient is wrong by {float((z_NV.float() - true_NV.float()).abs().max()):.3g}"
     z_NV, y_N1 = _sample(chunk_rows(width, device.type, None), width, device, dtype)
-    slow, fast = _milliseconds(
-        lambda: _block(z_NV, y_N1, _How(-100), True), lambda: kernel(z_NV, y_N1, 0.0, True), device
+    slow, fast = milliseconds(
+        [lambda: _block(z_NV, y_N1, _How(-100), True), lambda: kernel(z_NV, y_N1, 0.0, True)], device
     )
     return None if fast < slow else f"the kernel is no faster: {fast:.3g} ms for torch's {slow:.3g} ms"
 
@@ -242,22 +243,6 @@ def _sample(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> 
     random = torch.Generator(device).manual_seed(0)
     z_NV = torch.randn(rows, width, generator=random, device=device).mul_(4).to(dtype)
     return z_NV, torch.randint(width, (rows, 1), generator=random, device=device)
-
-
-def _milliseconds(first: Callable[[], Any], second: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """The least time of either on the GPU, of five in turn after one that is not counted."""
-    gpu: Any = torch.cuda
-    times: tuple[list[float], list[float]] = ([], [])
-    with gpu.device(device):
-        for _ in range(6):
-            for run, taken in zip((first, second), times, strict=True):
-                begin, end = (gpu.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                end.synchronize()
-                taken.append(begin.elapsed_time(end))
-    return min(times[0][1:]), min(times[1][1:])
 
 
 def supervised_loss(

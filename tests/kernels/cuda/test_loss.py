@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import subprocess
@@ -156,7 +155,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(losses, "is_on_gpu", lambda x: True)
         monkeypatch.setattr(losses, "has_triton", lambda: True)
         monkeypatch.setattr(losses, "_load", lambda: (kernel, (RuntimeError,)))
-        monkeypatch.setattr(losses, "_milliseconds", lambda first, second, device: (slow, fast))
+        monkeypatch.setattr(losses, "milliseconds", lambda runs, device: (slow, fast))
         return kernel
 
     yield use
@@ -251,37 +250,6 @@ def test_trial_leaves_the_random_numbers_as_they_are(gpu):
     before = torch.get_rng_state()
     run()
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_timing_takes_the_least_of_five_after_the_first(monkeypatch):
-    clock, told = [0.0], []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            self.at = clock[0]
-
-        def synchronize(self):
-            told.append("waited")
-
-        def elapsed_time(self, end):
-            return end.at - self.at
-
-    def lasting(times):
-        waiting = iter(times)
-
-        def act():
-            clock[0] += next(waiting)
-
-        return act
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    first, second = lasting([1, 9, 5, 6, 7, 8]), lasting([30, 20, 21, 19, 22, 23])
-    assert losses._milliseconds(first, second, torch.device("cpu")) == (5, 19)
-    assert len(told) == 12
 
 
 def test_speed_up_says_that_triton_is_missing(monkeypatch):

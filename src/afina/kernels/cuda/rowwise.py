@@ -31,13 +31,14 @@ def fits(*tensors: Tensor) -> bool:
     return (
         first in DTYPES
         and not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
-        and all(t.dtype == first and _is_plain(t) and t.is_contiguous() for t in tensors)
+        and all(t.dtype == first and is_plain(t) and t.is_contiguous() for t in tensors)
         and all(t.dim() == 0 or t.shape[-1] <= _WIDEST for t in tensors)
         and is_installed()
     )
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor lies here and is no subclass."""
     return x.device.type == "cuda" and type(x) in (Tensor, nn.Parameter)
 
 
@@ -78,22 +79,6 @@ def gated_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]
 
     dgate, dup = swiglu_backward(gate, up, g)
     return dgate, dup
-
-
-def can_turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether `turn` is made for such tensors."""
-    return (
-        q.dim() == k.dim() == 4
-        and cos.dim() == 3
-        and fits(cos, sin)
-        and all(x.dtype == cos.dtype and _is_plain(x) for x in (q, k))
-        and q.shape[::2] == k.shape[::2]
-        and q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        and q.shape[-1] % 2 == 0
-        and cos.shape == sin.shape
-        and cos.shape[0] in (1, q.shape[0])
-        and cos.shape[1] == q.shape[2]
-    )
 
 
 def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -25,10 +24,11 @@ from ...cache import cache_dir, make_once
 from ...errors import AfinaError
 from ...version import __version__
 from . import rowwise
+from .clock import milliseconds
 
 ROWS, WIDTH, HEADS, HEAD = 4096, 2048, 16, 64
 """What is timed: tokens and width of a small language model's layer."""
-_EPS, _ROUNDS = 1e-6, 5
+_EPS = 1e-6
 _FURTHER, _ROUNDING = 1.5, 1e-6
 """How much further from the exact result than torch's a kernel may be: times, and more."""
 _FAULTS = (RuntimeError, OSError, ImportError, ValueError, TypeError, AssertionError, AttributeError)
@@ -95,22 +95,6 @@ def tried(operation: str, device: torch.device, dtype: torch.dtype) -> str:
 
 def _error(found: Tensor, true: Tensor) -> float:
     return float((found.double() - true).norm() / true.norm().clamp_min(1e-12))
-
-
-def milliseconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """The median time of each on the GPU, of several in turn after one that is not counted."""
-    gpu: Any = torch.cuda
-    times: list[list[float]] = [[] for _ in runs]
-    with gpu.device(device):
-        for _ in range(_ROUNDS + 1):
-            for run, taken in zip(runs, times, strict=True):
-                begin, end = (gpu.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                end.synchronize()
-                taken.append(begin.elapsed_time(end))
-    return [statistics.median(taken[1:]) for taken in times]
 
 
 def _norm(x: Tensor, g: Tensor) -> Sequence[Tensor]:

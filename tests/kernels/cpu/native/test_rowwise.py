@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from afina.kernels import backends
 from afina.kernels.cpu.native import rowwise as rows
 from afina.kernels.loss import _block, _How
 
@@ -113,7 +114,7 @@ def test_turned_heads_and_their_gradients(size, each, dtype):
     leaves = [q.double().requires_grad_(), k.double().requires_grad_()]
     exact = apply_rotary_pos_emb(*leaves, cos.double(), sin.double())
     found = rows.turn(q, k, cos, sin)
-    assert rows.can_turn(q, k, cos, sin)
+    assert backends.can_turn(q, k, cos, sin)
     torch.testing.assert_close(found, apply_rotary_pos_emb(q, k, cos, sin), atol=0, rtol=0)
     slopes = torch.autograd.grad([x.sum() for x in exact] + [exact[0].square().sum()], leaves)
     back = rows.turn((1 + 2 * exact[0]).to(dtype), torch.ones_like(k), cos, sin, back=True)
@@ -122,11 +123,11 @@ def test_turned_heads_and_their_gradients(size, each, dtype):
 
 def test_other_heads_are_left_to_torch():
     q, k, angles = torch.zeros(2, 3, 7, 8), torch.zeros(2, 1, 7, 8), torch.zeros(1, 7, 8)
-    assert rows.can_turn(q, k, angles, angles)
-    assert not rows.can_turn(q, k, angles[..., :4], angles[..., :4])
-    assert not rows.can_turn(q.bfloat16(), k, angles, angles)
-    assert not rows.can_turn(q, k, angles.expand(3, 7, 8).contiguous(), angles.expand(3, 7, 8).contiguous())
-    assert not rows.can_turn(q[..., :7], k[..., :7], angles[..., :7].contiguous(), angles[..., :7].contiguous())
+    assert backends.can_turn(q, k, angles, angles)
+    assert not backends.can_turn(q, k, angles[..., :4], angles[..., :4])
+    assert not backends.can_turn(q.bfloat16(), k, angles, angles)
+    assert not backends.can_turn(q, k, angles.expand(3, 7, 8).contiguous(), angles.expand(3, 7, 8).contiguous())
+    assert not backends.can_turn(q[..., :7], k[..., :7], angles[..., :7].contiguous(), angles[..., :7].contiguous())
 
 
 def test_other_tensors_are_left_to_torch():

@@ -24,7 +24,7 @@ def fits(*tensors: Tensor) -> bool:
     return (
         first in DTYPES
         and not _is_watched()
-        and all(t.dtype == first and _is_plain(t) and t.is_contiguous() for t in tensors)
+        and all(t.dtype == first and is_plain(t) and t.is_contiguous() for t in tensors)
         and library() is not None
     )
 
@@ -35,7 +35,8 @@ def _is_watched() -> bool:
     return torch.compiler.is_compiling() or jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor lies here and is no subclass."""
     return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
 
 
@@ -102,22 +103,6 @@ class _Turned(ctypes.Structure):
         ("source", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("heads", "b", "h", "t", "b_", "h_", "t_")),
-    )
-
-
-def can_turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether `turn` is there and made for such tensors."""
-    return (
-        q.dim() == k.dim() == 4
-        and cos.dim() == 3
-        and fits(cos, sin)
-        and all(x.dtype == cos.dtype and _is_plain(x) for x in (q, k))
-        and q.shape[::2] == k.shape[::2]
-        and q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        and q.shape[-1] % 2 == 0
-        and cos.shape == sin.shape
-        and cos.shape[0] in (1, q.shape[0])
-        and cos.shape[1] == q.shape[2]
     )
 
 
