@@ -10,7 +10,7 @@ help:
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
-	@echo "make test-spread  every method on bases that are spread over two processes (an hour)"
+	@echo "make test-spread  every method on bases that are spread over two processes (minutes)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make check     ruff and mypy"
@@ -60,7 +60,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.ecosystem
 
-# Every method, option and shape of model in two processes with a part of the base each; longer than everything else.
+# Every method, option and shape of model in two processes with a part of the base each.
 test-spread: $(READY)
 	AFINA_SPREAD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --size all tests/battery/test_spread.py
 

@@ -17,9 +17,8 @@ OTHERS = [
     c for c in whole.cases() if c.shape.name in ("decoder", "tied", "tied-seq2seq") and c not in PLAIN
     and (c.method, c.shape.name) not in whole.REFUSED
 ]  # fmt: skip
-WHOLE = pytest.mark.skipif(
-    "AFINA_SPREAD" not in os.environ, reason="an hour of pairs of processes: make test-spread runs them"
-)
+WHOLE = pytest.mark.whole("methods of the same kinds")
+LONG = pytest.mark.skipif("AFINA_SPREAD" not in os.environ, reason="as long as all else: make test-spread runs them")
 BY_HAND = {"SHADOW": "its network spans blocks, and torch frees what it saw of them"}
 
 
@@ -47,7 +46,7 @@ def test_it_is_the_same_beside_a_base_that_is_spread_before_or_after(
     asked(together, case, ("before", "after"), tmp_path, experts)
 
 
-@WHOLE
+@LONG
 @pytest.mark.parametrize("case", OTHERS, ids=str)
 def test_it_is_the_same_on_models_of_other_shapes(
     case: whole.Case, together: Together, tmp_path: Path, experts: Path
