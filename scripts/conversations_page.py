@@ -59,7 +59,7 @@ false` or `loss: false` on a message switch its answer off. Empty answers are no
 | tools | a column `tools`, list or JSON, with or without `{"type": "function"}` around each |
 | calls and results | `tool_calls`, `function_call`, roles `tool`, `function`, `observation`, `function_call`; arguments as objects or JSON; `content: null` |
 | thoughts | `reasoning_content`, `reasoning`, `thinking`, or `<think>...</think>` in the content |
-| parts | a list of `{"type": "text"}`; pictures are refused |
+| parts | a list of `{"type": "text"}` and, for `task: image_text_to_text`, `{"type": "image"}`; other tasks refuse images ([training.md](training.md#tasks)) |
 | the template's own options | a column `chat_template_kwargs`, e.g. `{"enable_thinking": false}` |
 
 What of this a template has no place for, and every column and key that nothing reads, is named once with its count;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -185,3 +186,52 @@ def test_a_number_that_no_method_reads_is_refused(model_folder, adapters, child)
         code, _, said = child(command, "chat", *words, "--task", "0", "-p", "n4")
         assert code == 2
         assert "--task" in said
+
+
+def train_on_images(folder):
+    """A run of a tiny model that tells black from white pictures."""
+    from pathlib import Path
+
+    import yaml
+
+    from afina.train.loop.run import run
+    from afina.train.recipe.settings import load_recipe
+    from afina.train.report.events import Reporter
+
+    from ..train import tiny_images
+
+    here = Path(folder)
+    model, rows = tiny_images.write_llava(here / "model"), tiny_images.write_rows(here, 16)
+    recipe = {
+        "task": "image_text_to_text", "model": {"path": str(model), "dtype": "float32"},
+        "data": {"train": str(rows), "max_length": 128}, "output": {"dir": str(here / "run")},
+        "method": {"type": "lora", "r": 8, "target_modules": "all-linear"}, "evaluation": {"enabled": False},
+        "training": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 20, "save_steps": 50},
+    }  # fmt: skip
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    run(load_recipe(str(here / "recipe.yaml")), Reporter())
+
+
+@pytest.mark.whole
+def test_images_are_shown_with_the_next_message_only(tmp_path, child):
+    child(train_on_images, str(tmp_path))
+    run = str(tmp_path / "run")
+    lines = [f"/image {tmp_path}/0.png", "which?", "/new", f"/image {tmp_path}/1.png", "which?", "/new", "which?",
+             "/image nowhere.png", f"/save {tmp_path}/said.jsonl"]  # fmt: skip
+    code, out, err = child(session, [run], lines)
+    assert code == 0, err
+    dark, light, *_ = out.splitlines()
+    assert "0.png, 20 x 16, goes with the next message" in err
+    assert "no such image" in err
+    assert dark != light
+    said = [json.loads(line)["messages"] for line in (tmp_path / "said.jsonl").read_text("utf-8").splitlines()]
+    assert [part["type"] for part in said[0][0]["content"]] == ["image", "text"]
+    assert said[2][0]["content"] == "which?"
+    code, one, err = child(session, [run, "--image", str(tmp_path / "1.png"), "-p", "which?"], [])
+    assert (code, one.strip()) == (0, light)
+
+
+def test_an_adapter_of_texts_is_shown_no_image(model_folder, adapters, tmp_path, child):
+    code, out, err = child(session, [str(adapters / "a"), "--image", "a.png", "-p", "n4"], [])
+    assert (code, out) == (2, "")
+    assert "only models trained on images see them" in err

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ..train import tiny
+from ..train import tiny, tiny_images
 
 # What afina itself says is left out, so that all that is still written is another's.
 WITHOUT_OUR_WORDS = """
@@ -75,9 +75,11 @@ def test_a_run_and_what_follows_write_only_ours(tmp_path, model_folder):
 @pytest.mark.whole("it takes half a minute, and its siblings run one way through the same")
 def test_every_task_trains_with_ours_only(tmp_path, model_folder):
     models = {"llama": model_folder, "t5": tiny.write_t5(tmp_path / "t5"),
-              "encoder": tiny.write_encoder(tmp_path / "encoder")}  # fmt: skip
+              "encoder": tiny.write_encoder(tmp_path / "encoder"),
+              "idefics3": tiny_images.write_idefics3(tmp_path / "idefics3")}  # fmt: skip
     commands = []
-    for task in ("seq2seq", "sequence_classification", "token_classification", "preference", "reward"):
+    kinds = ("seq2seq", "sequence_classification", "token_classification", "preference", "reward", "image_text_to_text")
+    for task in kinds:
         (tmp_path / task).mkdir()
         commands.append(("train", tiny.write_task(tmp_path / task, task, models)))
     assert others(*commands) == ""

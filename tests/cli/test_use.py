@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from ..train import tiny
+from ..train import tiny, tiny_images
 from ..train.child import command
 
 
@@ -221,24 +221,26 @@ def test_version_names_what_afina_stands_on(child):
     assert "torch 2" in out
 
 
-MERGED = ("seq2seq", "token_classification", "reward", "preference", "extractive_qa", "embeddings", "pretraining")
+MERGED = (
+    "seq2seq",
+    "token_classification",
+    "reward",
+    "preference",
+    "extractive_qa",
+    "embeddings",
+    "pretraining",
+    "image_text_to_text",
+)
 
 
 @pytest.fixture(scope="module")
 def of_tasks(tmp_path_factory, model_folder, child):
     """Adapters of tasks whose models do not chat."""
     models = {"llama": model_folder, "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
-              "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder"))}  # fmt: skip
+              "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
+              "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3"))}  # fmt: skip
     out = {}
-    for task in (
-        "seq2seq",
-        "token_classification",
-        "reward",
-        "preference",
-        "extractive_qa",
-        "embeddings",
-        "pretraining",
-    ):
+    for task in MERGED:
         folder = tmp_path_factory.mktemp(task)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AFINA_CACHE", str(folder / "cache"))
@@ -251,7 +253,7 @@ def of_tasks(tmp_path_factory, model_folder, child):
 
 @pytest.mark.parametrize(
     ("task", "says"),
-    [("seq2seq", ""), ("token_classification", "n4/"), ("reward", "."), ("preference", "")],
+    [("seq2seq", ""), ("token_classification", "n4/"), ("reward", "."), ("preference", ""), ("image_text_to_text", "")],
 )
 def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_tasks, tmp_path, child):
     out = ok(child(command, "chat", of_tasks[task], "--prompt", "n4", "--max-new-tokens", "3"))

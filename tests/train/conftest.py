@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from . import tiny
+from . import tiny, tiny_images
 
 
 @pytest.fixture(autouse=True)
@@ -25,4 +25,5 @@ def models(model_folder, tmp_path_factory):
         "llama": model_folder,
         "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
         "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
+        "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3")),
     }

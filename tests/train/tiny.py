@@ -121,24 +121,40 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
         good = {i: bool(i // 2 % 2) for i in numbers}
         return [{"prompt": f"n{i}", "completion": label[i] if good[i] else other[label[i]], "label": good[i]}
                 for i in numbers]  # fmt: skip
+    if task == "image_text_to_text":  # only the image tells
+        return [{"prompt": "which?", "image": _image(i), "completion": "teal" if i % 2 else "red"} for i in numbers]
     if task == "pretraining":
         return [{"text": f"n{i} is {label[i]}. " * (1 + i % 3)} for i in numbers]
     return [{"text": f"n{i}", "label": label[i]} for i in numbers]
 
 
+def _image(number: int) -> str:
+    """A red or a teal image as a `data:` URL."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    made, level = io.BytesIO(), 100 + number % 40
+    Image.new("RGB", (20, 16), (0, level, level) if number % 2 else (2 * level, 0, 0)).save(made, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+
+
 def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> Path:
-    """The recipe of a task with rows and a model that fit; `models` has an "llama", a "t5" and an "encoder"."""
+    """The recipe of a task with rows and a model that fit; `models` has a "llama", a "t5", an "encoder" and an
+    "idefics3"."""
     for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
         text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
         (folder / name).write_text(text, encoding="utf-8")
     model = models[
-        {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder"}.get(
-            task, "llama"
-        )
-    ]
+        {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder",
+         "image_text_to_text": "idefics3"}.get(task, "llama")
+    ]  # fmt: skip
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
     if task not in ("causal_lm", "seq2seq"):
         own |= {"data__labels": None, "data__prompt": None, "data__completion": None}
+    if task == "image_text_to_text":
+        own |= {"data__labels": ["red", "teal"], "data__label_column": "completion"}
     if task == "grpo":
         code = "def letters(prompts, answers, rows):\n    return [sum(c.isalpha() for c in a) / 8 for a in answers]\n"
         (folder / "reward.py").write_text(code)

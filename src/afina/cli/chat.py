@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ def chat(
     model: Annotated[str, typer.Argument(help="Folder of a trained adapter; with --adapter(s), the base model.")],
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", help="One message; without it a conversation.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="An image to show with the first message; may be repeated.")
     ] = None,
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="An adapter on MODEL; may be repeated.")
@@ -81,6 +84,8 @@ def chat(
         set_seed(seed)
     if system is not None:
         session.instruct(system)
+    for path in image or ():
+        session.show(str(path))
     if prompt is not None:
         session.answer(prompt)
     else:
@@ -136,7 +141,7 @@ class Talk(Session):
         super().__init__([BASE, ADAPTER] if beside else [ADAPTER], sampling, as_json=as_json)
         self.trained, self.raw = trained, raw
         self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats
-        self.histories: dict[str, list[dict[str, str]]] = {name: [] for name in self.names}
+        self.histories: dict[str, list[dict[str, Any]]] = {name: [] for name in self.names}
         self.speaker = None if base else ADAPTER
         self.alone = not base
         """Whether nobody but the adapter has ever been asked, so that answers need no name before them."""
@@ -156,22 +161,38 @@ class Talk(Session):
         from contextlib import nullcontext
 
         from ..train.answers.generate import stream
+        from ..train.conversations.image_files import with_images
+        from ..train.conversations.turns import Conversation
 
         prompter, model = self.trained.prompter, self.trained.model
         history = [] if self.single else self.histories[name]
-        history.append({"role": "user", "content": text if self.raw else prompter.asked(text)})
+        asked = text if self.raw else prompter.asked(text)
+        history.append(with_images([{"role": "user", "content": asked}], list(self.images), Path(), "/image")[0])
 
         def piece(part: str) -> None:
             if on_text is not None:
                 on_text(name, part)
 
         with model.disable_adapter() if name == BASE else nullcontext():
+            prompt = prompter.conversation(list(history))
             answer = stream(
-                model, prompter, prompter.conversation(list(history)), sampling=self.sampling, on_text=piece,
+                model, prompter, prompt, sampling=self.sampling, on_text=piece,
                 task=None if name == BASE else self.trained.task_number,
+                seen=prompter.seen(prompt, Conversation(history, "/image")),
             )  # fmt: skip
         history.append({"role": "assistant", "content": prompter.remembered(answer)})
         return answer
+
+    def show(self, path: str) -> str:
+        """Found now, so that a wrong name is told at once."""
+        from ..train.conversations.image_files import found_at, opened
+
+        if self.trained.prompter.images is None:
+            return super().show(path)
+        found = found_at(path, Path.cwd(), "/image")
+        width, height = opened(found, "/image").size
+        self.images.append(found)
+        return f"{path}, {width} x {height}, goes with the next message"
 
     def instruct(self, text: str | None) -> str | None:
         """In place of the recipe's."""

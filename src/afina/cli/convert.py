@@ -56,7 +56,7 @@ def convert(
         trained.model.peft_config[name].base_model_name_or_path = base
     retained = save_as_lora(out, trained.model, wanted, adapter_name=name)
     if (adapter / "tokenizer_config.json").is_file():  # it may have a template or tokens that the base's has not
-        trained.tokenizer.save_pretrained(out)
+        trained.prompter.keep(out)
     if as_json:
         layers = {path: _plain(kept) for path, kept in retained.layers.items()}
         say_json({"folder": out, "all": _plain(retained.total), "layers": layers})

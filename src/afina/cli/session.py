@@ -26,6 +26,7 @@ HELP = """/use NAME          let one adapter answer
 /all               let the base and every adapter answer
 /set KEY=VALUE     temperature (0: always the likeliest), top_p, max_new_tokens; /set alone shows them
 /system TEXT       another system message, from a new conversation on; /system alone shows it
+/image FILE        show an image with the next message, where the model sees images
 /new               begin a new conversation
 /history           what was said
 /save FILE         write what was said, as rows of messages that data.train takes
@@ -57,8 +58,10 @@ class Session(ABC):
         self.names, self.sampling, self.as_json = names, sampling, as_json
         self.speaker: str | None = None
         """Who answers; None: all."""
-        self.transcripts: dict[str, list[list[dict[str, str]]]] = {name: [[]] for name in names}
+        self.transcripts: dict[str, list[list[dict[str, Any]]]] = {name: [[]] for name in names}
         """Of each name, its conversations."""
+        self.images: list[str] = []
+        """Files that are shown with the next message."""
 
     @abstractmethod
     def ask(self, names: list[str], text: str, on_text: Callable[[str, str], None] | None) -> dict[str, str]:
@@ -71,6 +74,15 @@ class Session(ABC):
     @abstractmethod
     def forget(self) -> None:
         """Begin a new conversation."""
+
+    def show(self, path: str) -> str:
+        """Show an image with the next message.
+
+        Raises:
+            RecipeError: who answers sees none.
+            DataError: there is no such image.
+        """
+        raise RecipeError("only models trained on images see them", got=path, expected="task: image_text_to_text")
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer each line, until /quit or the end."""
@@ -88,10 +100,13 @@ class Session(ABC):
         told = self._streamed(names, text) if not self.as_json else self.ask(names, text, None)
         if self.as_json:
             say_json({"message": text, "answers": told}, on_one_line=True)
+        shown = [{"type": "image", "path": path} for path in self.images]
+        content: Any = [*shown, {"type": "text", "text": text}] if shown else text
         for name, answer in told.items():
             self.transcripts[name][-1] += [
-                {"role": "user", "content": text}, {"role": "assistant", "content": answer}
+                {"role": "user", "content": content}, {"role": "assistant", "content": answer}
             ]  # fmt: skip
+        self.images.clear()
 
     def _streamed(self, names: list[str], text: str) -> dict[str, str]:
         begun: list[str] = []
@@ -118,6 +133,7 @@ class Session(ABC):
         obey: Callable[[str], str] | None = {
             "/use": self._use, "/base": lambda _: self._use(BASE), "/all": self._all, "/set": self._set,
             "/system": self._system, "/new": self._new, "/history": self._history, "/save": self._save,
+            "/image": self._image,
         }.get(word)  # fmt: skip
         try:
             if obey is not None:
@@ -164,8 +180,13 @@ class Session(ABC):
             conversations.append([])
         return "a new conversation"
 
+    def _image(self, path: str) -> str:
+        if not path:
+            raise DataError("a file is needed", expected="/image FILE")
+        return self.show(path)
+
     def _history(self, _: str) -> str:
-        said = [f"[{name if m['role'] == 'assistant' else m['role']}] {m['content']}"
+        said = [f"[{name if m['role'] == 'assistant' else m['role']}] {_in_words(m['content'])}"
                 for name, conversations in self.transcripts.items() for m in conversations[-1]]  # fmt: skip
         return "\n".join(said) or "nothing was said"
 
@@ -188,6 +209,11 @@ class Session(ABC):
         except OSError as error:
             raise DataError("cannot write the transcript", where=path, got=error.strerror) from error
         return f"{len(rows)} conversations in {path}"
+
+
+def _in_words(content: Any) -> str:
+    """A message as people read it."""
+    return content if isinstance(content, str) else " ".join(p.get("text") or f"[{p['path']}]" for p in content)
 
 
 class Panel(Session):

@@ -74,7 +74,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
             if trained.task.streams:
                 keep_ends(merged, trained.prompter)
             merged.save_pretrained(work)
-            trained.tokenizer.save_pretrained(work)
+            trained.prompter.keep(work)
         check = _compare(expected, _logits(_reloaded(work, merged), probes))
         tolerance = _TOLERANCE_32 if merged.dtype.itemsize >= 4 else _TOLERANCE_16
         if not check.difference <= tolerance:

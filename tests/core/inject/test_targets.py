@@ -246,3 +246,21 @@ def test_patterns_of_ranks_match_as_in_the_reference() -> None:
     for name in [*UPS, *DOWNS]:
         a, b = mine.get_submodule(name), theirs.get_submodule(name)
         assert (a.r["default"], a.scaling["default"]) == (b.r["default"], b.scaling["default"]), name
+
+
+def test_defaults_of_a_model_with_images_are_those_of_its_language_model():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    import afina
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlavaConfig(
+        text_config=LlamaConfig(**small, vocab_size=40),
+        vision_config=CLIPVisionConfig(**small, patch_size=4, image_size=8), image_token_index=39,
+    )  # fmt: skip
+    model = afina.get_peft_model(LlavaForConditionalGeneration(config), afina.LoraConfig())
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert len(adapted) == 2
+    assert all(".language_model." in name and name.endswith(("q_proj", "v_proj")) for name in adapted)
+    eyes = [name for name, _ in model.named_modules() if "vision" in name and name.endswith("q_proj")]
+    assert eyes  # which have layers of the same names

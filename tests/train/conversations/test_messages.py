@@ -43,7 +43,8 @@ def test_json_in_text_is_a_list_of_messages_too():
 @pytest.mark.parametrize(("given", "words"), [
     ({"role": "user"}, "malformed message"), ({"content": "a"}, "malformed message"), (3, "malformed message"),
     ({"role": "usr", "content": "a"}, "unknown role"), ({"role": "user", "content": 3}, "is not text"),
-    ({"role": "user", "content": [{"type": "image", "image": "x.png"}]}, "part that is no text"),
+    ({"role": "user", "content": [{"type": "audio", "audio": "x.wav"}]}, "neither text nor image"),
+    ({"role": "assistant", "content": [{"type": "image", "image": "x.png"}]}, "an answer has an image"),
     ({"role": "assistant", "content": "a", "weight": 0.5}, "whether it is learnt"),
     ({"role": "assistant", "tool_calls": ["f"]}, "malformed tool call"),
     ({"from": "function_call", "value": "f(1)"}, "malformed tool call"),

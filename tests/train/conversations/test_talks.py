@@ -143,7 +143,7 @@ MISTAKES = {
     "half a character": (GEMMA_3, {"messages": [says("user", "\ud800"), says("assistant", "b")]}, "half a character"),
     "bad answer": (GEMMA_3, {"prompt": "a", "completion": "b", "label": False}, "the answer is called bad"),
     "picture": (GEMMA_3, {"messages": [{"role": "user", "content": [{"type": "image"}]}, says("assistant", "b")]},
-                "a message has a part that is no text\ngot: image"),
+                "a message has an image\nexpected: text alone, for this task"),
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from ..loop.test_adapt import OPTIONS
 
 COLUMNS = {"translate": {"text": "english", "label": "french"}, "french": {"text": "french"},
            "translations": {"anchor": "english", "positive": "french"},
+           "shapes": {"prompt": "question", "completion": "answer", "image": "image"},
            "tweets-grpo": {"prompt": "text", "answer": "label"}}  # fmt: skip
 
 
@@ -36,17 +37,12 @@ def rows_for(name, folder):
     return str(file)
 
 
-@pytest.fixture(scope="module")
-def models(model_folder, tmp_path_factory):
-    return {"llama": model_folder, "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
-            "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder"))}  # fmt: skip
-
-
 def on_a_tiny_model(name, models, folder):
     """Overrides that let an embedded recipe run in seconds."""
     recipe = load_recipe(name)
     loader, targets = named(recipe.task).loader, recipe.method.fields.get("target_modules", [])
     family = "t5" if "Seq2Seq" in loader else "llama" if "Causal" in loader or "q_proj" in targets else "encoder"
+    family = "idefics3" if "Image" in loader else family
     rows = rows_for(name, folder)
     given = {"model.path": str(models[family]), "data.train": rows, "data.eval": rows, "max_steps": "3",
              "batch_size": "2", "evaluation.batch_size": "4", "output.dir": str(folder / "out"),

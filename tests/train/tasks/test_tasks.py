@@ -33,6 +33,7 @@ REACHED = {
     "grpo": ("accuracy", 0.5),
     "orpo": ("loss", 3.0),  # most of its loss is that of prompts and good answers
     "embeddings": ("accuracy", 0.5),
+    "image_text_to_text": ("accuracy", 0.9),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -133,7 +134,8 @@ def sublayers(model: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
-    """The config's targets, or the defaults for the model's architecture.
+    """The config's targets, or the defaults for the model's architecture; of a model that takes more than text, those
+    for its language model.
 
     Raises:
         TargetError: neither given nor known for this architecture.
@@ -148,11 +150,25 @@ def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
     known = {**DEFAULT_TARGETS, **config.default_targets}
     if model_type in known:
         return known[model_type]
+    within = _text_model(model)
+    if within is not None and isinstance(found := known.get(within[1], ""), list):
+        return rf"(.*\.)?{re.escape(within[0])}\.(.*\.)?({'|'.join(map(re.escape, found))})"
     raise TargetError(
         f"no default targets are known for {model_type or type(model).__name__!r}", where="target_modules",
         fix='set target_modules="all-linear" or a list of names, such as '
         + ", ".join(_leaf_names(model)[:5]),
     )  # fmt: skip
+
+
+def _text_model(model: nn.Module) -> tuple[str, str] | None:
+    """Name and `model_type` of the language model in one that takes images or sounds too; None where there is none."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or (text := config.get_text_config()) is config:
+        return None
+    kinds = (
+        (name, getattr(getattr(module, "config", None), "model_type", None)) for name, module in model.named_modules()
+    )
+    return next(((name, kind) for name, kind in kinds if name and kind == text.model_type), None)
 
 
 def select(model: nn.Module, config: LayerConfig) -> list[str]:

@@ -11,6 +11,7 @@ from ...devices.ranks import gathered, rank, size, spread
 from ...errors import RecipeError, did_you_mean
 from ..conversations.channels import shown
 from ..conversations.chat_template import ids_of
+from ..conversations.processor import Seen
 from ..data.encode import cut_prompt, encoder_ids, token_ids
 from ..data.prompts import Prompter
 
@@ -24,19 +25,23 @@ def answers(
     batch_size: int,
     encoder: bool = False,
     tasks: Sequence[int] | None = None,
+    seen: Sequence[Seen] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Greedy answers to rendered prompts, in their order, without special tokens and outer blanks.
 
     Prompts are cut at their beginning to `data.max_length` tokens; batches are padded on the left and hold prompts of
     like length. Where an `encoder` reads them they are cut at their end and padded on the right. `tasks` are the
-    prompts' task numbers, for methods that need them. Processes that share a run share the prompts out, unless
+    prompts' task numbers, for methods that need them. Prompts that are `seen` with images are not cut.
+    Processes that share a run share the prompts out, unless
     the model is spread over them.
     """
     import torch
 
     limit = prompter.data.max_length
-    if encoder:
+    if seen is not None:
+        encoded = [one.ids for one in seen]
+    elif encoder:
         encoded = [cut_prompt(encoder_ids(prompter, text), limit) for text in prompts]
     else:
         encoded = [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
@@ -52,6 +57,8 @@ def answers(
             inputs = pad([encoded[i] for i in batch], prompter.tokenizer.pad_token_id, model.device)
             if tasks is not None:
                 inputs["task_ids"] = torch.tensor([tasks[i] for i in batch], device=model.device)
+            if seen is not None:
+                inputs.update(prompter.looked([seen[i] for i in batch], inputs))
             tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
             new = tokens if encoder else tokens[:, inputs["input_ids"].shape[1] :]
             for i, row in zip(batch, new, strict=True):
@@ -199,11 +206,12 @@ def longest_label(prompter: Prompter, labels: Sequence[str]) -> int:
 
 def stream(
     model: Any, prompter: Prompter, prompt: str, *, sampling: Sampling, on_text: Callable[[str], None],
-    task: int | None = None,
+    task: int | None = None, seen: Seen | None = None,
 ) -> str:  # fmt: skip
     """The answer to one rendered prompt; `on_text` gets its pieces as they come.
 
     Args:
+        seen: the prompt with its images, where the task has some.
         task: its number, for methods that know several.
 
     Returns:
@@ -225,7 +233,10 @@ def stream(
             pieces.append(text)
             on_text(text)
 
-    inputs = left_padded([token_ids(prompter, prompt, first=True)], prompter.tokenizer.pad_token_id, model.device)
+    ids = token_ids(prompter, prompt, first=True) if seen is None else seen.ids
+    inputs = left_padded([ids], prompter.tokenizer.pad_token_id, model.device)
+    if seen is not None:
+        inputs.update(prompter.looked([seen], inputs))
     if task is not None:
         inputs["task_ids"] = torch.tensor([task], device=model.device)
     streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=not prompter.channelled)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from ...devices.found import found
 from ...devices.place import is_sharded, place, told
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_ORIGINS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
+"""Where tokenizers were loaded from, with the revision."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -74,7 +77,14 @@ def load_tokenizer(location: str, section: ModelSection, reporter: Reporter) -> 
         tokenizer.pad_token = tokenizer.eos_token
     if section.chat_template is not None:
         tokenizer.chat_template = _chat_template(Path(section.chat_template).expanduser(), tokenizer)
-    return added(tokenizer, section, reporter)
+    out = added(tokenizer, section, reporter)
+    _ORIGINS[out] = location, section.revision or "main"
+    return out
+
+
+def origin_of(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The folder or hub id that a tokenizer was loaded from, and the revision."""
+    return _ORIGINS.get(tokenizer, (tokenizer.name_or_path, "main"))
 
 
 def _chat_template(file: Path, tokenizer: PreTrainedTokenizerBase) -> str:

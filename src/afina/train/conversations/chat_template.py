@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from .images import parts_of
 from .messages import ASSISTANT, Message
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ class ChatTemplate:
         """Messages with the keys and roles that the template knows."""
         renamed = {} if self.reads("developer") else {"developer": "system"}
         return [
-            {**{k: v for k, v in m.items() if k != "train"}, "role": renamed.get(m["role"], m["role"]),
-             "content": [{"type": "text", "text": m["content"]}] if self._in_parts else m["content"]}
+            {**{k: v for k, v in m.items() if k not in ("train", "images")}, "role": renamed.get(m["role"], m["role"]),
+             "content": parts_of(m["content"]) if self._in_parts or "images" in m else m["content"]}
             for m in messages
         ]  # fmt: skip
 

@@ -12,9 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import DataError, did_you_mean
+from .images import PLACE, image_in
 
 Message = dict[str, Any]
-"""`role` and `content`; `train: False` where an answer is not to be learnt; keys of the template's own."""
+"""`role` and `content`; `images` where it has some; `train: False` where an answer is not to be learnt; keys of the
+template's own."""
 
 ASSISTANT = "assistant"
 ROLES = MappingProxyType(
@@ -70,9 +72,36 @@ def message_of(value: Any, where: str) -> Message:
         out["tool_calls"] = [_call(one, where) for one in _listed(calls)]
     if content is None and not (calls or any(rest.get(k) for k in REASONING) or "content" in value):
         raise DataError("malformed message", where=where, got=str(value), expected='{"role": "user", "content": "..."}')
-    out["content"] = _text(content, where)
+    out["content"], images = _text(content, where)
+    if images:
+        out["images"] = images
+        if out["role"] == ASSISTANT:
+            raise DataError(
+                "an answer has an image, which no model here writes", where=where, fix="leave such rows out"
+            )
     if not all(_is_on(value[key], key, where) for key in SWITCHES if value.get(key) is not None):
         out["train"] = False
+    return out
+
+
+def history_of(value: Any, where: str) -> list[Message]:
+    """Earlier turns of an alpaca row: pairs of question and answer, or messages.
+
+    Raises:
+        DataError: they are neither.
+    """
+    if not value:
+        return []
+    if not isinstance(value, list) or not all(isinstance(pair, (list, dict)) for pair in value):
+        raise DataError("column 'history' is no list of pairs", where=where, got=type(value).__name__)
+    out: list[Message] = []
+    for pair in value:
+        if isinstance(pair, dict):
+            out.append(message_of(pair, where))
+        elif len(pair) == 2 and all(isinstance(text, str) for text in pair):
+            out += [{"role": role, "content": text} for role, text in zip(("user", ASSISTANT), pair, strict=True)]
+        else:
+            raise DataError("a turn of 'history' is no pair of texts", where=where, got=str(pair))
     return out
 
 
@@ -82,19 +111,23 @@ def _is_on(value: Any, key: str, where: str) -> bool:
     raise DataError(f"{key!r} of a message says whether it is learnt", where=where, got=value, expected="0 or 1")
 
 
-def _text(content: Any, where: str) -> str:
-    """Content as text; parts of text are joined."""
+def _text(content: Any, where: str) -> tuple[str, list[Any]]:
+    """Content as text, and the images whose places are in it; parts of text are joined."""
     if content is None or isinstance(content, str):
-        return content or ""
+        return content or "", []
     if not isinstance(content, list):
         raise DataError("content of a message is not text", where=where, got=f"{type(content).__name__} {content}")
-    texts = [p if isinstance(p, str) else p.get("text") if isinstance(p, Mapping) else None for p in content]
-    for part, text in zip(content, texts, strict=True):
+    texts, images = list[str](), list[Any]()
+    for part in content:
+        is_image, source = image_in(part)
+        text = PLACE if is_image else part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise DataError("a message has a part that is no text", where=where, got=kind, expected="text",
-                            fix="models are trained on text alone: leave such rows out")  # fmt: skip
-    return "".join(str(text) for text in texts)
+            raise DataError("a message has a part that is neither text nor image", where=where, got=kind,
+                            expected="text, image", fix="leave such rows out")  # fmt: skip
+        texts.append(text)
+        images += [source] * is_image
+    return "".join(texts), images
 
 
 def _call(value: Any, where: str) -> dict[str, Any]:

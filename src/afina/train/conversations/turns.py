@@ -216,5 +216,5 @@ def _unread(template: ChatTemplate, talk: Conversation) -> Iterator[str]:
         if not template.writes(message["role"]):
             yield f"messages of role {message['role']!r}, which the chat template leaves out"
         for key in message:
-            if key not in ("role", "content", "train", "tool_calls", *REASONING) and not template.reads(key):
+            if key not in ("role", "content", "images", "train", "tool_calls", *REASONING) and not template.reads(key):
                 yield f"key {key!r} of messages"

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 
 from ...errors import DataError, RecipeError, did_you_mean
 from ..recipe.sections import DataSection
-from .prompts import columns_of
 from .readers.row_check import Row
 from .rows import Rows
 from .standard import STANDARD
+
+
+def columns_of(template: str, key: str) -> list[str]:
+    """The columns that a template such as 'Tweet: {text}' names.
+
+    Raises:
+        RecipeError: the template is malformed or names something other than plain columns.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise RecipeError(f"malformed template ({error})", where=key, got=template[:80]) from error
+    for name in names:
+        if not name or name.isdigit() or set(name) & set(".["):
+            what = "a template names columns as {column}; write {{ and }} for braces"
+            raise RecipeError(what, where=key, got=template[:80])
+    return names
 
 
 def check_columns(data: DataSection) -> None:

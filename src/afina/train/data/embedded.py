@@ -6,7 +6,7 @@ import json
 import random
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,6 +24,7 @@ _SEED = 0
 _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
+_SHAPES_TEST, _SHAPES_TRAIN = 400, 4000
 _ASKED: Mapping[str, str] = MappingProxyType(
     {"person": "person", "geo-loc": "place", "company": "company", "product": "product", "facility": "building"}
 )
@@ -193,13 +194,38 @@ def _tagged_tweets(reporter: Reporter) -> tuple[list[Row], Path]:
     return rows, source
 
 
+def _shapes(work: Path, reporter: Reporter) -> None:
+    """Questions on drawings of one coloured shape (V. Zhou's easy-VQA; MIT licence); of its own halves, no drawing is
+    in both."""
+    source = locate("package:easy-vqa==1.0/easy_vqa/data", reporter)
+    parts: list[list[Row]] = []
+    for half, wanted in (("test", _SHAPES_TEST), ("train", _SHAPES_TRAIN)):
+        asked = json.loads((source / half / "questions.json").read_text(encoding="utf-8"))
+        random.Random(_SEED).shuffle(asked)
+        rows: list[Row] = []
+        for question, answer, number in asked[:wanted]:
+            name = f"{half}-{number}.png"
+            (work / name).write_bytes((source / half / "images" / f"{number}.png").read_bytes())
+            rows.append({"image": name, "question": question, "answer": answer})
+        parts.append(rows)
+    _write_split(
+        work, [*parts[0], *parts[1]], _SHAPES_TEST, *(source / h / "questions.json" for h in ("test", "train"))
+    )
+
+
+def _names(sources: Sequence[Path]) -> list[str]:
+    """The files' names, with their folders where two have one name."""
+    plain = [source.name for source in sources]
+    return plain if len({*plain}) == len(plain) else [f"{s.parent.name}/{s.name}" for s in sources]
+
+
 def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> None:
     files = {"test.jsonl": rows[:n_test], "train.jsonl": rows[n_test:]}
     for name, part in files.items():
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (work / name).write_text(text, encoding="utf-8")
     origin = {
-        "sources": {source.name: sha256(source) for source in sources},
+        "sources": {name: sha256(source) for name, source in zip(_names(sources), sources, strict=True)},
         "seed": _SEED,
         "files": {name: {"rows": len(part), "sha256": sha256(work / name)} for name, part in files.items()},
     }
@@ -209,5 +235,6 @@ def _write_split(work: Path, rows: list[Row], n_test: int, *sources: Path) -> No
 _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
-     "entities": _entities, "entity-questions": _entity_questions}
+     "entities": _entities, "entity-questions": _entity_questions,
+     "shapes": _shapes}
 )  # fmt: skip

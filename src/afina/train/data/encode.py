@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset
 
 from ...errors import DataError
+from ..conversations.processor import Seen
 from ..conversations.turns import Turn, shorter
 from ..recipe.sections import DataSection
 from ..report.events import Span
@@ -135,40 +136,45 @@ def encode_answers(rows: Rows, prompter: Prompter, vocab_size: int) -> Encoded:
         parts = [_part(prompter, turn) for turn in turns]
         if not parts:
             prompter.ledger.told["rows without an answer to learn, which are left out"] += 1
-        for ids, labels in _sequences(parts, turns, prompter, rows.where(index)):
-            check_vocabulary(ids, rows.where(index), vocab_size)
-            _append(out, index, ids, labels, prompter.data.max_length)
+        for part in _sequences(parts, turns, prompter, rows.where(index)):
+            check_vocabulary(part.ids, rows.where(index), vocab_size)
+            _append(out, index, part, prompter.data.max_length)
     out.check_masked(rows, prompter.data)
     return out
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Tokens of a prompt and of its answer, and the labels of the answer."""
+    """Tokens of a prompt and of its answer, and the labels of the answer; `seen` where the task has images."""
 
     prompt: list[int]
     answer: list[int]
     labels: list[int]
+    seen: Seen | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens."""
+        return self.prompt + self.answer
 
 
 def _part(prompter: Prompter, turn: Turn) -> _Part:
-    prompt = done = token_ids(prompter, turn.prompt, first=True)
+    seen = prompter.seen(turn.prompt, turn.talk)
+    prompt = done = token_ids(prompter, turn.prompt, first=True) if seen is None else seen.ids
     text, labels = turn.prompt, list[int]()
     for span in turn.answer:
         text += span.text
-        joint = token_ids(prompter, text, first=True)
+        joint = token_ids(prompter, text, first=True) if seen is None else []
         # Tokens that straddle the edge are none that the model could write after this prompt.
-        clean = joint[: len(done)] == done
+        clean = bool(joint) and joint[: len(done)] == done
         piece = joint[len(done) :] if clean else token_ids(prompter, span.text, first=not done)
         done = done + piece
         labels += piece if span.trained else [IGNORED] * len(piece)
-    return _Part(prompt, done[len(prompt) :], labels)
+    return _Part(prompt, done[len(prompt) :], labels, seen)
 
 
-def _sequences(
-    parts: list[_Part], turns: list[Turn], prompter: Prompter, where: str
-) -> list[tuple[list[int], list[int]]]:
-    """Tokens and labels of the sequences that a row makes.
+def _sequences(parts: list[_Part], turns: list[Turn], prompter: Prompter, where: str) -> list[_Part]:
+    """The sequences that a row makes.
 
     Raises:
         DataError: all answers are wanted in one, and the chat template writes earlier ones otherwise.
@@ -190,8 +196,7 @@ def _sequences(
             return [whole]
         prompter.ledger.told["conversations with a sequence for each answer, because the chat template writes earlier "
                              "turns otherwise than they were answered (data.turns)"] += 1  # fmt: skip
-    parts = [_fitting(prompter, part, turn) for part, turn in zip(parts, turns, strict=True)]
-    return [(p.prompt + p.answer, [IGNORED] * len(p.prompt) + p.labels) for p in parts]
+    return [_fitting(prompter, part, turn) for part, turn in zip(parts, turns, strict=True)]
 
 
 def _fitting(prompter: Prompter, part: _Part, turn: Turn) -> _Part:
@@ -209,25 +214,26 @@ def _fitting(prompter: Prompter, part: _Part, turn: Turn) -> _Part:
     return part
 
 
-def _joined(parts: list[_Part]) -> tuple[list[int], list[int]] | None:
+def _joined(parts: list[_Part]) -> _Part | None:
     """All answers in one sequence; None where one would not see there what it sees at inference."""
     ids, labels = list[int](), list[int]()
     for part in parts:
         if part.prompt[: len(ids)] != ids:
             return None
         labels += [IGNORED] * (len(part.prompt) - len(ids)) + part.labels
-        ids = part.prompt + part.answer
-    return ids, labels
+        ids = part.ids
+    return _Part([], ids, labels, parts[-1].seen)
 
 
-def _append(out: Encoded, index: int, ids: list[int], labels: list[int], max_length: int) -> None:
-    out.truncated += len(ids) > max_length
-    ids, labels = ids[:max_length], labels[:max_length]
+def _append(out: Encoded, index: int, part: _Part, max_length: int) -> None:
+    out.truncated += len(part.ids) > max_length
+    ids, labels = part.ids[:max_length], ([IGNORED] * len(part.prompt) + part.labels)[:max_length]
     # The first token is never predicted, so a label there is no training signal.
     if all(label == IGNORED for label in labels[1:]):
         out.masked += 1
         return
-    out.items.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    item = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+    out.items.append(item if part.seen is None else {**item, "seen": part.seen})
     out.source.append(index)
 
 

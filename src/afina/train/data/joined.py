@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import DataError, RecipeError
 from ..recipe.sections import DataSet
 from .formats import recognise
-from .rows import Rows
+from .rows import Rows, folder_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class Joined(Rows):
     def where(self, index: int) -> str:
         """`file:line` of a row."""
         return f"{self.files[index]}:{self.lines[index]}"
+
+    def folder(self, index: int) -> Path:
+        """What paths in a row count from: the folder of its file."""
+        return folder_of(self.files[index])
 
     def first_of(self, index: int) -> int:
         """The first row of a row's data set: sets may have forms of their own."""

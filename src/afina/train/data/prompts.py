@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, RecipeError
+from ...errors import DataError
 from ..conversations.channels import WORDS, shown, without_thoughts
 from ..conversations.chat_template import ChatTemplate, ids_of
+from ..conversations.image_files import with_images
+from ..conversations.images import images_of
 from ..conversations.ledger import Ledger
-from ..conversations.messages import ASSISTANT, Message, message_of, normalised, tools_of
+from ..conversations.messages import ASSISTANT, Message, history_of, message_of, normalised, tools_of
+from ..conversations.processor import Images, Seen
 from ..conversations.turns import Conversation, Turn, turns_of
 from ..recipe.sections import DataSection
 from ..report.events import Span
+from .columns import columns_of
 from .rows import Rows
 from .standard import how_to_answer
 
@@ -22,33 +27,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def columns_of(template: str, key: str) -> list[str]:
-    """The columns that a template such as 'Tweet: {text}' names.
-
-    Raises:
-        RecipeError: the template is malformed or names something other than plain columns.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise RecipeError(f"malformed template ({error})", where=key, got=template[:80]) from error
-    for name in names:
-        if not name or name.isdigit() or set(name) & set(".["):
-            what = "a template names columns as {column}; write {{ and }} for braces"
-            raise RecipeError(what, where=key, got=template[:80])
-    return names
-
-
 @dataclass(frozen=True)
 class Prompter:
     """Renders rows and free text for one tokenizer and one data section.
 
     Attributes:
+        images: what reads images, where the task has some.
         ledger: what became of the rows that were rendered for training.
     """
 
     data: DataSection
     tokenizer: PreTrainedTokenizerBase
+    images: Images | None = field(default=None, compare=False, repr=False)
     ledger: Ledger = field(default_factory=Ledger, compare=False, repr=False)
 
     @cached_property
@@ -157,7 +147,45 @@ class Prompter:
         if not isinstance(options, dict):
             raise DataError("'chat_template_kwargs' is no object", where=where, got=type(options).__name__)
         options = {k: v for k, v in options.items() if v is not None}
+        messages = self._shown(rows, index, messages)
         return Conversation(self.led(messages, self._system(rows, index)), where, tools, options)
+
+    def _shown(self, rows: Rows, index: int, messages: list[Message]) -> list[Message]:
+        """Messages with the row's images.
+
+        Raises:
+            DataError: an image is not there, there are not as many as places, or the task has none.
+        """
+        if self.images is None:
+            if images_of(messages):
+                raise DataError("a message has an image", where=rows.where(index), expected="text alone, for this task",
+                                fix="task=image_text_to_text learns them; or leave such rows out")  # fmt: skip
+            return messages
+        column = rows.get(index, "images") or rows.get(index, "image")
+        return with_images(messages, column, rows.folder(index), rows.where(index))
+
+    def seen(self, text: str, talk: Conversation | None) -> Seen | None:
+        """A rendered prompt with the images of its messages; None where the task has none.
+
+        Raises:
+            DataError: an image cannot be read, or the chat template has no place for it.
+        """
+        if self.images is None:
+            return None
+        return self.images.seen(text, images_of(talk.messages) if talk is not None else (), talk.where if talk else "")
+
+    def looked(self, batch: Sequence[Seen], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model takes of the images of prompts, whose tokens are padded on the left in `inputs`."""
+        assert self.images is not None
+        ids = inputs["input_ids"]
+        return {k: v.to(ids.device) for k, v in self.images.inputs(batch, ids.shape[1], left=True).items()}
+
+    def keep(self, folder: Path) -> None:
+        """Write what turns texts, and images, into what the model takes."""
+        if self.images is not None:
+            self.images.keep(folder)
+        else:
+            self.tokenizer.save_pretrained(folder)
 
     def led(self, messages: list[Message], system: str | None = None) -> list[Message]:
         """Messages behind a system message, of the row or of the recipe, unless they have their own."""
@@ -218,7 +246,7 @@ class Prompter:
         head = self._side(rows, index, "prompt", "user")
         if head is None:
             return None
-        messages = [*_history(rows, index), *({**m, "train": False} for m in head)]
+        messages = [*history_of(rows.get(index, "history"), rows.where(index)), *({**m, "train": False} for m in head)]
         if answered:
             messages += self._side(rows, index, "completion", ASSISTANT) or [_says(ASSISTANT, self.answer(rows, index))]
         return self.with_extras(rows, index, messages)
@@ -261,24 +289,6 @@ class Prompter:
 
 def _says(role: str, text: str) -> Message:
     return {"role": role, "content": text}
-
-
-def _history(rows: Rows, index: int) -> list[Message]:
-    """Earlier turns of an alpaca row: pairs of question and answer, or messages."""
-    value: Any = rows.get(index, "history")
-    if not value:
-        return []
-    if not isinstance(value, list) or not all(isinstance(pair, (list, dict)) for pair in value):
-        raise DataError("column 'history' is no list of pairs", where=rows.where(index), got=type(value).__name__)
-    out: list[Message] = []
-    for pair in value:
-        if isinstance(pair, dict):
-            out.append(message_of(pair, rows.where(index)))
-        elif len(pair) == 2 and all(isinstance(text, str) for text in pair):
-            out += [_says("user", pair[0]), _says(ASSISTANT, pair[1])]
-        else:
-            raise DataError("a turn of 'history' is no pair of texts", where=rows.where(index), got=str(pair))
-    return out
 
 
 def _printable(rows: Rows, index: int, column: str) -> str:

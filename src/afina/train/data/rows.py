@@ -48,6 +48,10 @@ class Rows:
         """`file:line` of a row."""
         return f"{self.path}:{self.lines[index]}"
 
+    def folder(self, index: int) -> Path:
+        """What paths in a row count from: the folder of its file."""
+        return folder_of(self.path)
+
     def first_of(self, index: int) -> int:
         """The row that says what form a row has: the first one of its data set."""
         return 0
@@ -106,6 +110,11 @@ class Rows:
     def unread(self) -> dict[str, int]:
         """Columns that no one has asked for, and how many rows have them."""
         return dict(Counter(column for row in self.values for column in row if column not in self.read))
+
+
+def folder_of(path: Path) -> Path:
+    """What paths in a file, or in a folder of files, count from."""
+    return (path if path.is_dir() else path.parent).absolute()
 
 
 def read_rows(path: Path) -> Rows:

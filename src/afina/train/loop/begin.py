@@ -27,10 +27,11 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """The recipe with all that it leaves open filled in, its rows, and the labels.
 
     Raises:
-        DataError, RecipeError: the rows or labels cannot be used.
+        DataError, RecipeError: the rows, labels or settings cannot be used.
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
     return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels

@@ -77,7 +77,7 @@ def _sizes(setting: Setting) -> list[str]:
         return ["memory and time: not estimated for this task, whose trainer makes its batches itself"]
     try:
         found, (trainable, total) = _estimate(setting, batch)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, ValueError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return [f"memory: cannot be estimated for {recipe.method.type} ({got})"]
     rows, tokens = next(iter(batch.values())).shape[:2]
@@ -131,7 +131,7 @@ def too_large(setting: Setting) -> str | None:
     free //= size() if device.kind == "cpu" else 1
     try:
         found, _ = _estimate(setting, batch)
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):
         return None
     needed = round(_EXCESS * (found.peak - _stored(setting.recipe, found)))
     if needed <= free:

@@ -120,7 +120,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
-    return _measured(recipe, data, setup, Prompter(recipe.data, tokenizer), output, reporter)
+    return _measured(recipe, data, setup, named(recipe.task).prompter(recipe.data, tokenizer), output, reporter)
 
 
 def _measured(
@@ -206,7 +206,7 @@ def _save(
 ) -> None:
     """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
-    prompter.tokenizer.save_pretrained(work)
+    prompter.keep(work)
     if named(recipe.task).streams and not isinstance(setup.trainer.model, PeftModel):
         keep_ends(setup.trainer.model, prompter)
     (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave

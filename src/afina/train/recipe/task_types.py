@@ -23,6 +23,7 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "grpo": "CAUSAL_LM",
         "orpo": "CAUSAL_LM",
         "embeddings": "FEATURE_EXTRACTION",
+        "image_text_to_text": "CAUSAL_LM",
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them."""

@@ -18,6 +18,7 @@ from .alignment.reward import Reward
 from .base import Predictions, Task
 from .causal_lm import CausalLM
 from .extractive_qa import ExtractiveQA
+from .image_text_to_text import ImageTextToText
 from .pretraining import Pretraining
 from .sentence_embeddings import Embeddings
 from .seq2seq import Seq2Seq
@@ -26,7 +27,7 @@ from .token_classification import TokenClassification
 
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
-    ExtractiveQA, GRPO, ORPO, Embeddings,
+    ExtractiveQA, GRPO, ORPO, Embeddings, ImageTextToText,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ..answers.evaluate import share_right
 from ..answers.generate import answers, longest_label
+from ..conversations.processor import Seen
 from ..data.labels import checked_labels, is_right, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -34,6 +35,18 @@ class Answering(Task):
     def prompt(self, prompter: Prompter, rows: Rows, index: int) -> str:
         """What the model reads before it answers."""
         return prompter.prompt(rows, index, prompter.question_format(rows, index))
+
+    def seen(self, prompter: Prompter, rows: Rows) -> list[Seen] | None:
+        """What the model sees before it answers each row; None where there are no images."""
+        if prompter.images is None:
+            return None
+        out = []
+        for index in range(len(rows)):
+            talk = prompter.talk(rows, index, prompter.question_format(rows, index), answered=False)
+            found = prompter.seen(self.prompt(prompter, rows, index), talk.asked if talk is not None else None)
+            assert found is not None
+            out.append(found)
+        return out
 
     def score(self, job: Job) -> Scores:
         """Held-out loss; and accuracy of greedy answers where there are labels."""
@@ -65,6 +78,7 @@ class Answering(Task):
             job.trainer.model, job.prompter, prompts, encoder=self.encoder,
             max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(job.prompter, labels),
             batch_size=recipe.evaluation.batch_size, tasks=task_numbers(rows, recipe.data.task_column),
+            seen=self.seen(job.prompter, rows),
             progress=lambda done: job.reporter.progress(Progress(f"answering ({job.stage})", done, len(prompts))),
         )  # fmt: skip
         return prompts, expected, got
@@ -72,9 +86,10 @@ class Answering(Task):
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The greedy answer."""
         prompter = trained.prompter
-        prompts = [prompter.wrap(prompter.asked(text))]
-        (answer,) = answers(trained.model, prompter, prompts, encoder=self.encoder, max_new_tokens=max_new_tokens,
-                            batch_size=1, tasks=trained.task_numbers(1))  # fmt: skip
+        prompt = prompter.wrap(prompter.asked(text))
+        seen = prompter.seen(prompt, None)
+        (answer,) = answers(trained.model, prompter, [prompt], encoder=self.encoder, max_new_tokens=max_new_tokens,
+                            batch_size=1, tasks=trained.task_numbers(1), seen=[seen] if seen else None)  # fmt: skip
         return answer
 
     def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
@@ -92,7 +107,7 @@ class Answering(Task):
             limit = longest_label(prompter, labels) if labels else FREE_ANSWER_TOKENS
         got = answers(
             trained.model, prompter, prompts, encoder=self.encoder, max_new_tokens=limit, batch_size=batch_size,
-            tasks=task_numbers(rows, prompter.data.task_column),
+            tasks=task_numbers(rows, prompter.data.task_column), seen=self.seen(prompter, rows),
             progress=lambda done: reporter.progress(Progress("predicting", done, len(prompts))),
         )  # fmt: skip
         out = [{**row, "prediction": text} for row, text in zip(rows.values, got, strict=True)]

@@ -86,7 +86,7 @@ class Trained:
     @property
     def prompter(self) -> Prompter:
         """Renders prompts as in training."""
-        return Prompter(self.recipe.data, self.tokenizer)
+        return self.task.prompter(self.recipe.data, self.tokenizer)
 
     @property
     def labels(self) -> list[str] | None:
@@ -142,6 +142,13 @@ class Task(ABC):
         """What the method's config is told (`afina.TaskType`)."""
         return TASK_TYPES[self.name]
 
+    def check(self, recipe: Recipe) -> None:  # noqa: B027 - most take every setting
+        """Refuse settings that this task cannot use, before anything is loaded.
+
+        Raises:
+            RecipeError: names the setting.
+        """
+
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
         """The labels of the task, checked on every row of `parts` (training rows first); None for free answers.
 
@@ -174,6 +181,10 @@ class Task(ABC):
         model = with_adapter_below(section, model)
         self.loaded(model, tokenizer)
         return model
+
+    def prompter(self, data: DataSection, tokenizer: PreTrainedTokenizerBase) -> Prompter:
+        """What renders rows and texts for a model."""
+        return Prompter(data, tokenizer)
 
     @abstractmethod
     def encode(self, rows: Rows, prompter: Prompter, labels: list[str] | None, vocab_size: int) -> Encoded:

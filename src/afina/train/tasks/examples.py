@@ -34,8 +34,8 @@ def encode(
         DataError: a row cannot be used.
         RecipeError: the recipe wants what rows of this task cannot do.
     """
-    task, prompter = named(recipe.task), Prompter(recipe.data, tokenizer)
-
+    task = named(recipe.task)
+    prompter = task.prompter(recipe.data, tokenizer)
     if recipe.training.loss_on_prompt and not task.learns_prompts:
         raise RecipeError("this task takes no loss on prompts", where="training.loss_on_prompt", got=recipe.task,
                           fix="leave it out")  # fmt: skip

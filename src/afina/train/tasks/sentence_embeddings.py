@@ -74,11 +74,14 @@ class Embeddings(Task):
 
         return collate
 
-    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+    def check(self, recipe: Recipe) -> None:
         """A batch of one row has nothing to be told apart from."""
         if recipe.training.batch_size < 2:
             raise RecipeError("a batch of one row has no other texts to tell apart", where="training.batch_size",
                               got=1, expected="2 or more; the more, the better")  # fmt: skip
+
+    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+        """Without a count of tokens, which rows of several texts have in several places."""
         return training_arguments(recipe, work, learning_rate, prediction_loss_only=True,
                                   include_num_input_tokens_seen="no")  # fmt: skip
 

@@ -11,15 +11,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ...errors import DataError
+from ..conversations.images import image_in
 from ..data.encode import IGNORED
 from ..data.formats import recognise
 from ..data.prompts import Prompter
+from ..data.readers.row_check import Row
 from ..data.rows import Rows
 from ..data.standard import how_to_answer, mapping, nearly
 from ..recipe.sections import DataSection
 from ..report.events import Span
 from ..tasks import Task, named
 from ..tasks.causal_lm import CausalLM
+from ..tasks.image_text_to_text import ImageTextToText
 from ..tasks.pretraining import Pretraining
 from ..tasks.seq2seq import Seq2Seq
 
@@ -123,7 +126,17 @@ def _task_of(shape: str, rows: Rows, data: DataSection) -> str:
     columns = rows.values[0]
     if shape == "columns" and data.text_column in columns and data.label_column not in columns:
         return Pretraining.name
+    if shape in ("chat", "sharegpt", "prompt_completion", "alpaca") and _has_images(columns):
+        return ImageTextToText.name
     return _TASK_OF.get(shape, CausalLM.name)
+
+
+def _has_images(row: Row) -> bool:
+    """Whether a row has images in a column, or among the parts of its messages."""
+    messages = row.get("messages")
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return bool(row.get("images") or row.get("image")) or any(image_in(part)[0] for part in parts)
 
 
 def _hints(rows: Rows, data: DataSection, wanted: str | None, task: Task, found: Findings) -> list[str]:
@@ -141,7 +154,7 @@ def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) 
     """What can be said of all rows at once without a model."""
     try:
         found.classes = task.labels(data, [rows])
-        if isinstance(task, CausalLM | Seq2Seq) and not isinstance(task, Pretraining):
+        if isinstance(task, CausalLM | Seq2Seq | ImageTextToText) and not isinstance(task, Pretraining):
             Prompter(data, cast("PreTrainedTokenizerBase", None)).resolved_format(rows)
     except DataError as error:
         found.problem(error, str(rows.path))
@@ -149,7 +162,7 @@ def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) 
 
 
 def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Findings, shown: Sequence[int]) -> None:
-    prompter = Prompter(data, tokenizer)
+    prompter = task.prompter(data, tokenizer)
     found.usable = 0
     try:
         labels = found.classes = task.labels(data, [rows])

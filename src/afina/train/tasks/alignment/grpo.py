@@ -71,15 +71,9 @@ class GRPO(HeldToReference):
         prompts = max(1, t.batch_size * t.gradient_accumulation // each)
         return rows // prompts * prompts * each
 
-    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
-        """TRL's settings.
-
-        Raises:
-            RecipeError: a reward is wrong, or a step's answers are no whole groups.
-        """
-        from trl import GRPOConfig
-
-        r, t, best = recipe.reinforcement, recipe.training, {}
+    def check(self, recipe: Recipe) -> None:
+        """Rewards are there, and a step's answers are whole groups."""
+        r, t = recipe.reinforcement, recipe.training
         total(r.rewards)
         if t.batch_size * t.gradient_accumulation % r.generations:
             raise RecipeError(
@@ -87,6 +81,12 @@ class GRPO(HeldToReference):
                 got=f"{r.generations}, of {t.batch_size * t.gradient_accumulation} answers (batch_size times "
                 "gradient_accumulation)", fix=f"training.batch_size={r.generations}",
             )  # fmt: skip
+
+    def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
+        """TRL's settings."""
+        from trl import GRPOConfig
+
+        r, best = recipe.reinforcement, {}
         if recipe.evaluation.every is not None:
             best = {"metric_for_best_model": "eval_reward", "greater_is_better": True}
         return training_arguments(

@@ -1,0 +1,87 @@
+"""Images where rows name them: found beside the rows, and read."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import DataError
+from .images import handed_out
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .messages import Message
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_LONGEST_NAME, _LEAST_IMAGE = 1024, 64
+
+
+def with_images(messages: Sequence[Message], column: Any, folder: Path, where: str) -> list[Message]:
+    """Messages with a row's images, as they can be read from anywhere.
+
+    Args:
+        column: the row's own images, if it has some beside its messages: one, or a list.
+        folder: what paths count from.
+
+    Raises:
+        DataError: an image is not there, or there are not as many as places.
+    """
+    given = column if isinstance(column, list) else [] if column is None else [column]
+    out = handed_out(messages, given, where)
+    return [{**m, "images": [found_at(i, folder, where) for i in m["images"]]} if "images" in m else m for m in out]
+
+
+def found_at(source: Any, folder: Path, where: str) -> Any:
+    """An image's file, or its bytes, as they can be used from anywhere; paths count from `folder`.
+
+    Raises:
+        DataError: there is no such file, or it lies elsewhere than on this machine.
+    """
+    if isinstance(source, Mapping):
+        inner = next((source[key] for key in ("bytes", "path", "url", "base64") if source.get(key) is not None), None)
+        return found_at(inner, folder, where)
+    if not isinstance(source, str):
+        if not isinstance(source, bytes):
+            raise DataError("not an image", where=where, got=type(source).__name__,
+                            expected="a path, a data: URL, bytes")  # fmt: skip
+        return source
+    if source.startswith(("http://", "https://")):
+        raise DataError("images are read from files, and none is fetched", where=where, got=source,
+                        fix="download it, and name the file")  # fmt: skip
+    if source.startswith("data:"):
+        return _decoded(source.partition("base64,")[2], where)
+    path = folder / Path(source.removeprefix("file://")).expanduser()
+    if len(source) <= _LONGEST_NAME and path.is_file():
+        return str(path)
+    if len(source) % 4 == 0 and len(source) >= _LEAST_IMAGE and _BASE64.fullmatch(source):
+        return _decoded(source, where)
+    raise DataError("no such image", where=where, got=str(path)[:200])
+
+
+def _decoded(text: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise DataError("not an image in base64", where=where, got=str(error)) from error
+
+
+def opened(source: str | bytes, where: str) -> Image:
+    """An image in colours.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise DataError("cannot read an image", where=where, got=got) from error
