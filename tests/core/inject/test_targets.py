@@ -259,8 +259,8 @@ def test_defaults_of_a_model_with_images_are_those_of_its_language_model():
         vision_config=CLIPVisionConfig(**small, patch_size=4, image_size=8), image_token_index=39,
     )  # fmt: skip
     model = afina.get_peft_model(LlavaForConditionalGeneration(config), afina.LoraConfig())
-    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    assert len(adapted) == 2
-    assert all(".language_model." in name and name.endswith(("q_proj", "v_proj")) for name in adapted)
+    adapted = sorted(name.partition("layers.")[2] for name in model.targeted_module_names)
+    assert adapted == ["0.self_attn.q_proj", "0.self_attn.v_proj"]
+    assert all("language_model" in name for name in model.targeted_module_names)
     eyes = [name for name, _ in model.named_modules() if "vision" in name and name.endswith("q_proj")]
     assert eyes  # which have layers of the same names
