@@ -46,7 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "preprocess_loftq", "replace_lora_weights_loftq", "preprocess_sparse", "initialize_kv_prefix_from_text",
             "initialize_kv_prefix_from_past_key_values",
         ),
-        "Train and speed up": ("speed_up", "create_loraplus_optimizer"),
+        "Train and speed up": ("train_many", "speed_up", "create_loraplus_optimizer"),
         "Stand in for peft": ("stand_in",),
         "Errors": tuple(n for n in afina.__all__ if n.endswith(("Error", "Warning", "NotMergeable", "NotAWeight"))),
         "What all configurations share": (

@@ -20,7 +20,7 @@ FLOORS = (
 ROOMS = {
     "core": ("files", "registry", "validate", "config", "layers", "prompts", "hosts", "inject", "disk", "combine",
              "model"),
-    "train": ("report", "recipe", "base", "conversations", "data", "answers", "tasks", "loop", "use"),
+    "train": ("report", "recipe", "base", "conversations", "data", "answers", "tasks", "loop", "fleet", "use"),
 }  # fmt: skip
 MOST_FILES, MOST_LINES = 14, 300
 # One file for each method, and for each command.

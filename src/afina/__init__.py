@@ -33,6 +33,7 @@ _WHERE = {
     "core.model.status": ("get_layer_status", "get_model_status"),
     "kernels.speed": ("speed_up",),
     "optimizers": ("create_loraplus_optimizer",),
+    "train.fleet.many": ("train_many",),
     "compat": ("stand_in", "StandInError"),
     "errors": (
         "AfinaError", "ConfigError", "TargetError", "NameTakenError", "CheckpointError", "NotMergeable", "NotAWeight",

@@ -137,6 +137,7 @@ from .methods.selective.sparse import SparseConfig as SparseConfig
 from .methods.selective.sparse import preprocess_sparse as preprocess_sparse
 from .methods.selective.trainable_tokens import TrainableTokensConfig as TrainableTokensConfig
 from .optimizers import create_loraplus_optimizer as create_loraplus_optimizer
+from .train.fleet.many import train_many as train_many
 from .version import __version__ as __version__
 
 __all__ = [
@@ -275,4 +276,5 @@ __all__ = [
     "set_peft_model_state_dict",
     "speed_up",
     "stand_in",
+    "train_many",
 ]

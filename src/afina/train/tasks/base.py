@@ -13,6 +13,7 @@ from ..answers.generate import left_padded
 from ..answers.judge import item_losses, of_positions
 from ..base.adapter_below import with_adapter_below
 from ..base.base_model import load_base, load_tokenizer
+from ..base.given_base import loaded
 from ..base.new_tokens import grown
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
@@ -172,6 +173,11 @@ class Task(ABC):
         Raises:
             CheckpointError: it cannot be loaded.
         """
+        return loaded(lambda: self._load(section, location, labels, tokenizer))
+
+    def _load(
+        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
+    ) -> PreTrainedModel:
         model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
         if section.new_tokens:
             plain = load_tokenizer(

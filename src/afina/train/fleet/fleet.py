@@ -1,0 +1,178 @@
+"""Several runs on one base in one process, each with the files, losses and adapter that it has alone.
+
+Their trainers are the ones that they have alone, with samplers, optimizers, schedules, clipping, checkpoints and random
+states of their own. Only the body of the base is run for all of them at once: in each round the rows of all that wait
+there make one batch, and the gradients of all go back through it together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import AfinaError, ConfigError, RecipeError
+from ...methods.baselines.full import FullConfig
+from ..base.given_base import loaded_by
+from ..loop.run import Result, run
+from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+from ..report.interrupts import ENDING, hand_back, listen
+from .in_turn import Turn, take_turns
+from .member import Backward, Forward, Member, Refused, Trial
+from .shared_base import SharedBase
+from .shared_pass import SharedPass
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one of several runs.
+
+    Attributes:
+        name: of the run, what its folder does not share with the others'.
+        result: as `run` gives it; None where it ended in an error.
+        error: what ended it.
+        alone: why it had passes of its own; empty where it shared them.
+        shared, own: how many training passes it shared, and how many it had to itself.
+    """
+
+    name: str
+    result: Result | None
+    error: AfinaError | None
+    alone: str
+    shared: int
+    own: int
+
+
+def check(recipes: Sequence[Recipe]) -> None:
+    """Refuse runs that have no base in common, or share a folder.
+
+    Raises:
+        RecipeError: names what differs.
+    """
+    if not recipes:
+        raise RecipeError("no recipe to train", where="recipes")
+    for key in ("task", "model"):
+        kinds = {str(getattr(recipe, key)) for recipe in recipes}
+        if len(kinds) > 1:
+            raise RecipeError("runs on one base need one in common", where=key, got=" and ".join(sorted(kinds))[:200])
+    folders = [recipe.output.dir for recipe in recipes]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise RecipeError("two runs of one folder", where="output.dir", got=twice, fix="give each its own")
+
+
+def _names(recipes: Sequence[Recipe]) -> list[str]:
+    """What the runs' folders do not share."""
+    folders = [Path(recipe.output.dir).absolute() for recipe in recipes]
+    shared = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return [folder.relative_to(shared).as_posix() for folder in folders]
+
+
+class Fleet:
+    """The runs, their base, and the passes that they share."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter, self.base = reporter, SharedBase()
+        self.joint: SharedPass | None = None
+        self.members: list[Member] = []
+
+    def run(self, recipes: Sequence[Recipe], *, overwrite: bool, resume: bool) -> list[Trained]:
+        """Until all have ended."""
+        turns = []
+        for number, (name, recipe) in enumerate(zip(_names(recipes), recipes, strict=True)):
+            member = Member(name, self.reporter, self.join)
+
+            def job(recipe: Recipe = recipe, member: Member = member) -> Result:
+                whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
+                with nullcontext() if whole else loaded_by(self.base.load):
+                    return run(recipe, member, overwrite=overwrite, resume=resume)
+
+            member.turn = Turn(number, job)
+            self.members.append(member)
+            turns.append(member.turn)
+        before = listen(self._stop, (*ENDING, signal.SIGINT))
+        try:
+            take_turns(turns, self.serve)
+        finally:
+            hand_back(before)
+        for member, turn in zip(self.members, turns, strict=True):
+            if turn.error is not None and not isinstance(turn.error, AfinaError):
+                turn.error.add_note(f"in the run {member.name}, which shared {member.passes[0]} passes")
+                raise turn.error
+        return [
+            Trained(m.name, t.result, t.error if isinstance(t.error, AfinaError) else None, m.alone, *m.passes)
+            for m, t in zip(self.members, turns, strict=True)
+        ]
+
+    def _stop(self, number: int) -> None:
+        """Let every run end after its step, as a signal lets one."""
+        from ..loop.steps.stopping import GracefulStop
+
+        for member in self.members:
+            for callback in [] if member.trainer is None else member.trainer.callback_handler.callbacks:
+                if isinstance(callback, GracefulStop):
+                    callback.received = number
+
+    def join(self, member: Member, body: nn.Module) -> str:
+        """Put a run's adapters on the shared body; why that cannot be, or nothing."""
+        if touched := self.base.touched():
+            return f"the base's own weights are written ({touched[0]})"
+        if self.joint is None:
+            first: Any = self.base.first
+            self.joint = SharedPass(getattr(first, first.base_model_prefix))
+        try:
+            self.joint.join(member.name, body)
+        except ConfigError as error:
+            self.joint.leave(member.name)
+            return str(error).splitlines()[0]
+        return ""
+
+    def serve(self, waiting: Sequence[Turn]) -> dict[Turn, Any]:
+        """Run what can be run of what they wait for; forward passes first, so that many go back at once."""
+        trials = [t.request for t in waiting if isinstance(t.request, Trial)]
+        if trials:
+            return {_turn(request.member): self._try(request) for request in trials}
+        forwards = [t.request for t in waiting if isinstance(t.request, Forward)]
+        if forwards:
+            return self._forward(forwards)
+        requests = [t.request for t in waiting if isinstance(t.request, Backward)]
+        pairs = [(out[k], cut[k].grad) for r in requests for out, cut in [(r.out, r.given)] for k in out]
+        pairs = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
+        if pairs:
+            torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
+        return {_turn(r.member): None for r in requests}
+
+    def _forward(self, requests: Sequence[Forward]) -> dict[Turn, Any]:
+        answers: dict[Turn, Any] = {}
+        for kind in dict.fromkeys(r.kind for r in requests):
+            group = [r for r in requests if r.kind == kind]
+            outs: list[Any] = [None] * len(group)
+            if len(group) > 1:
+                assert self.joint is not None
+                with torch.enable_grad():
+                    outs = self.joint([r.member.name for r in group], [r.given for r in group])
+            answers |= {_turn(r.member): out for r, out in zip(group, outs, strict=True)}
+        return answers
+
+    def _try(self, request: Trial) -> Any:
+        """What a run's rows are among others, or why they cannot be there."""
+        assert self.joint is not None
+        try:
+            return self.joint.among_others(request.member.name, request.given)
+        except Exception as error:  # whatever it is, the run goes on by itself
+            self.joint.leave(request.member.name)
+            return Refused((str(error).splitlines() or [type(error).__name__])[0])
+
+
+def _turn(member: Member) -> Turn:
+    assert member.turn is not None
+    return member.turn

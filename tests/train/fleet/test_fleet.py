@@ -1,0 +1,211 @@
+"""Several runs on one base at once: each is what it is alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afina.core.config import methods
+from afina.errors import RecipeError
+from afina.train.fleet.many import train_many
+from afina.train.loop.run import run
+from afina.train.recipe.settings import load_recipe
+from afina.train.report.events import Reporter
+
+from .. import tiny
+from ..loop.test_adapt import OPTIONS
+
+NO_RUN = ("BITFIT", "XLORA")
+"""Methods for which the tiny model lacks biases, or adapters to choose from."""
+ALONE = {
+    "FULL": "the whole model is trained", "LAST_LAYERS": "adapts whole parts", "ADAPTION_PROMPT": "adapts whole parts",
+    "REFT": "adapts whole parts", "SHADOW": "adapts whole parts", "POLY": "takes arguments of the model",
+    "PVERA": "draws random numbers", "LILY": "its rows differ", "CARTRIDGE": "", "PREFIX_TUNING": "",
+}  # fmt: skip
+"""Methods that have passes of their own, and why; those of the cache have arguments that no shared pass has."""
+VARIED = {
+    "lora": {"method": {"type": "lora", "r": 4, "target_modules": "all-linear"}, "evaluation__enabled": True},
+    "other": {"method": {"type": "lora", "r": 8, "target_modules": ["q_proj"]}, "training__seed": 3,
+              "training__learning_rate": 0.003, "training__weight_decay": 0.1},
+    "ia3": {"method": {"type": "ia3"}, "training__batch_size": 2, "training__max_steps": 8},
+    "oft": {"method": {"type": "oft", "target_modules": ["q_proj"]}, "training__gradient_accumulation": 2},
+    "drop": {"method": {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": ["v_proj"]}},
+    "prompt": {"method": {"type": "prompt_tuning", "num_virtual_tokens": 4}, "training__scheduler": "cosine"},
+}  # fmt: skip
+
+
+def recipe_of(folder, model, name, **changes):
+    (folder / name).mkdir(parents=True)
+    return load_recipe(str(tiny.write_recipe(folder / name, model, **{"evaluation__enabled": False, **changes})))
+
+
+def of_method(folder, model, name):
+    needed = {"ADAPTION_PROMPT": {"adapter_len": 10, "adapter_layers": 2}, **OPTIONS}.get(name, {})
+    changes = {"method": {"type": name.lower(), **needed}, "training__max_steps": 3, "training__save_steps": 50,
+               "training__batch_size": 2}  # fmt: skip
+    if name in ("POLY", "MULTITASK_PROMPT_TUNING"):
+        changes["data__task_column"] = "task"
+    return recipe_of(folder, model, name, **changes)
+
+
+def adapter(folder):
+    file = Path(folder) / "adapter_model.safetensors"
+    return load_file(file if file.is_file() else Path(folder) / "model.safetensors")
+
+
+def both(recipes):
+    """What becomes of runs together; and their adapters alone and together."""
+    together = train_many(recipes)
+    out = {}
+    for recipe, trained in zip(recipes, together, strict=True):
+        assert trained.error is None, trained.error
+        other = recipe.model_copy(deep=True)
+        other.output.dir += "-alone"
+        alone = run(other, Reporter())
+        reports = [{k: r["training"][k] for k in ("loss", "steps")} for r in (alone.report, trained.result.report)]
+        scores = [result.after for result in (alone, trained.result)]
+        told = (trained.alone, trained.shared, trained.own)
+        out[recipe.output.dir] = adapter(alone.folder), adapter(trained.result.folder), reports, scores, told
+    return out
+
+
+def check_equal(found, loss=1e-5):
+    one, other, reports, *_ = found
+    assert one.keys() == other.keys()
+    assert reports[0]["steps"] == reports[1]["steps"]
+    assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], abs=loss)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=3e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def varied(model_folder, child, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("varied")
+    recipes = [recipe_of(folder, model_folder, name, **changes) for name, changes in VARIED.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFINA_CACHE", str(folder / "cache"))
+        found = child(both, recipes)
+    return {Path(key).parent.name: value for key, value in found.items()}
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_a_run_among_others_has_the_losses_and_the_adapter_that_it_has_alone(name, varied):
+    check_equal(varied[name])
+    _, _, _, (alone, together), (why, shared, own) = varied[name]
+    assert (alone is None) == (name != "lora")
+    assert alone is None or together.loss == pytest.approx(alone.loss, rel=1e-4)
+    if name == "drop":
+        assert "draws random numbers" in why
+        assert shared == 0 < own
+        assert all(torch.equal(varied[name][1][key], value) for key, value in varied[name][0].items())
+    else:
+        assert why == ""
+        assert shared > 0
+    assert shared + own == {"ia3": 8, "oft": 12}.get(name, 6)
+
+
+def test_the_runs_differ(varied):
+    """So that equality with each of them says something."""
+    losses = {found[2][0]["loss"] for found in varied.values()}
+    assert len(losses) == len(VARIED)
+
+
+@pytest.mark.whole("two runs of every method")
+def test_every_method_has_among_all_others_what_it_has_alone(model_folder, child, tmp_path):
+    names = [name for name in methods() if name not in NO_RUN]
+    found = child(both, [of_method(tmp_path, model_folder, name) for name in names])
+    for name, one in zip(names, found.values(), strict=True):
+        check_equal(one)
+        why, shared, _ = one[-1]
+        assert shared == (0 if name in ALONE else 3), (name, why)
+        if name in ALONE:
+            assert ALONE[name] in why
+
+
+def stopped_and_resumed(recipes):
+    """Runs that a signal stops after the third step of one of them; what they say; and their adapters once resumed."""
+
+    class Stops(Reporter):
+        def reached(self, stage, parts):
+            if stage == "ready":
+                parts["trainer"].add_callback(at_step(3))
+
+    first = train_many(recipes, Stops())
+    errors = [str(trained.error) for trained in first]
+    again = train_many(recipes, Reporter(), resume=True)
+    return errors, [adapter(trained.result.folder) for trained in again]
+
+
+def at_step(step):
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return Kill()
+
+
+def test_a_signal_stops_all_after_their_step_and_all_go_on(model_folder, child, tmp_path, varied):
+    names = ("lora", "other")
+    recipes = [recipe_of(tmp_path, model_folder, name, **VARIED[name]) for name in names]
+    errors, adapters = child(stopped_and_resumed, recipes)
+    assert all("stopped by SIGTERM" in error for error in errors)
+    for name, found in zip(names, adapters, strict=True):
+        for key, value in varied[name][0].items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=3e-5)
+
+
+def together(recipes):
+    return [(t.name, str(t.error or ""), t.shared, t.result and t.result.report["training"]["steps"])
+            for t in train_many(recipes)]  # fmt: skip
+
+
+def test_a_run_that_fails_leaves_and_the_others_go_on(model_folder, child, tmp_path):
+    good, other = (recipe_of(tmp_path, model_folder, n, **VARIED[n]) for n in ("lora", "other"))
+    bad = recipe_of(tmp_path, model_folder, "bad", **{**VARIED["lora"], "training__learning_rate": 1e30})
+    found = {name: rest for name, *rest in child(together, [good, bad, other])}
+    assert "finite" in found["bad/out"][0] or "gradient" in found["bad/out"][0]
+    assert found["lora/out"] == ["", 6, 6]
+    assert found["other/out"] == ["", 6, 6]
+
+
+def weights(recipe):
+    """How often the base's weights are in memory for two runs."""
+    places = []
+
+    class Looks(Reporter):
+        def reached(self, stage, parts):
+            if stage == "ready":
+                base = parts["model"].get_base_model()
+                places.append({p.data_ptr() for p in base.parameters() if not p.requires_grad})
+
+    other = recipe.model_copy(deep=True)
+    other.output.dir += "-2"
+    train_many([recipe, other], Looks())
+    return places
+
+
+def test_the_bases_weights_are_in_memory_once(model_folder, child, tmp_path):
+    one, other = child(weights, recipe_of(tmp_path, model_folder, "a", **VARIED["lora"]))
+    assert one == other
+    assert len(one) > 10
+
+
+def test_runs_without_a_base_in_common_are_refused(model_folder, tmp_path):
+    one, other = (recipe_of(tmp_path, model_folder, name) for name in "ab")
+    with pytest.raises(RecipeError, match="no recipe"):
+        train_many([])
+    with pytest.raises(RecipeError, match="two runs of one folder"):
+        train_many([one, one])
+    other.model.dtype = "bfloat16"
+    with pytest.raises(RecipeError, match="one in common"):
+        train_many([one, other])
+    assert json.dumps([p.name for p in tmp_path.rglob("out")]) == "[]"
