@@ -189,16 +189,3 @@ def test_compiles_without_a_graph_break() -> None:
         out.float().square().sum().backward()
         found.append([out, x.grad])
     torch.testing.assert_close(*found, rtol=3e-2, atol=3e-2)  # a few roundings in bfloat16
-
-
-@pytest.mark.parametrize("wants_x", [True, False])
-def test_operations_for_compiled_code_keep_torchs_rules(wants_x: bool) -> None:
-    x, given = rand(4, 7, seed=30), layers()
-    weights, a = [layer.weight for layer in given], torch.cat([layer.a.detach() for layer in given])
-    biases, b = [torch.empty(0, dtype=x.dtype)] * 3, [layer.b.detach() for layer in given]
-    *_, t = joint._outputs(x, weights, biases, a, b, [1.0, 2.0, 3.0])
-    checks = ("test_schema", "test_faketensor")  # gradients are the Function's, not the operations'
-    torch.library.opcheck(joint._opaque_outputs, (x, weights, biases, a, b, [1.0, 2.0, 3.0]), test_utils=checks)
-    g = [torch.ones(4, w.shape[0], dtype=x.dtype) for w in weights]
-    given_back = (g, x, weights, a, b, t, [1.0, 2.0, 3.0], wants_x)
-    torch.library.opcheck(joint._opaque_gradients, given_back, test_utils=checks)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.hosts.host import Host, hosts
+from .lora_linear import up
 
 
 class Layer(NamedTuple):
@@ -34,6 +35,13 @@ class Layer(NamedTuple):
 
 def lora_linears(x: Tensor, layers: list[Layer]) -> tuple[Tensor, ...]:
     """The layers' outputs; gradients go to x and to every a and b. x: (..., I)."""
+    if torch.compiler.is_compiling():
+        a_SI = torch.cat([layer.a for layer in layers]).to(x.dtype)
+        parts = torch.split(F.linear(x, a_SI), [layer.a.shape[0] for layer in layers], -1)
+        return tuple(
+            F.linear(x, layer.weight, layer.bias) + up(t_NR, layer.b, layer.scale)
+            for layer, t_NR in zip(layers, parts, strict=True)
+        )
     run: Any = _LoraLinears.apply
     out: tuple[Tensor, ...] = run(x, tuple(layer.scale for layer in layers),
                                   *(t for layer in layers for t in layer[:4]))  # fmt: skip
@@ -69,27 +77,6 @@ def _gradients(
     return [u_NS.mT @ x_NI, *db_RO, dx]
 
 
-# The compiler would turn sums in place into copies and sums; it is given both as operations that it does not look into.
-_opaque_outputs = torch.library.custom_op("afina::lora_linears", _outputs, mutates_args=())
-_opaque_gradients = torch.library.custom_op("afina::lora_linears_backward", _gradients, mutates_args=())
-
-
-@_opaque_outputs.register_fake
-def _(
-    x_NI: Tensor, weights: list[Tensor], biases: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], scales: list[float]
-) -> list[Tensor]:
-    return [x_NI.new_empty(x_NI.shape[0], t.shape[0]) for t in (*weights, a_SI)]
-
-
-@_opaque_gradients.register_fake
-def _(
-    g_NO: list[Tensor], x_NI: Tensor, weights: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], t_NS: Tensor,
-    scales: list[float], wants_x: bool,
-) -> list[Tensor]:  # fmt: skip
-    shapes = [a_SI.shape, *(t.mT.shape for t in b_OR), x_NI.shape if wants_x else (0,)]
-    return [x_NI.new_empty(shape) for shape in shapes]
-
-
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *flat: Tensor | None) -> tuple[Tensor, ...]:
@@ -98,8 +85,7 @@ class _LoraLinears(torch.autograd.Function):
         biases = [x.new_empty(0) if t is None else t for t in flat[1::4]]
         a_SI = torch.cat([t for t in a if t is not None]).to(x.dtype)
         b_OR = [t.to(x.dtype) for t in b if t is not None]
-        run = _opaque_outputs if torch.compiler.is_compiling() else _outputs
-        *out, t_NS = run(x.flatten(0, -2), weights, biases, a_SI, b_OR, list(scales))
+        *out, t_NS = _outputs(x.flatten(0, -2), weights, biases, a_SI, b_OR, list(scales))
         ctx.save_for_backward(x, a_SI, t_NS, *weights, *b_OR)
         ctx.scales, ctx.dtypes = list(scales), [None if t is None else t.dtype for t in (*a, *b)]
         return tuple(out[i].view(*x.shape[:-1], -1) for i in range(count))
@@ -110,8 +96,7 @@ class _LoraLinears(torch.autograd.Function):
         x, a_SI, t_NS, *rest = ctx.saved_tensors
         count, wants_x = len(ctx.scales), ctx.needs_input_grad[0]
         weights, b_OR = rest[:count], rest[count:]
-        run = _opaque_gradients if torch.compiler.is_compiling() else _gradients
-        da_SI, *db_RO, dx = run(
+        da_SI, *db_RO, dx = _gradients(
             [t.flatten(0, -2) for t in g], x.flatten(0, -2), weights, a_SI, b_OR, t_NS, ctx.scales, wants_x
         )
         da = torch.split(da_SI, [t.shape[1] for t in b_OR])

@@ -32,10 +32,14 @@ from .listening import tell
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
 
+_not_compiled: Any = torch.compiler.disable
+"""How many positions are supervised is known as numbers only, which the compiler would break off for in many places."""
+
 Kernel = Callable[[Tensor, Tensor, float, bool], Tensor]
 """`triton_loss.losses`."""
 
 
+@_not_compiled
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     label_smoothing: float = 0.0, softcap: float | None = None, count: Tensor | float | None = None,
@@ -56,6 +60,7 @@ def linear_cross_entropy(
     return out
 
 
+@_not_compiled
 def logits_and_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     count: Tensor | float | None = None,
@@ -245,6 +250,7 @@ def _sample(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> 
     return z_NV, torch.randint(width, (rows, 1), generator=random, device=device)
 
 
+@_not_compiled
 def supervised_loss(
     logits: Tensor, labels: Tensor | None, vocab_size: int | None = None, num_items_in_batch: Any = None,
     ignore_index: int = -100, shift_labels: Tensor | None = None, **kwargs: Any,

@@ -12,7 +12,7 @@ from ...core.hosts.host import Host
 from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight, autocasts
-from ...kernels.joint import Layer, lora_linears
+from ...kernels.joint import Layer
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 
 
@@ -73,8 +73,6 @@ class LoraFast(LightModule, DeltaWeight):
         scale, dropped = self.scale, self.dropped(x)
         if dropped is x and inner.is_base and is_plain_linear(inner.base.module):
             weight = inner.base.canonical(inner.base.weight)
-            if torch.compiler.is_compiling() and x.dtype.itemsize == 2 and not isinstance(scale, Tensor):
-                return lora_linears(x, [Layer(weight, inner.base.bias, A, B, scale)])[0]  # sums in place stay so
             return lora_linear(x, weight, inner.base.bias, A, B, scale)
         return add_low_rank(inner(x), dropped, A, B, scale)
 
