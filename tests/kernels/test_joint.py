@@ -67,7 +67,7 @@ def step(model: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many layers each joint operation had."""
     seen, own = [], joint.lora_linears
-    monkeypatch.setattr(joint, "lora_linears", lambda x, layers: seen.append(len(layers)) or own(x, layers))
+    monkeypatch.setattr(joint, "lora_linears", lambda x, layers, room: seen.append(len(layers)) or own(x, layers))
     return seen
 
 
@@ -101,13 +101,15 @@ def test_checkpointed_and_repeated_steps_are_the_same_to_the_bit(calls: list[int
     assert set(calls) == {2, 3}
 
 
-@pytest.mark.parametrize("change", ["switched off", "two adapters", "dropout", "rows"])
-def test_anything_but_one_plain_update_is_made_one_by_one(calls: list[int], change: str) -> None:
+@pytest.mark.parametrize("change", ["switched off", "another kind", "dropout", "rows"])
+def test_anything_but_plain_updates_is_made_one_by_one(calls: list[int], change: str) -> None:
     model, inputs = llama(lora_dropout=0.5 if change == "dropout" else 0.0), {}
     speed_up(model)
-    if change in ("two adapters", "rows"):
-        model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
-    if change == "two adapters":
+    targets = ["k_proj", "up_proj"]
+    if change == "rows":
+        model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=targets))
+    if change == "another kind":
+        model.add_adapter("b", afina.IA3Config(target_modules=targets, feedforward_modules=[]))
         model.set_adapter(["default", "b"])
     if change == "rows":
         inputs = {"adapter_names": ["b", "default"]}
@@ -117,6 +119,25 @@ def test_anything_but_one_plain_update_is_made_one_by_one(calls: list[int], chan
                 module.enable_adapters(False)
     step(model, **inputs)
     assert calls == []
+
+
+@pytest.mark.parametrize("kind", ["two adapters", "dora", "pissa"])
+def test_several_updates_and_dora_are_made_together_too(calls: list[int], kind: str) -> None:
+    options = {"dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}.get(kind, {})
+    found = []
+    for fast in (False, True):
+        model = llama(**options)
+        if kind == "two adapters":
+            model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
+            model.set_adapter(["default", "b"])
+        if fast:
+            assert joint.join(model.get_base_model(), lambda m=model: m(input_ids=IDS)) == SETS
+        found.append(step(model))
+    assert calls == [3, 2, 3, 2]
+    (a, plain), (b, together) = found
+    assert abs(a - b) <= 1e-2
+    for name, gradient in plain.items():
+        assert (together[name] - gradient).norm() <= 0.05 * gradient.norm(), name
 
 
 def test_evaluation_is_made_one_by_one(calls: list[int]) -> None:

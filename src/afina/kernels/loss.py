@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,16 @@ from .listening import tell
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
 
-_not_compiled: Any = torch.compiler.disable
-"""How many positions are supervised is known as numbers only, which the compiler would break off for in many places."""
-
 Kernel = Callable[[Tensor, Tensor, float, bool], Tensor]
 """`triton_loss.losses`."""
+_Loss = TypeVar("_Loss", bound=Callable[..., Any])
+
+
+def _not_compiled(loss: _Loss) -> _Loss:
+    """How many positions are supervised is known from their numbers only: the compiler breaks off once, here."""
+    compiler: Any = torch.compiler
+    out: _Loss = compiler.disable(loss)
+    return out
 
 
 @_not_compiled
