@@ -15,6 +15,7 @@ from . import backends, joint, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
+from .cuda.loss_trial import Kernel
 from .gated import gated
 from .lora_linear import lora_linear
 
@@ -172,13 +173,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((0.25 * q @ k.mT).masked_fill(later, float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
-def _triton() -> loss.Kernel:
+def _triton() -> Kernel:
     from .cuda.loss import losses
 
     return losses
 
 
-def _through(z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+def _through(z: Tensor, targets: Tensor, kernel: Kernel) -> Tensor:
     run: Any = _Losses.apply
     out: Tensor = run(z, targets, kernel)
     return out
@@ -188,7 +189,7 @@ class _Losses(torch.autograd.Function):
     """A kernel that puts the gradient in the place of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+    def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: Kernel) -> Tensor:
         ctx.gradient = z.clone()
         return kernel(ctx.gradient, targets, 0.0, True).sum().to(z.dtype)
 
