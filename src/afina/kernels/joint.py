@@ -5,7 +5,8 @@
 x meets all A_i in one product, forward and backward, and the parts of its gradient are added by the products
 themselves. A layer asked for its output makes the others' too, which they hand out when they are asked with the same
 input. Only in 16 bits: in float32 the merged order (`lora_linear`) has no thin products to share. On GPUs the layers'
-own products may carry the updates (`cuda.wide`), those of a layer that stands alone too.
+own products may carry the updates (`cuda.wide`), those of a layer that stands alone too; weights in 4 bits are read one
+after the other into the buffer that all share (`cuda.few_bits`).
 
 Shapes: N tokens, I inputs, O outputs of a layer, R rank of a layer, S sum of the ranks.
 """
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.hosts.host import Host, hosts
-from .cuda.wide import ADDED, LOCK, Room, Way, input_gradient, layer_outputs, make_room, saves_apart
+from .cuda.few_bits import shares_buffer
+from .cuda.wide import ADDED, LOCK, Room, Way, Weight, input_gradient, layer_outputs, make_room, saves_apart
 from .lora_linear import up
 
 
@@ -29,7 +31,7 @@ class Layer(NamedTuple):
     """weight: (O, I) and bias: (O,), frozen; a: (R, I), b: (O, R), of any dtype; what a and b are made of, if of
     something else."""
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     a: Tensor
     b: Tensor
@@ -47,9 +49,10 @@ def lora_linears(x: Tensor, layers: list[Layer], room: Room | None = None) -> tu
     if torch.compiler.is_compiling():
         a_SI = torch.cat([layer.a for layer in layers]).to(x.dtype)
         parts = torch.split(F.linear(x, a_SI), [layer.a.shape[0] for layer in layers], -1)
+        dense = [layer.weight for layer in layers if isinstance(layer.weight, Tensor)]
         return tuple(
-            F.linear(x, layer.weight, layer.bias) + up(t_NR, layer.b, layer.scale)
-            for layer, t_NR in zip(layers, parts, strict=True)
+            F.linear(x, weight, layer.bias) + up(t_NR, layer.b, layer.scale)
+            for layer, weight, t_NR in zip(layers, dense, parts, strict=True)
         )
     run: Any = _LoraLinears.apply
     out: tuple[Tensor, ...] = run(x, room, tuple(layer.scale for layer in layers),
@@ -65,15 +68,14 @@ def _times(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, room: Room | None, scales: tuple[float, ...], *flat: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        a, b = ([t for t in flat[i::4] if t is not None] for i in (2, 3))
-        weights, biases = [t for t in flat[::4] if t is not None], list(flat[1::4])
+    def forward(ctx: Any, x: Tensor, room: Room | None, scales: tuple[float, ...], *flat: Any) -> tuple[Tensor, ...]:
+        weights, biases, a, b = (list(flat[i::4]) for i in range(4))
         a_SI = torch.cat(a).to(x.dtype)
         b_OR = [_times(t, s, x.dtype) for t, s in zip(b, scales, strict=True)]
         out, t_NS = layer_outputs(x.flatten(0, -2), weights, biases, a_SI, b_OR, room)
-        ctx.save_for_backward(x, a_SI, t_NS, *weights, *b_OR)
+        # Where any is in few bits, none is looked after by autograd.
+        ctx.few_bits = [] if all(isinstance(w, Tensor) for w in weights) else weights
+        ctx.save_for_backward(x, a_SI, t_NS, *b_OR, *([] if ctx.few_bits else weights))
         ctx.room, ctx.scales, ctx.dtypes = room, scales, [t.dtype for t in (*a, *b)]
         return tuple(y.view(*x.shape[:-1], -1) for y in out)
 
@@ -82,7 +84,7 @@ class _LoraLinears(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, a_SI, t_NS, *rest = ctx.saved_tensors
         count = len(ctx.scales)
-        weights, b_OR, g_NO = rest[:count], rest[count:], [t.flatten(0, -2) for t in grads]
+        b_OR, weights, g_NO = rest[:count], ctx.few_bits or rest[count:], [t.flatten(0, -2) for t in grads]
         ranks = [t.shape[1] for t in b_OR]
         u_NS = torch.cat([g @ b for g, b in zip(g_NO, b_OR, strict=True)], 1)
         dx = None
@@ -122,8 +124,9 @@ class Siblings:
         return {**self.__dict__, "made": (None, {})}
 
     def takes(self, x: Tensor) -> bool:
-        """Whether its layers are made together for such an input: in float32 the merged order gains more."""
-        return x.dtype.itemsize == 2 or self.choose is not None
+        """Whether its layers are made together for such an input: in float32 the merged order gains more where the
+        weights need not be dequantised for it."""
+        return x.dtype.itemsize == 2 or self.choose is not None or self.members[0].base.quantised
 
     def output(self, host: Host, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
         """The host's output for x; None where one of them is no such layer now.
@@ -146,7 +149,7 @@ class Siblings:
         if len(layers) < len(self.members):
             return None
         room = self._room_for(layers, x)
-        if room is None and len(layers) == 1:
+        if room is None and len(layers) == 1 and isinstance(layers[0].weight, Tensor):
             return None
         states = [_state(layer, x) for layer in layers]
         made = dict(enumerate(zip(lora_linears(x, layers, room), states, strict=True)))
@@ -158,7 +161,10 @@ class Siblings:
         """Where the weights lie, if their products carry these updates; they are moved there in the first step."""
         if self.choose is None or torch.compiler.is_compiling():
             return None
-        weights, ranks, stream = [layer.weight for layer in layers], tuple(len(layer.a) for layer in layers), _stream(x)
+        weights = [layer.weight for layer in layers if isinstance(layer.weight, Tensor)]
+        ranks, stream = tuple(len(layer.a) for layer in layers), _stream(x)
+        if len(weights) < len(layers):
+            return None
         with LOCK:
             if self.room is None or (self.room.way != ADDED and not self.room.holds(weights)):
                 frozen = [w for w in weights if type(w) is nn.Parameter and w.device == x.device]
@@ -194,7 +200,8 @@ def join(base: nn.Module, try_out: Callable[[], Any], choose: Choose | None = No
         try_out: runs the model on something small, from which is seen which layers of one module read the same tensor.
     """
     seen: dict[Host, Tensor] = {}
-    linear = [(path, host) for path, host in hosts(base) if host.base.kind == "linear" and not host.base.quantised]
+    linear = [(path, host) for path, host in hosts(base) if host.base.kind == "linear"]
+    linear = [(path, host) for path, host in linear if not host.base.quantised or shares_buffer(host.base.module)]
     if len(linear) < 2:
         return 0
 
@@ -213,7 +220,7 @@ def join(base: nn.Module, try_out: Callable[[], Any], choose: Choose | None = No
         if host in seen:
             sets.setdefault((path.rpartition(".")[0], id(seen[host])), []).append(host)
     found = [members for members in sets.values() if len(members) > 1]
-    alone = [members for members in sets.values() if len(members) == 1 and choose is not None]
+    alone = [[one] for one, *others in sets.values() if not others and (choose is not None or one.base.quantised)]
     for members in found + alone:
         beside = Siblings(members, choose)
         for host in members:

@@ -22,12 +22,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .few_bits import Stored
+
+Weight = Tensor | Stored
+"""(O, I); one in few bits is read into a buffer that all share, one after the other."""
 ALIGNED = 8
 """What a row of the buffer is a multiple of, in numbers of 16 bits, so that matrix units read it as it lies."""
 LOCK = threading.RLock()
@@ -111,7 +116,7 @@ def _by_itself(module: nn.Module, state: dict[str, Tensor], prefix: str, _: obje
 
 
 def layer_outputs(
-    x_NI: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], a_SI: Tensor, b_OR: Sequence[Tensor],
+    x_NI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None], a_SI: Tensor, b_OR: Sequence[Tensor],
     room: Room | None = None,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """The outputs, and x_NI a_SIᵀ.
@@ -123,11 +128,14 @@ def layer_outputs(
     t_NS = x_NI @ a_SI.mT
     if room is None or not room.way.forward:
         parts = torch.split(t_NS, [b.shape[1] for b in b_OR], 1)
-        each = zip(weights, biases, b_OR, parts, strict=True)
-        return [F.linear(x_NI, w, bias).addmm_(t_NR, b.mT) for w, bias, b, t_NR in each], t_NS
+        out = []
+        for held, bias, b, t_NR in zip(weights, biases, b_OR, parts, strict=True):
+            with _read(held, x_NI.dtype) as weight:
+                out.append(F.linear(x_NI, weight, bias).addmm_(t_NR, b.mT))
+        return out, t_NS
     both = torch.cat([x_NI, t_NS, *_padding(room, t_NS)], 1)
     with LOCK:
-        buffer, out = room.buffer(weights[0]), []
+        buffer, out = room.buffer(_dense(weights)[0]), []
         for b, bias, row, column in zip(b_OR, biases, _begins(room.outputs), _begins(room.ranks), strict=True):
             wide = buffer[row : row + len(b)]
             wide[:, room.inputs + column :][:, : b.shape[1]].copy_(b)
@@ -136,7 +144,7 @@ def layer_outputs(
 
 
 def input_gradient(
-    g_NO: Sequence[Tensor], u_NS: Tensor, weights: Sequence[Tensor], a_SI: Tensor, room: Room | None = None
+    g_NO: Sequence[Tensor], u_NS: Tensor, weights: Sequence[Weight], a_SI: Tensor, room: Room | None = None
 ) -> Tensor:
     """(N, I).
 
@@ -146,14 +154,23 @@ def input_gradient(
     """
     if room is None or not room.way.backward:
         dx = u_NS @ a_SI
-        for g, weight in zip(g_NO, weights, strict=True):
-            dx.addmm_(g, weight)
+        for g, held in zip(g_NO, weights, strict=True):
+            with _read(held, g.dtype) as weight:
+                dx.addmm_(g, weight)
         return dx
     both = torch.cat([*g_NO, u_NS, *_padding(room, u_NS)], 1)
     with LOCK:
-        buffer = room.buffer(weights[0])[:, : room.inputs]
+        buffer = room.buffer(_dense(weights)[0])[:, : room.inputs]
         buffer[sum(room.outputs) :][: len(a_SI)].copy_(a_SI)
         return both @ buffer
+
+
+def _read(weight: Weight, dtype: torch.dtype) -> AbstractContextManager[Tensor]:
+    return nullcontext(weight) if isinstance(weight, Tensor) else weight.read(dtype)
+
+
+def _dense(weights: Sequence[Weight]) -> list[Tensor]:
+    return [w for w in weights if isinstance(w, Tensor)]
 
 
 def _padding(room: Room, like: Tensor) -> list[Tensor]:

@@ -13,6 +13,8 @@ from ...core.hosts.host import Host
 from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight, autocasts
+from ...kernels.cuda.few_bits import stored
+from ...kernels.cuda.wide import Weight
 from ...kernels.joint import Layer
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 
@@ -93,18 +95,25 @@ def updated(host: Host, x: Tensor, adapters: Sequence[LoraFast]) -> Layer | None
     plain = (
         all(a.reads_as_is(host.base, x) and not (a.training and a.dropout is not None) for a in adapters)
         and host.own_bias() is None
-        and is_plain_linear(host.base.module)
     )
-    scales = [adapter.scale for adapter in adapters]
-    if not plain or any(isinstance(scale, Tensor) for scale in scales):
+    base, scales = host.base, [adapter.scale for adapter in adapters]
+    weight = _weight(base, x) if plain and not any(isinstance(scale, Tensor) for scale in scales) else None
+    if weight is None:
         return None
     factors, sources = [adapter.factors() for adapter in adapters], [p for a in adapters for p in a.parameters()]
     A, B, scale = *factors[0], float(scales[0])
     if len(adapters) > 1:
         A, scale = torch.cat([a for a, _ in factors]), 1.0
         B = torch.cat([b * s for (_, b), s in zip(factors, scales, strict=True)], 1)
-    base = host.base
-    return Layer(base.canonical(base.weight), base.bias, A, B, scale, tuple(sources))
+    bias = None if base.bias is None else base.bias.to(x.dtype)
+    return Layer(weight, bias, A, B, scale, tuple(sources))
+
+
+def _weight(base: BaseWeight, x: Tensor) -> Weight | None:
+    """What a frozen layer multiplies by and nothing else, dense or in few bits."""
+    if base.quantised:
+        return stored(base.module, x)
+    return base.canonical(base.weight) if is_plain_linear(base.module) else None
 
 
 def _updates(host: Host, x: Tensor) -> Layer | None:
