@@ -73,7 +73,7 @@ def step(model, run, **inputs):
     return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-WHOLE = pytest.mark.whole
+WHOLE = pytest.mark.whole("the three others go the same way through the layers")
 
 
 @pytest.mark.parametrize("make", [
@@ -132,7 +132,7 @@ def language_model(library, read_together=False):
     return model
 
 
-@pytest.mark.whole
+@pytest.mark.whole("seconds of tracing a language model; layers alone are compiled above")
 def test_the_loss_is_the_only_break_of_a_model_that_was_sped_up():
     model = language_model(afina)
     with contextlib.ExitStack() as on_a_gpu:
@@ -159,7 +159,7 @@ def operations(model):
     return sum(n for name, n in found.items() if not any(view in name for view in VIEWS))
 
 
-@pytest.mark.whole
+@pytest.mark.whole("seconds of tracing language models; that a step is one graph is shown above")
 def test_the_compiler_is_given_fewer_operations_than_the_references():
     together, alone = operations(language_model(afina, True)), operations(language_model(afina))
     assert together < alone < operations(language_model(peft))

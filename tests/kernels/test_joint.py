@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import afina
-from afina.kernels import joint
+from afina.kernels import joint, speed
+from afina.kernels.cuda.wide_trial import way
 from afina.kernels.joint import Layer, lora_linears
 from afina.kernels.speed import speed_up
 
@@ -210,3 +211,14 @@ def test_compiles_without_a_graph_break() -> None:
         out.float().square().sum().backward()
         found.append([out, x.grad])
     torch.testing.assert_close(*found, rtol=3e-2, atol=3e-2)  # a few roundings in bfloat16
+
+
+def test_only_on_a_gpu_is_it_asked_whether_products_carry_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(speed, "join", lambda base, run, choose: asked.append(choose) or 2)
+    base = llama().get_base_model()
+    said = [speed._siblings(base)]
+    monkeypatch.setattr(speed, "_device", lambda _: torch.device("cuda"))
+    said.append(speed._siblings(base))
+    assert asked == [None, way]
+    assert ["the first step asks" in sentence for sentence in said] == [False, True]
