@@ -53,7 +53,8 @@ def left_to_compiler(x: Tensor) -> bool:
 
 def up(t_NR: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """scale · t Bᵀ in t's dtype. t_NR: (..., R). b: (O, R), of any dtype."""
-    return F.linear(t_NR, (b * scale).to(t_NR.dtype))
+    b = b if not isinstance(scale, Tensor) and scale == 1 else b * scale
+    return F.linear(t_NR, b.to(t_NR.dtype))
 
 
 def merged_is_cheaper(tokens: int, weight: Tensor) -> bool:

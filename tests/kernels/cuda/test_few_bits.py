@@ -109,6 +109,15 @@ def test_layers_that_read_the_same_input_are_made_together_through_the_buffer(ch
     assert len(set(weights)) == 1
 
 
+def test_compiled_layers_have_no_break():
+    model = llama()
+    share_buffer(model)
+    joint.join(model.get_base_model(), lambda: model(input_ids=IDS))
+    part, x = model.get_base_model().model.layers[0].mlp, torch.linspace(-1, 1, 192).view(1, 3, 64)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(part, backend="eager", fullgraph=True)(x), part(x), rtol=1e-4, atol=1e-6)
+
+
 def test_a_copy_of_a_model_gives_the_same_and_evaluation_is_the_layers_own(weights):
     model = llama()
     share_buffer(model)
