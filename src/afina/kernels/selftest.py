@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import backends, joint, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
 from .cuda.loss_trial import Kernel
+from .cuda.wide import Way, make_room
 from .gated import gated
 from .lora_linear import lora_linear
 
@@ -110,6 +111,12 @@ def _everywhere() -> Iterator[_Kernel]:
         layer = joint.Layer(on(x, weight), None, a, b, _SCALE)
         return torch.cat(joint.lora_linears(x, [layer, layer]), -1)
 
+    def carried(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        own = nn.Parameter(on(x, weight).clone(), requires_grad=False)
+        room = make_room([own], [len(a)], Way(forward=True, backward=True))
+        return joint.lora_linears(x, [joint.Layer(own, None, a, b, _SCALE)], room)[0]
+
+    yield _Kernel("LoRA in its frozen layer's product", carried, low_rank, ((40, 64), (8, 64), (48, 8)))
     yield _Kernel("LoRA with its frozen layer", lambda x, a, b: lora_linear(x, on(x, weight), None, a, b, _SCALE),
                   low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
     yield _Kernel("LoRA layers that read the same input", two,
