@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .rows import ALONE, FAST, LENGTHS, LINEARS, RANK, Row
+from .rows import ALONE, FAST, GRAPHS, LENGTHS, LINEARS, RANK, Row
 
 _NEEDS = MappingProxyType({"liger": "liger_kernel", "unsloth": "unsloth", "peft": "peft"})
 
@@ -83,12 +83,12 @@ def adapted(name: str, row: Row, device: str, tiny: bool) -> tuple[Any, list[str
     if row.method != "full":
         library = importlib.import_module("peft" if name.startswith("peft") else "afina")
         model = _with_adapters(library, model, row)
-    if name in (FAST, ALONE) or row.lengths:
+    if name.startswith((FAST, ALONE)) or row.lengths:
         said = _sped_up(name, model, device)
     if row.method != "full":
         _same_start(model)
-    if name.endswith("compile"):
-        model.forward = torch.compile(model.forward)
+    if "compile" in name:
+        model.forward = torch.compile(model.forward, mode="reduce-overhead" if name == GRAPHS else None)
     return model.train(row.method != "adapters"), said
 
 

@@ -19,6 +19,7 @@ _TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "nu
 
 FAST, ALONE = "afina + speed_up", "afina + speed_up, loss alone"
 LIGER, COMPILE = "peft + liger", "peft + compile"
+COMPILED, GRAPHS = f"{ALONE} + compile", f"{ALONE} + compile in CUDA graphs"
 _STEP = ("peft", LIGER, "afina", ALONE)
 PADDED, LENGTHS, EQUAL = "afina, padded", "afina, by lengths", "afina, the same tokens in equal rows"
 
@@ -62,9 +63,9 @@ class Row:
 
 
 ROWS = {row.name: row for row in (
-    Row("1b", "1b", 4, 1024, (*_STEP, FAST, COMPILE, "unsloth"), aim=1.8),
+    Row("1b", "1b", 4, 1024, (*_STEP, FAST, COMPILE, COMPILED, GRAPHS, "unsloth"), aim=1.8),
     Row("8b-8-layers", "8b", 2, 2048, (*_STEP, COMPILE, "unsloth"), layers=8, aim=1.35),
-    Row("1b-short", "1b", 16, 64, (*_STEP, COMPILE), aim=3.0),
+    Row("1b-short", "1b", 16, 64, (*_STEP, COMPILE, COMPILED, GRAPHS), aim=3.0),
     Row("1b-packed", "1b", 16, 1024, (PADDED, LENGTHS, EQUAL), lengths=True),
     Row("8b-qlora", "8b", 2, 2048, ("peft", LIGER, ALONE), nf4=True, checkpointing=True),
     Row("8b-checkpointing", "8b", 2, 2048, (LIGER, ALONE), checkpointing=True),

@@ -28,6 +28,8 @@ CLOSE = 2e-3
 """Of outputs, relative to the largest, where another device sums in another order in float32."""
 
 
+OTHER_BASIS = {"ADAMSS", "OSF", "PSOFT", "XLORA"}
+"""In 16 bits their gradients are of other tensors than in float32 (parts of the base's decomposition), or nearly 0."""
 STILL = {"XLORA"}
 """Its two experts are alike here, so that the loss does not depend on what it trains."""
 
@@ -132,11 +134,12 @@ def test_on_a_base_of_16_bits_its_gradients_are_finite_and_near_those_of_float32
         model, inputs = put_there(method, device, beside, chosen).train(), on(device, method)
         loss = model(**inputs).loss
         loss.backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        assert gradients
-        assert all(bool(g.isfinite().all()) for g in gradients)
-        found.append(float(loss))
-    assert found[1] == pytest.approx(found[0], rel=2e-2)
+        gradient = torch.cat([p.grad.float().flatten() for p in model.parameters() if p.grad is not None])
+        assert bool(gradient.isfinite().all())
+        found.append((float(loss), gradient))
+    (plain, true), (few, gradient) = found
+    assert few == pytest.approx(plain, rel=2e-2)
+    assert method in OTHER_BASIS or float((gradient - true).norm()) <= 0.05 * float(true.norm()) > 0
 
 
 @pytest.mark.parametrize("device", DEVICES)

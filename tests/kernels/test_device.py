@@ -8,16 +8,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.devices.place import place
-from afina.kernels import loss
-from afina.kernels.cuda import offload
+from afina.kernels import joint, loss
+from afina.kernels.cuda import loss_trial, offload
 from afina.kernels.cuda.few_bits import share_buffer
 from afina.kernels.cuda.flash import use_flash
 from afina.kernels.cuda.varlen import RowLengths
+from afina.kernels.cuda.wide_trial import way
 from afina.kernels.selftest import self_test
 from afina.kernels.speed import are_on, speed_up
 from afina.train.base.quantize import in_fp8
 
 from .cuda.test_few_bits import llama as llama_in_4_bits
+from .cuda.test_wide import always
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -83,18 +85,20 @@ def test_packed_rows_on_a_gpu_have_the_losses_and_gradients_of_padded_ones():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("whose", [loss_trial.OURS, loss_trial.LIGERS])
 @pytest.mark.parametrize("words", [300, 128256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_loss_in_triton_is_torchs_operations(dtype, words):
-    from afina.kernels.cuda.loss import losses
-
+def test_the_loss_in_triton_is_torchs_operations(dtype, words, whose):
+    if whose not in loss_trial.candidates():
+        pytest.skip("no liger-kernel installed")
+    losses = loss_trial.candidates()[whose]()[0]
     z = (4 * torch.randn(37, words, device="cuda")).to(dtype)
     targets = torch.randint(0, words, (37, 1), device="cuda")
     exact = z.double().requires_grad_()
     expected = torch.nn.functional.cross_entropy(exact, targets[:, 0], reduction="sum")
     expected.backward()
     gradient = z.clone()
-    found = losses(gradient, targets, 0.0, True)
+    found = losses(gradient, targets, 0.0, True).sum()
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
     far = 1e-5 if dtype == torch.float32 else 1e-2
     assert float((gradient.double() - exact.grad).norm() / exact.grad.norm()) <= far
@@ -128,7 +132,40 @@ def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
     pytest.importorskip("bitsandbytes")
     plain, shared = (llama_in_4_bits().to("cuda") for _ in range(2))
     assert share_buffer(shared) == 14
-    near(step(shared), step(plain), 1e-3)
+    expected = step(plain)
+    near(step(shared), expected, 1e-3)
+    shared.zero_grad()
+    ids = torch.arange(8, device="cuda")[None]
+    assert joint.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
+    near(step(shared), expected, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("choose", [always, way])
+def test_updates_in_the_layers_own_products_are_those_that_are_added(choose, dtype):
+    found = []
+    for chosen in (None, choose):
+        model = adapted("cuda", dtype)
+        ids = torch.arange(8, device="cuda")[None]
+        assert joint.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
+        found.append(step(model))
+    lie = [not host.base.weight.is_contiguous() for _, host in joint.hosts(model.get_base_model())]
+    assert all(lie) or choose is way
+    near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_a_compiled_step_is_the_plain_one_also_in_cuda_graphs(mode):
+    plain, compiled = adapted("cuda", torch.bfloat16), adapted("cuda", torch.bfloat16)
+    for model in (plain, compiled):
+        speed_up(model, keep_logits=False)
+    expected = step(plain)
+    compiled.forward = torch.compile(compiled.forward, mode=mode)
+    for _ in range(4):  # graphs are recorded after the first steps
+        compiled.zero_grad()
+        near(step(compiled), expected, 3e-2)
 
 
 @pytest.mark.gpu

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import afina
-from afina.kernels import joint
+from afina.kernels import joint, speed
+from afina.kernels.cuda.wide_trial import way
 from afina.kernels.joint import Layer, lora_linears
 from afina.kernels.speed import speed_up
 
@@ -67,7 +68,7 @@ def step(model: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many layers each joint operation had."""
     seen, own = [], joint.lora_linears
-    monkeypatch.setattr(joint, "lora_linears", lambda x, layers: seen.append(len(layers)) or own(x, layers))
+    monkeypatch.setattr(joint, "lora_linears", lambda x, layers, room: seen.append(len(layers)) or own(x, layers))
     return seen
 
 
@@ -101,13 +102,15 @@ def test_checkpointed_and_repeated_steps_are_the_same_to_the_bit(calls: list[int
     assert set(calls) == {2, 3}
 
 
-@pytest.mark.parametrize("change", ["switched off", "two adapters", "dropout", "rows"])
-def test_anything_but_one_plain_update_is_made_one_by_one(calls: list[int], change: str) -> None:
+@pytest.mark.parametrize("change", ["switched off", "another kind", "dropout", "rows"])
+def test_anything_but_plain_updates_is_made_one_by_one(calls: list[int], change: str) -> None:
     model, inputs = llama(lora_dropout=0.5 if change == "dropout" else 0.0), {}
     speed_up(model)
-    if change in ("two adapters", "rows"):
-        model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
-    if change == "two adapters":
+    targets = ["k_proj", "up_proj"]
+    if change == "rows":
+        model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=targets))
+    if change == "another kind":
+        model.add_adapter("b", afina.IA3Config(target_modules=targets, feedforward_modules=[]))
         model.set_adapter(["default", "b"])
     if change == "rows":
         inputs = {"adapter_names": ["b", "default"]}
@@ -117,6 +120,25 @@ def test_anything_but_one_plain_update_is_made_one_by_one(calls: list[int], chan
                 module.enable_adapters(False)
     step(model, **inputs)
     assert calls == []
+
+
+@pytest.mark.parametrize("kind", ["two adapters", "dora", "pissa"])
+def test_several_updates_and_dora_are_made_together_too(calls: list[int], kind: str) -> None:
+    options = {"dora": {"use_dora": True}, "pissa": {"init_lora_weights": "pissa"}}.get(kind, {})
+    found = []
+    for fast in (False, True):
+        model = llama(**options)
+        if kind == "two adapters":
+            model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
+            model.set_adapter(["default", "b"])
+        if fast:
+            assert joint.join(model.get_base_model(), lambda m=model: m(input_ids=IDS)) == SETS
+        found.append(step(model))
+    assert calls == [3, 2, 3, 2]
+    (a, plain), (b, together) = found
+    assert abs(a - b) <= 1e-2
+    for name, gradient in plain.items():
+        assert (together[name] - gradient).norm() <= 0.05 * gradient.norm(), name
 
 
 def test_evaluation_is_made_one_by_one(calls: list[int]) -> None:
@@ -191,14 +213,12 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(*found, rtol=3e-2, atol=3e-2)  # a few roundings in bfloat16
 
 
-@pytest.mark.parametrize("wants_x", [True, False])
-def test_operations_for_compiled_code_keep_torchs_rules(wants_x: bool) -> None:
-    x, given = rand(4, 7, seed=30), layers()
-    weights, a = [layer.weight for layer in given], torch.cat([layer.a.detach() for layer in given])
-    biases, b = [torch.empty(0, dtype=x.dtype)] * 3, [layer.b.detach() for layer in given]
-    *_, t = joint._outputs(x, weights, biases, a, b, [1.0, 2.0, 3.0])
-    checks = ("test_schema", "test_faketensor")  # gradients are the Function's, not the operations'
-    torch.library.opcheck(joint._opaque_outputs, (x, weights, biases, a, b, [1.0, 2.0, 3.0]), test_utils=checks)
-    g = [torch.ones(4, w.shape[0], dtype=x.dtype) for w in weights]
-    given_back = (g, x, weights, a, b, t, [1.0, 2.0, 3.0], wants_x)
-    torch.library.opcheck(joint._opaque_gradients, given_back, test_utils=checks)
+def test_only_on_a_gpu_is_it_asked_whether_products_carry_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(speed, "join", lambda base, run, choose: asked.append(choose) or 2)
+    base = llama().get_base_model()
+    said = [speed._siblings(base)]
+    monkeypatch.setattr(speed, "_device", lambda _: torch.device("cuda"))
+    said.append(speed._siblings(base))
+    assert asked == [None, way]
+    assert ["the first step asks" in sentence for sentence in said] == [False, True]

@@ -4,14 +4,16 @@
 
 x meets all A_i in one product, forward and backward, and the parts of its gradient are added by the products
 themselves. A layer asked for its output makes the others' too, which they hand out when they are asked with the same
-input. Only in 16 bits: in float32 the merged order (`low_rank`) has no thin products to share.
+input. Only in 16 bits: in float32 the merged order (`lora_linear`) has no thin products to share. On GPUs the layers'
+own products may carry the updates (`cuda.wide`), those of a layer that stands alone too; weights in 4 bits are read one
+after the other into the buffer that all share (`cuda.few_bits`).
 
 Shapes: N tokens, I inputs, O outputs of a layer, R rank of a layer, S sum of the ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,106 +22,84 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.hosts.host import Host, hosts
+from .cuda.few_bits import shares_buffer
+from .cuda.wide import ADDED, LOCK, Room, Way, Weight, input_gradient, layer_outputs, make_room, saves_apart
+from .lora_linear import up
 
 
 class Layer(NamedTuple):
-    """weight: (O, I) and bias: (O,), frozen; a: (R, I), b: (O, R), of any dtype."""
+    """weight: (O, I) and bias: (O,), frozen; a: (R, I), b: (O, R), of any dtype; what a and b are made of, if of
+    something else."""
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     a: Tensor
     b: Tensor
     scale: float
+    sources: tuple[Tensor, ...] = ()
 
 
-def lora_linears(x: Tensor, layers: list[Layer]) -> tuple[Tensor, ...]:
-    """The layers' outputs; gradients go to x and to every a and b. x: (..., I)."""
+def lora_linears(x: Tensor, layers: list[Layer], room: Room | None = None) -> tuple[Tensor, ...]:
+    """The layers' outputs; gradients go to x and to every a and b.
+
+    Args:
+        x: (..., I).
+        room: what the weights lie in, where the layers' products carry the updates.
+    """
+    if torch.compiler.is_compiling():
+        a_SI = torch.cat([layer.a for layer in layers]).to(x.dtype)
+        parts = torch.split(F.linear(x, a_SI), [layer.a.shape[0] for layer in layers], -1)
+        dense = [layer.weight for layer in layers if isinstance(layer.weight, Tensor)]
+        return tuple(
+            F.linear(x, weight, layer.bias) + up(t_NR, layer.b, layer.scale)
+            for layer, weight, t_NR in zip(layers, dense, parts, strict=True)
+        )
     run: Any = _LoraLinears.apply
-    out: tuple[Tensor, ...] = run(x, tuple(layer.scale for layer in layers),
+    out: tuple[Tensor, ...] = run(x, room, tuple(layer.scale for layer in layers),
                                   *(t for layer in layers for t in layer[:4]))  # fmt: skip
     return out
 
 
-def _outputs(
-    x_NI: Tensor, weights: list[Tensor], biases: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], scales: list[float]
-) -> list[Tensor]:
-    """The outputs, and x_NI a_SIᵀ last. biases: empty where there is none."""
-    t_NS = x_NI @ a_SI.mT
-    parts = torch.split(t_NS, [t.shape[1] for t in b_OR], 1)
-    out = [
-        F.linear(x_NI, w, bias if bias.numel() else None).addmm_(t_NR, b.mT, alpha=s)
-        for w, bias, b, t_NR, s in zip(weights, biases, b_OR, parts, scales, strict=True)
-    ]
-    return [*out, t_NS]
-
-
-def _gradients(
-    g_NO: list[Tensor], x_NI: Tensor, weights: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], t_NS: Tensor,
-    scales: list[float], wants_x: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Gradients of a_SI, of every b (transposed), and of x_NI, which is empty if it is not wanted."""
-    u_NS = torch.cat([(g @ b).mul_(s) for g, b, s in zip(g_NO, b_OR, scales, strict=True)], 1)
-    dx = x_NI.new_empty(0)
-    if wants_x:
-        dx = u_NS @ a_SI
-        for g, weight in zip(g_NO, weights, strict=True):
-            dx.addmm_(g, weight)
-    parts = torch.split(t_NS, [t.shape[1] for t in b_OR], 1)
-    db_RO = [(t_NR.mT @ g).mul_(s) for t_NR, g, s in zip(parts, g_NO, scales, strict=True)]
-    return [u_NS.mT @ x_NI, *db_RO, dx]
-
-
-# The compiler would turn sums in place into copies and sums; it is given both as operations that it does not look into.
-_opaque_outputs = torch.library.custom_op("afina::lora_linears", _outputs, mutates_args=())
-_opaque_gradients = torch.library.custom_op("afina::lora_linears_backward", _gradients, mutates_args=())
-
-
-@_opaque_outputs.register_fake
-def _(
-    x_NI: Tensor, weights: list[Tensor], biases: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], scales: list[float]
-) -> list[Tensor]:
-    return [x_NI.new_empty(x_NI.shape[0], t.shape[0]) for t in (*weights, a_SI)]
-
-
-@_opaque_gradients.register_fake
-def _(
-    g_NO: list[Tensor], x_NI: Tensor, weights: list[Tensor], a_SI: Tensor, b_OR: list[Tensor], t_NS: Tensor,
-    scales: list[float], wants_x: bool,
-) -> list[Tensor]:  # fmt: skip
-    shapes = [a_SI.shape, *(t.mT.shape for t in b_OR), x_NI.shape if wants_x else (0,)]
-    return [x_NI.new_empty(shape) for shape in shapes]
+def _times(b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    if scale == 1:
+        return b.to(dtype)
+    return torch.mul(b, scale, out=torch.empty(b.shape, dtype=dtype, device=b.device))
 
 
 class _LoraLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scales: tuple[float, ...], *flat: Tensor | None) -> tuple[Tensor, ...]:
-        count, (a, b) = len(scales), (flat[2::4], flat[3::4])
-        weights = [t for t in flat[::4] if t is not None]
-        biases = [x.new_empty(0) if t is None else t for t in flat[1::4]]
-        a_SI = torch.cat([t for t in a if t is not None]).to(x.dtype)
-        b_OR = [t.to(x.dtype) for t in b if t is not None]
-        run = _opaque_outputs if torch.compiler.is_compiling() else _outputs
-        *out, t_NS = run(x.flatten(0, -2), weights, biases, a_SI, b_OR, list(scales))
-        ctx.save_for_backward(x, a_SI, t_NS, *weights, *b_OR)
-        ctx.scales, ctx.dtypes = list(scales), [None if t is None else t.dtype for t in (*a, *b)]
-        return tuple(out[i].view(*x.shape[:-1], -1) for i in range(count))
+    def forward(ctx: Any, x: Tensor, room: Room | None, scales: tuple[float, ...], *flat: Any) -> tuple[Tensor, ...]:
+        weights, biases, a, b = (list(flat[i::4]) for i in range(4))
+        a_SI = torch.cat(a).to(x.dtype)
+        b_OR = [_times(t, s, x.dtype) for t, s in zip(b, scales, strict=True)]
+        out, t_NS = layer_outputs(x.flatten(0, -2), weights, biases, a_SI, b_OR, room)
+        # Where any is in few bits, none is looked after by autograd.
+        ctx.few_bits = [] if all(isinstance(w, Tensor) for w in weights) else weights
+        ctx.save_for_backward(x, a_SI, t_NS, *b_OR, *([] if ctx.few_bits else weights))
+        ctx.room, ctx.scales, ctx.dtypes = room, scales, [t.dtype for t in (*a, *b)]
+        return tuple(y.view(*x.shape[:-1], -1) for y in out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *g: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         x, a_SI, t_NS, *rest = ctx.saved_tensors
-        count, wants_x = len(ctx.scales), ctx.needs_input_grad[0]
-        weights, b_OR = rest[:count], rest[count:]
-        run = _opaque_gradients if torch.compiler.is_compiling() else _gradients
-        da_SI, *db_RO, dx = run(
-            [t.flatten(0, -2) for t in g], x.flatten(0, -2), weights, a_SI, b_OR, t_NS, ctx.scales, wants_x
-        )
-        da = torch.split(da_SI, [t.shape[1] for t in b_OR])
-        grads: list[Any] = []
-        for i in range(count):
-            db = db_RO[i].to(ctx.dtypes[count + i]).mT.contiguous()
-            grads += [None, None, da[i].to(ctx.dtypes[i]), db]
-        return dx.view(x.shape) if wants_x else None, None, *grads
+        count = len(ctx.scales)
+        b_OR, weights, g_NO = rest[:count], ctx.few_bits or rest[count:], [t.flatten(0, -2) for t in grads]
+        ranks = [t.shape[1] for t in b_OR]
+        u_NS = torch.cat([g @ b for g, b in zip(g_NO, b_OR, strict=True)], 1)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = input_gradient(g_NO, u_NS, weights, a_SI, ctx.room).view(x.shape)
+        da, parts = torch.split(u_NS.mT @ x.flatten(0, -2), ranks), torch.split(t_NS, ranks, 1)
+        factors: list[Any] = []
+        for i, (g, t_NR, scale) in enumerate(zip(g_NO, parts, ctx.scales, strict=True)):
+            db = (t_NR.mT @ g).to(ctx.dtypes[count + i]).mT.contiguous()
+            factors += [None, None, da[i].to(ctx.dtypes[i]), db if scale == 1 else db.mul_(scale)]
+        return dx, None, None, *factors
+
+
+Choose = Callable[[Sequence[Tensor], Sequence[int], int], Way]
+"""Whether products carry updates, of the frozen weights, the updates' ranks and the number of tokens."""
 
 
 class Siblings:
@@ -127,16 +107,26 @@ class Siblings:
 
     Attributes:
         made: an input, and the outputs that were made along with another's and not asked for yet, by host.
+        choose: says whether their products carry the updates; None where they do not.
+        room: what their weights lie in, where they do.
+        stream: the one on which the room is written to and read.
     """
 
-    def __init__(self, members: list[Host]) -> None:
-        self.members = tuple(members)
+    def __init__(self, members: Sequence[Host], choose: Choose | None = None) -> None:
+        self.members, self.choose = tuple(members), choose
+        self.room: Room | None = None
+        self.stream = 0
         # The input and the outputs in one value, so that no other thread's come between.
         self.made: tuple[Tensor | None, dict[int, tuple[Tensor, Any]]] = (None, {})
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are made without outputs in flight."""
-        return {"members": self.members, "made": (None, {})}
+        return {**self.__dict__, "made": (None, {})}
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether its layers are made together for such an input: in float32 the merged order gains more where the
+        weights need not be dequantised for it."""
+        return x.dtype.itemsize == 2 or self.choose is not None or self.members[0].base.quantised
 
     def output(self, host: Host, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
         """The host's output for x; None where one of them is no such layer now.
@@ -158,28 +148,60 @@ class Siblings:
         self.made = (None, {})
         if len(layers) < len(self.members):
             return None
+        room = self._room_for(layers, x)
+        if room is None and len(layers) == 1 and isinstance(layers[0].weight, Tensor):
+            return None
         states = [_state(layer, x) for layer in layers]
-        made = dict(enumerate(zip(lora_linears(x, layers), states, strict=True)))
+        made = dict(enumerate(zip(lora_linears(x, layers, room), states, strict=True)))
         out, _ = made.pop(me)
         self.made = (x, made)
         return out
+
+    def _room_for(self, layers: list[Layer], x: Tensor) -> Room | None:
+        """Where the weights lie, if their products carry these updates; they are moved there in the first step."""
+        if self.choose is None or torch.compiler.is_compiling():
+            return None
+        weights = [layer.weight for layer in layers if isinstance(layer.weight, Tensor)]
+        ranks, stream = tuple(len(layer.a) for layer in layers), _stream(x)
+        if len(weights) < len(layers):
+            return None
+        with LOCK:
+            if self.room is None or (self.room.way != ADDED and not self.room.holds(weights)):
+                frozen = [w for w in weights if type(w) is nn.Parameter and w.device == x.device]
+                if len(frozen) < len(weights):
+                    return None
+                way = self.choose(weights, ranks, x.numel() // x.shape[-1])
+                self.room, self.stream = make_room(frozen, ranks, way), stream
+                for host in self.members if way != ADDED else ():
+                    saves_apart(host.base.module)
+        fits = self.room.way != ADDED and self.room.ranks == ranks and self.stream == stream
+        return self.room if fits else None
+
+
+def _stream(x: Tensor) -> int:
+    """The CUDA stream that this thread works on; 0 elsewhere."""
+    gpu: Any = torch.cuda
+    return gpu.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
 
 
 def _state(layer: Layer, x: Tensor) -> Any:
     """What changes when a layer's update or its input does."""
     if torch.compiler.is_compiling():
         return None
-    return *(t._version for t in (layer.a, layer.b, x)), id(layer.a), id(layer.b), layer.scale
+    sources = layer.sources or (layer.a, layer.b)
+    return x._version, layer.scale, *((id(t), t._version) for t in sources)
 
 
-def join(base: nn.Module, try_out: Callable[[], Any]) -> int:
+def join(base: nn.Module, try_out: Callable[[], Any], choose: Choose | None = None) -> int:
     """Tell hosts of their siblings; returns how many sets there are.
 
     Args:
+        choose: says whether products carry the updates, which is then asked of every layer; None where they do not.
         try_out: runs the model on something small, from which is seen which layers of one module read the same tensor.
     """
     seen: dict[Host, Tensor] = {}
-    linear = [(path, host) for path, host in hosts(base) if host.base.kind == "linear" and not host.base.quantised]
+    linear = [(path, host) for path, host in hosts(base) if host.base.kind == "linear"]
+    linear = [(path, host) for path, host in linear if not host.base.quantised or shares_buffer(host.base.module)]
     if len(linear) < 2:
         return 0
 
@@ -198,8 +220,9 @@ def join(base: nn.Module, try_out: Callable[[], Any]) -> int:
         if host in seen:
             sets.setdefault((path.rpartition(".")[0], id(seen[host])), []).append(host)
     found = [members for members in sets.values() if len(members) > 1]
-    for members in found:
-        beside = Siblings(members)
+    alone = [[one] for one, *others in sets.values() if not others and (choose is not None or one.base.quantised)]
+    for members in found + alone:
+        beside = Siblings(members, choose)
         for host in members:
             host.beside = beside
     return len(found)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -28,6 +29,8 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
     Args:
         x: (..., I). weight: (O, I), frozen. bias: (O,), frozen. a: (R, I). b: (O, R).
     """
+    if left_to_compiler(x):
+        return F.linear(x, weight, bias) + up(F.linear(x, a.to(x.dtype)), b, scale)
     run: Any = _LoraLinear.apply
     out: Tensor = run(x, weight, bias, a, b, scale)
     return out
@@ -35,9 +38,23 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
 
 def add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
     """`y + scale · x Aᵀ Bᵀ`; y: (..., O) is left as it is, x: (..., I)."""
+    if left_to_compiler(x):
+        return y + up(F.linear(x, a.to(x.dtype)), b, scale)
     run: Any = _AddLowRank.apply
     out: Tensor = run(y, x, a, b, scale)
     return out
+
+
+def left_to_compiler(x: Tensor) -> bool:
+    """Whether the formula is left as it stands: in 16 bits the compiler joins its sums with what is around them and
+    differentiates it; operations that it does not look into would each cost more than the launches that they save."""
+    return torch.compiler.is_compiling() and x.dtype.itemsize == 2
+
+
+def up(t_NR: Tensor, b: Tensor, scale: float | Tensor) -> Tensor:
+    """scale · t Bᵀ in t's dtype. t_NR: (..., R). b: (O, R), of any dtype."""
+    b = b if not isinstance(scale, Tensor) and scale == 1 else b * scale
+    return F.linear(t_NR, b.to(t_NR.dtype))
 
 
 def merged_is_cheaper(tokens: int, weight: Tensor) -> bool:

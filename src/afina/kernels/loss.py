@@ -11,31 +11,35 @@ Shapes: N positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..errors import AfinaWarning
-from .chunks import chunk_rows, rows_at_a_time
+from .chunks import rows_at_a_time
 from .cpu import products
 from .cpu.native import rowwise as native
-from .cuda.clock import milliseconds
+from .cuda.loss_trial import Kernel, chosen
 from .listening import tell
 
 CACHED = 2**19
 """Logits that are worked on at a time on a processor."""
 
-Kernel = Callable[[Tensor, Tensor, float, bool], Tensor]
-"""`triton_loss.losses`."""
+_Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
+def _not_compiled(loss: _Loss) -> _Loss:
+    """How many positions are supervised is known from their numbers only: the compiler breaks off once, here."""
+    compiler: Any = torch.compiler
+    out: _Loss = compiler.disable(loss)
+    return out
+
+
+@_not_compiled
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     label_smoothing: float = 0.0, softcap: float | None = None, count: Tensor | float | None = None,
@@ -56,6 +60,7 @@ def linear_cross_entropy(
     return out
 
 
+@_not_compiled
 def logits_and_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     count: Tensor | float | None = None,
@@ -174,7 +179,7 @@ def _kernel(z_NV: Tensor) -> Kernel | None:
         return None
     if torch.compiler.is_compiling() or torch.are_deterministic_algorithms_enabled() or not z_NV.is_contiguous():
         return None
-    return _tried_kernel(z_NV.device, z_NV.dtype, z_NV.shape[1])
+    return chosen(z_NV.device, z_NV.dtype, z_NV.shape[1], _in_torch) if has_triton() else None
 
 
 def is_on_gpu(x: Tensor) -> bool:
@@ -187,64 +192,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@functools.lru_cache(maxsize=64)
-def _tried_kernel(device: torch.device, dtype: torch.dtype, width: int) -> Kernel | None:
-    if not has_triton():
-        return None
-    try:
-        kernel, faults = _load()
-    except (ImportError, OSError, RuntimeError) as error:
-        fault: str | None = f"Triton cannot be imported ({_first_line(error)})"
-    else:
-        try:
-            fault = _fault(kernel, device, dtype, width)
-        except faults as error:
-            fault = f"the kernel does not run here ({_first_line(error)})"
-        if fault is None:
-            return kernel
-    warnings.warn(f"the loss on {device} in {dtype} is computed by torch: {fault}", AfinaWarning, stacklevel=2)
-    return None
+def _in_torch(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tensor:
+    return _block(z_NV, y_N1, _How(-100, smoothing), backward)
 
 
-def _load() -> tuple[Kernel, tuple[type[Exception], ...]]:
-    from .cuda.loss import FAULTS, losses
-
-    return losses, FAULTS
-
-
-def _first_line(error: Exception) -> str:
-    # Triton's compiler puts the source before what is wrong with it.
-    told = getattr(error, "error_message", None) or error
-    return f"{type(error).__name__}: {told}".splitlines()[0][:150]
-
-
-def _fault(kernel: Kernel, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
-    """Why torch is to be preferred; None where the kernel gives the same and is faster on logits of a chunk's size.
-
-    The same: losses to 1e-5 of their sum; gradients to 1e-5 and one rounding of `dtype`, relative, and 3e-6, absolute.
-    """
-    for smoothing, backward in ((0.0, False), (0.1, True)):
-        z_NV, y_N1 = _sample(5, width, device, dtype)
-        true_NV, how = z_NV.clone(), _How(-100, smoothing)
-        true, got = _block(true_NV, y_N1, how, backward).sum(), kernel(z_NV, y_N1, smoothing, backward).sum()
-        if not torch.allclose(got, true, rtol=1e-5):
-            return f"the kernel's loss is wrong: {float(got):.7g} instead of {float(true):.7g}"
-        if not torch.allclose(z_NV.float(), true_NV.float(), rtol=max(torch.finfo(dtype).eps, 1e-5), atol=3e-6):
-            return f"the kernel's gradient is wrong by {float((z_NV.float() - true_NV.float()).abs().max()):.3g}"
-    z_NV, y_N1 = _sample(chunk_rows(width, device.type, None), width, device, dtype)
-    slow, fast = milliseconds(
-        [lambda: _block(z_NV, y_N1, _How(-100), True), lambda: kernel(z_NV, y_N1, 0.0, True)], device
-    )
-    return None if fast < slow else f"the kernel is no faster: {fast:.3g} ms for torch's {slow:.3g} ms"
-
-
-def _sample(rows: int, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    # A generator of its own, so that the numbers of the run that follows stay the same.
-    random = torch.Generator(device).manual_seed(0)
-    z_NV = torch.randn(rows, width, generator=random, device=device).mul_(4).to(dtype)
-    return z_NV, torch.randint(width, (rows, 1), generator=random, device=device)
-
-
+@_not_compiled
 def supervised_loss(
     logits: Tensor, labels: Tensor | None, vocab_size: int | None = None, num_items_in_batch: Any = None,
     ignore_index: int = -100, shift_labels: Tensor | None = None, **kwargs: Any,

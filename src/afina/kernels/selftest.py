@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import backends, joint, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
+from .cuda.loss_trial import Kernel
+from .cuda.wide import Way, make_room
 from .gated import gated
 from .lora_linear import lora_linear
 
@@ -109,6 +111,12 @@ def _everywhere() -> Iterator[_Kernel]:
         layer = joint.Layer(on(x, weight), None, a, b, _SCALE)
         return torch.cat(joint.lora_linears(x, [layer, layer]), -1)
 
+    def carried(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        own = nn.Parameter(on(x, weight).clone(), requires_grad=False)
+        room = make_room([own], [len(a)], Way(forward=True, backward=True))
+        return joint.lora_linears(x, [joint.Layer(own, None, a, b, _SCALE)], room)[0]
+
+    yield _Kernel("LoRA in its frozen layer's product", carried, low_rank, ((40, 64), (8, 64), (48, 8)))
     yield _Kernel("LoRA with its frozen layer", lambda x, a, b: lora_linear(x, on(x, weight), None, a, b, _SCALE),
                   low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
     yield _Kernel("LoRA layers that read the same input", two,
@@ -172,13 +180,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return ((0.25 * q @ k.mT).masked_fill(later, float("-inf")).softmax(-1) @ v).transpose(1, 2)
 
 
-def _triton() -> loss.Kernel:
+def _triton() -> Kernel:
     from .cuda.loss import losses
 
     return losses
 
 
-def _through(z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+def _through(z: Tensor, targets: Tensor, kernel: Kernel) -> Tensor:
     run: Any = _Losses.apply
     out: Tensor = run(z, targets, kernel)
     return out
@@ -188,7 +196,7 @@ class _Losses(torch.autograd.Function):
     """A kernel that puts the gradient in the place of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: loss.Kernel) -> Tensor:
+    def forward(ctx: Any, z: Tensor, targets: Tensor, kernel: Kernel) -> Tensor:
         ctx.gradient = z.clone()
         return kernel(ctx.gradient, targets, 0.0, True).sum().to(z.dtype)
 

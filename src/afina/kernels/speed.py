@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.layers.sharded import ready, whole_parts
+from ..core.layers.sharded import ready, units, whole_parts
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
 from . import backends
@@ -16,6 +16,7 @@ from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
 from .cuda.few_bits import share_buffer
+from .cuda.wide_trial import way
 from .gated import keep_less
 from .joint import join
 from .lora_linear import is_plain_linear
@@ -97,13 +98,16 @@ def _device(base: nn.Module) -> torch.device:
 def _siblings(base: Any) -> str:
     if _dtype(base).itemsize != 2:
         return "layers that read the same input: one by one, because the base is not in 16 bits"
+    # Asked only of GPUs: on processors nothing was gained by it (docs/speed-gpu.md).
+    choose = way if _device(base).type == "cuda" and not any(True for _ in units(base)) else None
     try:
-        count = join(base, lambda: _small_run(base))
+        count = join(base, lambda: _small_run(base), choose)
     except _NO_TOKENS:
         return "layers that read the same input: one by one, because the model takes more than tokens"
     if not count:
         return "layers that read the same input: none are known"
-    return f"layers that read the same input: {count} sets share the updates' products"
+    asked = "" if choose is None else "; the first step asks whether the layers' own products carry the updates"
+    return f"layers that read the same input: {count} sets share the updates' products{asked}"
 
 
 def _products(base: nn.Module) -> str:

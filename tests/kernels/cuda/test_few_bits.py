@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
+from afina.kernels import joint
 from afina.kernels.cuda import few_bits
 from afina.kernels.cuda.few_bits import Buffer, share_buffer
 
@@ -90,6 +91,31 @@ def test_a_step_is_bitsandbytes_own_and_all_its_weights_lie_in_one_place(nested,
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert len(set(weights)) == 1
     assert len(weights) > 14 * (3 if checkpointing else 2) - 8
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_that_read_the_same_input_are_made_together_through_the_buffer(checkpointing, weights, monkeypatch):
+    expected, model, sets = step(llama(), checkpointing), llama(), []
+    own = joint.lora_linears
+    monkeypatch.setattr(joint, "lora_linears", lambda x, layers, room: sets.append(len(layers)) or own(x, layers, room))
+    share_buffer(model)
+    assert joint.join(model.get_base_model(), lambda: model(input_ids=IDS)) == 4
+    assert sets == []
+    found = step(model, checkpointing)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert sets == [3, 1, 2, 1] * (4 if checkpointing else 2)
+    weights.clear()
+    torch.testing.assert_close(step(copy.deepcopy(model), checkpointing)[0], expected[0])
+    assert len(set(weights)) == 1
+
+
+def test_compiled_layers_have_no_break():
+    model = llama()
+    share_buffer(model)
+    joint.join(model.get_base_model(), lambda: model(input_ids=IDS))
+    part, x = model.get_base_model().model.layers[0].mlp, torch.linspace(-1, 1, 192).view(1, 3, 64)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(part, backend="eager", fullgraph=True)(x), part(x), rtol=1e-4, atol=1e-6)
 
 
 def test_a_copy_of_a_model_gives_the_same_and_evaluation_is_the_layers_own(weights):

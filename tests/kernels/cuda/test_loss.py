@@ -15,6 +15,7 @@ import torch
 from afina.errors import AfinaWarning
 from afina.kernels import loss as losses
 from afina.kernels import speed
+from afina.kernels.cuda import loss_trial, trial
 from afina.kernels.loss import linear_cross_entropy
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -147,19 +148,24 @@ class Fake:
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def gpu(monkeypatch, tmp_path):
     """A processor that passes for a GPU with Triton; puts a kernel in its place and says how fast it is."""
 
     def use(kernel, slow=2.0, fast=1.0):
-        losses._tried_kernel.cache_clear()
+        loss_trial.chosen.cache_clear()
         monkeypatch.setattr(losses, "is_on_gpu", lambda x: True)
         monkeypatch.setattr(losses, "has_triton", lambda: True)
-        monkeypatch.setattr(losses, "_load", lambda: (kernel, (RuntimeError,)))
-        monkeypatch.setattr(losses, "milliseconds", lambda runs, device: (slow, fast))
+        monkeypatch.setattr(trial, "_where", lambda device: {"device": "NVIDIA H100"})
+        kernels = kernel if isinstance(kernel, dict) else {loss_trial.OURS: kernel}
+        found = {name: lambda one=one: (one, (RuntimeError,)) for name, one in kernels.items()}
+        monkeypatch.setattr(loss_trial, "candidates", lambda: found)
+        fasts = fast if isinstance(fast, list) else [fast]
+        monkeypatch.setattr(loss_trial, "milliseconds", lambda runs, device: [slow, *fasts])
         return kernel
 
+    monkeypatch.setenv("AFINA_CACHE", str(tmp_path))
     yield use
-    losses._tried_kernel.cache_clear()
+    loss_trial.chosen.cache_clear()
 
 
 def run(dtype=torch.float32, **options):
@@ -189,7 +195,11 @@ def test_right_and_faster_kernel_is_used(options, gpu):
 
 @pytest.mark.parametrize(
     ("spoilt", "told"),
-    [("loss", "loss is wrong"), ("gradient", "gradient is wrong by 0.001"), ("raises", "RuntimeError: no compiler)")],
+    [
+        ("loss", "a wrong loss"),
+        ("gradient", "gradient that is wrong by 0.001"),
+        ("raises", "RuntimeError: no compiler)"),
+    ],
 )
 def test_kernel_that_fails_or_differs_is_told_once_and_not_used(spoilt, told, gpu):
     kernel = gpu(Fake(spoilt))
@@ -215,8 +225,33 @@ def test_kernel_that_cannot_be_imported_is_told_once(gpu, monkeypatch):
     def broken():
         raise ImportError("libtriton.so is torn")
 
-    monkeypatch.setattr(losses, "_load", broken)
+    monkeypatch.setattr(loss_trial, "candidates", lambda: {loss_trial.OURS: broken})
     assert ["ImportError: libtriton.so is torn" in told for told in run()] == [True]
+    assert run() == []
+
+
+@pytest.mark.parametrize(("times", "used"), [([1.0, 0.5], "liger"), ([0.5, 1.0], "ours"), ([3.0, 4.0], "")])
+def test_the_fastest_kernel_is_used_and_known_to_the_next_process(times, used, gpu):
+    kernels = {"ours": Fake(), "liger": Fake()}
+    for process in range(2):
+        gpu(kernels, fast=times)
+        tried = {name: kernel.calls for name, kernel in kernels.items()}
+        assert len(run()) == (not used)
+        more = {name: kernel.calls - tried[name] for name, kernel in kernels.items()}
+        assert more == {name: 2 * (process == 0) + (name == used) for name in kernels}
+
+
+def test_a_wrong_kernel_leaves_the_loss_to_the_other(gpu):
+    kernels = {"ours": Fake("loss"), "liger": Fake()}
+    gpu(kernels)
+    assert run() == []
+    assert kernels["liger"].calls == 3
+
+
+def test_a_kernel_that_did_not_run_is_tried_again_by_the_next_process(gpu):
+    gpu(Fake("raises"))
+    assert len(run()) == 1
+    gpu(Fake())
     assert run() == []
 
 

@@ -31,7 +31,7 @@ def convert(value):  # the compiler makes float32 of numbers; the interpreter ha
 interpreter._implicit_cvt = convert
 import liger_kernel.ops.rms_norm as norms
 norms.rsqrt = lambda x: tl.rsqrt(x)  # the interpreter has no device library
-from afina.kernels.cuda import rowwise, trial
+from afina.kernels.cuda import liger_loss, rowwise, trial
 out = {}
 for dtype in (torch.float32, torch.float16):  # numpy, which the interpreter computes with, has no bfloat16
     for name, (kernel, plain, shapes) in trial._CASES.items():
@@ -49,6 +49,17 @@ g, y, w = torch.randn(5, 32), torch.randn(5, 32), torch.randn(32)
 kept, held = rowwise.rms_norm(y, w, 1e-6)[1], g.clone()
 assert rowwise.rms_norm_backward(g, y, w, kept)[1] is None
 out["left as they were"] = all(torch.equal(a, b) for a, b in zip([*x, g], [*before, held]))
+for width in (7, 300, 1025):
+    for smoothing in (0.0, 0.1):
+        z, y = 4 * torch.randn(5, width), torch.randint(width, (5, 1))
+        exact = z.double().requires_grad_()
+        true = torch.nn.functional.cross_entropy(exact, y[:, 0], label_smoothing=smoothing, reduction="none")
+        (gradient,) = torch.autograd.grad(true.sum(), exact)
+        kept, g = z.clone(), z.clone()
+        alone, loss = (liger_loss.losses(at, y, smoothing, back) for at, back in ((kept, False), (g, True)))
+        assert torch.equal(kept, z) and torch.equal(alone, loss)
+        far = [float((a - b).abs().max()) for a, b in ((loss, true), (g, gradient))]
+        out[f"loss {width} {smoothing}"] = far
 print("RESULT", json.dumps(out))
 """
 
@@ -58,6 +69,13 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tupl
     said = child(INTERPRETED, tmp_path_factory.mktemp("triton"), TRITON_INTERPRET="1")
     out: dict[str, list[tuple[float, float]]] = json.loads(said.split("RESULT", 1)[1])
     return out
+
+
+@needs_liger
+@pytest.mark.parametrize("width", [7, 300, 1025])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_and_its_gradient_are_torchs(width, smoothing, interpreted):
+    assert max(interpreted[f"loss {width} {smoothing}"]) < 1e-5
 
 
 @needs_liger

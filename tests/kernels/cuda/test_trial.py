@@ -77,7 +77,7 @@ def test_the_outcome_is_kept_by_device_dtype_and_versions(gpu, monkeypatch, tmp_
     assert asked == [torch.float32]
     (kept,) = tmp_path.glob("trials/*/outcome.json")
     assert json.loads(kept.read_text()) == {"operation": "norms", "dtype": "torch.float32", **gpu,
-                                            "why_not": "too slow"}  # fmt: skip
+                                            "outcome": "too slow"}  # fmt: skip
     why(dtype=torch.bfloat16)
     gpu["torch"] = "3"
     trial._known.cache_clear()

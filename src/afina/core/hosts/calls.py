@@ -28,8 +28,17 @@ if TYPE_CHECKING:
 
 _NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 _CALL: ContextVar[Call | None] = ContextVar("afina_call", default=None)
-_COMPILED = threading.local()
-"""The same for compiled code, which cannot read context variables."""
+
+
+class _Compiled(threading.local):
+    """The same for compiled code, which cannot read context variables; there from a thread's beginning, because the
+    compiler would compile anew when it comes to be."""
+
+    def __init__(self) -> None:
+        self.call: Call | None = None
+
+
+_COMPILED = _Compiled()
 
 
 class Scope:
@@ -169,8 +178,7 @@ def node_number() -> int:
 def innermost() -> Call | None:
     """The call that this code runs in, of whatever model."""
     if torch.compiler.is_compiling():
-        found: Call | None = getattr(_COMPILED, "call", None)
-        return found
+        return _COMPILED.call
     return _CALL.get()
 
 
@@ -194,7 +202,7 @@ def within(call: Call) -> Iterator[Call]:
         _COMPILED.call = call.outer
         return
     token = _CALL.set(call)
-    before, _COMPILED.call = getattr(_COMPILED, "call", None), call
+    before, _COMPILED.call = _COMPILED.call, call
     try:
         yield call
     finally:

@@ -55,7 +55,8 @@ class View:
     @property
     def is_base(self) -> bool:
         """Whether running it is just calling the base layer."""
-        return not self.stack and self.own_bias is None and self.whole is None
+        # The compiler knows no `not` of a tuple of modules.
+        return len(self.stack) == 0 and self.own_bias is None and self.whole is None
 
     def __call__(self, x: Any) -> Any:
         """Run it."""

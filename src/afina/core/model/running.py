@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class Running(Files):
         inputs, compiling = self._inputs(args, kwargs, rows), torch.compiler.is_compiling()
         start = 0 if compiling else node_number()
         first = self.training and not self._never_called_checked and not compiling
+        before = _frames_compiled() if first else 0
         if first:
             refuse_apart(self)
         with entered(self.base_model.scope, rows, inputs) as call:
@@ -70,7 +72,10 @@ class Running(Files):
         if torch.is_grad_enabled() and not compiling:
             call.keep_for_backward(out, start)
         if first:
-            self._check_called()
+            # Layers that were compiled on the way do not say that they were called.
+            self._never_called_checked = True
+            if _frames_compiled() == before:
+                self._check_called()
         return out
 
     @property
@@ -148,7 +153,6 @@ class Running(Files):
 
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""
-        self._never_called_checked = True
         idle = [
             n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
         ]
@@ -157,3 +161,9 @@ class Running(Files):
                 f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
                 where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt their parent",
             )  # fmt: skip
+
+
+def _frames_compiled() -> int:
+    """How many pieces of code the compiler has taken in this process."""
+    compiler: Any = sys.modules.get("torch._dynamo")
+    return 0 if compiler is None else sum(compiler.utils.counters["frames"].values())

@@ -41,6 +41,8 @@ class _Bound:
         return self.__func__(self.__self__, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__dict__":  # what the compiler guards, and then does not find again
+            raise AttributeError(name)
         return getattr(self.__func__, name)
 
     @property

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import importlib
 import threading
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,34 @@ def share_buffer(base: nn.Module) -> int:
         layer._buffer_of_all = _Held(buffer)
         swap_forward(layer, _forward)
     return len(found)
+
+
+class Stored(NamedTuple):
+    """A frozen weight (O, I) as its codes, and where it is dequantised to."""
+
+    codes: Tensor
+    state: Any
+    buffer: Buffer
+
+    @contextmanager
+    def read(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The weight, for the products that are started inside."""
+        with self.buffer.lock:
+            yield _dequantised(self.codes, self.state, dtype, self.buffer)
+
+
+def shares_buffer(module: nn.Module) -> bool:
+    """Whether a layer is one of those of `share_buffer`."""
+    return "_buffer_of_all" in module.__dict__
+
+
+def stored(module: Any, x: Tensor) -> Stored | None:
+    """What a layer multiplies an input by, where it shares a buffer and computes in the input's dtype."""
+    state = getattr(module.weight, "quant_state", None) if shares_buffer(module) else None
+    if state is None or (module.compute_dtype or x.dtype) != x.dtype or torch.compiler.is_compiling():
+        return None
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return None if hooked else Stored(module.weight.data, state, module._buffer_of_all.buffer)
 
 
 class _Held:
@@ -103,8 +133,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, codes: Tensor, state: Any, bias: Tensor | None, buffer: Buffer) -> Tensor:
         ctx.save_for_backward(codes)
         ctx.state, ctx.buffer = state, buffer
-        with buffer.lock:
-            return torch.nn.functional.linear(x, _dequantised(codes, state, x.dtype, buffer), bias)
+        with Stored(codes, state, buffer).read(x.dtype) as weight:
+            return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -112,5 +142,5 @@ class _Product(torch.autograd.Function):
         (codes,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
             return (None,) * 5
-        with ctx.buffer.lock:
-            return g @ _dequantised(codes, ctx.state, g.dtype, ctx.buffer), None, None, None, None
+        with Stored(codes, ctx.state, ctx.buffer).read(g.dtype) as weight:
+            return g @ weight, None, None, None, None

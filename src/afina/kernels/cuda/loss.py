@@ -9,7 +9,7 @@ larger one comes (the online normaliser of Milakov and Gimelshein 2018, arXiv 18
 gradient over the logits. Arithmetic is in float32 whatever the logits are. `loss._block` is the same in torch's
 operations; the two agree to rounding.
 
-This module needs Triton to be installed; `loss` imports it only where the kernel may run.
+This module needs Triton to be installed; `loss_trial` imports it only where the kernel may run.
 
 Shapes: N positions, V vocabulary.
 """

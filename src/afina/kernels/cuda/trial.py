@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ ROWS, WIDTH, HEADS, HEAD = 4096, 2048, 16, 64
 _EPS = 1e-6
 _FURTHER, _ROUNDING = 1.5, 1e-6
 """How much further from the exact result than torch's a kernel may be: times, and more."""
-_FAULTS = (RuntimeError, OSError, ImportError, ValueError, TypeError, AssertionError, AttributeError)
+FAULTS = (RuntimeError, OSError, ImportError, ValueError, TypeError, AssertionError, AttributeError)
+"""What a trial raises where something cannot run."""
 _FILE = "outcome.json"
 
 Run = Callable[..., Sequence[Tensor]]
@@ -48,12 +49,21 @@ def why_not(operation: str, device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _known(operation: str, device: torch.device, dtype: torch.dtype) -> str:
-    key = {"operation": operation, "dtype": str(dtype), **_where(device)}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     try:
-        return remembered(cache_dir() / "trials" / digest, key, lambda: tried(operation, device, dtype))
-    except _FAULTS as error:
+        return kept({"operation": operation, "dtype": str(dtype)}, device, lambda: tried(operation, device, dtype))
+    except FAULTS as error:
         return f"it does not run here ({type(error).__name__}: {str(error).strip()[:100]})".replace("\n", " ")
+
+
+def kept(question: Mapping[str, str], device: torch.device, find: Callable[[], str]) -> str:
+    """The outcome of a trial: what was kept of it, by the question, the device and the versions, or what `find` says.
+
+    Raises:
+        what `find` raises, of which nothing is kept
+    """
+    key = {**question, **_where(device)}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    return remembered(cache_dir() / "trials" / digest, key, find)
 
 
 def remembered(folder: Path, key: dict[str, str], find: Callable[[], str]) -> str:
@@ -62,20 +72,27 @@ def remembered(folder: Path, key: dict[str, str], find: Callable[[], str]) -> st
 
     def make(work: Path) -> None:
         found.append(find())
-        (work / _FILE).write_text(json.dumps({**key, "why_not": found[0]}, indent=1) + "\n", encoding="utf-8")
+        (work / _FILE).write_text(json.dumps({**key, "outcome": found[0]}, indent=1) + "\n", encoding="utf-8")
 
     try:
         make_once(folder, make)
-        return str(json.loads((folder / _FILE).read_text(encoding="utf-8"))["why_not"])
+        return str(json.loads((folder / _FILE).read_text(encoding="utf-8"))["outcome"])
     except (AfinaError, PermissionError):
         return found[0] if found else find()
 
 
 def _where(device: torch.device) -> dict[str, str]:
     gpu: Any = torch.cuda
-    versions = {name: metadata.version(name) for name in ("torch", "triton", "liger-kernel")}
+    versions = {name: _version(name) for name in ("torch", "triton", "liger-kernel")}
     return {"device": gpu.get_device_name(device), "capability": str(gpu.get_device_capability(device)),
             "afina": __version__, **versions}  # fmt: skip
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def tried(operation: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -85,12 +102,17 @@ def tried(operation: str, device: torch.device, dtype: torch.dtype) -> str:
     small = [torch.randn(17, *shape[1:], generator=random, device=device).to(dtype) for shape in shapes]
     exact = plain(*[t.double() for t in small])
     for ours, torchs, true in zip(kernel(*[t.clone() for t in small]), plain(*small), exact, strict=True):
-        error, allowed = _error(ours, true), _FURTHER * _error(torchs, true) + _ROUNDING
-        if not error <= allowed:
-            return f"it is not its formula here: off by {error:.2g}, torch's operations by {_error(torchs, true):.2g}"
+        if not no_further(ours, torchs, true):
+            return (f"it is not its formula here: off by {_error(ours, true):.2g}, torch's operations by "
+                    f"{_error(torchs, true):.2g}")  # fmt: skip
     inputs = [torch.randn(shape, generator=random, device=device).to(dtype) for shape in shapes]
     fast, slow = milliseconds([lambda: kernel(*inputs), lambda: plain(*inputs)], device)
     return "" if fast < slow else f"it is no faster here: {fast:.3g} ms for torch's {slow:.3g} ms"
+
+
+def no_further(ours: Tensor, torchs: Tensor, exact: Tensor) -> bool:
+    """Whether one result is about as near to the exact one as another."""
+    return _error(ours, exact) <= _FURTHER * _error(torchs, exact) + _ROUNDING
 
 
 def _error(found: Tensor, true: Tensor) -> float:

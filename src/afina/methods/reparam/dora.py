@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ...core.hosts.adapter import Site
+from ...core.hosts.host import Host
 from ...core.hosts.view import View
+from ...kernels.joint import Layer
 from ...kernels.lora_linear import is_plain_linear, lora_linear
 from .lora import Lora
 from .lora_config import LoraConfig
+from .lora_fast import updated
 
 PUBLIC = ("DoraCaching",)
 
@@ -66,6 +69,7 @@ _SWITCH = _Switch()
 class Dora(Lora):
     """`magnitude`: (out,), of experts (experts · out,), for convolutions (1, out, *ones)."""
 
+    adds = False
     reference_attributes = Lora.reference_attributes | {"lora_magnitude_vector"}
     kept: tuple[tuple[Tensor, ...], tuple[float, ...], Tensor] | None
     """What a norm was computed from (tensors; the scaling, their versions and places), and the norm."""
@@ -152,7 +156,9 @@ class Dora(Lora):
     def _fused(self, inner: View, x: Tensor) -> Tensor:
         (A, B), base = self.factors(), inner.base
         weight = base.canonical(base.weight)
-        out = lora_linear(x, weight, None, A, B, self.scaling)
+        out = self.together(inner, x, _directions)
+        if out is None:
+            out = lora_linear(x, weight, None, A, B, self.scaling)
         norm = self._norm_once(base.weight, lambda: self._quick_norm(weight, A, B))
         out = (out * (self.lora_magnitude_vector / norm)).to(x.dtype)
         return out if base.bias is None else out + base.bias
@@ -175,3 +181,10 @@ class Dora(Lora):
     @property
     def disk_names(self) -> Mapping[str, str]:  # type: ignore[override]
         return {**super().disk_names, "lora_magnitude_vector": "lora_magnitude_vector"}
+
+
+def _directions(host: Host, x: Tensor) -> Layer | None:
+    """What a host is to its siblings: a frozen layer with one update, whose bias comes after the magnitudes."""
+    own = host.stack[0]
+    found = updated(host, x, [own]) if isinstance(own, Dora) and len(host.stack) == 1 else None
+    return None if found is None else found._replace(bias=None)

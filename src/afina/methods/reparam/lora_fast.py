@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,20 @@ from ...core.hosts.host import Host
 from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight, autocasts
-from ...kernels.joint import Layer, lora_linears
+from ...kernels.cuda.few_bits import stored
+from ...kernels.cuda.wide import Weight
+from ...kernels.joint import Layer
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 
 
 class LoraFast(LightModule, DeltaWeight):
-    """Reads the layer's input in the layer's own dtype, which spares a copy to float32 and back."""
+    """Reads the layer's input in the layer's own dtype, which spares a copy to float32 and back.
 
+    Attributes:
+        adds: whether its output is the layer's with s · B A x added, and nothing else.
+    """
+
+    adds: ClassVar[bool] = True
     scaling: float
     times: int
     lora_A: nn.Parameter
@@ -63,38 +71,54 @@ class LoraFast(LightModule, DeltaWeight):
 
     def fused(self, inner: View, x: Tensor) -> Tensor:
         """The layer's output with the update, without LoRA's own bias."""
-        beside = inner.host.beside
-        mixed = inner.call is not None and inner.call.rows is not None
-        if beside is not None and not mixed and x.dtype.itemsize == 2 and torch.is_grad_enabled():
-            made: Tensor | None = beside.output(inner.host, x, _alone)
-            if made is not None:
-                return made
+        made = self.together(inner, x, _updates)
+        if made is not None:
+            return made
         A, B = self.factors()
         scale, dropped = self.scale, self.dropped(x)
         if dropped is x and inner.is_base and is_plain_linear(inner.base.module):
-            weight = inner.base.canonical(inner.base.weight)
-            if torch.compiler.is_compiling() and x.dtype.itemsize == 2 and not isinstance(scale, Tensor):
-                return lora_linears(x, [Layer(weight, inner.base.bias, A, B, scale)])[0]  # sums in place stay so
-            return lora_linear(x, weight, inner.base.bias, A, B, scale)
+            return lora_linear(x, inner.base.canonical(inner.base.weight), inner.base.bias, A, B, scale)
         return add_low_rank(inner(x), dropped, A, B, scale)
 
+    def together(self, inner: View, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
+        """The layer's output, made with those of the layers that read the same input, where all are what `layer_of`
+        says."""
+        beside, rows = inner.host.beside, inner.call is not None and inner.call.rows is not None
+        if beside is None or rows or not torch.is_grad_enabled() or not beside.takes(x):
+            return None
+        made: Tensor | None = beside.output(inner.host, x, layer_of)
+        return made
 
-def _alone(host: Host, x: Tensor) -> Layer | None:
-    """What a host is to its siblings: a frozen layer with one plain update, or nothing that they know."""
-    adapter = host.stack[0] if len(host.stack) == 1 else None
+
+def updated(host: Host, x: Tensor, adapters: Sequence[LoraFast]) -> Layer | None:
+    """A frozen layer with these updates, where it is a plain one and they are nothing else."""
     plain = (
-        isinstance(adapter, LoraFast)
-        and adapter.pair is None
+        all(a.reads_as_is(host.base, x) and not (a.training and a.dropout is not None) for a in adapters)
         and host.own_bias() is None
-        and adapter.reads_as_is(host.base, x)
-        and not (adapter.training and adapter.dropout is not None)
-        and is_plain_linear(host.base.module)
     )
-    if not plain:
+    base, scales = host.base, [adapter.scale for adapter in adapters]
+    weight = _weight(base, x) if plain and not any(isinstance(scale, Tensor) for scale in scales) else None
+    if weight is None:
         return None
-    assert isinstance(adapter, LoraFast)
-    scale = adapter.scale
-    if isinstance(scale, Tensor):
+    factors, sources = [adapter.factors() for adapter in adapters], [p for a in adapters for p in a.parameters()]
+    A, B, scale = *factors[0], float(scales[0])
+    if len(adapters) > 1:
+        A, scale = torch.cat([a for a, _ in factors]), 1.0
+        B = torch.cat([b * s for (_, b), s in zip(factors, scales, strict=True)], 1)
+    bias = None if base.bias is None else base.bias.to(x.dtype)
+    return Layer(weight, bias, A, B, scale, tuple(sources))
+
+
+def _weight(base: BaseWeight, x: Tensor) -> Weight | None:
+    """What a frozen layer multiplies by and nothing else, dense or in few bits."""
+    if base.quantised:
+        return stored(base.module, x)
+    return base.canonical(base.weight) if is_plain_linear(base.module) else None
+
+
+def _updates(host: Host, x: Tensor) -> Layer | None:
+    """What a host is to its siblings: a frozen layer with plain updates, or nothing that they know."""
+    stack = [adapter for adapter in host.stack if isinstance(adapter, LoraFast) and adapter.adds]
+    if not stack or len(stack) < len(host.stack) or any(a.lora_bias is not None for a in stack[:-1]):
         return None
-    A, B = adapter.factors()
-    return Layer(host.base.canonical(host.base.weight), host.base.bias, A, B, scale)
+    return updated(host, x, stack)
