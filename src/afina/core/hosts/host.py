@@ -80,8 +80,11 @@ class Host(LightModule, ReferenceSpelling):
             keyword = name if self.base.takes_keywords_only else None
         if call is not None and by_rows:
             return run_rows(self, call, x, args, kwargs)
-        out = View(self, self.stack, x, args, kwargs, bias=bias, call=call, keyword=keyword)(x)
-        return self.finish(out, x)
+        return self.finish(self.adapted(x, args, kwargs, bias=bias, call=call, keyword=keyword), x)
+
+    def adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
+        """The output with the active adapters; `how`: more for the view."""
+        return View(self, self.stack, x, args, kwargs, **how)(x)
 
     def _run_original(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer with its original bits, while weights may be merged into it for other calls."""

@@ -16,12 +16,13 @@ from ..config import LayerConfig, method
 from ..files.budget import budget
 from ..hosts.adapter import Adapter, Site
 from ..hosts.host import Host
-from ..hosts.host_kinds import ModulesToSaveWrapper, ReadHost
+from ..hosts.host_kinds import ModulesToSaveWrapper, host_of
 from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
 from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.sharded import freeze, whole
+from ..layers.tensor_parallel import alike, remember_wholes
 from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
@@ -69,8 +70,10 @@ def inject(
     planned = builder.plan()
     if not adapter_names(container or model):
         freeze(model)
+    remember_wholes(model)
     for item in planned:
         _put(item, name)
+    alike(model, (item.adapter for item in planned if item.adapter is not None))
     if any(isinstance(item.host, ModulesToSaveWrapper) and item.host.is_tied for item in planned):
         builder.scope.watch(model)
     return [item.slot.name for item in planned if item.adapter is not None]
@@ -210,7 +213,9 @@ class _Builder:
 
     def _shared(self, layers: Mapping[str, BaseWeight]) -> nn.Module | None:
         dtype = self._dtype(next(iter(layers.values()))) if layers else torch.float32
-        return self.adapter_class.build_shared(self.config, layers, dtype)
+        made = self.adapter_class.build_shared(self.config, layers, dtype)
+        alike(self.model, [] if made is None else [made])
+        return made
 
     def _host(self, slot: Slot) -> Host:
         """The host that stands there, or a new one (the same one for one place)."""
@@ -220,8 +225,7 @@ class _Builder:
         if isinstance(module, Host):
             return module
         if (key := (id(slot.parent), slot.attribute)) not in self.fresh:
-            kind = ReadHost if is_read(slot.parent, slot.attribute) else Host
-            self.fresh[key] = kind(module, scope=self.scope)
+            self.fresh[key] = host_of(module, self.scope, is_read(slot.parent, slot.attribute))
         return self.fresh[key]
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
@@ -234,15 +238,14 @@ class _Builder:
         if self.inside and self.adapter_class.attention_note:
             warnings.warn(f"{extra[0]}: {self.adapter_class.attention_note}", AfinaWarning, stacklevel=5)
         missing = self.inside - chosen
-        return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
+        return [*targets, *(s for s in slots(self.model) if s.name in missing)] if missing else targets
 
     def _parameters(self) -> list[tuple[Slot, Host]]:
         """Hosts for `target_parameters`: one around the other where a module has several."""
         wanted: list[str] = getattr(self.config, "target_parameters", None) or []
-        if not wanted:
+        places, is_wanted = list[tuple[Slot, Host]](), Matcher(wanted, "target_parameters") if wanted else None
+        if is_wanted is None:
             return []
-        places: list[tuple[Slot, Host]] = []
-        is_wanted = Matcher(wanted, "target_parameters")
         for slot in slots(self.model):
             for parameter, _ in _bare(slot.module).named_parameters(recurse=False):
                 if is_wanted(f"{slot.name}.{parameter}"):

@@ -7,6 +7,7 @@ from torch import nn
 from .sharded import runs_whole
 from .storages import quantised_weight
 from .substituted import AttentionWeight, OwnWeight, ParameterWeight
+from .tensor_parallel import CutLinear, cut_of
 from .weights import BaseWeight, ConvWeight, EmbeddingWeight, LinearWeight, TransposedLinearWeight
 
 
@@ -16,6 +17,8 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
         return ParameterWeight(module, parameter)
     if type(module) is nn.Linear and runs_whole(module.weight):
         return LinearWeight(module)
+    if (cut := cut_of(module)) is not None:
+        return CutLinear(module, cut)
     if (found := quantised_weight(module)) is not None:
         return found
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import MergeError, NotAWeight
-from .sharded import is_spread, whole
+from .sharded import is_sharded, is_spread, whole
 
 
 class BaseWeight:
@@ -27,12 +27,14 @@ class BaseWeight:
         additive: `apply(x, W + D, b) == apply(x, W, b) + apply(x, D, None)`; false where the operator sits inside a
             larger computation (attention, experts).
         casts_input: the host may cast the input to the adapters' dtype.
+        crosses: products with its weight meet those of other processes, so they are made by its own methods alone.
     """
 
     weight_name: ClassVar[str] = "weight"
     bias_name: ClassVar[str] = "bias"
     additive: ClassVar[bool] = True
     casts_input: ClassVar[bool] = True
+    crosses: ClassVar[bool] = False
     kind: ClassVar[str] = "linear"
     has_bias: ClassVar[bool] = True
 
@@ -129,7 +131,7 @@ class BaseWeight:
         Raises:
             MergeError: the weight is quantised and `requantise` is false, or this process has a part of it.
         """
-        if is_spread(self.module):
+        if is_spread(self.module) or is_sharded(self.weight):
             raise MergeError("the weight is spread over processes", where=type(self.module).__name__,
                              fix="save the adapter, and merge it in one process")  # fmt: skip
 
@@ -176,6 +178,10 @@ class BaseWeight:
         if bias is not None:
             parameters[self.bias_name] = bias
         return self._run_with(parameters, (x, *args), kwargs)
+
+    def norm_of_rows(self, rows: Tensor) -> Tensor:
+        """The norms of a matrix's rows, (out, in) -> (out,)."""
+        return torch.linalg.vector_norm(rows, dim=1)  # type: ignore[no-any-return]
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """`apply(x, b @ a, None)` without forming the product; `a` is (r, in, *kernel), `b` is (out, r, *ones)."""
