@@ -27,6 +27,10 @@ from .sharded import DIGESTS, SAMPLED_NUMBERS, is_sharded, is_spread, whole
 from .weights import LinearWeight
 
 
+KEY_LAYERS = ("k_proj", "qkv_proj", "query_key_value")
+"""How the layers are called whose output has the keys, in the models that transformers can cut."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """How a layer is cut.
@@ -57,12 +61,12 @@ class Cut:
         made = DTensor.from_local(part, self.mesh, [Shard(-1)], run_check=False, shape=shape, stride=stride)
         return made.full_tensor()
 
-    def part(self, full: Tensor) -> Tensor:
-        """This process's part of a tensor's last dimension; the gradient is gathered."""
+    def part(self, full: Tensor, dim: int = -1) -> Tensor:
+        """This process's part of a tensor's dimension; the gradient is gathered."""
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         made = DTensor.from_local(full, self.mesh, [Replicate()], run_check=False)
-        return made.redistribute(placements=[Shard(full.dim() - 1)]).to_local()
+        return made.redistribute(placements=[Shard(dim % full.dim())]).to_local()
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of what the processes have; each gets its gradient."""
@@ -276,6 +280,14 @@ def _sampled(parameter: Any) -> Tensor:
     values = torch.zeros(len(numbers), dtype=part.dtype, device=part.device)
     values[here] = part[tuple((at - offset)[:, here])]
     return values.view(torch.uint8)
+
+
+def cut_of_keys(model: nn.Module) -> Cut | None:
+    """How the attention's keys are shared out, if each process has those of some heads only."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    found = (cut_of(m) for path, m in model.named_modules() if path.removesuffix(".base_layer").endswith(KEY_LAYERS))
+    return next((cut for cut in found if cut is not None and cut.gives_part), None)
 
 
 def cut_along(module: nn.Module, cut: Cut, dims: Mapping[str, tuple[int | None, int | None]]) -> None:
