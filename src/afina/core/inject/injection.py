@@ -22,7 +22,7 @@ from ..hosts.routing import Router
 from ..hosts.tuner import adapter_names, scope_of
 from ..hosts.walk import hold_shared, outside_adapters
 from ..layers.sharded import freeze, whole
-from ..layers.tensor_parallel import alike, remember_wholes
+from ..layers.tensor_parallel import alike, refuse_cut, remember_wholes
 from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
@@ -145,6 +145,7 @@ class _Builder:
                               fix="leave it out with exclude_modules, or name it in modules_to_save too")  # fmt: skip
         for slot, host in places:
             self.adapter_class.check_kind(slot.name, host.base)
+            refuse_cut(slot.name, _bare(slot.module), host.parameter)
         shared = self._shared({s.name: h.base for s, h in places})
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
@@ -275,6 +276,7 @@ class _Builder:
         is_wanted = Matcher(wanted, "modules_to_save")
         for slot in (s for s in slots(self.model) if is_wanted(s.name)):
             refuse_container(slot, "modules_to_save")
+            refuse_cut(slot.name, _bare(slot.module), copied=True)
             wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
             if wrapper is None and isinstance(slot.module, Host):
                 raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")

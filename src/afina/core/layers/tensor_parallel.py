@@ -201,20 +201,26 @@ def _bound(hook: Any, name: str) -> tuple[Any, ...] | None:
     return args
 
 
-def refuse_cut(name: str, module: nn.Module, parameter: str | None = None) -> None:
+def refuse_cut(name: str, module: nn.Module, parameter: str | None = None, *, copied: bool = False) -> None:
     """Refuse a module that is cut over processes otherwise than by columns or rows, or as a table of embeddings.
+
+    Args:
+        parameter: what is adapted of it alone.
+        copied: whether a whole copy is to be called in its place.
 
     Raises:
         ConfigError: its adapter would see a part of what the module does.
     """
-    if isinstance(module, nn.Embedding) or (parameter is None and cut_of(module) is not None):
-        return
-    weight: Any = module._parameters.get("weight")
-    if _is_wrapped(module) or (is_sharded(weight) and not is_spread(module)):
+    cut, weight = cut_of(module), module._parameters.get("weight")
+    if isinstance(module, nn.Embedding) or (cut is not None and parameter is None):
+        known = cut is None or not copied or not (cut.takes_part or cut.gives_part)
+    else:
+        known = not _is_wrapped(module) and (is_spread(module) or not is_sharded(weight))
+    if not known:
         raise ConfigError("adapters cannot follow how this module is cut over processes", where=name,
                           got=getattr(weight, "placements", type(module).__name__),
                           expected="a linear layer cut by columns or rows, or a whole module",
-                          fix="leave it out with exclude_modules")  # fmt: skip
+                          fix="leave it out of " + ("modules_to_save" if copied else "the targets"))  # fmt: skip
 
 
 def _is_wrapped(module: nn.Module) -> bool:
