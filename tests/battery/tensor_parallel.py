@@ -12,6 +12,7 @@ from torch import Tensor
 import afina
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.core.layers.sharded import is_sharded
+from afina.core.layers.tensor_parallel import CutLinear
 from afina.devices.ranks import meet, rank
 
 from . import whole
@@ -56,10 +57,10 @@ def laid_out(method: str, model: Any) -> list[str]:
             continue
         by_columns, by_rows = CUT.get(method, (set(), set()))
         path, _, leaf = name.rpartition(".")
-        weight = model.get_submodule(path.partition(".adapters")[0]).base_layer.weight
-        columns = weight.placements[0].dim == 0
+        base = model.get_submodule(path.partition(".adapters")[0]).base
+        along = isinstance(base, CutLinear) and base.cut.follows
         shards = is_sharded(parameter) and parameter.placements[0].is_shard()
-        if shards != (leaf in (by_columns if columns else by_rows)):
+        if shards != (along and leaf in (by_columns if base.cut.outputs else by_rows)):
             out.append(f"{name} lies as {parameter.placements if is_sharded(parameter) else 'a whole'}")
         if not shards and not alike(parameter):
             out.append(f"{name} differs between the processes")
@@ -79,7 +80,7 @@ def problems(case: Case, folder: Path, experts: Path) -> list[str]:
     one, out, name = case.adapted(experts), list[str](), f"{case.method.lower()}-{case.option}"
     wanted, plain = case.logits(one), case.logits(case.shape.build(0, WIDTH))
     model = adapted(case, folder, experts)
-    if case.method in CUT:
+    if case.method in CUT and set(case.options) <= {"use_dora", "target_modules"}:
         out += laid_out(case.method, model)
     afina.set_peft_model_state_dict(model, afina.get_peft_model_state_dict(one))
     model.eval()

@@ -33,6 +33,7 @@ def test_a_cut_model_trains_answers_and_goes_on_as_a_whole_one(model_folder, chi
         assert told[stage]["accuracy"] == report[stage]["accuracy"]
 
 
+@pytest.mark.whole("what is written is compared above")
 def test_a_cut_run_goes_on_in_one_process_and_the_other_way_round(model_folder, child, together, tmp_path):
     runs, found = {"one": lambda *a: [child(*a)], "two": together}, []
     for first, then in (("one", "one"), ("two", "one"), ("one", "two")):

@@ -135,15 +135,16 @@ class _CutView(View):
 
     @contextmanager
     def _lent(self, adapter: Adapter) -> Iterator[None]:
-        own = adapter._parameters
-        if not is_cut_along(adapter):
-            yield
-            return
-        adapter.__dict__["_parameters"] = {**own, **self.tensors(adapter)}
+        # A method that is no part of the layer itself may use others that are (X-LoRA).
+        every = [adapter] if is_cut_along(adapter) else [a for n in self.host.names() if (a := self.host.adapter(n))]
+        kept = [(a, a._parameters) for a in every if is_cut_along(a)]
+        for a, own in kept:
+            a.__dict__["_parameters"] = {**own, **self.tensors(a)}
         try:
             yield
         finally:
-            adapter.__dict__["_parameters"] = own
+            for a, own in kept:
+                a.__dict__["_parameters"] = own
 
     def adapt(self, adapter: Adapter, inner: View, x: Any) -> Any:
         with self._lent(adapter):
