@@ -261,7 +261,8 @@ def _cut_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 
 def remember_wholes(model: nn.Module) -> None:
     """Take the digests of a cut base's weights as wholes; all its processes have to ask for it."""
-    places = [place for place in _cut_parameters(model) if place[1] not in place[0].__dict__.get(DIGESTS, {})]
+    places = [(module, name, parameter) for module, name, parameter in _cut_parameters(model)
+              if name not in module.__dict__.get(DIGESTS, {}) and not parameter.is_meta]  # fmt: skip
     if not places:
         return
     samples = [_sampled(parameter) for _, _, parameter in places]
