@@ -65,11 +65,11 @@ def rows() -> Iterator[str]:
     for devices in DEVICES:
         for engine, cost in costs(looked, devices, activations=devices * row, tokens=devices * TOKENS, again=True):
             if cost is None:
-                yield f"| {devices} | `{engine}` | – | – | – | – | – | – |"
+                yield f"| {devices} | `{engine}` | - | - | - | - | - | - |"
                 continue
             parts = (cost.base, cost.gathered, cost.adapter, cost.activations)
             copied = f", {_gib(cost.copied)} to and from main memory" if cost.copied else ""
-            sizes = " | ".join(_gib(part) if part else "–" for part in parts)
+            sizes = " | ".join(_gib(part) if part else "-" for part in parts)
             yield f"| {devices} | `{engine}` | {sizes} | **{_gib(cost.memory)}** | {_gib(cost.traffic)}{copied} |"
 
 

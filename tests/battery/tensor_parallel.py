@@ -20,7 +20,11 @@ from .spread import DRAWS, notes, off, trained, two
 from .whole import IDS, WIDTH, Case
 
 # What an adapter holds in parts on a layer that is cut by columns, and on one that is cut by rows.
-CUT = {"LORA": ({"lora_B", "lora_bias", "lora_magnitude_vector"}, {"lora_A", "lora_A0"}), "IA3": ({"ia3_l"}, {"ia3_l"}), "BITFIT": ({"bias"}, set[str]())}
+CUT = {
+    "LORA": ({"lora_B", "lora_bias", "lora_magnitude_vector"}, {"lora_A", "lora_A0"}),
+    "IA3": ({"ia3_l"}, {"ia3_l"}),
+    "BITFIT": ({"bias"}, set[str]()),
+}
 
 
 def made_case(method: str, options: dict[str, Any]) -> Case:

@@ -83,7 +83,7 @@ MORE_IN_PARTS: list[tuple[str, dict[str, Any]]] = [
     *((c.method, {}) for c in PLAIN if c.method not in {method for method, _ in IN_PARTS}),
     ("LORA", {"lora_bias": True}), ("LORA", {"bias": "all"}), ("LORA", {"target_modules": ["lm_head", "embed_tokens"]}),
     ("LORA", {"init_lora_weights": "pissa"}), ("LORA", {"modules_to_save": ["lm_head", "embed_tokens"]}),
-    ("LORA", {"trainable_token_indices": whole.TOKENS}), 
+    ("LORA", {"trainable_token_indices": whole.TOKENS}),
     ("IA3", {"target_modules": ["o_proj", "up_proj"], "feedforward_modules": ["up_proj"]}),
 ]  # fmt: skip
 

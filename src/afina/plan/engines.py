@@ -119,7 +119,8 @@ def spreadable(model: nn.Module) -> Spreadable:
         key = match.group(0) if (match := re.search(r"^.*?\.\d+(?=\.|$)", path)) else ""
         parts[key] = parts.get(key, Part()) + found
     outside, blocks = parts.pop("", Part()), list(parts.values())
-    text: Any = model.config.get_text_config() if hasattr(model, "config") else None  # type: ignore[operator]
+    config: Any = getattr(model, "config", None)
+    text = None if config is None else config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
     largest = max(blocks, key=lambda part: part.frozen, default=Part())
     return Spreadable(outside, largest, sum(blocks, Part()), heads if plan else None)
@@ -229,6 +230,6 @@ def _share(size: int, devices: int) -> int:
     return -(-size // devices)
 
 
-def costs(model: Spreadable, devices: int, **how: int) -> Iterator[tuple[str, Cost | None]]:
+def costs(model: Spreadable, devices: int, **how: Any) -> Iterator[tuple[str, Cost | None]]:
     """Every engine with its cost."""
     return ((engine, cost(engine, model, devices, **how)) for engine in ENGINES)

@@ -9,9 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError
-from afina.train.recipe.settings import load_recipe
 
-from .. import tiny
 from .test_sharing import looked, recipe_in, resumed
 from .test_together import written
 

@@ -50,8 +50,11 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
     if not names:
         return host.base.run(x, *args, **kwargs)
     if isinstance(host.base, CutLinear):
-        raise ConfigError("rows of one batch cannot go through adapters of their own on a tensor-parallel base",
-                          where=type(host.base_layer).__name__, fix="run one batch per adapter with set_adapter")
+        raise ConfigError(
+            "rows of one batch cannot go through adapters of their own on a tensor-parallel base",
+            where=type(host.base_layer).__name__,
+            fix="run one batch per adapter with set_adapter",
+        )
     times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
 
     def all_rows() -> Any:

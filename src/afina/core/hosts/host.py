@@ -80,10 +80,9 @@ class Host(LightModule, ReferenceSpelling):
             keyword = name if self.base.takes_keywords_only else None
         if call is not None and by_rows:
             return run_rows(self, call, x, args, kwargs)
-        return self.finish(self.adapted(x, args, kwargs, bias=bias, call=call, keyword=keyword), x)
+        return self.finish(self._adapted(x, args, kwargs, bias=bias, call=call, keyword=keyword), x)
 
-    def adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
-        """The output with the active adapters; `how`: more for the view."""
+    def _adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
         return View(self, self.stack, x, args, kwargs, **how)(x)
 
     def _run_original(self, *args: Any, **kwargs: Any) -> Any:
@@ -265,9 +264,7 @@ class Host(LightModule, ReferenceSpelling):
     def get_base_layer(self) -> nn.Module:
         """The plain module under all hosts."""
         module: nn.Module = self.base_layer
-        while isinstance(module, Host):
-            module = module.base_layer
-        return module
+        return module.get_base_layer() if isinstance(module, Host) else module
 
     def require_grad(self, names: tuple[str, ...]) -> None:
         """Let exactly the named adapters train."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers.tensor_parallel import CutLinear, cut_along, cut_of, is_cut_along
-
-from .calls import Scope, current
+from ..layers.cut import cut_of
+from ..layers.tensor_parallel import CutLinear, cut_along, is_cut_along
 from .adapter import Adapter
+from .calls import Scope, current
 from .host import Host
 from .replacement import Replacement
 from .view import FullView, PartView, View
@@ -59,7 +59,7 @@ class CutHost(Host):
             cut_along(adapter, self.base.cut, dims)
         super().add(name, adapter)
 
-    def adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
+    def _adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
         alone = len(self.stack) == 1 and how.get("bias") is None
         if alone and is_cut_along(self.stack[0]):
             return PartView(self, self.stack, x, args, kwargs, **how)(x)

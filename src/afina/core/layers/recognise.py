@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from .cut import cut_of
 from .sharded import runs_whole
 from .storages import quantised_weight
 from .substituted import AttentionWeight, OwnWeight, ParameterWeight
-from .tensor_parallel import CutLinear, cut_of
+from .tensor_parallel import CutLinear
 from .weights import BaseWeight, ConvWeight, EmbeddingWeight, LinearWeight, TransposedLinearWeight
 
 

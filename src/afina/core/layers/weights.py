@@ -108,8 +108,7 @@ class BaseWeight:
 
     def parameters(self) -> dict[str, nn.Parameter | None]:
         """The parameters that `replace` changes, to be kept for `restore`."""
-        own: dict[str, nn.Parameter | None] = {self.weight_name: self.weight}
-        return own | ({self.bias_name: self.bias} if self.has_bias else {})
+        return {self.weight_name: self.weight, **({self.bias_name: self.bias} if self.has_bias else {})}
 
     def replace(self, weight: Tensor, bias: Tensor | None) -> None:
         """Put new frozen parameters in the place of the old, which stay as they are for whoever else holds them."""
@@ -173,8 +172,7 @@ class BaseWeight:
     def substitute(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward with its parameters replaced for this call."""
         parameters = {self.weight_name: self.stored(weight)}
-        if self.bias is not None and bias is None:
-            bias = torch.zeros_like(self.bias)
+        bias = torch.zeros_like(self.bias) if bias is None and self.bias is not None else bias
         if bias is not None:
             parameters[self.bias_name] = bias
         return self._run_with(parameters, (x, *args), kwargs)
@@ -238,8 +236,7 @@ class ConvWeight(BaseWeight):
         padding = conv.padding
         if conv.padding_mode != "zeros":
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-        hidden = convolve(x, a, None, conv.stride, padding, conv.dilation)
-        return convolve(hidden, b, None, groups=conv.groups)
+        return convolve(convolve(x, a, None, conv.stride, padding, conv.dilation), b, None, groups=conv.groups)
 
 
 class EmbeddingWeight(BaseWeight):
@@ -255,8 +252,7 @@ class EmbeddingWeight(BaseWeight):
     def _look_up(self, x: Tensor, rows: Tensor) -> Tensor:
         if type(self.module).forward is nn.Embedding.forward:
             return F.embedding(x, rows, padding_idx=self.module.padding_idx)  # type: ignore[arg-type]
-        out: Tensor = self._run_with({self.weight_name: rows}, (x,), {})
-        return out
+        return self._run_with({self.weight_name: rows}, (x,), {})  # type: ignore[no-any-return]
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         out = self._look_up(x, weight.T)

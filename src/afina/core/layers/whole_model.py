@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning
+from .cut import uncut
 from .sharded import apart, gathered, is_sharded, units
 from .storages import quantised_weight
-from .tensor_parallel import is_cut, uncut
+from .tensor_parallel import is_cut
 
 
 def dense_copy(module: nn.Module) -> nn.Module:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..config import TaskType
+from ..layers.cut import cut_of_keys
 from ..layers.sharded import ready
-from ..layers.tensor_parallel import cut_of_keys
 from .encoder import PromptEncoder, PromptLearningConfig
 from .key_shapes import layer_keys
 

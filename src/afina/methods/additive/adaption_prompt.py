@@ -19,7 +19,7 @@ from torch import Tensor
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
-from ...core.layers.tensor_parallel import cut_of_keys
+from ...core.layers.cut import cut_of_keys
 from ...errors import ConfigError, TargetError
 from ..selective.last_layers import block_stack
 

@@ -32,7 +32,6 @@ from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
 
-
 LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
     {"lora_A": (None, 1), "lora_A0": (None, 1), "lora_B": (0, None), "lora_B0": (0, None), "lora_bias": (0, None)}
 )

@@ -51,10 +51,11 @@ def check_heads(config: Any) -> None:
 
 def tell_cut(model: PeftModel, reporter: Reporter) -> None:
     """Say what of an adapter is cut along with its layers, and what is shown whole ones."""
-    placed = [(a, h) for _, h in hosts(model) if isinstance(h.base, CutLinear) for a in h._adapters.children()]
-    along = sum(is_cut_along(adapter) for adapter, _ in placed)
+    cut = [host for _, host in hosts(model) if isinstance(host.base, CutLinear) and host.base.cut.follows]
+    placed = [adapter for host in cut for name in host.names() if (adapter := host.adapter(name)) is not None]
+    along = sum(map(is_cut_along, placed))
     reporter.note(f"distributed: tp: {along} of {len(placed)} adapters on cut layers are cut along")
-    beside = next((type(a).__name__ for a, h in placed if not is_cut_along(a) and h.base.cut.follows), None)
+    beside = next((type(adapter).__name__ for adapter in placed if not is_cut_along(adapter)), None)
     if beside is not None:
         reporter.warn(f"distributed: tp: {beside} is shown whole layers, which are gathered in every pass; fsdp2 costs "
                       "less")  # fmt: skip
