@@ -41,7 +41,11 @@ def train(
         bool, typer.Option("--live", help="Keep a page beside the output folder that follows the run.")
     ] = False,
     processes: Annotated[
-        int, typer.Option(help="Processes that share the run, on a device each, or on the processor's cores.")
+        int,
+        typer.Option(
+            help="Processes that share the run, on a device each, or on the processor's cores; with "
+            "--dry-run, what each would take."
+        ),
     ] = 1,
     as_json: AsJson = False,
     print_recipe: Annotated[
