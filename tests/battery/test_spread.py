@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ..train.loop.together import Together
-from . import spread, tensor_parallel, whole
+from . import mixtures, spread, tensor_parallel, whole
 
 PLAIN = [c for c in whole.cases() if c.shape.name == "decoder" and c.option == "plain"]
 ALWAYS = ("LORA", "OFT", "VERA", "PROMPT_TUNING", "LAST_LAYERS")
@@ -96,3 +96,35 @@ def test_it_is_the_same_on_a_tensor_parallel_base(
 ) -> None:
     for answer in together(tensor_parallel.found, method, options, str(base), str(experts)):
         assert answer == []
+
+
+EXPERTS = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [(EXPERTS, "before"), pytest.param({**EXPERTS, "use_dora": True}, "after", marks=WHOLE),
+     pytest.param({"modules_to_save": ["gate"]}, "before", marks=WHOLE)],
+)  # fmt: skip
+def test_adapters_on_experts_are_the_same_where_those_are_spread(
+    options: dict[str, Any], order: str, together: Together, tmp_path: Path
+) -> None:
+    options = {"target_modules": ["q_proj"], **options}
+    assert together(mixtures.spread_out, "LORA", options, order, str(tmp_path)) == [[], []]
+
+
+CUT = "adapters cannot follow how this module is cut over processes"
+
+
+@WHOLE
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [("LORA", {"target_modules": "all-linear"}, []), ("LAST_LAYERS", {}, []),
+     ("LORA", {"target_modules": ["q_proj"], "modules_to_save": ["gate"]}, []),
+     ("LORA", {"target_modules": [], **EXPERTS}, [f"model.layers.0.mlp.experts: {CUT}"]),
+     ("LN_TUNING", {}, [f"model.layers.0.self_attn.q_norm: {CUT}"])],
+)  # fmt: skip
+def test_adapters_beside_cut_experts_are_the_same_and_on_them_are_refused(
+    method: str, options: dict[str, Any], said: list[str], together: Together, tmp_path: Path
+) -> None:
+    assert together(mixtures.cut, method, options, str(tmp_path)) == [said, said]

@@ -136,16 +136,21 @@ def remember_wholes(model: nn.Module) -> Any:
 
 def _sampled(parameter: Any) -> Tensor:
     """The bytes of the numbers that a digest is made of, where they lie here; the first of equal ones has them."""
+    from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as lie
 
     numbers = torch.arange(0, parameter.numel(), max(1, parameter.numel() // SAMPLED_NUMBERS))[:SAMPLED_NUMBERS]
+    first = parameter.device_mesh.get_local_rank() == 0
+    if any(type(place) not in (Shard, Replicate) for place in parameter.placements):  # parts of several matrices in one
+        found = whole(parameter.detach()).reshape(-1)[numbers.to(parameter.device)]
+        return (found if first else torch.zeros_like(found)).view(torch.uint8)
     at = torch.stack(torch.unravel_index(numbers, parameter.shape))
     shape, offset = (
         torch.tensor(v)[:, None] for v in lie(parameter.shape, parameter.device_mesh, parameter.placements)
     )
     here = ((at >= offset) & (at < offset + shape)).all(0)
     if not any(place.is_shard() for place in parameter.placements):
-        here &= parameter.device_mesh.get_local_rank() == 0
+        here &= first
     part = parameter.detach().to_local()
     values = torch.zeros(len(numbers), dtype=part.dtype, device=part.device)
     values[here] = part[tuple((at - offset)[:, here])]
