@@ -178,7 +178,15 @@ def _exchanged(host: Host, adapter: nn.Module, style: str | None, dims: Mapping[
 
 
 def cost(
-    engine: str, model: Spreadable, devices: int, *, activations: int, tokens: int, passes: int = 1, again: bool = False
+    engine: str,
+    model: Spreadable,
+    devices: int,
+    *,
+    activations: int,
+    tokens: int,
+    passes: int = 1,
+    again: bool = False,
+    logits: int = 0,
 ) -> Cost | None:
     """What an engine takes of each of some devices; None where it cannot share the model out over so many.
 
@@ -188,13 +196,14 @@ def cost(
         tokens: in all rows of a pass.
         passes: forward and backward passes in a step (gradient accumulation).
         again: whether blocks run again in the backward pass (gradient checkpointing).
+        logits: bytes of all rows' logits and what the loss makes of them, which tensor parallel has at once.
     """
     whole, n = model.all, devices
     state = whole.trained * (2 + MOMENTS)
     ring = (n - 1) / n
     rows = activations // n
     if engine == "tp":
-        return _tensor_parallel(model, n, activations, tokens * passes, again)
+        return _tensor_parallel(model, n, activations + logits, tokens * passes, again)
     summed = round(2 * ring * whole.trained)
     if engine == "ddp":  # DDP keeps gradients once more, in its buckets
         return Cost(whole.frozen, 0, state + whole.trained, rows, 0, summed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...plan.engines import ENGINES, Cost, Part, cost, spreadable
 from ...plan.usage import told_bytes
@@ -33,8 +33,18 @@ def shared_lines(
     activations = max(0, found.working - 3 * found.trained)
     for engine in ENGINES if recipe.distributed == "auto" else (recipe.distributed,):
         made = cost(engine, looked, processes, activations=activations, tokens=rows * tokens,
-                    passes=training.gradient_accumulation, again=training.gradient_checkpointing)  # fmt: skip
+                    passes=training.gradient_accumulation, again=training.gradient_checkpointing,
+                    logits=_logits(base, batch))  # fmt: skip
         yield f"{engine} on {processes} devices: {_told(made)}"
+
+
+def _logits(base: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Bytes of the logits of supervised positions, in the base's dtype and twice in float32; 0 where there are none."""
+    head: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None  # type: ignore[operator]
+    if head is None or "labels" not in batch or not hasattr(head, "out_features"):
+        return 0
+    supervised = int((batch["labels"] != -100).sum())
+    return supervised * int(head.out_features) * (int(head.weight.element_size()) + 2 * 4)
 
 
 def _told(cost: Cost | None) -> str:
