@@ -73,6 +73,11 @@ def test_page_of_learning_rates_is_what_was_measured_and_what_the_methods_say(mo
     assert written_as_it_is("rates_page", monkeypatch), "run: python scripts/rates_page.py"
 
 
+@pytest.mark.whole("models of 70 billion numbers, without data")
+def test_table_of_engines_is_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert written_as_it_is("engines_table", monkeypatch), "run: python scripts/engines_table.py"
+
+
 def test_api_page_and_stub_are_what_the_docstrings_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written_as_it_is("api_page", monkeypatch), "run: python scripts/api_page.py"
 

@@ -41,7 +41,11 @@ def train(
         bool, typer.Option("--live", help="Keep a page beside the output folder that follows the run.")
     ] = False,
     processes: Annotated[
-        int, typer.Option(help="Processes that share the run, on a device each, or on the processor's cores.")
+        int,
+        typer.Option(
+            help="Processes that share the run, on a device each, or on the processor's cores; with "
+            "--dry-run, what each would take."
+        ),
     ] = 1,
     as_json: AsJson = False,
     print_recipe: Annotated[
@@ -77,11 +81,11 @@ def train(
     recipe = load_recipe(source, overrides)
     if dry_run:
         if as_json:
-            say_json({"recipe": recipe.model_dump(mode="json"), "plan": _plan(recipe)})
+            say_json({"recipe": recipe.model_dump(mode="json"), "plan": _plan(recipe, processes)})
             return
         # What it takes stands below as comments, so that both together are a recipe still.
         typer.echo(dump(recipe))
-        for line in _plan(recipe):
+        for line in _plan(recipe, processes):
             typer.echo(f"# {line}")
         return
     if processes != 1:
@@ -122,7 +126,7 @@ def _followed(recipe: Recipe, reporter: Reporter, live: bool, **how: Any) -> Res
     return result
 
 
-def _plan(recipe: Recipe) -> list[str]:
+def _plan(recipe: Recipe, processes: int) -> list[str]:
     """What the run would be and take."""
     from ..train.loop.planning import planned
     from .console import ConsoleReporter
@@ -130,7 +134,7 @@ def _plan(recipe: Recipe) -> list[str]:
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    return planned(recipe, reporter)
+    return planned(recipe, reporter, processes)
 
 
 def _conclude(result: Result, folder: str) -> None:

@@ -42,6 +42,8 @@ class _Shared:
     now = False
     spread = False
     """Whether the model's weights are spread over the processes."""
+    cut = False
+    """Whether they stay in parts while the model runs."""
 
 
 def started() -> int:
@@ -70,9 +72,19 @@ def spread() -> bool:
     return _Shared.now and _Shared.spread
 
 
-def spread_out(wanted: bool) -> None:
-    """Say whether they have."""
-    _Shared.spread = wanted
+def cut() -> bool:
+    """Whether those parts stay apart while the model runs (tensor parallel), so that all of them need every row."""
+    return spread() and _Shared.cut
+
+
+def sharers() -> int:
+    """How many processes have rows of their own in a step."""
+    return 1 if cut() else size()
+
+
+def spread_out(wanted: bool, *, cut: bool = False) -> None:
+    """Say whether they have, and whether the parts stay apart while the model runs."""
+    _Shared.spread, _Shared.cut = wanted, cut
 
 
 def _own_number() -> int:
@@ -159,7 +171,7 @@ def joined(device: Device) -> Iterator[None]:
         raise StoppedError("another process of the run is gone", fix="go on with --resume",
                            exit_code=LEFT_ALONE) from error  # fmt: skip
     finally:
-        _Shared.now = _Shared.spread = False
+        _Shared.now = _Shared.spread = _Shared.cut = False
         if made:
             dist.destroy_process_group()
 

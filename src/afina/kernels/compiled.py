@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.layers.sharded import units
+from ..core.layers.tensor_parallel import is_cut
 from ..errors import AfinaWarning
 from .swap import swap_forward
 
@@ -27,7 +28,7 @@ def compile_layers(base: Any, steps: int, tokens: int) -> str:
     layers = [m for m in base.modules() if type(m).__name__ in names]
     if not steps or not layers:
         return f"compiled layers: off, because {'the model has none' if steps else 'the number of steps is not known'}"
-    if any(True for _ in units(base)):
+    if any(True for _ in units(base)) or is_cut(base):
         return "compiled layers: off, because their weights are spread over processes"
     if hasattr(type(layers[0]), "plain_class"):
         return "compiled layers: on already"

@@ -160,7 +160,7 @@ def _loss(base: Any, keep_logits: bool) -> list[str]:
 
 def _why_not_fused(base: Any, keep_logits: bool) -> str:
     if not is_head_plain(base):
-        return "the vocabulary projection is adapted or trained"
+        return "the vocabulary projection is adapted, trained or cut over processes"
     if keep_logits and _softcap(base):
         return "the logits are wanted and soft-capped"
     difference = _try(base, keep_logits)

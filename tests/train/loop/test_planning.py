@@ -47,6 +47,26 @@ def test_memory_is_estimated_for_every_kind_of_method(tmp_path, model_folder, ch
     assert memory_of_a_step(lines) > 10
 
 
+def test_what_each_of_several_devices_takes_is_said_for_every_engine_or_the_recipes_own(tmp_path, model_folder, child):
+    path = tiny.write_recipe(tmp_path, model_folder)
+    every = child(told_for, path, (), 2)
+    assert [line.split()[0] for line in every] == ["ddp", "fsdp2", "zero2", "zero3", "zero3_offload", "tp"]
+    sizes = {line.split()[0]: float(line.split(": ")[1].split()[0]) for line in every}
+    assert sizes["zero2"] < sizes["ddp"]
+    assert "base 105 KiB" in every[0]
+    assert "base 52 KiB" in every[1]
+    assert child(told_for, path, (("distributed", "tp"),), 2) == [every[-1]]
+    (lines,) = child(told_for, path, (("distributed", "tp"),), 3)
+    assert lines.endswith("cuts this model's heads over so many")
+
+
+def told_for(path, overrides, processes):
+    """The plan's lines about engines."""
+    from afina.train.loop.planning import planned
+
+    return [line for line in planned(load_recipe(str(path), overrides), Reporter(), processes) if " devices: " in line]
+
+
 def test_what_does_not_fit_is_told_with_what_would(tmp_path, model_folder, child):
     path = tiny.write_recipe(tmp_path, model_folder)
     fits = child(told, path)

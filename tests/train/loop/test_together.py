@@ -115,8 +115,13 @@ def test_steps_that_cannot_be_shared_are_refused(task, models, together, tmp_pat
 NO_SHARDS = {"FULL": "method.type"}
 
 
-@pytest.mark.parametrize("distributed", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("name", [n if n in KINDS else pytest.param(n, marks=OF_A_KIND) for n in methods()])
+ENGINES = [
+    *((n, d) if n in KINDS else pytest.param(n, d, marks=OF_A_KIND) for n in methods() for d in ("ddp", "fsdp2")),
+    *((n, "tp") if n == "LORA" else pytest.param(n, "tp", marks=OF_A_KIND) for n in KINDS),
+]
+
+
+@pytest.mark.parametrize(("name", "distributed"), ENGINES)
 def test_two_processes_take_the_steps_of_one_with_every_method(
     name, distributed, model_folder, child, together, tmp_path
 ):
@@ -126,7 +131,7 @@ def test_two_processes_take_the_steps_of_one_with_every_method(
         folder.mkdir()
         how = {"distributed": distributed} if number else {}
         done = run(ran, ready(name, folder, model_folder, evaluation__enabled=False, **how))
-        if number and distributed == "fsdp2" and name in NO_SHARDS:
+        if number and distributed != "ddp" and name in NO_SHARDS:
             assert all(isinstance(d, RecipeError) and NO_SHARDS[name] in str(d) for d in done)
             return
         assert not [d for d in done if isinstance(d, Exception)], done

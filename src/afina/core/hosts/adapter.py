@@ -148,6 +148,13 @@ class Adapter(nn.Module):
         """What the reference's layers have under one of the `reference_attributes`."""
         return getattr(self, name)
 
+    def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]] | None:
+        """On a layer that is cut over processes (tensor parallel): each own parameter -> its dimensions that count the
+        layer's outputs and inputs. Who says so computes with a part of the layer and the parts of these parameters
+        what it would with all, by the view's own operations. None: it is shown the whole layer, which costs gathering
+        its inputs or outputs, and its weight where that is read."""
+        return None
+
     def penalty(self) -> Tensor | None:
         """What the method adds to the training loss for this layer, if anything."""
         return None
@@ -184,7 +191,8 @@ class Adapter(nn.Module):
                 with torch.no_grad():
                     old.copy_(shared_like(old, value))
             elif leaf in module._parameters:
-                module.register_parameter(leaf, nn.Parameter(value.to(old.dtype).clone(), old.requires_grad))
+                value = shared_like(old, value.to(old.dtype)).clone()
+                module.register_parameter(leaf, nn.Parameter(value, old.requires_grad))
             else:
                 module.register_buffer(leaf, value.to(old.dtype).clone())
 

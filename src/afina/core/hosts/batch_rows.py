@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..layers.tensor_parallel import CutLinear
 from .calls import Call, within
 from .view import View
 
@@ -48,6 +49,12 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
     names = {n: i for n, i in rows.groups.items() if host.adapter(n) is not None or n in host.biases}
     if not names:
         return host.base.run(x, *args, **kwargs)
+    if isinstance(host.base, CutLinear):
+        raise ConfigError(
+            "rows of one batch cannot go through adapters of their own on a tensor-parallel base",
+            where=type(host.base_layer).__name__,
+            fix="run one batch per adapter with set_adapter",
+        )
     times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
 
     def all_rows() -> Any:

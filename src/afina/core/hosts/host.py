@@ -80,8 +80,10 @@ class Host(LightModule, ReferenceSpelling):
             keyword = name if self.base.takes_keywords_only else None
         if call is not None and by_rows:
             return run_rows(self, call, x, args, kwargs)
-        out = View(self, self.stack, x, args, kwargs, bias=bias, call=call, keyword=keyword)(x)
-        return self.finish(out, x)
+        return self.finish(self._adapted(x, args, kwargs, bias=bias, call=call, keyword=keyword), x)
+
+    def _adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
+        return View(self, self.stack, x, args, kwargs, **how)(x)
 
     def _run_original(self, *args: Any, **kwargs: Any) -> Any:
         """The base layer with its original bits, while weights may be merged into it for other calls."""
@@ -262,9 +264,7 @@ class Host(LightModule, ReferenceSpelling):
     def get_base_layer(self) -> nn.Module:
         """The plain module under all hosts."""
         module: nn.Module = self.base_layer
-        while isinstance(module, Host):
-            module = module.base_layer
-        return module
+        return module.get_base_layer() if isinstance(module, Host) else module
 
     def require_grad(self, names: tuple[str, ...]) -> None:
         """Let exactly the named adapters train."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .calls import current
+from ..layers.cut import cut_of
+from ..layers.tensor_parallel import CutLinear, cut_along, is_cut_along
+from .adapter import Adapter
+from .calls import Scope, current
 from .host import Host
 from .replacement import Replacement
-from .view import View
+from .view import FullView, PartView, View
 
 
 class ReadHost(Host):
@@ -41,6 +45,34 @@ class ReadHost(Host):
             return self.base.weight, self.base.bias
         weight, bias = View(self, stack, None, bias=own_bias, call=call).params()
         return self.base.stored(weight).to(self.base.dtype), None if bias is None else bias.to(self.base.dtype)
+
+
+class CutHost(Host):
+    """Of a layer that is cut over processes (tensor parallel): an adapter that is cut along sees this process's part
+    of it; any other, and several together, see the whole layer."""
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """As of any host; the adapter is cut along with the layer, if it can be."""
+        assert isinstance(self.base, CutLinear)
+        dims = adapter.cut_dims() if self.base.cut.follows else None
+        if dims is not None:
+            cut_along(adapter, self.base.cut, dims)
+        super().add(name, adapter)
+
+    def _adapted(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **how: Any) -> Any:
+        alone = len(self.stack) == 1 and how.get("bias") is None
+        if alone and is_cut_along(self.stack[0]):
+            return PartView(self, self.stack, x, args, kwargs, **how)(x)
+        assert isinstance(self.base, CutLinear)
+        full = self.base.full
+        x = full.entered(x)
+        return full.left(FullView(self, self.stack, x, args, kwargs, **how)(x))
+
+
+def host_of(module: nn.Module, scope: Scope, is_read: bool) -> Host:
+    """A new host for a module; `is_read`: its parent computes with its weight instead of calling it."""
+    kind = ReadHost if is_read else Host if cut_of(module) is None else CutHost
+    return kind(module, scope=scope)
 
 
 class ModulesToSaveWrapper(Host):

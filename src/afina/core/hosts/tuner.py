@@ -14,6 +14,7 @@ from torch import nn
 from ...errors import AfinaWarning, ConfigError, MergeError, NameTakenError, NotMergeable, NumericError, did_you_mean
 from ..config import PeftConfig, method
 from ..layers.sharded import ready
+from ..layers.tensor_parallel import alike, remember_wholes
 from ..layers.whole_model import report_lost, unpack
 from ..prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, complete
 from ..prompts.mixed import MixedPlacement
@@ -281,6 +282,7 @@ class Tuner(Unreplicated):
         )  # fmt: skip
         ready(self.model)  # which the encoder may ask for embeddings
         made: PromptEncoder = implementation(site, config).train(self.training)
+        alike(made, remember_wholes(self.model))
         return made
 
     def __getattr__(self, name: str) -> Any:

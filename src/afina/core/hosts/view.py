@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..layers.tensor_parallel import CutLinear, is_cut_along, parts_of, wholes_of
 from ..layers.weights import BaseWeight, autocasts
 
 if TYPE_CHECKING:
@@ -65,9 +67,9 @@ class View:
             given = x if adapter.reads_as_is(self.base, x) else self._cast(x, adapter.dtype)
             cast = given if x is self.source or x is self.cast else None
             inner = self.stack[:-1]
-            view = View(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias,
-                        self.rows, self.call, self.keyword)  # fmt: skip
-            return adapter(view, given)
+            view = type(self)(self.host, inner, self.source, self.args, self.kwargs, cast, self.whole, self.own_bias,
+                              self.rows, self.call, self.keyword)  # fmt: skip
+            return self.adapt(adapter, view, given)
         if self.whole is not None and (x is self.source or x is self.cast):
             return self.whole()
         if isinstance(x, Tensor) and isinstance(self.source, Tensor) and x.dtype != self.source.dtype:
@@ -104,8 +106,16 @@ class View:
         dtype = self.host.compute_dtype
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         for adapter in self.stack:
-            weight, bias = adapter.merged(weight, bias)
+            weight, bias = self.merge(adapter, weight, bias)
         return weight, bias
+
+    def adapt(self, adapter: Adapter, inner: View, x: Any) -> Any:
+        """Run an adapter on the layer below it."""
+        return adapter(inner, x)
+
+    def merge(self, adapter: Adapter, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What an adapter makes of weight and bias."""
+        return adapter.merged(weight, bias)
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """The layer's own operation with other weights."""
@@ -115,6 +125,62 @@ class View:
         if not self.base.casts_input or not isinstance(x, Tensor) or x.dtype == dtype or not x.is_floating_point():
             return x
         return x if autocasts(x) else x.to(dtype)
+
+
+class _CutView(View):
+    """Of a layer that is cut over processes."""
+
+    def tensors(self, adapter: Adapter) -> Mapping[str, Tensor]:
+        """An adapter's tensors as they are used here."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _lent(self, adapter: Adapter) -> Iterator[None]:
+        # A method that is no part of the layer itself may use others that are (X-LoRA).
+        every = [adapter] if is_cut_along(adapter) else [a for n in self.host.names() if (a := self.host.adapter(n))]
+        kept = [(a, a._parameters) for a in every if is_cut_along(a)]
+        for a, own in kept:
+            a.__dict__["_parameters"] = {**own, **self.tensors(a)}
+        try:
+            yield
+        finally:
+            for a, own in kept:
+                a.__dict__["_parameters"] = own
+
+    def adapt(self, adapter: Adapter, inner: View, x: Any) -> Any:
+        with self._lent(adapter):
+            return super().adapt(adapter, inner, x)
+
+    def merge(self, adapter: Adapter, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with self._lent(adapter):
+            return super().merge(adapter, weight, bias)
+
+    @property
+    def _cut(self) -> CutLinear:
+        assert isinstance(self.host.base, CutLinear)
+        return self.host.base
+
+
+class PartView(_CutView):
+    """This process's part of the layer, for adapters that are all cut along."""
+
+    @property
+    def base(self) -> BaseWeight:
+        return self._cut.part
+
+    def tensors(self, adapter: Adapter) -> Mapping[str, Tensor]:
+        return parts_of(adapter)
+
+
+class FullView(_CutView):
+    """The whole layer, whose inputs, outputs and (where it is read) weight are gathered."""
+
+    @property
+    def base(self) -> BaseWeight:
+        return self._cut.full
+
+    def tensors(self, adapter: Adapter) -> Mapping[str, Tensor]:
+        return wholes_of(adapter)
 
 
 def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -16,18 +16,20 @@ from ..config import LayerConfig, method
 from ..files.budget import budget
 from ..hosts.adapter import Adapter, Site
 from ..hosts.host import Host
-from ..hosts.host_kinds import ModulesToSaveWrapper, ReadHost
+from ..hosts.host_kinds import ModulesToSaveWrapper, host_of
 from ..hosts.replacement import Replacement
 from ..hosts.routing import Router
-from ..hosts.tuner import adapter_names, scope_of
+from ..hosts.tuner import adapter_names, scope_of, shared_modules
 from ..hosts.walk import hold_shared, outside_adapters
+from ..layers.cut import refuse_cut
 from ..layers.sharded import freeze, whole
+from ..layers.tensor_parallel import alike, remember_wholes
 from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
 from .reading import is_read
-from .targets import Slot, output_head, refuse_container, select_slots, shares_weights, slots
+from .targets import Slot, output_head, plain_module, refuse_container, select_slots, shares_weights, slots
 
 
 @dataclass
@@ -69,8 +71,11 @@ def inject(
     planned = builder.plan()
     if not adapter_names(container or model):
         freeze(model)
+    group = remember_wholes(model)
     for item in planned:
         _put(item, name)
+        alike(item.adapter, group)
+    alike(shared_modules(container or model).get(name), group)
     if any(isinstance(item.host, ModulesToSaveWrapper) and item.host.is_tied for item in planned):
         builder.scope.watch(model)
     return [item.slot.name for item in planned if item.adapter is not None]
@@ -95,10 +100,6 @@ def _chain(module: nn.Module) -> list[nn.Module]:
     while isinstance(out[-1], Host):
         out.append(out[-1].base_layer)
     return out
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    return _chain(module)[-1]
 
 
 def _own_parameter(name: str, host: Host) -> tuple[str, ...]:
@@ -128,8 +129,7 @@ class _Builder:
         self.adapter_class.check_model(self.model, self.config)
         planned = self._saved_modules()
         elsewhere = planned or getattr(self.config, "target_parameters", None) or not self.layered
-        none = elsewhere and self.config.target_modules == []
-        targets = [] if none else select_slots(self.model, self.config)
+        targets = [] if elsewhere and self.config.target_modules == [] else select_slots(self.model, self.config)
         self._warn_of_second_places(targets)
         places = [(s, self._host(s)) for s in self._with_attention_outputs(targets)]
         places += self._parameters()
@@ -142,6 +142,7 @@ class _Builder:
                               fix="leave it out with exclude_modules, or name it in modules_to_save too")  # fmt: skip
         for slot, host in places:
             self.adapter_class.check_kind(slot.name, host.base)
+            refuse_cut(slot.name, plain_module(slot.module), host.parameter)
         shared = self._shared({s.name: h.base for s, h in places})
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
@@ -171,12 +172,12 @@ class _Builder:
     def _tied(self, planned: list[_Planned]) -> None:
         """Adapt an output head along with the input embedding whose weight it shares, if the method does so."""
         head = output_head(self.model)
-        if head is None or any(_bare(p.slot.module) is _bare(head) for p in planned):
+        if head is None or any(plain_module(p.slot.module) is plain_module(head) for p in planned):
             return
-        shared = getattr(_bare(head), "weight", None)
+        shared = getattr(plain_module(head), "weight", None)
         source = next((p for p in planned if p.adapter is not None and p.host.base.kind == "embedding"
                        and p.host.base.weight is shared), None)  # fmt: skip
-        slot = next((s for s in slots(self.model) if _bare(s.module) is _bare(head)), None)
+        slot = next((s for s in slots(self.model) if plain_module(s.module) is plain_module(head)), None)
         if source is None or source.adapter is None or slot is None:
             return
         host = self._host(slot)
@@ -220,8 +221,7 @@ class _Builder:
         if isinstance(module, Host):
             return module
         if (key := (id(slot.parent), slot.attribute)) not in self.fresh:
-            kind = ReadHost if is_read(slot.parent, slot.attribute) else Host
-            self.fresh[key] = kind(module, scope=self.scope)
+            self.fresh[key] = host_of(module, self.scope, is_read(slot.parent, slot.attribute))
         return self.fresh[key]
 
     def _with_attention_outputs(self, targets: list[Slot]) -> list[Slot]:
@@ -229,7 +229,7 @@ class _Builder:
         if not self.adapter_class.with_attention_output:
             return targets
         chosen = {s.name for s in targets}
-        extra = [f"{s.name}.out_proj" for s in targets if isinstance(_bare(s.module), nn.MultiheadAttention)]
+        extra = [f"{s.name}.out_proj" for s in targets if isinstance(plain_module(s.module), nn.MultiheadAttention)]
         self.inside = frozenset(extra)
         if self.inside and self.adapter_class.attention_note:
             warnings.warn(f"{extra[0]}: {self.adapter_class.attention_note}", AfinaWarning, stacklevel=5)
@@ -241,10 +241,9 @@ class _Builder:
         wanted: list[str] = getattr(self.config, "target_parameters", None) or []
         if not wanted:
             return []
-        places: list[tuple[Slot, Host]] = []
-        is_wanted = Matcher(wanted, "target_parameters")
+        places, is_wanted = list[tuple[Slot, Host]](), Matcher(wanted, "target_parameters")
         for slot in slots(self.model):
-            for parameter, _ in _bare(slot.module).named_parameters(recurse=False):
+            for parameter, _ in plain_module(slot.module).named_parameters(recurse=False):
                 if is_wanted(f"{slot.name}.{parameter}"):
                     host = self._parameter_host(slot, parameter, places)
                     places.append((slot, host))
@@ -272,11 +271,12 @@ class _Builder:
         is_wanted = Matcher(wanted, "modules_to_save")
         for slot in (s for s in slots(self.model) if is_wanted(s.name)):
             refuse_container(slot, "modules_to_save")
+            refuse_cut(slot.name, plain_module(slot.module), copied=True)
             wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None
             if wrapper is None and isinstance(slot.module, Host):
                 raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
             host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
-            host.is_tied = host.is_tied or shares_weights(self.model, _bare(slot.module))
+            host.is_tied = host.is_tied or shares_weights(self.model, plain_module(slot.module))
             planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
         if wanted and not planned:
             raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,
@@ -290,7 +290,7 @@ class _Builder:
         by_place = {(id(p.slot.parent), p.slot.attribute): p for p in planned}
         for slot in slots(self.model) if which == "all" else []:
             key = (id(slot.parent), slot.attribute)
-            bare = _bare(slot.module)
+            bare = plain_module(slot.module)
             # Only what is called `bias` counts, as in the reference: attention's `in_proj_bias` stays frozen.
             if key not in by_place and bare._parameters.get("bias") is not None:
                 planned.append(_Planned(slot, self._host(slot), None))

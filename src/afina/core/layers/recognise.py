@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from .cut import cut_of
 from .sharded import runs_whole
 from .storages import quantised_weight
 from .substituted import AttentionWeight, OwnWeight, ParameterWeight
+from .tensor_parallel import CutLinear
 from .weights import BaseWeight, ConvWeight, EmbeddingWeight, LinearWeight, TransposedLinearWeight
 
 
@@ -16,6 +18,8 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
         return ParameterWeight(module, parameter)
     if type(module) is nn.Linear and runs_whole(module.weight):
         return LinearWeight(module)
+    if (cut := cut_of(module)) is not None:
+        return CutLinear(module, cut)
     if (found := quantised_weight(module)) is not None:
         return found
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):

@@ -26,7 +26,7 @@ PATIENCE = timedelta(minutes=5)
 SAMPLED_NUMBERS = 256
 _MARK = "_is_fsdp_managed_module"
 """Attribute that torch gives to modules whose parameters it gathers."""
-_DIGESTS = "whole_digests"
+DIGESTS = "whole_digests"
 """Attribute of a sharded module: parameter -> digest of what it was as a whole."""
 
 
@@ -48,7 +48,8 @@ def shared_like(tensor: Tensor, value: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     old: Any = tensor
-    return distribute_tensor(value.to(old.device, old.dtype), old.device_mesh, old.placements)
+    value = value.to(old.device_mesh.device_type if old.is_meta else old.device, old.dtype)
+    return distribute_tensor(value, old.device_mesh, old.placements)
 
 
 def is_first() -> bool:
@@ -153,7 +154,7 @@ def _gathers(hook: Any) -> bool:
 def gathered(module: nn.Module) -> nn.Module:
     """A copied module with whole weights of its own in the place of sharded ones."""
     for part in module.modules():
-        for mark in (_MARK, _DIGESTS):
+        for mark in (_MARK, DIGESTS):
             part.__dict__.pop(mark, None)
         for name, parameter in part._parameters.items():
             if is_sharded(parameter):
@@ -182,7 +183,7 @@ def digest(weight: Tensor) -> str:
 
 def digest_of(module: nn.Module, name: str) -> str | None:
     """The digest of a sharded parameter as a whole, where it was taken before."""
-    found: dict[str, str] = module.__dict__.get(_DIGESTS, {})
+    found: dict[str, str] = module.__dict__.get(DIGESTS, {})
     return found.get(name)
 
 
@@ -205,7 +206,7 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
     _check(model, whole_ones)
     for module in model.modules():
         found = {n: digest(p) for n, p in module._parameters.items() if p is not None and p not in whole_ones}
-        module.__dict__[_DIGESTS] = found
+        module.__dict__[DIGESTS] = found
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*_blocks(model), model):
         fully_shard(module, mesh=mesh, ignored_params=whole_ones)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import MergeError, NotAWeight
-from .sharded import is_spread, whole
+from .sharded import is_sharded, is_spread, whole
 
 
 class BaseWeight:
@@ -27,12 +27,14 @@ class BaseWeight:
         additive: `apply(x, W + D, b) == apply(x, W, b) + apply(x, D, None)`; false where the operator sits inside a
             larger computation (attention, experts).
         casts_input: the host may cast the input to the adapters' dtype.
+        crosses: products with its weight meet those of other processes, so they are made by its own methods alone.
     """
 
     weight_name: ClassVar[str] = "weight"
     bias_name: ClassVar[str] = "bias"
     additive: ClassVar[bool] = True
     casts_input: ClassVar[bool] = True
+    crosses: ClassVar[bool] = False
     kind: ClassVar[str] = "linear"
     has_bias: ClassVar[bool] = True
 
@@ -106,8 +108,7 @@ class BaseWeight:
 
     def parameters(self) -> dict[str, nn.Parameter | None]:
         """The parameters that `replace` changes, to be kept for `restore`."""
-        own: dict[str, nn.Parameter | None] = {self.weight_name: self.weight}
-        return own | ({self.bias_name: self.bias} if self.has_bias else {})
+        return {self.weight_name: self.weight, **({self.bias_name: self.bias} if self.has_bias else {})}
 
     def replace(self, weight: Tensor, bias: Tensor | None) -> None:
         """Put new frozen parameters in the place of the old, which stay as they are for whoever else holds them."""
@@ -129,7 +130,7 @@ class BaseWeight:
         Raises:
             MergeError: the weight is quantised and `requantise` is false, or this process has a part of it.
         """
-        if is_spread(self.module):
+        if is_spread(self.module) or is_sharded(self.weight):
             raise MergeError("the weight is spread over processes", where=type(self.module).__name__,
                              fix="save the adapter, and merge it in one process")  # fmt: skip
 
@@ -171,11 +172,14 @@ class BaseWeight:
     def substitute(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward with its parameters replaced for this call."""
         parameters = {self.weight_name: self.stored(weight)}
-        if self.bias is not None and bias is None:
-            bias = torch.zeros_like(self.bias)
+        bias = torch.zeros_like(self.bias) if bias is None and self.bias is not None else bias
         if bias is not None:
             parameters[self.bias_name] = bias
         return self._run_with(parameters, (x, *args), kwargs)
+
+    def norm_of_rows(self, rows: Tensor) -> Tensor:
+        """The norms of a matrix's rows, (out, in) -> (out,)."""
+        return torch.linalg.vector_norm(rows, dim=1)  # type: ignore[no-any-return]
 
     def low_rank(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """`apply(x, b @ a, None)` without forming the product; `a` is (r, in, *kernel), `b` is (out, r, *ones)."""
@@ -232,8 +236,7 @@ class ConvWeight(BaseWeight):
         padding = conv.padding
         if conv.padding_mode != "zeros":
             x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
-        hidden = convolve(x, a, None, conv.stride, padding, conv.dilation)
-        return convolve(hidden, b, None, groups=conv.groups)
+        return convolve(convolve(x, a, None, conv.stride, padding, conv.dilation), b, None, groups=conv.groups)
 
 
 class EmbeddingWeight(BaseWeight):
@@ -249,8 +252,7 @@ class EmbeddingWeight(BaseWeight):
     def _look_up(self, x: Tensor, rows: Tensor) -> Tensor:
         if type(self.module).forward is nn.Embedding.forward:
             return F.embedding(x, rows, padding_idx=self.module.padding_idx)  # type: ignore[arg-type]
-        out: Tensor = self._run_with({self.weight_name: rows}, (x,), {})
-        return out
+        return self._run_with({self.weight_name: rows}, (x,), {})  # type: ignore[no-any-return]
 
     def apply(self, x: Any, weight: Tensor, bias: Tensor | None, *args: Any, **kwargs: Any) -> Any:
         out = self._look_up(x, weight.T)

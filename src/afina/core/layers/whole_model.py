@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning
-from .sharded import apart, gathered, units
+from .cut import uncut
+from .sharded import apart, gathered, is_sharded, units
 from .storages import quantised_weight
+from .tensor_parallel import is_cut
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
     """A deep copy that can train: quantised layers in it are dense. Configs stay the model's, so that what it is told
     later (another attention, say) reaches its copied layers too. Sharded weights are whole in it.
     """
-    return gathered(_dense_copy(module))
+    return uncut(gathered(_dense_copy(module)))
 
 
 def _dense_copy(module: nn.Module) -> nn.Module:
@@ -27,14 +29,20 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)):
+    apart_ones = any(quantised_weight(m) for m in module.modules()) or any(True for _ in units(module))
+    if not apart_ones and not is_cut(module):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
     out = apart(module)
     for slot in ("_parameters", "_buffers"):
-        setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})
+        setattr(out, slot, {n: _copied(t) for n, t in getattr(module, slot).items()})
     out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
     return out
+
+
+def _copied(tensor: Any) -> Any:
+    # torch cannot make deep copies of what is in parts.
+    return nn.Parameter(tensor.detach().clone(), tensor.requires_grad) if is_sharded(tensor) else copy.deepcopy(tensor)
 
 
 def unpack(model: nn.Module) -> None:

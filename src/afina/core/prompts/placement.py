@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..config import TaskType
+from ..layers.cut import cut_of_keys
 from ..layers.sharded import ready
 from .encoder import PromptEncoder, PromptLearningConfig
 from .key_shapes import layer_keys
@@ -134,10 +135,12 @@ class Placement:
         split = flat.view(batch, self.count, layers * 2, heads, -1).permute(2, 0, 3, 1, 4)
         # With two submodules the files' order is: the list gone through twice, every second pair belonging to a layer.
         step = 4 if self.config.num_transformer_submodules == 2 else 2
-        out = {}
+        out, cut = {}, cut_of_keys(self.model)
         for layer, (own_heads, width) in self.layer_keys.items():
             place = (step * layer) % (2 * layers)
             keys, values = (split[i][:, :own_heads, :, :width] for i in (place, place + 1))
+            if cut is not None:  # each process has some of the heads
+                keys, values = cut.part(keys, 1), cut.part(values, 1)
             out[layer] = keys, values
         return out
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
+from ...core.layers.cut import cut_of_keys
 from ...errors import ConfigError, TargetError
 from ..selective.last_layers import block_stack
 
@@ -104,7 +105,10 @@ class AdaptionPrompt(Activation):
         keys, values = keys.repeat_interleave(repeat, 1), values.repeat_interleave(repeat, 1)
         scores = query @ keys.mT / attention.head_dim**0.5
         weights = torch.softmax(scores.float(), dim=-1).to(query.dtype)
-        mixed = (self.adaption_gate.to(x.dtype) * (weights @ values)).transpose(1, 2).flatten(2)
+        cut, gate = cut_of_keys(attention), self.adaption_gate.to(x.dtype)
+        if cut is not None:  # each process has some of the heads, and a part of the gate's gradient
+            gate = cut.fanned_out(gate)
+        mixed = (gate * (weights @ values)).transpose(1, 2).flatten(2)
         if hasattr(attention, "c_attn"):
             return mixed
         added: Tensor = attention.o_proj(mixed)

@@ -109,6 +109,9 @@ class IA3(Activation, Vectors):
         targets, at_input = _joined(c.target_modules for c in configs), _joined(c.feedforward_modules for c in configs)
         return replace(configs[0], target_modules=targets, feedforward_modules=at_input)
 
+    def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]]:
+        return {"ia3_l": (None, 1) if self.is_feedforward else (0, None)}
+
     def forward(self, inner: View, x: Any) -> Any:
         factor = self.ia3_l if self.is_conv else self.ia3_l.flatten()
         return inner(x * factor) if self.is_feedforward else inner(x) * factor

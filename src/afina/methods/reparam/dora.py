@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ...core.hosts.adapter import Site
 from ...core.hosts.host import Host
 from ...core.hosts.view import View
+from ...core.layers.weights import BaseWeight
 from ...kernels.joint import Layer
 from ...kernels.lora_linear import is_plain_linear, lora_linear
-from .lora import Lora
+from .lora import LORA_CUT, Lora
 from .lora_config import LoraConfig
 from .lora_fast import updated
 
@@ -97,9 +98,12 @@ class Dora(Lora):
         A, B = self.factors()
         return self.scaling * (B.reshape(-1, self.r) @ A.flatten(1)).view(weight.shape)
 
-    def _norm(self, weight: Tensor) -> Tensor:
+    def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]] | None:
+        return {**LORA_CUT, "lora_magnitude_vector": (0, None)}
+
+    def _norm(self, weight: Tensor, base: BaseWeight | None = None) -> Tensor:
         rows = weight.flatten(0, 1) if self.experts else weight.flatten(1)
-        norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(rows, dim=1) if base is None else base.norm_of_rows(rows)
         return norm
 
     @property
@@ -122,14 +126,15 @@ class Dora(Lora):
             self.kept = kept = parts, now, compute()
         return kept[2]
 
-    def _scale(self, weight: Tensor, own: Tensor | None = None) -> Tensor:
-        """m / ||W + s B A||, one number for every output; `own` is the layer's own weight if W is nothing else."""
+    def _scale(self, weight: Tensor, own: Tensor | None = None, base: BaseWeight | None = None) -> Tensor:
+        """m / ||W + s B A||, one number for every output; `own` is the layer's own weight if W is nothing else, `base`
+        the operator that `weight` was read from."""
 
         def compute() -> Tensor:
             with torch.no_grad():
                 changed = weight + self.stored_delta(weight)
                 # A row of zeros has no direction: its output stays zero, as the paper's formula has it in the limit.
-                return self._norm(changed).clamp_min(torch.finfo(weight.dtype).tiny)
+                return self._norm(changed, base).clamp_min(torch.finfo(weight.dtype).tiny)
 
         norm = compute() if own is None else self._norm_once(own, compute)
         return self.lora_magnitude_vector.flatten() / norm
@@ -171,7 +176,8 @@ class Dora(Lora):
                 return self._fused(inner, x)
             x = x.to(self.dtype)
         weight, bias = inner.params()
-        scale = self._scale(weight, inner.base.weight if inner.is_base and not inner.base.quantised else None)
+        scale = self._scale(weight, inner.base.weight if inner.is_base and not inner.base.quantised else None,
+                            inner.base)  # fmt: skip
         rank_part = self.scaling * inner.base.low_rank(self.dropped(x), *self.factors())
         out = inner.apply(x, weight, None) + rank_part
         ones = (1 for _ in range(weight.dim() - 2)) if inner.base.kind == "conv" else ()

@@ -13,6 +13,8 @@ parameters.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,6 +31,10 @@ from .lora_config import LoraConfig, counts_once
 from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
+
+LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
+    {"lora_A": (None, 1), "lora_A0": (None, 1), "lora_B": (0, None), "lora_B0": (0, None), "lora_bias": (0, None)}
+)
 
 
 @register("LORA", LoraConfig)
@@ -125,6 +131,11 @@ class Lora(LoraFast, LoraForm):
             out = self.fused(inner, x)
             return out if self.lora_bias is None else out + (self.scaling * self.lora_bias).to(out.dtype)
         return inner(x) + self.update(inner.base, x)
+
+    def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]] | None:
+        own = type(self)
+        plain = own.update is Lora.update and own.forward is Lora.forward and own.factors is Lora.factors
+        return LORA_CUT if plain else None
 
     @property
     def fuses(self) -> bool:

@@ -49,6 +49,7 @@ class LoraFast(LightModule, DeltaWeight):
     def reads_as_is(self, base: BaseWeight, x: Any) -> bool:
         return (
             base.kind == "linear"
+            and not base.crosses
             and self.fuses
             and isinstance(x, Tensor)
             and x.is_floating_point()

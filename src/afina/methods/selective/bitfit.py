@@ -8,6 +8,7 @@ biases' sizes. Mergeable. Layers: any with a bias (Linear, Conv1D, Conv1d/2d/3d,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,9 @@ class BitFit(Adapter):
             raise TargetError("the layer has no bias to train", where=site.name, fix="leave target_modules out")
         # The start is the base's bias, also when a file is about to replace it: its shape and values are cheap.
         self.bias = nn.Parameter(whole(base.detach()).to(site.dtype, copy=True).to(site.device))
+
+    def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]]:
+        return {"bias": (0, None)}
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight, self.bias

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from ...devices.found import found
 from ...devices.place import is_sharded, place, told
+from ...devices.ranks import cut, size
 from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
@@ -157,14 +158,22 @@ def load_base(
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
+    if cut():
+        # The trainer would refuse checkpoints, and leave the rows to accelerate, which knows this of GPUs only.
+        model._tp_size, model._is_distributed_loading_by_transformers = None, False
     if not stored and hasattr(model, "hf_device_map"):
         del model.hf_device_map  # which transformers takes for several devices
     return quantize.after_loading(section, model)
 
 
 def _placed(section: ModelSection) -> dict[str, Any]:
-    """What puts the weights on the section's device as they are read; a processor is where they are put anyway."""
+    """What puts the weights on the section's device as they are read, or this process's part of each; a processor is
+    where they are put anyway."""
     name = place(section.device).name
+    if cut():
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=size(), tp_plan="auto")}
     return {} if name == "cpu" or is_sharded() else {"device_map": {"": name}}
 
 

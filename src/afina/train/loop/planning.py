@@ -21,6 +21,7 @@ from ..tasks import named
 from ..tasks.examples import encode
 from .adapt import adapted, counts, plan, planned_steps, wants_logits
 from .begin import begin_config, prepared
+from .sharing_plan import shared_lines
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,11 @@ class Setting:
     steps: int
 
 
-def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
+def planned(recipe: Recipe, reporter: Reporter, processes: int = 1) -> list[str]:
     """Lines that say what will happen. Weights are not loaded.
+
+    Args:
+        processes: how many are to share the run, on a device each.
 
     Raises:
         AfinaError: what would stop the run at its beginning.
@@ -67,10 +71,10 @@ def planned(recipe: Recipe, reporter: Reporter) -> list[str]:
     width = width_of(config_of(location, recipe.model))
     lines = [plan(recipe, begin_config(recipe, steps), steps, width),
              f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
-    return [*lines, *_sizes(setting)]
+    return [*lines, *_sizes(setting, processes)]
 
 
-def _sizes(setting: Setting) -> list[str]:
+def _sizes(setting: Setting, processes: int) -> list[str]:
     recipe = setting.recipe
     batch = _batch(setting, longest=True)
     if batch is None:
@@ -89,6 +93,8 @@ def _sizes(setting: Setting) -> list[str]:
         f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} rows of up to {tokens} tokens "
         f"{told_bytes(found.working)}",
     ]
+    if processes > 1 and not saved:
+        lines += shared_lines(recipe, _base_without_data(setting), batch, found, processes)
     return [*lines, *_fits(setting, batch, found.peak - saved), _time(setting)]
 
 
@@ -209,6 +215,15 @@ def _projected(labels: Tensor, vocabulary: int, device: Device) -> int:
 
     supervised = int((labels != -100).sum())
     return max(1, min(supervised, chunk_rows(vocabulary, device.kind, device.free)) // labels.shape[0])
+
+
+def _base_without_data(setting: Setting) -> nn.Module:
+    import torch
+
+    with torch.device("meta"):
+        model = _shapes_of(setting)
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
 
 
 def _shapes_of(setting: Setting) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
-from ...devices.ranks import from_first, is_first, joined, size, spread_out
+from ...devices.ranks import cut, from_first, is_first, joined, size, spread_out
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
 from ..answers.generate import keep_ends
@@ -38,6 +38,7 @@ from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_
 from .begin import begin_config, prepared
 from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
 from .contents import contents
+from .cutting import save_part
 from .fast_paths import offload, speed_up_run
 from .method_state import read_method_state
 from .planning import Setting
@@ -104,7 +105,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
     steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     config = begin_config(recipe, steps)
-    spread_out(choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter))
+    spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
+    spread_out(spread, cut=recipe.distributed == "tp")
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
@@ -159,6 +161,8 @@ def _measured(
         training=training, before=before, after=after,
         data_sha256={rows.path.name: rows.digest() for rows in data.split.parts}, device=trainer.args.device,
     )  # fmt: skip
+    if cut() and not is_first():
+        save_part(trainer.model, output.work)
     if is_first():
         _save(recipe, prompter, setup, values, before, after, output.work)
     return Result(output.final, values, before, after)

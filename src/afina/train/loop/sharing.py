@@ -8,13 +8,15 @@ from ...core.hosts.walk import outside_adapters
 from ...core.layers.sharded import meeting, shard, units
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
-from ...devices.ranks import from_first, size, spread
+from ...devices.ranks import cut, from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
+from ..base.base_model import config_of
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
+from .cutting import check_cut, check_heads, share_all_rows, tell_cut
 
 if TYPE_CHECKING:
     from .planning import Setting
@@ -36,13 +38,17 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
         raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
                           fix="train it in one process")  # fmt: skip
     batch = recipe.training.batch_size
-    if batch % size():
+    if recipe.distributed == "tp":
+        check_cut(recipe)
+    elif batch % size():
         raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
                           expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
-    if recipe.distributed == "fsdp2" and (why := why_whole(recipe)) is not None:
+    if recipe.distributed in ("fsdp2", "tp") and (why := why_whole(recipe)) is not None:
         key, got = why
         raise RecipeError("this does not go with a model that is spread over processes", where=key, got=got,
                           fix="distributed=ddp, or change it")  # fmt: skip
+    if recipe.distributed == "tp":
+        return reporter.note(f"{size()} processes compute a part of every layer, for all rows of each step")
     nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
     reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
 
@@ -65,7 +71,9 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
 
     if size() == 1 or recipe.distributed == "ddp":
         return False
-    if recipe.distributed == "fsdp2":
+    if recipe.distributed == "tp":
+        check_heads(config_of(setting.location, recipe.model))
+    if recipe.distributed in ("fsdp2", "tp"):
         return True
     told = from_first(lambda: too_large(setting))
     if told is None:
@@ -85,11 +93,13 @@ def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
     import torch
 
     base, device = model.get_base_model(), torch.device(place(recipe.model.device).name)
-    own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
-    shard(base, device, [p for p in base.parameters() if p not in own])
     for name, beside in model.base_model.named_children():
         if name != "model":
             beside.to(device)
+    if cut():
+        return tell_cut(model, reporter)
+    own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
+    shard(base, device, [p for p in base.parameters() if p not in own])
     count = sum(1 for _ in units(base))
     reporter.note(f"distributed: the base's weights are spread over {size()} processes, in {count} groups")
 
@@ -117,6 +127,8 @@ def share_steps(trainer: Any) -> None:
         return Counted(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
 
     def own(found: Any, **how: Any) -> Any:
+        if cut() and trainer.model.training:
+            return found
         if trainer.model.training:  # TRL asks for what all of them saw of a step
             return gather(found, **how)
         if hasattr(found, "ndim") and not found.ndim:  # and while measuring for single numbers, which need no cutting
@@ -125,6 +137,8 @@ def share_steps(trainer: Any) -> None:
 
     trainer.get_eval_dataloader, trainer.accelerator.gather_for_metrics = everything, own
     trainer.gather_function = own
+    if cut():
+        return share_all_rows(trainer)
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)

@@ -224,10 +224,10 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     reinforcement: ReinforcementSection = Field(default_factory=ReinforcementSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    distributed: Literal["auto", "ddp", "fsdp2"] = Field(
+    distributed: Literal["auto", "ddp", "fsdp2", "tp"] = Field(
         default="auto",
         description="how several processes share the model; ddp: each has all of it; fsdp2: its frozen weights are "
-        "spread over them; auto: ddp where it fits a device",
+        "spread over them; tp: each computes a part of every layer, for all rows; auto: ddp where it fits a device",
     )
     output: OutputSection
 

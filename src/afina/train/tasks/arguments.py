@@ -9,7 +9,7 @@ from typing import Any
 
 from ...devices.found import Device
 from ...devices.place import place, scales_loss
-from ...devices.ranks import size
+from ...devices.ranks import sharers, size
 from ...errors import AfinaError, RecipeError
 from ..recipe.sections import Recipe
 
@@ -43,7 +43,7 @@ def training_arguments(
     own = _bookkeeping(recipe)
     own |= {_checkpointing_key(TrainingArguments): t.gradient_checkpointing,
             "per_device_eval_batch_size": recipe.evaluation.batch_size,
-            "accelerator_config": {"split_batches": size() > 1}}  # fmt: skip
+            "accelerator_config": {"split_batches": sharers() > 1}}  # fmt: skip
     with refused("transformers"):
         made = (kind or TrainingArguments)(
             output_dir=str(work),

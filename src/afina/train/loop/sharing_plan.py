@@ -1,0 +1,58 @@
+"""What a run takes of each device, and sends in a step, where several processes share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...plan.engines import ENGINES, Cost, Part, cost, spreadable
+from ...plan.usage import told_bytes
+from ..recipe.sections import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ...plan.memory import StepMemory
+
+
+def shared_lines(
+    recipe: Recipe, base: nn.Module, batch: Mapping[str, Tensor], found: StepMemory, processes: int
+) -> Iterator[str]:
+    """A line for the recipe's engine, or for each where the recipe leaves it open.
+
+    Args:
+        base: the model with its adapter inside; without data.
+        batch: of all rows.
+        found: what a step with them takes of one device.
+    """
+    rows, tokens = next(iter(batch.values())).shape[:2]
+    looked, training = spreadable(base), recipe.training
+    beside = found.trained - looked.all.trained  # shared by all layers, or virtual tokens
+    looked = replace(looked, outside=looked.outside + Part(trained=beside))
+    activations = max(0, found.working - 3 * found.trained)
+    for engine in ENGINES if recipe.distributed == "auto" else (recipe.distributed,):
+        made = cost(engine, looked, processes, activations=activations, tokens=rows * tokens,
+                    passes=training.gradient_accumulation, again=training.gradient_checkpointing,
+                    logits=_logits(base, batch))  # fmt: skip
+        yield f"{engine} on {processes} devices: {_told(made)}"
+
+
+def _logits(base: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Bytes of the logits of supervised positions, in the base's dtype and twice in float32; 0 where there are none."""
+    head: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None  # type: ignore[operator]
+    if head is None or "labels" not in batch or not hasattr(head, "out_features"):
+        return 0
+    supervised = int((batch["labels"] != -100).sum())
+    return supervised * int(head.out_features) * (int(head.weight.element_size()) + 2 * 4)
+
+
+def _told(cost: Cost | None) -> str:
+    if cost is None:
+        return "transformers has no plan that cuts this model's heads over so many"
+    parts = {"base": cost.base, "gathered for the moment": cost.gathered, "adapter and optimizer": cost.adapter,
+             "activations": cost.activations}  # fmt: skip
+    of = ", ".join(f"{name} {told_bytes(size)}" for name, size in parts.items() if size)
+    rest = f"; {told_bytes(cost.host)} of main memory" if cost.host else ""
+    copied = f", {told_bytes(cost.copied)} copied to and from main memory" if cost.copied else ""
+    return f"{told_bytes(cost.memory)} each ({of}){rest}; a step brings each {told_bytes(cost.traffic)}{copied}"
