@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError, NumericError
+from .partitioned import frees, is_placeholder, read
 
 PATIENCE = timedelta(minutes=5)
 """How long processes wait for one another before they gather what one of them is to write."""
@@ -38,6 +39,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all of its numbers; where it is sharded all its processes have to ask for it."""
+    if is_placeholder(tensor):
+        return read(tensor)
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -84,7 +87,7 @@ def runs_whole(tensor: Any) -> bool:
 
 def is_spread(module: nn.Module) -> bool:
     """Whether parameters of the module itself are gathered before it runs, and freed afterwards."""
-    return bool(getattr(module, _MARK, False))
+    return bool(getattr(module, _MARK, False)) or frees(module)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
@@ -186,6 +189,14 @@ def digest_of(module: nn.Module, name: str) -> str | None:
     return found.get(name)
 
 
+def remember_digests(modules: Iterable[nn.Module], leave_out: Collection[nn.Parameter] = ()) -> None:
+    """Take the digests of modules' own parameters, one after the other, while all of them can be read."""
+    for module in modules:
+        own = {n: p for n, p in module._parameters.items() if p is not None and p not in leave_out}
+        if own and not own.keys() <= module.__dict__.get(_DIGESTS, {}).keys():
+            module.__dict__[_DIGESTS] = {n: digest(whole(p)) for n, p in own.items()}
+
+
 def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
     """Spread a base model's frozen weights over all processes of the default group, block by block.
 
@@ -203,9 +214,7 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
 
     whole_ones = set(adapters)
     _check(model, whole_ones)
-    for module in model.modules():
-        found = {n: digest(p) for n, p in module._parameters.items() if p is not None and p not in whole_ones}
-        module.__dict__[_DIGESTS] = found
+    remember_digests(model.modules(), whole_ones)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*_blocks(model), model):
         fully_shard(module, mesh=mesh, ignored_params=whole_ones)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning
-from .sharded import apart, gathered, units
+from .partitioned import is_partitioned
+from .sharded import apart, gathered, units, whole
 from .storages import quantised_weight
 
 
@@ -27,14 +28,24 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)):
+    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)) and not _has_gaps(module):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
     out = apart(module)
     for slot in ("_parameters", "_buffers"):
-        setattr(out, slot, {n: copy.deepcopy(t) for n, t in getattr(module, slot).items()})
+        setattr(out, slot, {n: _copied(t) for n, t in getattr(module, slot).items()})
     out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
     return out
+
+
+def _has_gaps(module: nn.Module) -> bool:
+    return any(map(is_partitioned, module.parameters()))
+
+
+def _copied(tensor: Any) -> Any:
+    if is_partitioned(tensor):
+        return nn.Parameter(whole(tensor).detach().clone(), tensor.requires_grad)
+    return copy.deepcopy(tensor)
 
 
 def unpack(model: nn.Module) -> None:

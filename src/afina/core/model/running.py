@@ -15,6 +15,7 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
+from ..inject.partition import Settled
 from ..layers.sharded import gathers_newly, refuse_apart
 from . import passes
 from .rows_of_call import take_rows
@@ -28,6 +29,7 @@ class Running(Files):
     if TYPE_CHECKING:
         task_type: TaskType | None
         _never_called_checked: bool
+        _settled: Settled
 
         @property
         def active_adapters(self) -> list[str]: ...
@@ -47,6 +49,7 @@ class Running(Files):
         """
         if torch.compiler.is_compiling():  # which knows no locks
             return self._passes(args, kwargs)
+        self._settled.settle(self, self.get_base_model())
         with self.base_model.scope.users.calling():
             return self._passes(args, kwargs)
 
@@ -86,6 +89,7 @@ class Running(Files):
             *args: of the base model.
             **kwargs: of the base model, and as for `forward`.
         """
+        self._settled.settle(self, self.get_base_model())
         if gathers_newly(self, "generate"):
             return self.generate(*args, **kwargs)
         with self.base_model.scope.users.calling():

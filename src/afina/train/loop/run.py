@@ -46,6 +46,7 @@ from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set
 from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
+from .zero import has_engine, look_first
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def _measured(
     trainer, measure = setup.trainer, recipe.evaluation.enabled and data.held_out is not None
     parts = {"model": trainer.model, "trainer": trainer, "data": data, "prompter": prompter, "recipe": recipe}
     reporter.reached("ready", parts)
+    if measure and size() > 1 and has_engine(trainer):
+        look_first(trainer)
     before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
     if before is not None:
         reporter.note(f"before: {before}")

@@ -11,10 +11,12 @@ from ...devices.place import place
 from ...devices.ranks import from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
+from ..recipe.engines import check_engine, partitions_weights
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
+from .zero import has_engine, look_no_more, share_by_engine
 
 if TYPE_CHECKING:
     from .planning import Setting
@@ -39,7 +41,8 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     if batch % size():
         raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
                           expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
-    if recipe.distributed == "fsdp2" and (why := why_whole(recipe)) is not None:
+    check_engine(recipe)
+    if (recipe.distributed == "fsdp2" or partitions_weights(recipe)) and (why := why_whole(recipe)) is not None:
         key, got = why
         raise RecipeError("this does not go with a model that is spread over processes", where=key, got=got,
                           fix="distributed=ddp, or change it")  # fmt: skip
@@ -63,9 +66,9 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     """Whether the model is to be spread over the processes: as the recipe says, or where it does not fit a device."""
     from .planning import too_large
 
-    if size() == 1 or recipe.distributed == "ddp":
+    if size() == 1 or recipe.distributed in ("ddp", "zero2"):
         return False
-    if recipe.distributed == "fsdp2":
+    if recipe.distributed == "fsdp2" or partitions_weights(recipe):
         return True
     told = from_first(lambda: too_large(setting))
     if told is None:
@@ -80,7 +83,7 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
 
 def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
     """Spread the model's frozen weights over the processes, if they are to be spread; adapters stay whole in each."""
-    if not spread():
+    if not spread() or partitions_weights(recipe):  # DeepSpeed's engine does it, once it is there
         return
     import torch
 
@@ -125,6 +128,8 @@ def share_steps(trainer: Any) -> None:
 
     trainer.get_eval_dataloader, trainer.accelerator.gather_for_metrics = everything, own
     trainer.gather_function = own
+    if has_engine(trainer):
+        return share_by_engine(trainer)
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)
@@ -148,5 +153,7 @@ def _meet_beside_shards(trainer: Any) -> None:
 def forget_measuring(trainer: Any) -> None:
     """Undo what measuring before training leaves: accelerate takes the model for prepared, and would not bring the
     gradients of several processes together."""
+    if has_engine(trainer):
+        look_no_more(trainer)
     trainer.model._is_accelerate_prepared = False
     trainer.accelerator._models.clear()

@@ -1,0 +1,84 @@
+"""DeepSpeed's engine behind a trainer: before training, around its steps, and in its checkpoints.
+
+Checkpoints are the run's own: the adapter's file, and the optimizer's state as tensors; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .steps.engine import EngineSteps, read_state, write_state
+
+
+def has_engine(trainer: Any) -> bool:
+    """Whether DeepSpeed takes a trainer's steps."""
+    return bool(trainer.is_deepspeed_enabled)
+
+
+def share_by_engine(trainer: Any) -> None:
+    """Let the engine that accelerate makes take the steps, save and load as runs do."""
+    steps, plain = EngineSteps(trainer), trainer.accelerator.prepare
+    trainer.add_callback(steps)
+
+    def prepare(*parts: Any, **how: Any) -> Any:
+        made = plain(*parts, **how)
+        engine = made[0] if isinstance(made, tuple) else made
+        if hasattr(engine, "save_checkpoint"):
+            _dress(engine, trainer, steps)
+        return made
+
+    def save_model(output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if trainer.args.should_save:
+            trainer._save(output_dir)
+
+    trainer.accelerator.prepare, trainer.save_model = prepare, save_model
+
+
+def _dress(engine: Any, trainer: Any, steps: EngineSteps) -> None:
+    plain = engine.step
+
+    def step(*args: Any, **how: Any) -> None:
+        steps.take(lambda: plain(*args, **how))
+
+    def save_checkpoint(folder: str, exclude_frozen_parameters: bool = True) -> None:
+        write_state(engine, trainer.model, _inside(folder, trainer.state.global_step))
+
+    def load_checkpoint(folder: str, **how: Any) -> tuple[str, dict[str, Any]]:
+        trainer._load_from_checkpoint(folder, trainer.model)
+        (inside,) = Path(folder).glob("global_step*")
+        read_state(engine, trainer.model, inside)
+        return folder, {}
+
+    engine.step, engine.save_checkpoint, engine.load_checkpoint = step, save_checkpoint, load_checkpoint
+
+
+def _inside(folder: str, step: int) -> Path:
+    """Where transformers looks for what an engine saved."""
+    return Path(folder) / f"global_step{step}"
+
+
+def look_first(trainer: Any) -> None:
+    """Make a model ready to be measured before it trains: with ZeRO-3 by an engine that only gathers weights."""
+    from transformers.integrations.deepspeed import deepspeed_init
+
+    if trainer.accelerator.state.deepspeed_plugin.zero_stage == 3:
+        deepspeed_init(trainer, num_training_steps=0, inference=True)
+        trainer.model_wrapped = trainer.accelerator.prepare(trainer.model)
+    else:
+        trainer.accelerator._models.append(trainer.model)
+    trainer.deepspeed = trainer.model_wrapped
+
+
+def look_no_more(trainer: Any) -> None:
+    """Take that away again; weights stay in parts."""
+    engine = trainer.deepspeed
+    if engine is None:
+        return
+    if engine is not trainer.model:
+        engine.destroy()
+        for module in trainer.model.modules():
+            for hook in ("pre_bwd_fn", "post_bwd_fn"):  # of that engine; the next one would take them for its own
+                module.__dict__.pop(hook, None)
+    trainer.deepspeed, trainer.model_wrapped = None, trainer.model
+    trainer.accelerator.deepspeed_engine_wrapped = None
