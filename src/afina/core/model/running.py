@@ -15,7 +15,6 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
-from ..inject.partition import Settled
 from ..layers.sharded import gathers_newly, refuse_apart
 from . import passes
 from .rows_of_call import take_rows
@@ -29,7 +28,6 @@ class Running(Files):
     if TYPE_CHECKING:
         task_type: TaskType | None
         _never_called_checked: bool
-        _settled: Settled
 
         @property
         def active_adapters(self) -> list[str]: ...

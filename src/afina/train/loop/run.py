@@ -46,7 +46,7 @@ from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set
 from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
-from .zero import has_engine, look_first
+from .zero import has_engine, look_first, refuse_other_state
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def run(
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
     from transformers import set_seed
 
+    refuse_other_state(recipe, output.checkpoint)
     location = base_location(recipe.model, reporter)
     from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
     tokenizer = load_tokenizer(location, recipe.model, reporter)

@@ -16,7 +16,7 @@ from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
-from .zero import has_engine, look_no_more, share_by_engine
+from .zero import forget_engines, has_engine, look_no_more, share_by_engine
 
 if TYPE_CHECKING:
     from .planning import Setting
@@ -28,6 +28,7 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     Raises:
         RecipeError: they cannot.
     """
+    forget_engines()
     if size() == 1:
         if recipe.distributed not in ("auto", "ddp"):
             raise RecipeError("one process has nobody to share the model with", where="distributed",

@@ -5,10 +5,39 @@ Checkpoints are the run's own: the adapter's file, and the optimizer's state as 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+from ...errors import RecipeError
+from ..recipe.engines import STAGES
+from ..recipe.sections import Recipe
 from .steps.engine import EngineSteps, read_state, write_state
+
+
+def forget_engines() -> None:
+    """Let transformers forget the engine of a former run of this process: it would load models in parts for it."""
+    if "deepspeed" in sys.modules:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
+def refuse_other_state(recipe: Recipe, checkpoint: Path | None) -> None:
+    """Refuse to go on from a checkpoint whose optimizer's state is in the other form.
+
+    Raises:
+        RecipeError: an engine wrote it and none would read it, or the other way round.
+    """
+    if checkpoint is None:
+        return
+    by_engine, wanted = any(checkpoint.glob("global_step*")), recipe.distributed in STAGES
+    if by_engine != wanted:
+        forms = ("DeepSpeed's optimizer state", "torch's optimizer state")
+        raise RecipeError("the checkpoint holds another form of the optimizer's state", where="distributed",
+                          got=f"{recipe.distributed}, and in {checkpoint.name} {forms[not by_engine]}",
+                          fix=f"--resume with {'zero2, zero3 or zero3_offload' if by_engine else 'ddp or fsdp2'}",
+                          )  # fmt: skip
 
 
 def has_engine(trainer: Any) -> bool:

@@ -19,6 +19,11 @@ _ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 """Optimizers that treat every number by itself, so that a flat part of all of them is no other than the whole."""
 
 
+def is_installed() -> bool:
+    """Whether DeepSpeed is."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
 def partitions_weights(recipe: Recipe) -> bool:
     """Whether every process is to have a part of the weights."""
     return STAGES.get(recipe.distributed) == 3
@@ -53,7 +58,7 @@ def check_engine(recipe: Recipe) -> None:
     """
     if recipe.distributed not in STAGES:
         return
-    if importlib.util.find_spec("deepspeed") is None:
+    if not is_installed():
         raise RecipeError("DeepSpeed is not installed", where="distributed", got=recipe.distributed, fix=INSTALL)
     t = recipe.training
     if t.optimizer not in _ELEMENTWISE:

@@ -16,11 +16,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ....core.layers.partitioned import is_partitioned
 from ....devices.ranks import is_first, rank, size
-from ....errors import CheckpointError, NumericError
+from ....errors import NumericError
 
 FILE = "optimizer.safetensors"
 _ALL = "of all"
 """Key under which the file keeps what belongs to no single tensor."""
+
+
+_RATES = "rates"
+"""Key of the learning rates of the optimizer's groups, which schedules change and do not set anew."""
 
 
 class EngineSteps(TrainerCallback):  # type: ignore[misc]
@@ -112,23 +116,20 @@ def write_state(engine: Any, model: nn.Module, folder: Path) -> None:
         for name, parameter in _trained(model).items():
             value = safe_get_full_optimizer_state(parameter, key)
             out[f"{key}/{name}"] = value.detach().view(parameter.shape).cpu().contiguous().clone()
+    rates = [float(group["lr"]) for group in engine.optimizer.optimizer.param_groups]
+    out[_RATES] = torch.tensor(rates, dtype=torch.float64)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         save_file(out, folder / FILE)
 
 
 def read_state(engine: Any, model: nn.Module, folder: Path) -> None:
-    """Take it over again; the adapter's file has been loaded.
-
-    Raises:
-        CheckpointError: another engine, or none, wrote the checkpoint.
-    """
+    """Take it over again; the adapter's file has been loaded."""
     from safetensors.torch import load_file
 
-    if not (folder / FILE).is_file():
-        raise CheckpointError("the checkpoint has no optimizer's state of ZeRO", where=folder,
-                              fix="--resume with the `distributed` that it was written with")  # fmt: skip
     held, trained = load_file(folder / FILE), _trained(model)
+    for group, rate in zip(engine.optimizer.optimizer.param_groups, held.pop(_RATES).tolist(), strict=True):
+        group["lr"] = rate
     keys = {k.partition("/")[0] for k in held} - {_ALL}
     inside = engine.optimizer
     flat = inside.fp32_partitioned_groups_flat if hasattr(inside, "fp32_partitioned_groups_flat") \
