@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import traceback
@@ -70,7 +69,13 @@ def by_engine(recipe, resume=False):
     look = Look()
     try:
         done = run(recipe, look, resume=resume)
-    except (RuntimeError, TypeError, ArithmeticError, AttributeError, LookupError) as error:  # whose places do not travel
+    except (
+        RuntimeError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+    ) as error:  # whose places do not travel
         raise AssertionError(traceback.format_exc()[-2500:]) from error
     assert not spread()
     return done.folder, done.report, look.parts
@@ -140,7 +145,8 @@ def test_a_run_goes_on_where_it_was_cut_off(distributed, name, model_folder, eng
     folder = done[0][0]
     whole = load_file(folder / "adapter_model.safetensors")
     names = {p.name for p in folder.rglob("*") if p.is_file()}
-    assert not {n for n in names if n.endswith((".pt", ".bin")) and not n.startswith(("scheduler", "rng_state", "training_args"))}
+    assert "optimizer.safetensors" in names
+    assert not any("model_states" in n or "optim_states" in n for n in names)  # DeepSpeed's pickles
     (folder / "report.json").unlink()
     shutil.rmtree(folder / "checkpoint-4")
     (folder / "adapter_model.safetensors").unlink()

@@ -7,7 +7,7 @@ from torch import nn
 from ..hosts.host import hosts
 from ..hosts.walk import outside_adapters
 from ..layers.partitioned import engine_of, gather_with, is_partitioned, keep_whole
-from ..layers.sharded import remember_digests
+from ..layers.sharded import DIGESTS, digest, whole
 
 
 class Settled:
@@ -35,4 +35,12 @@ class Settled:
         self.engine = engine_of(self.kept)
         for _, host in hosts(base):
             gather_with(host, (p for p in host.get_base_layer()._parameters.values() if p in own))
-        remember_digests(m for _, m in outside_adapters(base))
+        for _, module in outside_adapters(base):
+            _remember(module)
+
+
+def _remember(module: nn.Module) -> None:
+    """Take the digests of a module's own parameters, one after the other, so that one process alone can save."""
+    own = {n: p for n, p in module._parameters.items() if type(p) is nn.Parameter and p.is_floating_point()}
+    if own and DIGESTS not in module.__dict__:
+        module.__dict__[DIGESTS] = {n: digest(whole(p)) for n, p in own.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ PATIENCE = timedelta(minutes=5)
 SAMPLED_NUMBERS = 256
 _MARK = "_is_fsdp_managed_module"
 """Attribute that torch gives to modules whose parameters it gathers."""
-_DIGESTS = "whole_digests"
+DIGESTS = "whole_digests"
 """Attribute of a sharded module: parameter -> digest of what it was as a whole."""
 
 
@@ -156,7 +156,7 @@ def _gathers(hook: Any) -> bool:
 def gathered(module: nn.Module) -> nn.Module:
     """A copied module with whole weights of its own in the place of sharded ones."""
     for part in module.modules():
-        for mark in (_MARK, _DIGESTS):
+        for mark in (_MARK, DIGESTS):
             part.__dict__.pop(mark, None)
         for name, parameter in part._parameters.items():
             if is_sharded(parameter):
@@ -185,16 +185,8 @@ def digest(weight: Tensor) -> str:
 
 def digest_of(module: nn.Module, name: str) -> str | None:
     """The digest of a sharded parameter as a whole, where it was taken before."""
-    found: dict[str, str] = module.__dict__.get(_DIGESTS, {})
+    found: dict[str, str] = module.__dict__.get(DIGESTS, {})
     return found.get(name)
-
-
-def remember_digests(modules: Iterable[nn.Module], leave_out: Collection[nn.Parameter] = ()) -> None:
-    """Take the digests of modules' own parameters, one after the other, while all of them can be read."""
-    for module in modules:
-        own = {n: p for n, p in module._parameters.items() if p is not None and p not in leave_out}
-        if own and not own.keys() <= module.__dict__.get(_DIGESTS, {}).keys():
-            module.__dict__[_DIGESTS] = {n: digest(whole(p)) for n, p in own.items()}
 
 
 def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
@@ -214,7 +206,9 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
 
     whole_ones = set(adapters)
     _check(model, whole_ones)
-    remember_digests(model.modules(), whole_ones)
+    for module in model.modules():
+        found = {n: digest(p) for n, p in module._parameters.items() if p is not None and p not in whole_ones}
+        module.__dict__[DIGESTS] = found
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in (*_blocks(model), model):
         fully_shard(module, mesh=mesh, ignored_params=whole_ones)

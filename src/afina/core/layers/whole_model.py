@@ -28,7 +28,8 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    if not any(quantised_weight(m) for m in module.modules()) and not any(True for _ in units(module)) and not _has_gaps(module):
+    in_parts = any(True for _ in units(module)) or any(map(is_partitioned, module.parameters()))
+    if not in_parts and not any(quantised_weight(m) for m in module.modules()):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
     out = apart(module)
@@ -36,10 +37,6 @@ def _dense_copy(module: nn.Module) -> nn.Module:
         setattr(out, slot, {n: _copied(t) for n, t in getattr(module, slot).items()})
     out._modules = {n: None if child is None else _dense_copy(child) for n, child in module._modules.items()}
     return out
-
-
-def _has_gaps(module: nn.Module) -> bool:
-    return any(map(is_partitioned, module.parameters()))
 
 
 def _copied(tensor: Any) -> Any:

@@ -105,12 +105,20 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
+def _link(inside: Any) -> None:
+    """Let ZeRO-2 know where the state of each tensor lies; by itself it looks once, after the first group's step."""
+    if hasattr(inside, "_hp_optimizer_states_linked"):
+        inside._hp_optimizer_states_linked = False
+        inside._lazy_init_hp_params_optimizer_state()
+
+
 def write_state(engine: Any, model: nn.Module, folder: Path) -> None:
     """Save the optimizer's state of every tensor as a whole, so that any number of processes can go on from it."""
     from deepspeed.utils import safe_get_full_optimizer_state
     from safetensors.torch import save_file
 
-    held = next(iter(engine.optimizer.optimizer.state.values()), {})
+    _link(engine.optimizer)
+    held: dict[str, Any] = next(iter(engine.optimizer.optimizer.state.values()), {})
     out = {f"{_ALL}/{k}": v.detach().cpu().clone() for k, v in held.items() if isinstance(v, Tensor) and v.dim() == 0}
     for key in (k for k, v in held.items() if isinstance(v, Tensor) and v.dim()):
         for name, parameter in _trained(model).items():
@@ -138,8 +146,7 @@ def read_state(engine: Any, model: nn.Module, folder: Path) -> None:
         state = inside.optimizer.state[part]
         state |= {k: torch.zeros_like(part) for k in keys}
         state |= {k.partition("/")[2]: v.clone() for k, v in held.items() if k.startswith(f"{_ALL}/")}
-    if hasattr(inside, "_lazy_init_hp_params_optimizer_state"):
-        inside._lazy_init_hp_params_optimizer_state()
+    _link(inside)
     for name, parameter in trained.items():
         put(parameter, parameter.detach())
         for key in keys:
