@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -186,3 +188,59 @@ def test_what_an_engine_would_do_otherwise_is_refused(setting, key, model_folder
     monkeypatch.setattr(engines, "is_installed", lambda: True)
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed="zero2", **setting)))
     assert key in str(checked(recipe))
+
+
+def write_mt5(folder):
+    """A model of mT0's architecture: gated feed-forward parts, a head of its own."""
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = MT5Config(vocab_size=259, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
+                       decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)  # fmt: skip
+    MT5ForConditionalGeneration(config).save_pretrained(folder)
+    tiny.tokenizer(chat=False).save_pretrained(folder)
+    return folder
+
+
+@NEEDS
+def test_the_documented_recipe_for_mt0_takes_the_steps_of_one_process(child, engine, tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (text,) = [block for block in page.split("```yaml\n")[1:] if "bigscience/mt0-large" in block]
+    model = write_mt5(tmp_path / "mt5")
+    for name, n, start in (("train", 24, 0), ("test", 10, 100)):
+        # Two rows of a step have as many tokens to learn, so that a mean of means is the mean.
+        rows = [{"text": f"n{i}", "label": "even" if i % 2 else "odd."} for i in range(start, start + n)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def recipe(folder, how):
+        (folder / "mt0.yaml").write_text(text.partition("```")[0], encoding="utf-8")
+        own = {"model.path": model, "data.train": tmp_path / "train.jsonl", "data.eval": tmp_path / "test.jsonl",
+               "output.dir": folder / "out", "training.max_steps": STEPS, "training.learning_rate": 0.01,
+               "training.batch_size": 4, "method.lora_dropout": 0.0, "model.dtype": "float32"}  # fmt: skip
+        own |= {} if how else {"distributed": "auto"}
+        return load_recipe(str(folder / "mt0.yaml"), [(key, str(value)) for key, value in own.items()])
+
+    assert recipe(tmp_path, {"distributed": "zero3_offload"}).distributed == "zero3_offload"
+    assert_same(compared(child, engine, tmp_path, recipe, "zero3_offload"))
+
+
+@NEEDS
+@pytest.mark.parametrize("distributed", ["zero2", "zero3"])
+def test_a_base_in_16_bits_trains_beside_adapters_in_32(distributed, model_folder, child, engine, tmp_path):
+    def recipe(folder, how):
+        file = tiny.write_recipe(folder, model_folder, training__max_steps=STEPS, evaluation__enabled=False,
+                                 model__dtype="bfloat16", **how)  # fmt: skip
+        return load_recipe(str(file))
+
+    (steps, state, _), (again, shared, _) = compared(child, engine, tmp_path, recipe, distributed)
+    assert {t.dtype for t in shared.values()} == {torch.float32}
+    assert [s["loss"] for s in again] == pytest.approx([s["loss"] for s in steps], rel=1e-2)
+    assert differ(state, shared) < 0.1
+
+
+@NEEDS
+def test_everything_trains_in_two_processes_with_zero2(model_folder, child, engine, tmp_path):
+    def recipe(folder, how):
+        return ready("FULL", folder, model_folder, evaluation__enabled=False, **how)
+
+    assert_same(compared(child, engine, tmp_path, recipe, "zero2"))

@@ -11,7 +11,7 @@ from ...devices.place import place
 from ...devices.ranks import from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
-from ..recipe.engines import check_engine, partitions_weights
+from ..recipe.engines import STAGES, check_engine, partitions_weights
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
@@ -49,6 +49,8 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
                           fix="distributed=ddp, or change it")  # fmt: skip
     nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
     reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
+    if recipe.distributed in STAGES:
+        reporter.note(f"distributed: steps by DeepSpeed, ZeRO stage {STAGES[recipe.distributed]}")
 
 
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:

@@ -6,6 +6,7 @@ Checkpoints are the run's own: the adapter's file, and the optimizer's state as 
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def has_engine(trainer: Any) -> bool:
 
 def share_by_engine(trainer: Any) -> None:
     """Let the engine that accelerate makes take the steps, save and load as runs do."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # how it gathers
     steps, plain = EngineSteps(trainer), trainer.accelerator.prepare
     trainer.add_callback(steps)
 
