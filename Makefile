@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test-spread demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: test-spread test-zero demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
 	@echo "make test-spread  every method on bases that are spread over two processes (minutes)"
+	@echo "make test-zero  every method with DeepSpeed's engine in two processes; installs it (a quarter of an hour)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make check     ruff and mypy"
@@ -64,6 +65,21 @@ bench: $(READY)
 test-spread: $(READY)
 	AFINA_SPREAD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --size all tests/battery/test_spread.py
 
+# DeepSpeed in an environment of its own over .venv; without isolation, which would get a torch only to build with.
+$(VENV)-zero/.ready: $(READY)
+	$(PYTHON) -m venv $(VENV)-zero
+	$(VENV)-zero/bin/python -c "import pathlib, site; here = pathlib.Path(site.getsitepackages()[0]); \
+	  (here / 'below.pth').write_text(str(pathlib.Path('$(VENV)', *here.parts[-3:]).absolute()))"
+	$(VENV)-zero/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel ninja
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(VENV)-zero/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-build-isolation -c constraints.txt deepspeed
+	@touch $@
+
+# Every method with ZeRO-2 and ZeRO-3 in two processes, and recipes with them.
+test-zero: $(VENV)-zero/.ready
+	PATH="$(abspath $(VENV))-zero/bin:$$PATH" DS_ACCELERATOR=cpu AFINA_ZERO=1 OMP_NUM_THREADS=1 \
+	  $(VENV)-zero/bin/python -m pytest --size all tests/battery/test_zero.py tests/train/loop/test_zero.py $(TEST_ARGS)
+
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
@@ -78,4 +94,4 @@ format: $(READY)
 	$(BIN)/ruff format src tests benchmarks scripts
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) $(VENV)-zero dist build

@@ -42,7 +42,7 @@ def gather_params_ctx(param: Any, modifier_rank: int | None = 0, fwd_module: nn.
     if not check_deepspeed_zero3_enabled():
         yield
         return
-    import deepspeed  # type: ignore[import-not-found]
+    import deepspeed
 
     with deepspeed.zero.GatheredParameters(param, modifier_rank=modifier_rank, fwd_module=fwd_module):
         yield

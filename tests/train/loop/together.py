@@ -25,6 +25,9 @@ def _serve(number: int, of: int, pipe: Any) -> None:
 class Together:
     """A few processes with numbers."""
 
+    patience = 120
+    """Seconds that each may take for what it is given."""
+
     def __init__(self, of: int = 2) -> None:
         context = get_context("spawn")
         self.pipes, self.processes = [], []
@@ -41,7 +44,7 @@ class Together:
             port = probe.getsockname()[1]
         for pipe in self.pipes:
             pipe.send((port, os.environ.get("AFINA_CACHE"), work, args))
-        return [pipe.recv() if pipe.poll(120) else TimeoutError("it hangs") for pipe in self.pipes]
+        return [pipe.recv() if pipe.poll(self.patience) else TimeoutError("it hangs") for pipe in self.pipes]
 
     def end(self) -> None:
         """Stop them."""

@@ -14,6 +14,7 @@ from ...errors import AfinaWarning, CheckpointError, ConfigError
 from ..files.jsonfile import read_json_object
 from ..hosts.host import Host
 from ..hosts.walk import outside_adapters
+from ..layers.partitioned import shape_of
 from ..layers.sharded import whole
 
 
@@ -46,7 +47,7 @@ def layers(model: nn.Module) -> list[Any]:
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The keys on disk under which embeddings may lie, with their shapes."""
-    return {k: tuple(_plain(m).weight.shape) for n, m in _layers(model).items()
+    return {k: shape_of(_plain(m).weight) for n, m in _layers(model).items()
             for k in _keys(n) if isinstance(getattr(_plain(m), "weight", None), Tensor)}  # fmt: skip
 
 
@@ -111,9 +112,9 @@ class Vocabulary:
         for name, layer in self.layers.items():
             have = getattr(layer, "weight", None)
             key = next((k for k in _keys(name) if k in shapes), None)
-            if key is None or not isinstance(have, Tensor) or shapes[key] == tuple(have.shape):
+            if key is None or not isinstance(have, Tensor) or shapes[key] == shape_of(have):
                 continue
-            if shapes[key][1:] != tuple(have.shape[1:]) or not hasattr(model, "resize_token_embeddings"):
+            if shapes[key][1:] != shape_of(have)[1:] or not hasattr(model, "resize_token_embeddings"):
                 raise CheckpointError("the file's embeddings do not fit the model", where=key, got=shapes[key],
                                       expected=tuple(have.shape))  # fmt: skip
             warnings.warn(f"vocabulary resized from {have.shape[0]} to {shapes[key][0]} tokens, as the adapter's "

@@ -11,7 +11,8 @@ from ...errors import CheckpointError
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.walk import outside_adapters
-from ..layers.sharded import class_of, digest, digest_of, is_sharded
+from ..layers.partitioned import is_partitioned, shape_of
+from ..layers.sharded import class_of, digest, digest_of, is_sharded, whole
 
 SAMPLED_TENSORS = 64
 _BELOW = "_afina_adapter_below"
@@ -73,7 +74,7 @@ class _Place(NamedTuple):
     known: str | None
 
     def digest(self) -> str:
-        return self.known or digest(self.parameter)
+        return self.known or digest(whole(self.parameter))
 
 
 def _sample(model: nn.Module) -> dict[str, _Place]:
@@ -82,7 +83,7 @@ def _sample(model: nn.Module) -> dict[str, _Place]:
     copied = tuple(f"{_plain(path)}." for path, host in hosts(model) if isinstance(host, ModulesToSaveWrapper))
     own = {n: p for n, p in base_parameters(model).items() if not n.startswith(copied)}
     found = {n: p for n, p in own.items() if not p.parameter.requires_grad}
-    matrices = {n: p for n, p in found.items() if p.parameter.dim() > 1} or found
+    matrices = {n: p for n, p in found.items() if len(shape_of(p.parameter)) > 1} or found
     step = max(1, len(matrices) // SAMPLED_TENSORS)
     return dict(list(matrices.items())[::step])
 
@@ -104,7 +105,7 @@ def base_parameters(model: nn.Module) -> dict[str, _Place]:
         own = {**module._parameters, **{n: p for n, p in merged.get(id(module), {}).items() if "." not in n}}
         plain = _plain(path)
         for name, parameter in own.items():
-            known = digest_of(module, name) if is_sharded(parameter) else None
+            known = digest_of(module, name) if is_sharded(parameter) or is_partitioned(parameter) else None
             # Quantised and unallocated weights have no bits that could be compared, nor have others' shards.
             ordinary = type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
             if parameter is not None and (ordinary or known is not None):

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError
 from ..hosts.host import Host
-from ..layers.sharded import is_sharded, is_spread
+from ..hosts.walk import outside_adapters
+from ..layers.partitioned import is_placeholder
+from ..layers.sharded import digest_of, is_sharded, is_spread
 from . import embeddings
 from .names import Piece, layout, pieces, prompt_piece, shared_piece
 
@@ -20,7 +22,11 @@ def needs_all(model: nn.Module, name: str, save_embedding_layers: bool | str = "
     held = [module for piece in found if piece is not None for module in _holders(piece)]
     if embeddings.wanted(root, save_embedding_layers):
         held += embeddings.layers(root)
-    return any(m._parameters and (is_spread(m) or any(map(is_sharded, m._parameters.values()))) for m in held)
+    if any(m._parameters and (is_spread(m) or any(map(is_sharded, m._parameters.values()))) for m in held):
+        return True
+    # What the file says of the base is read from all of it, if that was not done before.
+    parameters = ((m, n, p) for _, m in outside_adapters(root) for n, p in m._parameters.items())
+    return any(is_placeholder(p) and digest_of(m, n) is None for m, n, p in parameters)
 
 
 def _holders(piece: Piece) -> Iterator[nn.Module]:

@@ -39,7 +39,7 @@ class AllocationLimit(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, file: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
-        sizes = [p.numel() for p in model.parameters()]
+        sizes = [int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
         held = sum(math.prod(shape) for shape in file.values())
         # A quantised model has up to eight numbers in one.
         if held > 16 * sum(sizes) + MANY:

@@ -297,4 +297,4 @@ class _Builder:
         for item in planned:
             bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
             if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):
-                item.bias = nn.Parameter(whole(bias.detach()).to(self._dtype(item.host.base), copy=True))
+                item.bias = nn.Parameter(whole(bias).detach().to(self._dtype(item.host.base), copy=True))

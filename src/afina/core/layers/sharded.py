@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError, NumericError
+from .partitioned import frees, is_placeholder, read
 
 PATIENCE = timedelta(minutes=5)
 """How long processes wait for one another before they gather what one of them is to write."""
@@ -38,6 +39,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all of its numbers; where it is sharded all its processes have to ask for it."""
+    if is_placeholder(tensor):
+        return read(tensor)
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -85,7 +88,7 @@ def runs_whole(tensor: Any) -> bool:
 
 def is_spread(module: nn.Module) -> bool:
     """Whether parameters of the module itself are gathered before it runs, and freed afterwards."""
-    return bool(getattr(module, _MARK, False))
+    return bool(getattr(module, _MARK, False)) or frees(module)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import NotAWeight
+from .partitioned import shape_of
 from .weights import BaseWeight
 
 
@@ -47,9 +48,10 @@ class ParameterWeight(SubstitutedWeight):
     def __init__(self, module: nn.Module, name: str) -> None:
         super().__init__(module)
         self.weight_name = name  # type: ignore[misc]
-        if self.weight.dim() not in (2, 3):
-            raise NotAWeight("only 2-D and 3-D parameters can be adapted", where=name, got=tuple(self.weight.shape))
-        self.kind = "experts" if self.weight.dim() == 3 else "parameter"  # type: ignore[misc]
+        shape = shape_of(self.weight)
+        if len(shape) not in (2, 3):
+            raise NotAWeight("only 2-D and 3-D parameters can be adapted", where=name, got=shape)
+        self.kind = "experts" if len(shape) == 3 else "parameter"  # type: ignore[misc]
 
     def canonical(self, stored: Tensor) -> Tensor:
         return stored.mT if getattr(self.module, "is_transposed", False) and stored.dim() == 3 else stored

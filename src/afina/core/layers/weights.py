@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import MergeError, NotAWeight
+from .partitioned import shape_of
 from .sharded import is_sharded, is_spread, whole
 
 
@@ -65,7 +66,7 @@ class BaseWeight:
     @property
     def shape(self) -> tuple[int, ...]:
         """The canonical weight's shape, known without reading it."""
-        return tuple(self.canonical(torch.empty(self.weight.shape, device="meta")).shape)
+        return tuple(self.canonical(torch.empty(shape_of(self.weight), device="meta")).shape)
 
     @property
     def out_features(self) -> int:

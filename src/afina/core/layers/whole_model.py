@@ -12,7 +12,8 @@ from torch import nn
 
 from ...errors import AfinaWarning
 from .cut import uncut
-from .sharded import apart, gathered, is_sharded, units
+from .partitioned import is_partitioned
+from .sharded import apart, gathered, is_sharded, units, whole
 from .storages import quantised_weight
 from .tensor_parallel import is_cut
 
@@ -29,8 +30,8 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    apart_ones = any(quantised_weight(m) for m in module.modules()) or any(True for _ in units(module))
-    if not apart_ones and not is_cut(module):
+    in_parts = any(True for _ in units(module)) or any(map(is_partitioned, module.parameters())) or is_cut(module)
+    if not in_parts and not any(quantised_weight(m) for m in module.modules()):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})
     out = apart(module)
@@ -41,6 +42,8 @@ def _dense_copy(module: nn.Module) -> nn.Module:
 
 
 def _copied(tensor: Any) -> Any:
+    if is_partitioned(tensor):
+        return nn.Parameter(whole(tensor).detach().clone(), tensor.requires_grad)
     # torch cannot make deep copies of what is in parts.
     return nn.Parameter(tensor.detach().clone(), tensor.requires_grad) if is_sharded(tensor) else copy.deepcopy(tensor)
 

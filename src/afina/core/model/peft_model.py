@@ -18,6 +18,7 @@ from ..hosts.host import hosts
 from ..inject import injection as inject
 from ..inject import targets
 from ..inject.architectures import HEAD_NAMES
+from ..inject.partition import Settled
 from ..layers.kbit import require_input_gradients
 from ..layers.sharded import class_of
 from ..layers.whole_model import count_parameters
@@ -70,7 +71,7 @@ class PeftModel(Verbs):
 
     def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None:
         check_is(config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
-        self._never_called_checked = False
+        self._never_called_checked, self._settled = False, Settled()
         if not low_memory:  # a file says itself which heads it holds
             self._add_heads(config)
         if isinstance(config, PromptLearningConfig):

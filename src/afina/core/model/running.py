@@ -48,6 +48,7 @@ class Running(Files):
         """
         if torch.compiler.is_compiling():  # which knows no locks
             return self._passes(args, kwargs)
+        self._settled.settle(self, self.get_base_model())
         with self.base_model.scope.users.calling():
             return self._passes(args, kwargs)
 
@@ -91,6 +92,7 @@ class Running(Files):
             *args: of the base model.
             **kwargs: of the base model, and as for `forward`.
         """
+        self._settled.settle(self, self.get_base_model())
         if gathers_newly(self, "generate"):
             return self.generate(*args, **kwargs)
         with self.base_model.scope.users.calling():

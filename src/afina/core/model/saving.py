@@ -30,6 +30,7 @@ from ..files.budget import reading
 from ..files.unwritable import usable_folder
 from ..hosts import tuner
 from ..hosts.routing import Place
+from ..inject.partition import Settled
 from ..layers.sharded import all_here, is_first
 from ..validate import as_names
 from .base_tuner import BaseTuner
@@ -66,6 +67,7 @@ class Files(nn.Module):
         base_model: BaseTuner
         peft_config: dict[str, PeftConfig]
         active_adapter: str
+        _settled: Settled
 
         def _inject(self, name: str, config: PeftConfig, autocast: bool = True, low_memory: bool = False) -> None: ...
         @classmethod
@@ -110,6 +112,7 @@ class Files(nn.Module):
         spread = state_dict is None and any(needs_all(self, n, save_embedding_layers) for n in names)
         if spread:
             all_here("save_pretrained")
+            self._settled.settle(self, self.get_base_model())
         write = is_main_process and (not spread or is_first())
         if not (write or spread) or not names:
             return
@@ -209,6 +212,7 @@ class Files(nn.Module):
         file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
         file.key_mapping = key_mapping or {}
         _find_experts(file.config, str(model_id), kwargs)
+        self._settled.settle(self, self.get_base_model())
         before = set(self.peft_config)
         fresh = adapter_name not in before
         if not fresh:

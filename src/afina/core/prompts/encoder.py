@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import AfinaWarning, ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType, bounded
+from ..layers.partitioned import gathered_in
 from ..layers.sharded import shared_like
 from ..validate import idle_options
 from .key_shapes import key_shapes, layer_keys, text_config, widest
@@ -82,7 +83,7 @@ class PromptSite:
         if getattr(self.vocabulary, "weight", None) is None:  # a model of images embeds patches
             raise ConfigError("the model has no word embeddings to start from", where="prompt")
         assert self.vocabulary is not None
-        with torch.no_grad():
+        with torch.no_grad(), gathered_in(self.vocabulary):
             out: Tensor = self.vocabulary(ids.to(next(self.vocabulary.parameters()).device))
         return out.detach().to(self.dtype)
 

@@ -7,6 +7,7 @@ whose input is `h + r`. Where it needs `r` alone, a companion on the module that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
 from ...core.inject.architectures import SUBLAYERS
 from ...core.inject.targets import layer_number, slots, sublayers
+from ...core.layers.partitioned import shape_of
 from ...errors import TargetError
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def find_places(model: nn.Module, config: BottleneckConfig) -> dict[str, Place]:
             at_norm, needs = _kind(bool(part.norm), config)
             site = f"{block}.{part.norm if at_norm else part.output}"
             out[site] = Place(site, f"{block}.{part.stream}" if needs else None, at_norm, f"{block}.{part.hub}", layer,
-                              width.numel(), FLAGS[part.kind])  # fmt: skip
+                              math.prod(shape_of(width)), FLAGS[part.kind])  # fmt: skip
     return out
 
 
@@ -154,8 +156,8 @@ def output_size(site: Site, of_input: bool = False) -> int:
     linear = [m for m in base.module.modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
     if not linear:
         norm = getattr(base.module, "weight", None)
-        if isinstance(norm, Tensor) and norm.dim() == 1:
-            return norm.numel()
+        if isinstance(norm, Tensor) and len(shape_of(norm)) == 1:
+            return shape_of(norm)[0]
         raise TargetError("the module's width is not known", where=site.name, fix="adapt the layer inside it")
     chosen: Any = linear[0] if of_input else linear[-1]
     size = getattr(chosen, "in_features" if of_input else "out_features", None)

@@ -48,7 +48,7 @@ class BitFit(Adapter):
         if base is None:
             raise TargetError("the layer has no bias to train", where=site.name, fix="leave target_modules out")
         # The start is the base's bias, also when a file is about to replace it: its shape and values are cheap.
-        self.bias = nn.Parameter(whole(base.detach()).to(site.dtype, copy=True).to(site.device))
+        self.bias = nn.Parameter(whole(base).detach().to(site.dtype, copy=True).to(site.device))
 
     def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]]:
         return {"bias": (0, None)}

@@ -14,6 +14,7 @@ from ...kernels.cuda.offload import Mover, Streams, offload_layers
 from ...kernels.speed import are_on, speed_up
 from ..data.encode import Data
 from ..data.packing import EndToEnd, check_apart
+from ..recipe.engines import partitions_weights
 from ..recipe.sections import Recipe
 from ..report.events import Reporter
 from ..tasks import named
@@ -32,7 +33,8 @@ def speed_up_run(
     t = recipe.training
     rows = data.train.items[:: max(1, len(data.train) // 100)]
     tokens = t.batch_size * round(sum(len(item["input_ids"]) for item in rows) / len(rows))
-    passes = steps * t.gradient_accumulation if t.compile and t.offload == "none" else 0
+    compiles = t.compile and t.offload == "none" and not partitions_weights(recipe)
+    passes = steps * t.gradient_accumulation if compiles else 0
     said = _attention(recipe, model, tokenizer, data, reporter)
     said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")

@@ -47,6 +47,7 @@ from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set
 from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
+from .zero import has_engine, look_first, refuse_other_state
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def run(
 def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Output, reporter: Reporter) -> Result:
     from transformers import set_seed
 
+    refuse_other_state(recipe, output.checkpoint)
     location = base_location(recipe.model, reporter)
     from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
     tokenizer = load_tokenizer(location, recipe.model, reporter)
@@ -133,6 +135,8 @@ def _measured(
     trainer, measure = setup.trainer, recipe.evaluation.enabled and data.held_out is not None
     parts = {"model": trainer.model, "trainer": trainer, "data": data, "prompter": prompter, "recipe": recipe}
     reporter.reached("ready", parts)
+    if measure and size() > 1 and has_engine(trainer):
+        look_first(trainer)
     before = _before(recipe, data, setup, prompter, output, reporter) if measure else None
     if before is not None:
         reporter.note(f"before: {before}")

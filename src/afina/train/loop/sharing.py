@@ -12,11 +12,13 @@ from ...devices.ranks import cut, from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
+from ..recipe.engines import STAGES, check_engine, partitions_weights
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..tasks import named
 from .cutting import check_cut, check_heads, share_all_rows, tell_cut
+from .zero import forget_engines, has_engine, look_no_more, share_by_engine
 
 if TYPE_CHECKING:
     from .planning import Setting
@@ -28,6 +30,7 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     Raises:
         RecipeError: they cannot.
     """
+    forget_engines()
     if size() == 1:
         if recipe.distributed not in ("auto", "ddp"):
             raise RecipeError("one process has nobody to share the model with", where="distributed",
@@ -43,7 +46,9 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     elif batch % size():
         raise RecipeError("the rows of a step cannot be shared out evenly", where="training.batch_size", got=batch,
                           expected=f"a multiple of {size()}, the number of processes")  # fmt: skip
-    if recipe.distributed in ("fsdp2", "tp") and (why := why_whole(recipe)) is not None:
+    check_engine(recipe)
+    in_parts = recipe.distributed in ("fsdp2", "tp") or partitions_weights(recipe)
+    if in_parts and (why := why_whole(recipe)) is not None:
         key, got = why
         raise RecipeError("this does not go with a model that is spread over processes", where=key, got=got,
                           fix="distributed=ddp, or change it")  # fmt: skip
@@ -51,6 +56,8 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
         return reporter.note(f"{size()} processes compute a part of every layer, for all rows of each step")
     nearly = "; each takes the mean over its own rows, so the steps are nearly those of one" if how == "nearly" else ""
     reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
+    if recipe.distributed in STAGES:
+        reporter.note(f"distributed: steps by DeepSpeed, ZeRO stage {STAGES[recipe.distributed]}")
 
 
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:
@@ -69,11 +76,11 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     """Whether the model is to be spread over the processes: as the recipe says, or where it does not fit a device."""
     from .planning import too_large
 
-    if size() == 1 or recipe.distributed == "ddp":
+    if size() == 1 or recipe.distributed in ("ddp", "zero2"):
         return False
     if recipe.distributed == "tp":
         check_heads(config_of(setting.location, recipe.model))
-    if recipe.distributed in ("fsdp2", "tp"):
+    if recipe.distributed in ("fsdp2", "tp") or partitions_weights(recipe):
         return True
     told = from_first(lambda: too_large(setting))
     if told is None:
@@ -88,7 +95,7 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
 
 def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
     """Spread the model's frozen weights over the processes, if they are to be spread; adapters stay whole in each."""
-    if not spread():
+    if not spread() or partitions_weights(recipe):  # DeepSpeed's engine does it, once it is there
         return
     import torch
 
@@ -139,6 +146,8 @@ def share_steps(trainer: Any) -> None:
     trainer.gather_function = own
     if cut():
         return share_all_rows(trainer)
+    if has_engine(trainer):
+        return share_by_engine(trainer)
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)
@@ -162,5 +171,7 @@ def _meet_beside_shards(trainer: Any) -> None:
 def forget_measuring(trainer: Any) -> None:
     """Undo what measuring before training leaves: accelerate takes the model for prepared, and would not bring the
     gradients of several processes together."""
+    if has_engine(trainer):
+        look_no_more(trainer)
     trainer.model._is_accelerate_prepared = False
     trainer.accelerator._models.clear()

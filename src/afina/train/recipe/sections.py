@@ -224,10 +224,11 @@ class Recipe(Section):
     training: TrainingSection = Field(default_factory=TrainingSection)
     reinforcement: ReinforcementSection = Field(default_factory=ReinforcementSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    distributed: Literal["auto", "ddp", "fsdp2", "tp"] = Field(
+    distributed: Literal["auto", "ddp", "fsdp2", "tp", "zero2", "zero3", "zero3_offload"] = Field(
         default="auto",
         description="how several processes share the model; ddp: each has all of it; fsdp2: its frozen weights are "
-        "spread over them; tp: each computes a part of every layer, for all rows; auto: ddp where it fits a device",
+        "spread over them; tp: each computes a part of every layer, for all rows; zero2, zero3, zero3_offload: "
+        "DeepSpeed's engine; auto: ddp where it fits a device",
     )
     output: OutputSection
 

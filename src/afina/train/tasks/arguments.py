@@ -11,6 +11,7 @@ from ...devices.found import Device
 from ...devices.place import place, scales_loss
 from ...devices.ranks import sharers, size
 from ...errors import AfinaError, RecipeError
+from ..recipe.engines import engine_settings
 from ..recipe.sections import Recipe
 
 
@@ -62,6 +63,7 @@ def training_arguments(
             dataloader_num_workers=t.workers,
             dataloader_pin_memory=device.kind == "cuda",
             use_cpu=device.kind == "cpu",
+            deepspeed=engine_settings(recipe),
             seed=t.seed,
             **{**own, **more},
         )
