@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from afina.train.recipe.engines import is_installed
+from afina.train.recipe.zero_stages import is_installed
 
 from ..train.loop.together import Together
 from . import whole, zero

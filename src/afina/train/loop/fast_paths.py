@@ -14,8 +14,8 @@ from ...kernels.cuda.offload import Mover, Streams, offload_layers
 from ...kernels.speed import are_on, speed_up
 from ..data.encode import Data
 from ..data.packing import EndToEnd, check_apart
-from ..recipe.engines import partitions_weights
 from ..recipe.sections import Recipe
+from ..recipe.zero_stages import partitions_weights
 from ..report.events import Reporter
 from ..tasks import named
 from .adapt import wants_logits

@@ -12,9 +12,9 @@ from ...devices.ranks import cut, from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
-from ..recipe.engines import STAGES, check_engine, partitions_weights
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
+from ..recipe.zero_stages import STAGES, check_engine, partitions_weights
 from ..report.events import Reporter
 from ..tasks import named
 from .cutting import check_cut, check_heads, share_all_rows, tell_cut

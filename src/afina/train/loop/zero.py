@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RecipeError
-from ..recipe.engines import STAGES
 from ..recipe.sections import Recipe
+from ..recipe.zero_stages import STAGES
 from .steps.engine import EngineSteps, read_state, write_state
 
 

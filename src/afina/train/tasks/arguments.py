@@ -11,8 +11,8 @@ from ...devices.found import Device
 from ...devices.place import place, scales_loss
 from ...devices.ranks import sharers, size
 from ...errors import AfinaError, RecipeError
-from ..recipe.engines import engine_settings
 from ..recipe.sections import Recipe
+from ..recipe.zero_stages import engine_settings
 
 
 @contextmanager
