@@ -36,7 +36,7 @@ VARIED = {
     "ia3": {"method": {"type": "ia3"}, "training__batch_size": 2, "training__max_steps": 8},
     "oft": {"method": {"type": "oft", "target_modules": ["q_proj"]}, "training__gradient_accumulation": 2},
     "drop": {"method": {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": ["v_proj"]}},
-    "prompt": {"method": {"type": "prompt_tuning", "num_virtual_tokens": 4}, "training__scheduler": "cosine"},
+    "v1.5": {"method": {"type": "prompt_tuning", "num_virtual_tokens": 4}, "training__scheduler": "cosine"},
 }  # fmt: skip
 
 

@@ -65,20 +65,23 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
         if host.base.kind == "attention":
             _check_attention(host, rows, x)
         return _one(host, call, rows.names[0], x, args, kwargs, whole)
-    outs, order = [], []
+    outs, order = [], list[int]()
     for name, numbers in rows.groups.items():
-        index = torch.tensor([i * times + k for i in numbers for k in range(times)], device=x.device)
-        order.append(index)
+        own = [i * times + k for i in numbers for k in range(times)]
+        order += own
+        in_a_row = own == list(range(own[0], own[0] + len(own)))
+        index = slice(own[0], own[-1] + 1) if in_a_row else torch.tensor(own, device=x.device)
         if name not in names:
             outs.append(_select(whole(), index, x.shape[0]))
             continue
         more, named = _select(args, index, x.shape[0]), _select(kwargs, index, x.shape[0])
 
-        def of_group(index: Tensor = index) -> Any:
+        def of_group(index: Tensor | slice = index) -> Any:
             return _select(whole(), index, x.shape[0])
 
-        outs.append(_one(host, call, name, x.index_select(0, index), more, named, of_group))
-    return _together(outs, torch.cat(order).argsort())
+        outs.append(_one(host, call, name, x[index], more, named, of_group))
+    back = None if order == sorted(order) else torch.tensor(order, device=x.device).argsort()
+    return _together(outs, back, len(order))
 
 
 class _Once:
@@ -129,11 +132,13 @@ def _times(rows: Rows, x: Any) -> tuple[int, Any]:
     return x.shape[0] // count, x
 
 
-def _select(value: Any, index: Tensor, count: int) -> Any:
+def _select(value: Any, index: Tensor | slice, count: int) -> Any:
     """The rows `index` of whatever has one entry a row; all else as it is."""
     if isinstance(value, Tensor):
         whole = value.dim() > 0 and value.shape[0] == count
-        return value.index_select(0, index.to(value.device)) if whole else value
+        if not whole:
+            return value
+        return value[index] if isinstance(index, slice) else value.index_select(0, index.to(value.device))
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value)(_select(v, index, count) for v in value)
     if isinstance(value, dict):
@@ -141,13 +146,14 @@ def _select(value: Any, index: Tensor, count: int) -> Any:
     return value
 
 
-def _together(parts: list[Any], back: Tensor) -> Any:
-    """One output from those of the groups, rows in the batch's order."""
+def _together(parts: list[Any], back: Tensor | None, count: int) -> Any:
+    """One output from those of the groups, rows in the batch's order, in which they are already without `back`."""
     first = parts[0]
     if isinstance(first, Tensor):
-        if not first.dim() or sum(p.shape[0] for p in parts) != len(back):
+        if not first.dim() or sum(p.shape[0] for p in parts) != count:
             return first
-        return torch.cat(parts).index_select(0, back)
+        joined = torch.cat(parts)
+        return joined if back is None else joined.index_select(0, back)
     if isinstance(first, (tuple, list)):
-        return type(first)(_together(list(p), back) for p in zip(*parts, strict=True))
+        return type(first)(_together(list(p), back, count) for p in zip(*parts, strict=True))
     return first

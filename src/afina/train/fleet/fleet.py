@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ...errors import AfinaError, ConfigError, RecipeError
+from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ..base.given_base import loaded_by
 from ..loop.run import Result, run
@@ -26,9 +27,10 @@ from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
 from ..report.interrupts import ENDING, hand_back, listen
+from ..tasks import named
 from .in_turn import Turn, take_turns
 from .member import Backward, Forward, Member, Refused, Trial
-from .shared_base import SharedBase
+from .shared_base import SharedBase, sharing
 from .shared_pass import SharedPass
 
 
@@ -84,12 +86,14 @@ class Fleet:
         self.reporter, self.base = reporter, SharedBase()
         self.joint: SharedPass | None = None
         self.members: list[Member] = []
+        self.fast = False
 
     def run(self, recipes: Sequence[Recipe], *, overwrite: bool, resume: bool) -> list[Trained]:
         """Until all have ended."""
         turns = []
+        self.fast = all(named(recipe.task).fast and recipe.training.fast for recipe in recipes)
         for number, (name, recipe) in enumerate(zip(_names(recipes), recipes, strict=True)):
-            member = Member(name, self.reporter, self.join)
+            member = Member(name, f"run{number}", self.reporter, self.join)
 
             def job(recipe: Recipe = recipe, member: Member = member) -> Result:
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
@@ -127,12 +131,15 @@ class Fleet:
         if touched := self.base.touched():
             return f"the base's own weights are written ({touched[0]})"
         if self.joint is None:
-            first: Any = self.base.first
-            self.joint = SharedPass(getattr(first, first.base_model_prefix))
+            assert self.base.first is not None
+            base = sharing(self.base.first)
+            if self.fast:
+                speed_up(base)
+            self.joint = SharedPass(getattr(base, base.base_model_prefix))
         try:
-            self.joint.join(member.name, body)
+            self.joint.join(member.key, body)
         except ConfigError as error:
-            self.joint.leave(member.name)
+            self.joint.leave(member.key)
             return str(error).splitlines()[0]
         return ""
 
@@ -159,7 +166,7 @@ class Fleet:
             if len(group) > 1:
                 assert self.joint is not None
                 with torch.enable_grad():
-                    outs = self.joint([r.member.name for r in group], [r.given for r in group])
+                    outs = self.joint([r.member.key for r in group], [r.given for r in group])
             answers |= {_turn(r.member): out for r, out in zip(group, outs, strict=True)}
         return answers
 
@@ -167,9 +174,9 @@ class Fleet:
         """What a run's rows are among others, or why they cannot be there."""
         assert self.joint is not None
         try:
-            return self.joint.among_others(request.member.name, request.given)
+            return self.joint.among_others(request.member.key, request.given)
         except Exception as error:  # whatever it is, the run goes on by itself
-            self.joint.leave(request.member.name)
+            self.joint.leave(request.member.key)
             return Refused((str(error).splitlines() or [type(error).__name__])[0])
 
 

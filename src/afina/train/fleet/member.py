@@ -69,14 +69,15 @@ class Member(Reporter):
     """Hears of a run, and lets its training steps wait for the others'.
 
     Attributes:
-        name: among the runs.
+        name: among the runs, for people.
+        key: of its adapters in shared passes.
         alone: why it has passes of its own; empty where it shares them.
         passes: how many it shared, and how many it had to itself.
         tried: whether it was seen if it can share them.
     """
 
-    def __init__(self, name: str, inner: Reporter, join: Callable[[Member, nn.Module], str]) -> None:
-        self.name, self.inner, self.join = name, inner, join
+    def __init__(self, name: str, key: str, inner: Reporter, join: Callable[[Member, nn.Module], str]) -> None:
+        self.name, self.key, self.inner, self.join = name, key, inner, join
         self.turn: Turn | None = None
         self.alone, self.passes = "", [0, 0]
         self.tried = False

@@ -14,17 +14,20 @@ from ...core.hosts.calls import Scope, entered, node_number
 from ...core.hosts.host import Host, hosts
 from ...core.inject.targets import Slot
 from ...errors import ConfigError
-from .shared_base import sharing
 
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")
 """What a body takes for every token beside the embeddings, [rows, tokens]."""
 
 
 class SharedPass:
-    """A copy of a base's body, on which the very adapters of several runs lie side by side."""
+    """A base's body, on which the very adapters of several runs lie side by side.
+
+    Args:
+        body: with the base's weights, and modules that nobody else uses.
+    """
 
     def __init__(self, body: nn.Module) -> None:
-        self.body: Any = sharing(body)
+        self.body: Any = body
         self.scope = Scope()
         self.body.train()
         self.takes = tuple(key for key in BY_TOKEN if key in inspect.signature(self.body.forward).parameters)
