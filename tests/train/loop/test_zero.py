@@ -18,7 +18,7 @@ from afina.core.layers.partitioned import is_partitioned
 from afina.devices.ranks import spread
 from afina.errors import RecipeError
 from afina.train.loop import zero
-from afina.train.recipe import engines
+from afina.train.recipe import zero_stages
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS, arguments
@@ -28,7 +28,7 @@ from .test_adapt import ready
 from .test_together import DRAWS, differ, ran, written
 from .together import Together
 
-HAS = engines.is_installed()
+HAS = zero_stages.is_installed()
 NEEDS = pytest.mark.skipif(not HAS or "AFINA_ZERO" not in os.environ,
                            reason="needs DeepSpeed and minutes: make test-zero has both")  # fmt: skip
 STEPS = 3
@@ -62,7 +62,7 @@ def by_engine(recipe, resume=False):
         torch.distributed.init_process_group("gloo")
 
     def settings(recipe):
-        made = engines.engine_settings(recipe)
+        made = zero_stages.engine_settings(recipe)
         if made is not None:
             made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return made
@@ -114,7 +114,7 @@ def assert_same(found, nearly=False):
 
 
 @NEEDS
-@pytest.mark.parametrize("distributed", list(engines.STAGES))
+@pytest.mark.parametrize("distributed", list(zero_stages.STAGES))
 @pytest.mark.parametrize("task", ["causal_lm", "seq2seq", "sequence_classification"])
 def test_two_processes_with_an_engine_take_the_steps_of_one(task, distributed, models, child, engine, tmp_path):
     def recipe(folder, how):
@@ -138,7 +138,7 @@ def test_every_method_takes_the_steps_of_one_process(name, distributed, model_fo
 
 @NEEDS
 @pytest.mark.parametrize("name", ["LORA", "ADALORA"])
-@pytest.mark.parametrize("distributed", list(engines.STAGES))
+@pytest.mark.parametrize("distributed", list(zero_stages.STAGES))
 def test_a_run_goes_on_where_it_was_cut_off(distributed, name, model_folder, engine, tmp_path):
     made = ready(name, tmp_path, model_folder, distributed=distributed, training__max_steps=4, training__save_steps=2,
                  evaluation__enabled=False)  # fmt: skip
@@ -172,20 +172,20 @@ def test_without_deepspeed_the_error_says_how_to_get_it(model_folder, together, 
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed="zero3")))
     for error in together(ran, recipe):
         assert isinstance(error, RecipeError)
-        assert engines.INSTALL in str(error)
+        assert zero_stages.INSTALL in str(error)
         assert len(str(error).splitlines()) <= 4
 
 
 def checked(recipe) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
-        engines.check_engine(recipe)
+        zero_stages.check_engine(recipe)
     return caught.value
 
 
 @pytest.mark.parametrize(("setting", "key"), [({"training__optimizer": "adafactor"}, "training.optimizer"),
                                               ({"training__bf16": True}, "training.bf16")])  # fmt: skip
 def test_what_an_engine_would_do_otherwise_is_refused(setting, key, model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "is_installed", lambda: True)
+    monkeypatch.setattr(zero_stages, "is_installed", lambda: True)
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed="zero2", **setting)))
     assert key in str(checked(recipe))
 

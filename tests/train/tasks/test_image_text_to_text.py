@@ -88,18 +88,22 @@ def test_what_is_trained_is_what_the_processor_sends_and_the_answer_after_it(fam
 @pytest.mark.parametrize(
     "family", ["llava", *(pytest.param(name, marks=pytest.mark.whole) for name in ("idefics3", "gemma3"))]
 )
-def test_a_run_learns_what_only_the_images_tell_and_answers_as_the_library_does(family, folders, rows, tmp_path):
+def test_a_run_learns_what_only_the_images_tell_and_answers_as_the_library_does(family, folders, rows, tmp_path, child):
+    child(learns_and_answers, family, recipe_of(tmp_path, folders[family], rows), rows[1])
+
+
+def learns_and_answers(family, recipe, held_out):
     from transformers import AutoProcessor
 
-    result = run(recipe_of(tmp_path, folders[family], rows), Reporter())
+    result = run(recipe, Reporter())
     assert result.after.loss < 0.6 * result.before.loss
     trained = load_trained(result.folder, Reporter())
     assert trained.prompter.images is not None
-    questions = read_rows(rows[1]).take(0, 3)
+    questions = read_rows(held_out).take(0, 3)
     got = TASK.predict(trained, questions, Reporter(), batch_size=3, max_new_tokens=4)
     processor = AutoProcessor.from_pretrained(result.folder)  # saved with the adapter
     for row, told in zip(questions.values, got.rows, strict=True):
-        part = {"type": "image", "path": str(rows[1].parent / row["messages"][0]["content"][0]["path"])}
+        part = {"type": "image", "path": str(held_out.parent / row["messages"][0]["content"][0]["path"])}
         asked = [{"role": "user", "content": [part, row["messages"][0]["content"][1]]}]
         sent = processor.apply_chat_template(
             asked, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -229,9 +233,9 @@ def test_a_template_without_a_place_for_images_is_refused(folders, tmp_path, pic
         TASK.encode(read_rows(path), TASK.prompter(DataSection(train=""), tokenizer), None, 280)
 
 
-def test_models_without_images_are_refused_before_anything_is_loaded(models, rows, tmp_path):
+def test_models_without_images_are_refused_before_anything_is_loaded(models, rows, tmp_path, child):
     with pytest.raises(CheckpointError, match=r"sees no images|processor of images"):
-        run(recipe_of(tmp_path, models["llama"], rows), Reporter())
+        child(run, recipe_of(tmp_path, models["llama"], rows), Reporter())
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "preference", "kto", "grpo", "reward"])
