@@ -14,6 +14,7 @@ from .test_sharing import looked, recipe_in, resumed
 from .test_together import written
 
 
+@pytest.mark.whole
 def test_a_cut_model_trains_answers_and_goes_on_as_a_whole_one(model_folder, child, together, tmp_path):
     more = {"training__gradient_checkpointing": True, "evaluation__every": 2, "training__max_grad_norm": 0.1}
     folder, report, _, _ = child(looked, recipe_in(tmp_path / "one", model_folder, **more))
