@@ -57,8 +57,8 @@ def apart(wanted: str, count: int, where: str) -> list[str]:
         return ["cpu"] * count
     if len(there) < count:
         raise RecipeError("more processes than devices", where=where, got=count,
-                          expected=f"at most {len(there)}: {', '.join(there)}", fix="--device cpu runs any number",
-                          )  # fmt: skip
+                          expected=f"at most {len(there)}: {', '.join(there)}",
+                          fix="--device cpu runs any number")  # fmt: skip
     return there[:count]
 
 
