@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,6 +86,42 @@ def test_predict_writes_a_prediction_for_every_row(adapters, task, tmp_path, chi
     assert f"accuracy {right / 7:.3f}" in out
     if task == "sequence_classification":
         assert all(0.5 <= row["probability"] <= 1 for row in written)
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
+def test_two_processes_predict_what_one_does_and_the_first_one_writes(adapters, task, tmp_path, child, together):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 9, start=200)
+    files = [tmp_path / name for name in ("one.jsonl", "two.jsonl")]
+    words = ["predict", adapters[task], rows, "--batch-size", "2", "--out"]
+    alone = ok(child(command, *words, files[0]))
+    first, second = map(ok, together(command, *words, files[1]))
+    assert first.replace("two.jsonl", "one.jsonl") == alone
+    assert second == ""
+    one, two = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert len({row["prediction"] for row in one}) == 2
+    assert two == [pytest.approx(row, abs=2e-6) for row in one]
+
+
+def test_predict_of_several_processes_refuses_all_that_one_refuses(adapters, tmp_path, child, together):
+    (tmp_path / "rows.jsonl").write_text('{"text": "n4", "label": "even"}\n{"label": "even"}\n')
+    words = ["predict", adapters["causal_lm"], tmp_path / "rows.jsonl"]
+    message = mistake(child(command, *words))
+    assert [mistake(done) for done in together(command, *words)] == [message] * 2
+    assert not (tmp_path / "rows.predictions.jsonl").exists()
+
+
+@pytest.mark.whole("the launcher has tests of its own, and processes that were started together predict above")
+def test_predict_starts_processes_that_share_the_rows(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 9, start=200)
+    out = tmp_path / "p.jsonl"
+    words = [sys.executable, "-m", "afina", "predict", adapters["causal_lm"], rows, "--out", out, "--processes", "2"]
+    done = subprocess.run([*map(str, words), "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == len(out.read_text().splitlines()) == 9
+    assert done.stderr.count("base model:") == 1
+    refused = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.count("the file to write exists") == 1
 
 
 def test_predict_needs_no_labels(adapters, tmp_path, child):

@@ -38,6 +38,7 @@ def comparison(**changes: Any) -> dict[str, Any]:
     return {
         "recipe": "tweets <script>", "overrides": [], "task": "causal_lm", "base_model": "some/model",
         "metric": metric, "higher_is_better": metric == "accuracy", "majority": 0.7, "seeds": [0, 1, 2], "steps": 40,
+        "at_once": 1,
         "rows_per_step": 8, "train_rows": 320, "held_out_rows": 400, "tune": None, "best": "full",
         "recommended": "lora", "recommendation": "Take lora: cheap & good.", "rows": rows, "model": {"m": "0"},
         "versions": {"afina": "0.1.0", "torch": "2"},

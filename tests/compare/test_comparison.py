@@ -13,6 +13,7 @@ import pytest
 
 from afina.compare import runs
 from afina.compare.comparison import Request, check, compare
+from afina.compare.table import notes
 from afina.compare.tune import Search
 from afina.errors import RecipeError
 from afina.train.report.events import Reporter
@@ -118,6 +119,21 @@ def test_second_call_trains_nothing_that_was_finished(finished, monkeypatch):
     assert by_name["lora"]["quality"] == rows(finished)["lora"]["quality"]
 
 
+def test_runs_at_once_find_what_runs_one_by_one_find(finished, tmp_path, monkeypatch):
+    request, alone = finished
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(runs, "WORKER", (sys.executable, str(request.out.parent / "worker.py")))
+    _, beside = compare(Request(request.source, "lora,bitfit", seeds=2, out=tmp_path / "out", parallel=2), Heard())
+    assert (alone["at_once"], beside["at_once"]) == (1, 2)
+    kept = ("status", "by_seed", "loss", "curves", "seeds", "complete", "trainable", "errors")
+    here, there = ({row["name"]: row for row in made["rows"]} for made in (alone, beside))
+    assert [there[name]["status"] for name in ("lora", "bitfit")] == ["done", "refused"]
+    for name, row in there.items():
+        assert {k: row.get(k) for k in kept} == {k: here[name].get(k) for k in kept}
+    assert any("up to 2 at once" in note for note in notes(beside))
+    assert not any("at once" in note for note in notes(alone))
+
+
 @pytest.mark.whole("the second call above trains nothing again; here the first one was killed")
 def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder)
@@ -142,7 +158,7 @@ def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
     ("wrong", "option"),
     [
         ({"seeds": 0}, "--seeds"), ({"tune": -1}, "--tune"), ({"max_steps": 0}, "--max-steps"),
-        ({"ranks": (4, 4)}, "--ranks"), ({"ranks": (0,)}, "--ranks"),
+        ({"ranks": (4, 4)}, "--ranks"), ({"ranks": (0,)}, "--ranks"), ({"parallel": 0}, "--parallel"),
     ],
 )  # fmt: skip
 def test_numbers_that_make_no_comparison_are_refused(wrong, option):
@@ -175,8 +191,12 @@ def test_search_has_a_seed_that_is_not_measured(tmp_path, model_folder, monkeypa
     class Runner:
         planned = finished = 0
 
-        def __init__(self, *args):
+        def __init__(self, *args, **how):
             pass
+
+        def together(self, jobs):
+            for job in jobs:
+                job()
 
         def run(self, label, recipe, seed):
             measured.append(seed)

@@ -56,10 +56,10 @@ def recipe(tmp_path, model_folder):
 def make(tmp_path, recipe):
     shared = prepare(recipe, tmp_path / "data", Reporter())
 
-    def runner(code, planned=1):
+    def runner(code, planned=1, devices=()):
         script = tmp_path / "worker.py"
         script.write_text(textwrap.dedent(code))
-        out = Runner(tmp_path / "runs", shared, Heard(), (sys.executable, str(script)))
+        out = Runner(tmp_path / "runs", shared, Heard(), (sys.executable, str(script)), devices)
         out.planned = planned
         return out
 
@@ -147,6 +147,47 @@ def test_progress_and_the_time_left_are_told(make, recipe):
     assert runner.reporter.stages == [("1/3 lora seed 0", 1, 2)]
     assert runner.reporter.notes[0].startswith("1/3 lora seed 0: done, accuracy 1.000 in 1 s; about ")
     assert runner.reporter.notes[0].endswith(" left")
+
+
+MEETING = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+job = json.loads((folder / "job.json").read_text())
+told = folder.parent.parent / job["recipe"]["model"]["device"]
+told.write_text("x")
+while len(list(told.parent.glob("cuda:*"))) < 2:
+    time.sleep(0.01)
+print(json.dumps({"progress": [1, 2]}), flush=True)
+result = {"items": [1.0], "metric": "accuracy", "loss": 0.1, "total_s": 1.0, "at_once": job["at_once"]}
+(folder / "result.json").write_text(json.dumps({**result, "key": job["key"]}))
+"""
+
+
+def test_runs_at_once_have_a_device_each_and_are_found_again_by_one_alone(make, recipe, tmp_path):
+    runner, found = make(MEETING, planned=2, devices=("cuda:0", "cuda:1")), {}
+    runner.together([lambda seed=seed: found.update({seed: runner.run(f"lora seed {seed}", recipe, seed)})
+                     for seed in (0, 1)])  # fmt: skip
+    assert {seed: outcome.status for seed, outcome in found.items()} == {0: "done", 1: "done"}
+    assert [outcome.result["at_once"] for outcome in found.values()] == [2, 2]
+    assert sorted(note.partition(" ")[0] for note in runner.reporter.notes) == ["1/2", "2/2"]
+    assert runner.reporter.stages == []
+    assert make(MEETING).run("lora seed 1", recipe, 1).cached
+
+
+def test_what_one_of_the_runs_at_once_raises_ends_the_others(make, recipe, tmp_path):
+    runner = make("import sys, time; open(sys.argv[1] + '/here', 'w'); time.sleep(600)", 2, ("cpu", "cpu"))
+
+    def fail():
+        while not list(tmp_path.glob("runs/*/here")):
+            time.sleep(0.01)
+        raise CheckpointError("asked for")
+
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="asked for"):
+        runner.together([lambda: runner.run("lora seed 0", recipe, 0), fail])
+    assert time.monotonic() - began < 60
+    assert runner.reporter.notes == []
+    assert not list(tmp_path.glob("runs/*/result.json"))
 
 
 def test_trial_never_sees_the_held_out_rows(make, recipe):

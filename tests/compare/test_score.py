@@ -130,6 +130,13 @@ def test_of_two_that_are_as_small_the_faster_is_recommended():
     assert advise(row("full", 0.9, 20), row("slow", 0.9, 10, wall=9.0), row("fast", 0.9, 10, wall=8.0)).name == "fast"
 
 
+def test_times_of_runs_made_beside_others_are_not_compared():
+    rows = [row("full", 0.9, 20), row("slow", 0.9, 10, wall=9.0), row("fast", 0.9, 10, wall=8.0)]
+    found = recommend(rows, "full", metric="accuracy", floor=0.5, timed=False)
+    assert found.name == "slow"
+    assert "as long" not in found.sentence
+
+
 def test_smallest_is_recommended_as_the_best_where_none_has_fewer():
     found = advise(row("ia3", 0.9, 10), row("lora", 0.9, 10, wall=12.0), row("full", 0.8, 1000, worse=True))
     assert found.name == "ia3"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afina.devices.found import Device
-from afina.devices.place import FLASH, TORCH, VARLEN, attention, packed_attention, place, scales_loss, told
+from afina.devices.place import FLASH, TORCH, VARLEN, apart, attention, packed_attention, place, scales_loss, told
 from afina.errors import RecipeError
 
 GIB = 2**30
@@ -57,6 +57,15 @@ def test_processes_that_were_started_together_take_a_device_each(monkeypatch):
     assert place("auto", there=[H100, SECOND, CPU]).name == "cuda:1"
     assert place("cuda", there=[H100, SECOND, CPU]).name == "cuda:1"
     assert place("cuda:0", there=[H100, SECOND, CPU]).name == "cuda:0"
+
+
+def test_processes_have_a_device_each_or_the_processor_for_all(monkeypatch):
+    monkeypatch.setattr("afina.devices.place.found", lambda: (H100, SECOND, CPU))
+    assert apart("auto", 2, "--parallel") == apart("cuda", 2, "--parallel") == ["cuda:0", "cuda:1"]
+    assert apart("cpu", 3, "--parallel") == ["cpu"] * 3
+    for wanted, there in (("auto", "at most 2: cuda:0, cuda:1"), ("cuda:1", "at most 1: cuda:1")):
+        with pytest.raises(RecipeError, match=f"--parallel.*\n.*\n?.*{there}"):
+            apart(wanted, 3, "--parallel")
 
 
 def test_what_does_not_fit_goes_elsewhere_only_where_the_choice_is_open():

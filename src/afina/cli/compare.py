@@ -29,6 +29,10 @@ def compare(
     tune: Annotated[int, typer.Option(help="Trials of a search for every learning rate; 0 is none.")] = 0,
     max_steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -comparison.")] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(help="Runs at once, on a GPU each or on the processor's cores; times are not compared then."),
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""
@@ -45,7 +49,8 @@ def compare(
     if started() > 1:
         raise RecipeError("it starts its runs itself, and would do so in every process", got=f"{started()} processes",
                           expected="one", fix="start it without torchrun, accelerate or srun")  # fmt: skip
-    request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), tune, max_steps, out)
+    request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), tune, max_steps, out,
+                      parallel)  # fmt: skip
     check(request)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

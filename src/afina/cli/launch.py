@@ -15,8 +15,7 @@ from typing import IO, Any
 
 import typer
 
-from ..devices.found import found
-from ..devices.place import place
+from ..devices.place import apart
 from ..devices.ranks import LAUNCHER
 from ..errors import RecipeError
 from ..train.report.interrupts import ENDING, hand_back, listen, postponed
@@ -25,6 +24,7 @@ PATIENCE = 5.0
 """Seconds that the others get to end by themselves when one has died; they cannot finish a step without it."""
 _TOLD = 4
 """Lines of a process's last words."""
+_RESUME = "the same command with --resume goes on from the newest checkpoint, if there is one"
 
 
 @dataclass
@@ -44,13 +44,14 @@ class Started:
         return lines[max(begin, 0) :][:_TOLD]
 
 
-def launch(command: Sequence[str], processes: int, device: str) -> int:
+def launch(command: Sequence[str], processes: int, device: str, fix: str = _RESUME) -> int:
     """Run `afina COMMAND` in so many processes on this machine, which share one run.
 
     A signal that asks for the end goes on to all of them.
 
     Args:
         device: `model.device` of the recipe.
+        fix: what to do when one of them has died.
 
     Returns:
         The exit code: that of the first process to end otherwise than well.
@@ -70,7 +71,7 @@ def launch(command: Sequence[str], processes: int, device: str) -> int:
     try:
         with postponed():
             running.extend(_start(command, number, processes, port) for number in range(processes))
-        return _watch(running)
+        return _watch(running, fix)
     finally:
         hand_back(before)
         for one in running:
@@ -84,12 +85,7 @@ def _check(processes: int, device: str) -> None:
         others = f"nothing: torchrun, accelerate or srun started {os.environ['WORLD_SIZE']}"
         raise RecipeError("this process is one of several already", where="--processes", got=processes,
                           expected=others)  # fmt: skip
-    kind = place(device).kind
-    there = [d for d in found() if d.kind == kind and device in ("auto", d.kind, d.name)]
-    told = ", ".join(d.name for d in there)
-    if kind != "cpu" and len(there) < processes:
-        raise RecipeError("more processes than devices", where="--processes", got=processes,
-                          expected=f"at most {len(there)}: {told}", fix="--device cpu runs any number")  # fmt: skip
+    apart(device, processes, "--processes")
 
 
 def _free_port() -> int:
@@ -111,7 +107,7 @@ def _start(command: Sequence[str], number: int, processes: int, port: int) -> St
     return Started(process, words)
 
 
-def _watch(running: Sequence[Started]) -> int:
+def _watch(running: Sequence[Started], fix: str = _RESUME) -> int:
     """Until all have ended; if one dies, the others are ended soon."""
     dead: int | None = None
     deadline = float("inf")
@@ -126,13 +122,13 @@ def _watch(running: Sequence[Started]) -> int:
         return 0
     code = running[dead].process.returncode
     if code < 0 or running[0].process.returncode != code:  # else the first one has told it
-        _tell(running[dead], dead, len(running), code)
+        _tell(running[dead], dead, len(running), code, fix)
     return 128 - code if code < 0 else code
 
 
-def _tell(one: Started, number: int, of: int, code: int) -> None:
+def _tell(one: Started, number: int, of: int, code: int, fix: str) -> None:
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     typer.echo(f"process {number} of {of} died ({how}); the others were ended", err=True)
     for line in one.last_words():
         typer.echo(f"  {line}", err=True)
-    typer.echo("fix: the same command with --resume goes on from the newest checkpoint, if there is one", err=True)
+    typer.echo(f"fix: {fix}", err=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..devices.place import place
+from ..devices.ranks import is_first, joined, take_over_slurm
 from ..errors import DataError
 from .as_json import AsJson, say_json
 from .guard import guarded
 from .options import Device
+
+if TYPE_CHECKING:
+    from ..train.tasks.base import Predictions
+
+_AGAIN = "run it again: nothing was written"
 
 
 @guarded
@@ -25,39 +32,33 @@ def predict(
     ] = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+    processes: Annotated[
+        int, typer.Option(help="Processes that share the rows, on a device each, or on the processor's cores.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
-    import json
-
-    from ..core.files.jsonfile import write_bytes
     from ..core.files.overwriting import refuse_overwriting
 
+    take_over_slurm()
     target = out or file.with_name(f"{file.stem}.predictions.jsonl")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
-    from ..train.data.columns import renamed
-    from ..train.data.formats import recognise
-    from ..train.data.rows import read_rows
-    from ..train.use.predictions import predict as answer
-    from ..train.use.trained import load_trained
-    from .console import ConsoleReporter
-    from .quiet import quiet_libraries
+    if processes != 1:
+        from .launch import launch
 
-    given = read_rows(file)
-    reporter = ConsoleReporter()
-    quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, quantize, device=device)
-    rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
-    done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    # The file's own columns, under its own names, and what is new.
-    out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
-                for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows)
-    write_bytes(target, text.encode())
+        given = {"out": out, "batch-size": batch_size, "max-new-tokens": max_new_tokens, "quantize": quantize,
+                 "device": device}  # fmt: skip
+        words = ["predict", str(adapter), str(file), *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+        words += [f"--{name}" for name, on in {"overwrite": overwrite, "json": as_json}.items() if on]
+        raise typer.Exit(launch(words, processes, device, fix=_AGAIN))
+    with joined(place(device), _AGAIN):
+        done = _predicted(adapter, file, target, quantize, device, batch_size, max_new_tokens)
+    if not is_first():
+        return
     if as_json:
         scores = done.scores.as_dict() if done.scores is not None else None
         say_json({"file": target, "rows": len(done.rows), "scores": scores})
@@ -65,3 +66,34 @@ def predict(
     typer.echo(f"{len(done.rows)} predictions in {target}")
     if done.scores is not None:
         typer.echo(str(done.scores))
+
+
+def _predicted(
+    adapter: Path, file: Path, target: Path, quantize: str | None, device: str, batch_size: int,
+    max_new_tokens: int | None,
+) -> Predictions:  # fmt: skip
+    """The predictions, in every process; the first one has written them."""
+    import json
+
+    from ..core.files.jsonfile import write_bytes
+    from ..train.data.columns import renamed
+    from ..train.data.formats import recognise
+    from ..train.data.rows import read_rows
+    from ..train.report.events import Reporter
+    from ..train.use.predictions import predict as answer
+    from ..train.use.trained import load_trained
+    from .console import ConsoleReporter
+    from .quiet import quiet_libraries
+
+    given = read_rows(file)
+    reporter = ConsoleReporter() if is_first() else Reporter()
+    quiet_libraries(reporter)
+    trained = load_trained(adapter, reporter, quantize, device=device)
+    rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
+    done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    if is_first():
+        # The file's own columns, under its own names, and what is new.
+        out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
+                    for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
+        write_bytes(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows).encode())
+    return done

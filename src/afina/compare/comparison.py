@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..devices.place import apart
 from ..errors import RecipeError
 from ..train.loop.adapt import fill_rate
 from ..train.recipe.sections import Recipe
@@ -25,7 +27,8 @@ _FULL = "full"
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; `overrides` are the recipe's own, `out` is the folder of everything."""
+    """What the command line asks for; `overrides` are the recipe's own, `out` is the folder of everything,
+    `parallel` how many runs are made at once."""
 
     source: str
     methods: str
@@ -35,6 +38,7 @@ class Request:
     tune: int = 0
     max_steps: int | None = None
     out: Path | None = None
+    parallel: int = 1
 
 
 @dataclass
@@ -65,10 +69,11 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
     if request.max_steps is not None:
         base.training.max_steps = request.max_steps
     folder = request.out or Path(f"{base.output.dir}-comparison")
-    shared = prepare(base, folder / "data", reporter)
+    devices = apart(base.model.device, request.parallel, "--parallel") if request.parallel > 1 else []
+    shared = prepare(base, folder / "data", reporter, request.parallel)
     for entry in entries:
         fill_rate(entry.recipe, shared.rows[0], reporter)
-    runner = Runner(folder / "runs", shared, reporter)
+    runner = Runner(folder / "runs", shared, reporter, devices=devices)
     _run_all(entries, runner, request, base.training.seed)
     return folder, _summary(base, request, shared, entries)
 
@@ -82,20 +87,29 @@ def _need_optuna() -> None:
 def _run_all(entries: Sequence[Entry], runner: Runner, request: Request, first_seed: int) -> None:
     tuned = [e for e in entries if request.tune and not e.candidate.learning_rate_given]
     runner.planned = len(entries) * request.seeds + len(tuned) * request.tune
-    for entry in tuned:
+
+    def tune(entry: Entry) -> None:
         name = entry.candidate.name
         # A seed of its own: rates that are chosen for a seed would flatter that one among those that are measured.
         entry.search = search(runner, name, entry.recipe, request.tune, first_seed + request.seeds)
         if entry.search.best is not None:
             entry.recipe, entry.rate_from = at_rate(entry.recipe, entry.search.best), "tuned"
-    for seed in range(first_seed, first_seed + request.seeds):
-        for entry in entries:  # by seed first: a comparison that is cut off has something of every method
-            name = f"{entry.candidate.name} seed {seed}"
-            before = next(iter(entry.outcomes.values()), None)
-            if before is not None and before.status == "refused":
-                runner.finished += 1  # it would be refused again
-                continue
-            entry.outcomes[seed] = runner.run(name, entry.recipe, seed)
+
+    def train(entry: Entry, seed: int) -> None:
+        before = entry.outcomes.get(first_seed)
+        if before is not None and before.status == "refused":
+            runner.skip()  # it would be refused again
+        else:
+            entry.outcomes[seed] = runner.run(f"{entry.candidate.name} seed {seed}", entry.recipe, seed)
+
+    runner.together([partial(tune, entry) for entry in tuned])
+    seeds = range(first_seed, first_seed + request.seeds)
+    # By seed first: a comparison that is cut off has something of every method.
+    runner.together([partial(train, entry, seed) for seed in seeds for entry in entries])
+    for entry in entries:  # those of runs at once came in another order
+        first = entry.outcomes.get(first_seed)
+        refused = first is not None and first.status == "refused"
+        entry.outcomes = {s: o for s, o in sorted(entry.outcomes.items()) if s == first_seed or not refused}
 
 
 def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -115,11 +129,12 @@ def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[E
     good = good[::-1] if higher else good
     rows = [*good, *(row for row in rows if row["status"] != "done")]
     floor = shared.majority if higher else None
-    advice = recommend(good, best, metric=metric, floor=floor) if good else None
+    at_once = max((r.get("at_once", 1) for results in done.values() for r in results.values()), default=1)
+    advice = recommend(good, best, metric=metric, floor=floor, timed=at_once == 1) if good else None
     return {
         "recipe": request.source, "overrides": [f"{k}={v}" for k, v in request.overrides], "task": base.task,
         "base_model": base.model.path, "metric": metric, "higher_is_better": higher, "majority": shared.majority,
-        "seeds": seeds, "steps": shared.steps,
+        "seeds": seeds, "steps": shared.steps, "at_once": at_once,
         "rows_per_step": base.training.batch_size * base.training.gradient_accumulation,
         "train_rows": shared.rows[0], "held_out_rows": shared.rows[1],
         "tune": {"trials": request.tune, "train_rows": shared.rows[2], "held_out_rows": shared.rows[3]}
@@ -180,7 +195,8 @@ def check(request: Request) -> None:
     Raises:
         RecipeError: names the option.
     """
-    limits = {"--seeds": (request.seeds, 1), "--tune": (request.tune, 0), "--max-steps": (request.max_steps, 1)}
+    limits = {"--seeds": (request.seeds, 1), "--tune": (request.tune, 0), "--max-steps": (request.max_steps, 1),
+              "--parallel": (request.parallel, 1)}  # fmt: skip
     for option, (value, least) in limits.items():
         if value is not None and value < least:
             raise RecipeError("too small", where=option, got=value, expected=f">= {least}")

@@ -63,8 +63,11 @@ class Shared:
         return out
 
 
-def prepare(recipe: Recipe, folder: Path, reporter: Reporter) -> Shared:
+def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) -> Shared:
     """Read the recipe's rows, split them once for all runs and write them below `folder`.
+
+    Args:
+        at_once: how many runs are made at the same time.
 
     Raises:
         RecipeError: there is nothing to compare on: no held-out rows.
@@ -86,7 +89,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter) -> Shared:
     return Shared(
         paths["train"], paths["held_out"], paths["tune_train"], paths["tune_held_out"],
         (len(train), len(held_out), len(inner), len(tune)), labels, majority,
-        planned_steps(recipe, len(train)), _facts(recipe, reporter),
+        planned_steps(recipe, len(train)), _facts(recipe, reporter, at_once),
     )  # fmt: skip
 
 
@@ -109,7 +112,7 @@ def _written(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path.absolute()
 
 
-def _facts(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+def _facts(recipe: Recipe, reporter: Reporter, at_once: int) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -119,19 +122,23 @@ def _facts(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         "model": {path.name: sha256(path) for path in sorted(weights)} or str(location),
         "versions": {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version()},
-        "machine": machine(recipe.model.device),
+        "machine": machine(recipe.model.device, at_once),
     }  # fmt: skip
 
 
-def machine(device: str = "auto") -> dict[str, Any]:
-    """The processor, its cores, the threads that torch takes in every run, and the GPU where `device` is one."""
+def machine(device: str = "auto", at_once: int = 1) -> dict[str, Any]:
+    """The processor, its cores, the threads that torch takes in every run, and the GPU where `device` is one.
+
+    Args:
+        at_once: how many runs share the cores.
+    """
     import torch
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     chosen = place(device)
     gpu = None if chosen.kind == "cpu" else chosen.title
-    threads = int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads())
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, torch.get_num_threads() // at_once))
     return {
         "processor": name or platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": threads, "gpu": gpu, "system": f"{platform.system()} {platform.machine()}",

@@ -14,12 +14,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import RLock
 from typing import Any
 
 from ..cache import sha256
-from ..errors import CheckpointError
+from ..errors import CheckpointError, StoppedError
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Progress, Reporter
 from ..train.report.results import write_json
@@ -66,10 +69,22 @@ def digest(key: Mapping[str, Any]) -> str:
 
 
 class Runner:
-    """Runs jobs one after the other below a folder, and tells how long the rest will take."""
+    """Runs jobs below a folder, and tells how long the rest will take.
 
-    def __init__(self, folder: Path, shared: Shared, reporter: Reporter, command: Sequence[str] = ()) -> None:
+    Args:
+        devices: those of the runs that are made at once, as the processor's name may stand there several times; without
+            them one run is made after the other, each where its recipe says.
+    """
+
+    def __init__(
+        self, folder: Path, shared: Shared, reporter: Reporter, command: Sequence[str] = (),
+        devices: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.folder, self.shared, self.reporter, self.command = folder, shared, reporter, command or WORKER
+        self.at_once, self.free = max(1, len(devices)), SimpleQueue[str]()
+        for device in devices or ("",):
+            self.free.put(device)
+        self.talking, self.running, self.ended = RLock(), set[subprocess.Popen[str]](), False
         self.planned = 0
         self.finished = 0
         self.seconds: list[float] = []
@@ -83,30 +98,72 @@ class Runner:
         key = key_of(placed, self.shared, trial)
         name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
         folder = (self.folder / f"{name}-{digest(key)}").absolute()
-        self.finished += 1
+        with self.talking:
+            self.finished += 1
+            number = self.finished
         if (found := _read(folder / RESULT, key)) is not None:
             return _outcome_of(found)
         folder.mkdir(parents=True, exist_ok=True)
         placed.output.dir = str(folder / MODEL)
-        write_json(folder / JOB, {"recipe": placed.model_dump(mode="json"), "trial": trial, "key": key})
-        started = time.monotonic()
-        outcome = self._followed(label, folder, stop)
-        self.seconds.append(time.monotonic() - started)
+        device = self.free.get()
+        try:
+            placed.model.device = device or placed.model.device  # the key is that of any device of its kind
+            job = {"recipe": placed.model_dump(mode="json"), "trial": trial, "key": key, "at_once": self.at_once}
+            write_json(folder / JOB, job)
+            started = time.monotonic()
+            outcome = self._followed(f"{number}/{self.planned} {label}", folder, stop)
+        finally:
+            self.free.put(device)
         if outcome.status == "pruned":
             values = [list(value) for value in outcome.values]
             write_json(folder / RESULT, {"status": "pruned", "values": values, "key": key})
-        self._tell(label, outcome)
+        with self.talking:
+            self.seconds.append(time.monotonic() - started)
+            if not self.ended:
+                self._tell(f"{number}/{self.planned} {label}", outcome)
         return outcome
+
+    def skip(self) -> None:
+        """Count a run that is not to be made."""
+        with self.talking:
+            self.finished += 1
+
+    def together(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Do all jobs, which call `run`: as many at once as there are devices. If one raises, or a signal comes, the
+        others are ended."""
+        if self.at_once == 1:
+            for job in jobs:
+                job()
+            return
+        with ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                for done in as_completed([pool.submit(job) for job in jobs]):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                with self.talking:
+                    self.ended = True
+                    for process in self.running:
+                        process.kill()
+                raise
+
+    def _begin(self, folder: Path) -> subprocess.Popen[str]:
+        threads = {"OMP_NUM_THREADS": str(self.shared.facts["machine"]["threads"])} if self.at_once > 1 else {}
+        with self.talking:
+            if self.ended:
+                raise StoppedError("the comparison was ended")
+            process = _started(self.command, folder, threads)
+            self.running.add(process)
+        return process
 
     def _followed(self, label: str, folder: Path, stop: Callable[[int, float], bool]) -> Outcome:
         values: list[tuple[int, float]] = []
         refused, pruned = "", False
-        process = _started(self.command, folder)
+        process = self._begin(folder)
         try:
             for event in _events(process):
-                if "progress" in event:
-                    done, total = event["progress"]
-                    self.reporter.progress(Progress(f"{self.finished}/{self.planned} {label}", done, total))
+                if "progress" in event and self.at_once == 1:  # several bars would be none
+                    self.reporter.progress(Progress(label, *event["progress"]))
                 refused = event.get("refused", refused)
                 if "value" in event:
                     step, loss = event["value"]
@@ -118,6 +175,8 @@ class Runner:
             if process.poll() is None and (pruned or sys.exc_info()[0] is not None):
                 process.kill()
             code = process.wait()
+            with self.talking:
+                self.running.discard(process)
             if process.stdout is not None:
                 process.stdout.close()
         if pruned:
@@ -129,14 +188,15 @@ class Runner:
         return Outcome("crashed", error=_cause(code, folder / _LOG))
 
     def _tell(self, label: str, outcome: Outcome) -> None:
-        left = (self.planned - self.finished) * sum(self.seconds) / len(self.seconds)
+        left = (self.planned - self.finished) * sum(self.seconds) / len(self.seconds) / self.at_once
         rest = f"; about {_duration(left)} left" if self.finished < self.planned else ""
         what = outcome.error or _headline(outcome)
-        self.reporter.note(f"{self.finished}/{self.planned} {label}: {outcome.status}, {what}{rest}")
+        self.reporter.note(f"{label}: {outcome.status}, {what}{rest}")
 
 
-def _started(command: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def _started(command: Sequence[str], folder: Path, more: Mapping[str, str]) -> subprocess.Popen[str]:
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**os.environ, **quiet, **more}
     with (folder / _LOG).open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [*command, str(folder)],

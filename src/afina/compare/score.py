@@ -116,7 +116,9 @@ class Recommendation:
     sentence: str
 
 
-def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floor: float | None) -> Recommendation:
+def recommend(
+    rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floor: float | None, timed: bool = True
+) -> Recommendation:
     """The method with the fewest trained parameters among those that are not significantly worse than the best.
 
     None is recommended against one that was not trained: what that could do is not known.
@@ -125,6 +127,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
         rows: the comparison's finished rows: `name`, `quality`, `to_best`, `worse`, `complete`, `trained`,
             `learning_rate`, `rate_to_try`, `trainable`, `share`, `wall_s`, `memory_mb`, `size_bytes`.
         floor: the accuracy of always giving the commonest label, where there is one.
+        timed: whether the times can be compared.
     """
     idle = [row for row in rows if row["trained"] is False]
     if idle:
@@ -136,7 +139,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
                     f"the commonest label ({floor:.1%}); try more steps, or --tune.")  # fmt: skip
         return Recommendation("", sentence)
     fit = [row for row in rows if not row["worse"] and row["complete"]]
-    pick = min(fit, key=lambda row: (row["trainable"], row["wall_s"]))
+    pick = min(fit, key=lambda row: (row["trainable"], row["wall_s"] if timed else 0))
     reason = (
         f"{told(pick['quality'], metric)}, with {pick['trainable']:,} trained parameters ({100 * pick['share']:.3g} %)"
     )
@@ -147,9 +150,10 @@ def recommend(rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floo
     lost = told_difference(pick["to_best"], metric)
     factor = top["trainable"] / pick["trainable"]
     times = f"{factor:,.0f} times" if factor >= 2 else f"{factor:.2f} times"
+    time = f"; it took {pick['wall_s'] / top['wall_s']:.1f} times as long to train" if timed else ""
     return Recommendation(pick["name"], (
         f"Take {pick['name']}: {reason}, {times} fewer than the best, {best} ({told(top['quality'], metric)}), and no "
-        f"significant difference from it ({lost}); it took {pick['wall_s'] / top['wall_s']:.1f} times as long to train."
+        f"significant difference from it ({lost}){time}."
     ))  # fmt: skip
 
 

@@ -115,6 +115,11 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         lines.append("Forgetting: the mean loss per token on eight paragraphs of general prose that come with afina.")
     else:
         lines.append("Forgetting: not measured, this model has no language-model head.")
+    if comparison["at_once"] > 1:
+        lines.append(
+            f"Times: measured beside other runs, up to {comparison['at_once']} at once. They say nothing of one method "
+            "against another; the recommendation does without them."
+        )
     lines.append(_rates(comparison))
     if any(row["trained"] is False for row in comparison["rows"] if row["status"] == "done"):
         lines.append("Not trained: in half of its runs or more the training loss did not fall by more than its noise.")

@@ -131,7 +131,7 @@ def measured(folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, 
     whole = not (done.folder / "adapter_config.json").is_file()
     if job["trial"] or whole:  # an adapter is small enough to be kept; a whole model of every seed is not
         shutil.rmtree(done.folder)
-    return {**out, "total_s": round(time.monotonic() - started, 1)}
+    return {**out, "at_once": job["at_once"], "total_s": round(time.monotonic() - started, 1)}
 
 
 def _history(folder: Path) -> list[list[float]]:

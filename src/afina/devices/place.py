@@ -42,6 +42,26 @@ def place(wanted: str = "auto", *, needs: int | None = None, there: Sequence[Dev
     raise RecipeError("this device is not there", where="device", got=wanted, expected=listed, fix=_fix(wanted))
 
 
+def apart(wanted: str, count: int, where: str) -> list[str]:
+    """A device for each of so many processes: one of their own, or the processor for all.
+
+    Args:
+        where: what asks for them, for the error.
+
+    Raises:
+        RecipeError: there are fewer.
+    """
+    kind = place(wanted).kind
+    there = [d.name for d in found() if d.kind == kind and wanted in ("auto", d.kind, d.name)]
+    if kind == "cpu":
+        return ["cpu"] * count
+    if len(there) < count:
+        raise RecipeError("more processes than devices", where=where, got=count,
+                          expected=f"at most {len(there)}: {', '.join(there)}",
+                          fix="--device cpu runs any number")  # fmt: skip
+    return there[:count]
+
+
 def _own_share(devices: list[Device]) -> Device | None:
     """The first one; of several processes started together each takes its own."""
     rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -82,6 +82,13 @@ def sharers() -> int:
     return 1 if cut() else size()
 
 
+def turns(count: int) -> range:
+    """Of `count` pieces of work the numbers of those that this process does. All do equally many, because where the
+    model is spread each needs the others: a number from `count` on stands for a piece that somebody else does."""
+    each = sharers()
+    return range(rank() if each > 1 else 0, -(-count // each) * each, each)
+
+
 def spread_out(wanted: bool, *, cut: bool = False) -> None:
     """Say whether they have, and whether the parts stay apart while the model runs."""
     _Shared.spread, _Shared.cut = wanted, cut
@@ -149,8 +156,11 @@ def _end_with(launcher: int) -> None:
 
 
 @contextmanager
-def joined(device: Device) -> Iterator[None]:
+def joined(device: Device, fix: str = "go on with --resume") -> Iterator[None]:
     """Together with the other processes; nothing else for a run alone.
+
+    Args:
+        fix: what to do when one of them is gone.
 
     Raises:
         RecipeError: they cannot be met.
@@ -168,8 +178,7 @@ def joined(device: Device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, AfinaError) or not any(word in str(error) for word in _GONE):
             raise
-        raise StoppedError("another process of the run is gone", fix="go on with --resume",
-                           exit_code=LEFT_ALONE) from error  # fmt: skip
+        raise StoppedError("another process of the run is gone", fix=fix, exit_code=LEFT_ALONE) from error
     finally:
         _Shared.now = _Shared.spread = _Shared.cut = False
         if made:

@@ -14,6 +14,7 @@ from ..conversations.chat_template import ids_of
 from ..conversations.processor import Seen
 from ..data.encode import cut_prompt, encoder_ids, token_ids
 from ..data.prompts import Prompter
+from .batches import in_batches
 
 
 def answers(
@@ -181,21 +182,21 @@ def class_probabilities(
     """Probabilities of a classifier's labels, [texts, labels]."""
     import torch
 
+    def judge(part: list[int]) -> Any:
+        inputs = prompter.tokenizer(
+            [texts[i] for i in part],
+            padding=True,
+            truncation=True,
+            max_length=prompter.data.max_length,
+            return_tensors="pt",
+        ).to(model.device)
+        if tasks is not None:
+            inputs["task_ids"] = torch.tensor([tasks[i] for i in part], device=model.device)
+        return model(**inputs).logits.float().softmax(1).cpu()
+
     model.eval()
-    out = []
     with torch.no_grad():
-        for start in range(0, len(texts), batch_size):
-            inputs = prompter.tokenizer(
-                list(texts[start : start + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=prompter.data.max_length,
-                return_tensors="pt",
-            ).to(model.device)
-            if tasks is not None:
-                inputs["task_ids"] = torch.tensor(tasks[start : start + batch_size], device=model.device)
-            out.append(model(**inputs).logits.float().softmax(1).cpu())
-    return torch.cat(out)
+        return torch.cat(in_batches(range(len(texts)), batch_size, judge))
 
 
 def longest_label(prompter: Prompter, labels: Sequence[str]) -> int:

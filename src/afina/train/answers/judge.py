@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from ...errors import NumericError
 from ..data.encode import IGNORED
 from ..data.prompts import Prompter
+from .batches import in_batches
 from .generate import right_padded
 
 
@@ -32,16 +34,15 @@ def token_classes(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:  # fmt: skip
     """The likeliest class of every token of rows of token ids."""
-    out: list[list[int]] = []
+
+    def judge(part: list[list[int]]) -> list[list[int]]:
+        inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
+        longest = inputs["input_ids"].shape[1]
+        found = model(**inputs).logits[:, -longest:].argmax(2)  # virtual tokens may stand before
+        return [classes[: len(row)].tolist() for row, classes in zip(part, found, strict=True)]
+
     with judging(model):
-        for start in range(0, len(rows), batch_size):
-            part = list(rows[start : start + batch_size])
-            inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
-            longest = inputs["input_ids"].shape[1]
-            found = model(**inputs).logits[:, -longest:].argmax(2)  # virtual tokens may stand before
-            out += [classes[: len(row)].tolist() for row, classes in zip(part, found, strict=True)]
-            progress(len(out))
-    return out
+        return list(chain.from_iterable(in_batches(rows, batch_size, judge, progress)))
 
 
 def item_losses(
@@ -53,14 +54,15 @@ def item_losses(
     Args:
         shifted: whether a position's output is about the next token.
     """
-    out: list[float] = []
     encoder = bool(getattr(model.config, "is_encoder_decoder", False))
+
+    def judge(part: list[dict[str, Any]]) -> list[float]:
+        batch = {k: v.to(model.device) for k, v in collate(part).items()}
+        labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
+        return _losses(model(**batch).logits.float(), labels, shifted)
+
     with judging(model):
-        for start in range(0, len(items), batch_size):
-            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
-            labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
-            out += _losses(model(**batch).logits.float(), labels, shifted)
-    return out
+        return list(chain.from_iterable(in_batches(items, batch_size, judge)))
 
 
 def of_positions(logits: Any, labels: Any, shifted: bool) -> tuple[Any, Any, int]:
@@ -86,17 +88,30 @@ def token_loss(
     Raises:
         NumericError: it is not finite.
     """
-    total, count = 0.0, 0
-    with judging(model):
-        for start in range(0, len(items), batch_size):
-            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
-            tokens = int((batch["labels"] != IGNORED).sum())
-            total += float(model(**batch).loss) * tokens
-            count += tokens
-            progress(min(start + batch_size, len(items)))
+    found = in_batches(items, batch_size, lambda part: summed_loss(model, collate, part), progress)
+    total, count = sum(loss for loss, _ in found), sum(tokens for _, tokens in found)
+    check_loss(total)
+    return total / max(1, count)
+
+
+def check_loss(total: float) -> None:
+    """Refuse a loss that is not finite.
+
+    Raises:
+        NumericError: it is not.
+    """
     if not math.isfinite(total):
         raise NumericError("the loss of held-out rows is not finite", got=total, fix="lower training.learning_rate")
-    return total / max(1, count)
+
+
+def summed_loss(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]]
+) -> tuple[float, int]:
+    """The loss of one batch, summed over its trained tokens, and how many these are."""
+    batch = {k: v.to(model.device) for k, v in collate(list(items)).items()}
+    tokens = int((batch["labels"] != IGNORED).sum())
+    with judging(model):
+        return float(model(**batch).loss) * tokens, tokens
 
 
 def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
@@ -114,12 +129,15 @@ def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
 
 def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:
     """The one output of a reward model for every row of token ids."""
-    out: list[float] = []
+    found = in_batches(rows, batch_size, lambda part: scores_of_batch(model, prompter, part))
+    return list(chain.from_iterable(found))
+
+
+def scores_of_batch(model: Any, prompter: Prompter, rows: Sequence[list[int]]) -> list[float]:
+    """The same for one batch."""
+    inputs = right_padded(list(rows), prompter.tokenizer.pad_token_id, model.device)
     with judging(model):
-        for start in range(0, len(rows), batch_size):
-            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
-            out += model(**inputs).logits.float().squeeze(1).tolist()
-    return out
+        return list(model(**inputs).logits.float().squeeze(1).tolist())
 
 
 def answer_log_probs(model: Any, prompter: Prompter, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
@@ -142,30 +160,30 @@ def span_scores(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[list[float], list[float]]]:  # fmt: skip
     """How likely an answer starts and ends at every token of encoded items (logits)."""
-    out: list[tuple[list[float], list[float]]] = []
+
+    def judge(part: list[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
+        batch = tokenizer.pad(part, padding_side="right", return_tensors="pt").to(model.device)
+        found, longest = model(**batch), batch["input_ids"].shape[1]
+        logits = [each[:, -longest:].float().tolist() for each in (found.start_logits, found.end_logits)]
+        sizes = [len(item["input_ids"]) for item in part]
+        return [(s[:n], e[:n]) for s, e, n in zip(*logits, sizes, strict=True)]
+
     with judging(model):
-        for start in range(0, len(items), batch_size):
-            part = list(items[start : start + batch_size])
-            batch = tokenizer.pad(part, padding_side="right", return_tensors="pt").to(model.device)
-            found, longest = model(**batch), batch["input_ids"].shape[1]
-            logits = [each[:, -longest:].float().tolist() for each in (found.start_logits, found.end_logits)]
-            sizes = [len(item["input_ids"]) for item in part]
-            out += [(s[:n], e[:n]) for s, e, n in zip(*logits, sizes, strict=True)]
-            progress(len(out))
-    return out
+        return list(chain.from_iterable(in_batches(items, batch_size, judge, progress)))
 
 
 def item_span_losses(
     model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int
 ) -> list[float]:
     """The mean loss of the start and the end of every item's answer."""
-    out: list[float] = []
+
+    def judge(part: list[dict[str, Any]]) -> list[float]:
+        batch = {k: v.to(model.device) for k, v in collate(part).items()}
+        targets, longest = [batch.pop(f"{end}_positions") for end in ("start", "end")], batch["input_ids"].shape[1]
+        return list(span_losses(model(**batch), targets, longest).tolist())
+
     with judging(model):
-        for start in range(0, len(items), batch_size):
-            batch = {k: v.to(model.device) for k, v in collate(list(items[start : start + batch_size])).items()}
-            targets, longest = [batch.pop(f"{end}_positions") for end in ("start", "end")], batch["input_ids"].shape[1]
-            out += span_losses(model(**batch), targets, longest).tolist()
-    return out
+        return list(chain.from_iterable(in_batches(items, batch_size, judge)))
 
 
 def span_losses(found: Any, targets: Sequence[Any], longest: int) -> Any:
@@ -193,10 +211,9 @@ def text_embeddings(
     """Embeddings of length 1 of rows of token ids, [rows, width]."""
     import torch
 
-    out = []
+    def judge(part: list[list[int]]) -> Any:
+        inputs = right_padded(part, prompter.tokenizer.pad_token_id, model.device)
+        return torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=1).cpu()
+
     with judging(model):
-        for start in range(0, len(rows), batch_size):
-            inputs = right_padded(list(rows[start : start + batch_size]), prompter.tokenizer.pad_token_id, model.device)
-            out.append(torch.nn.functional.normalize(mean_pooled(model, inputs).float(), dim=1).cpu())
-            progress(min(start + batch_size, len(rows)))
-    return torch.cat(out)
+        return torch.cat(in_batches(rows, batch_size, judge, progress))

@@ -112,42 +112,17 @@ def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
 
 
 def share_steps(trainer: Any) -> None:
-    """Let several processes take each step together, and measure as one alone does.
-
-    Each measures all rows: shared out, the last batch would be filled up with rows that are there already.
-    """
-    from torch.utils.data import DataLoader
-    from transformers.trainer_pt_utils import find_batch_size, nested_truncate
-
+    """Let several processes take each step together, and measure together what one alone measures."""
     from .steps.callbacks import SharedSteps
+    from .steps.draws import OwnDraws
+    from .steps.measuring import share_measuring
 
-    now, gather = {"rows": 0}, trainer.accelerator.gather_for_metrics
-
-    class Counted(DataLoader):  # type: ignore[type-arg]
-        def __iter__(self) -> Any:
-            for batch in super().__iter__():
-                now["rows"] = find_batch_size(batch)
-                yield batch
-
-    def everything(rows: Any = None) -> Any:
-        rows = trainer.eval_dataset if rows is None else rows
-        return Counted(rows, trainer.args.per_device_eval_batch_size, collate_fn=trainer.data_collator)
-
-    def own(found: Any, **how: Any) -> Any:
-        if cut() and trainer.model.training:
-            return found
-        if trainer.model.training:  # TRL asks for what all of them saw of a step
-            return gather(found, **how)
-        if hasattr(found, "ndim") and not found.ndim:  # and while measuring for single numbers, which need no cutting
-            return found
-        return nested_truncate(found, now["rows"])  # a batch's loss comes as often as a full batch has rows
-
-    trainer.get_eval_dataloader, trainer.accelerator.gather_for_metrics = everything, own
-    trainer.gather_function = own
+    share_measuring(trainer)
     if cut():
         return share_all_rows(trainer)
     if has_engine(trainer):
         return share_by_engine(trainer)
+    OwnDraws(trainer.model, trainer.args.device)
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from ...errors import DataError
+from ..answers.batches import in_batches
 from ..answers.generate import continuation
-from ..answers.judge import token_loss
+from ..answers.judge import check_loss, summed_loss, token_loss
 from ..data.encode import IGNORED, Encoded, check_vocabulary
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -54,18 +55,13 @@ class Pretraining(CausalLM):
         rows, encoded = job.data.split.held_out, job.data.held_out
         assert rows is not None
         assert encoded is not None
-        loss = self._loss(job.trainer.model, job.prompter, encoded.items, job.recipe.evaluation.batch_size,
-                          job.reporter, f"held-out loss ({job.stage})")  # fmt: skip
-        return Scores(loss, len(rows))
-
-    def _loss(
-        self, model: Any, prompter: Prompter, items: Sequence[dict[str, Any]], batch_size: int, reporter: Reporter,
-        stage: str,
-    ) -> float:  # fmt: skip
-        return token_loss(
-            model, self.collator(prompter.tokenizer), items, batch_size=batch_size,
-            progress=lambda done: reporter.progress(Progress(stage, done, len(items))),
+        stage, items = f"held-out loss ({job.stage})", encoded.items
+        loss = token_loss(
+            job.trainer.model, self.collator(job.prompter.tokenizer), items,
+            batch_size=job.recipe.evaluation.batch_size,
+            progress=lambda done: job.reporter.progress(Progress(stage, done, len(items))),
         )  # fmt: skip
+        return Scores(loss, len(rows))
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """How the text goes on."""
@@ -77,20 +73,23 @@ class Pretraining(CausalLM):
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:
         """A column `loss`: the mean over the document's tokens, null where it has none; and the loss over all."""
-        prompter, out = trained.prompter, []
-        encoded = self.encode(rows, prompter, None, len(prompter.tokenizer))
-        of_row: dict[int, list[dict[str, Any]]] = {}
+        prompter = trained.prompter
+        encoded, collate = self.encode(rows, prompter, None, len(prompter.tokenizer)), self.collator(prompter.tokenizer)
+        of_row: list[list[dict[str, Any]]] = [[] for _ in rows.values]
         for item, index in zip(encoded.items, encoded.source, strict=True):
-            of_row.setdefault(index, []).append(item)
-        total = count = 0.0
-        for index, row in enumerate(rows.values):
-            items, loss = of_row.get(index), None
-            if items:
-                loss = self._loss(trained.model, prompter, items, batch_size, Reporter(), "")
-                tokens = sum(len(item["input_ids"]) - 1 for item in items)
-                total, count = total + loss * tokens, count + tokens
-            out.append({**row, "loss": loss})
-            reporter.progress(Progress("predicting", index + 1, len(rows)))
+            of_row[index].append(item)
+
+        def judge(part: list[list[dict[str, Any]]]) -> tuple[float, int]:
+            ((*items,),) = part
+            batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+            found = [summed_loss(trained.model, collate, batch) for batch in batches]
+            return sum(loss for loss, _ in found), sum(tokens for _, tokens in found)
+
+        found = in_batches(of_row, 1, judge, lambda done: reporter.progress(Progress("predicting", done, len(rows))))
+        total, count = sum(loss for loss, _ in found), sum(tokens for _, tokens in found)
+        check_loss(total)
+        out = [{**row, "loss": loss / tokens if tokens else None}
+               for row, (loss, tokens) in zip(rows.values, found, strict=True)]  # fmt: skip
         return Predictions(out, Scores(total / count, len(rows)))
 
 

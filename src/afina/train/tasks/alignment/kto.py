@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....errors import DataError
+from ...answers.batches import in_batches
 from ...data.encode import Data, Encoded, check_vocabulary
 from ...data.pairs import answered
 from ...data.prompts import Prompter
@@ -129,11 +131,11 @@ class KTO(HeldToReference):
 
     def _ratios(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
         pairs = [(item["prompt_ids"], item["completion_ids"]) for item in items]
-        size, out = job.recipe.evaluation.batch_size, []
-        for start in range(0, len(pairs), size):
-            out += log_ratios(job, pairs[start : start + size])
-            job.reporter.progress(Progress(f"judging ({job.stage})", len(out), len(pairs)))
-        return out
+        found = in_batches(
+            pairs, job.recipe.evaluation.batch_size, lambda part: log_ratios(job, part),
+            lambda done: job.reporter.progress(Progress(f"judging ({job.stage})", done, len(pairs))),
+        )  # fmt: skip
+        return list(chain.from_iterable(found))
 
 
 def _with_neighbours(part: Encoded, batch: int) -> Encoded:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
+from ...answers.batches import in_batches
 from ...answers.evaluate import of_pairs, pair_loss, pair_right
 from ...report.events import Progress
 from ...report.scores import Scores
@@ -39,12 +41,11 @@ class OfPairs(Task):
         return [pair_loss(margin) for margin in margins], [pair_right(margin) for margin in margins]
 
     def _all(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
-        out: list[float] = []
-        size = job.recipe.evaluation.batch_size
-        for start in range(0, len(items), size):
-            out += self.margins(job, list(items[start : start + size]))
-            job.reporter.progress(Progress(f"comparing ({job.stage})", len(out), len(items)))
-        return out
+        found = in_batches(
+            items, job.recipe.evaluation.batch_size, lambda part: self.margins(job, part),
+            lambda done: job.reporter.progress(Progress(f"comparing ({job.stage})", done, len(items))),
+        )  # fmt: skip
+        return list(chain.from_iterable(found))
 
 
 def _held_out(job: Job) -> list[dict[str, Any]]:

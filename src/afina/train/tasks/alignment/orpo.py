@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....core.config import method
 from ....errors import RecipeError
+from ...answers.batches import in_batches
 from ...answers.evaluate import of_pairs, pair_loss, pair_right
 from ...answers.judge import answer_log_probs
 from ...data.encode import IGNORED, Data, Encoded
@@ -101,10 +103,10 @@ class ORPO(Preference):
 
     def _judged(self, job: Job, items: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
         """Loss, and by how much the chosen answer is likelier."""
-        out: list[tuple[float, float]] = []
-        size, model = job.recipe.evaluation.batch_size, job.trainer.model
-        for start in range(0, len(items), size):
-            part = list(items[start : start + size])
+        model = job.trainer.model
+
+        def judge(part: list[dict[str, Any]]) -> list[tuple[float, float]]:
+            out: list[tuple[float, float]] = []
             whole = [item["prompt_ids"] + item["chosen_ids"] for item in part]
             sums = answer_log_probs(model, job.prompter, [(ids[:1], ids[1:]) for ids in whole])
             of_side = [
@@ -116,8 +118,13 @@ class ORPO(Preference):
                 odds = chosen - rejected - _log1mexp(chosen) + _log1mexp(rejected)
                 loss = job.recipe.training.beta * pair_loss(odds) - total / max(1, len(ids) - 1)
                 out.append((loss, chosen - rejected))
-            job.reporter.progress(Progress(f"comparing ({job.stage})", len(out), len(items)))
-        return out
+            return out
+
+        found = in_batches(
+            items, job.recipe.evaluation.batch_size, judge,
+            lambda done: job.reporter.progress(Progress(f"comparing ({job.stage})", done, len(items))),
+        )  # fmt: skip
+        return list(chain.from_iterable(found))
 
 
 def _log1mexp(x: float) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...answers.evaluate import of_pairs
-from ...answers.judge import text_scores
+from ...answers.judge import scores_of_batch, text_scores
 from ...data.encode import Data, Encoded, check_vocabulary, token_ids
 from ...data.pairs import pair_of
 from ...data.prompts import Prompter
@@ -91,9 +91,10 @@ class Reward(OfPairs):
 
     def margins(self, job: Job, items: list[dict[str, Any]]) -> list[float]:
         """The difference of the two scores."""
-        texts = [item[side] for side in _SIDES for item in items]
-        scores = text_scores(job.trainer.model, job.prompter, texts, batch_size=job.recipe.evaluation.batch_size)
-        return [a - b for a, b in zip(scores[: len(items)], scores[len(items) :], strict=True)]
+        chosen, rejected = (
+            scores_of_batch(job.trainer.model, job.prompter, [item[side] for item in items]) for side in _SIDES
+        )
+        return [a - b for a, b in zip(chosen, rejected, strict=True)]
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The text's score."""
