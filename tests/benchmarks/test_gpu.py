@@ -12,6 +12,7 @@ from benchmarks.gpu.page import page
 from benchmarks.gpu.rows import EQUAL, LENGTHS, PADDED, ROWS
 
 
+@pytest.mark.whole
 def test_rows_are_measured_and_kept_with_loss_and_gradient_beside_their_times(tmp_path, capsys):
     names = ["8b-qlora", "1b-packed", "1b-adapters"]
     command.main([*names, "--device", "cpu", "--tiny", "--results", str(tmp_path)])

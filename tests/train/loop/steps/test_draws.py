@@ -81,6 +81,7 @@ def dropped(recipe, **how):
     return run(recipe, reporter, **how).folder, reporter.masks
 
 
+@pytest.mark.whole
 def test_two_processes_with_dropout_drop_out_others_and_go_on_to_the_bit(model_folder, together, tmp_path):
     file = tiny.write_recipe(tmp_path, model_folder, training__max_steps=2, training__save_steps=1,
                              method__lora_dropout=0.5, evaluation__enabled=False)  # fmt: skip
