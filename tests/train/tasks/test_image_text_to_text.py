@@ -268,3 +268,20 @@ def test_rows_with_images_are_recognised_as_such(tmp_path, pictures):
     ):
         path = write(tmp_path / "rows.jsonl", row)
         assert examine(read_rows(path), DataSection(train=str(path))).task == task
+
+
+def test_reading_images_tells_how_far_it_is(folders, rows, tmp_path):
+    from afina.train.data.split import read_split
+    from afina.train.tasks.examples import encode
+
+    told = []
+
+    class Heard(Reporter):
+        def progress(self, state):
+            told.append((state.stage, state.done, state.total))
+
+    recipe = recipe_of(tmp_path, folders["llava"], rows)
+    tokenizer = load_tokenizer(str(folders["llava"]), recipe.model, Reporter())
+    encode(recipe, read_split(recipe, Reporter()), None, tokenizer, 280, Heard())
+    assert told[:16] == [("reading images", n, 16) for n in range(1, 17)]
+    assert told[-1] == ("reading images", 8, 8)

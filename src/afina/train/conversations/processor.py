@@ -7,7 +7,7 @@ Tokens are kept with an item; images are read again for every batch, because the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Images:
-    """A model's processor of texts with images."""
+    """A model's processor of texts with images.
+
+    Attributes:
+        heard: called for every text that is read with its images, which takes its time.
+    """
 
     processor: Any
+    heard: Callable[[], None] = lambda: None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Images:
@@ -74,6 +79,7 @@ class Images:
         Raises:
             DataError: an image cannot be read, or the text has another number of places than there are images.
         """
+        self.heard()
         loaded = [opened(image, where) for image in images]
         try:
             found = self.processor(

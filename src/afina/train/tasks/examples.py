@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, RecipeError
@@ -13,7 +15,7 @@ from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..data.split import Split
 from ..recipe.sections import Recipe
-from ..report.events import Reporter
+from ..report.events import Progress, Reporter
 from . import named
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def encode(
                           fix="leave it out")  # fmt: skip
 
     def one(rows: Rows) -> Encoded:
-        out = task.encode(rows, prompter, labels, vocab_size)
+        out = task.encode(rows, _told(prompter, len(rows), reporter), labels, vocab_size)
         for item in out.items if recipe.training.loss_on_prompt else ():
             item["labels"] = [IGNORED, *item["input_ids"][1:]]
         tasks = task_numbers(rows, recipe.data.task_column)
@@ -59,6 +61,18 @@ def encode(
     if not len(train):
         raise DataError("no usable rows", where=split.train.path)
     return Data(split, _arranged(recipe, train, reporter), held_out, labels)
+
+
+def _told(prompter: Prompter, rows: int, reporter: Reporter) -> Prompter:
+    """The prompter, telling how far it is where rows have images, which take their time."""
+    if prompter.images is None:
+        return prompter
+    done = itertools.count(1)
+
+    def heard() -> None:  # of conversations every answer is one
+        reporter.progress(Progress("reading images", min(next(done), rows), rows))
+
+    return replace(prompter, images=replace(prompter.images, heard=heard))
 
 
 def _tell_unused(split: Split, prompter: Prompter, reporter: Reporter) -> None:
