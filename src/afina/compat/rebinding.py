@@ -78,10 +78,11 @@ def _is_library(module: ModuleType) -> bool:
 def _held(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """The module's names for objects of the real package."""
     for name, value in list(vars(module).items()):
-        of = value.__name__ if isinstance(value, ModuleType) else None
-        if isinstance(value, (type, FunctionType)):
+        kind = type(value)  # not `isinstance`, which asks the value: some of torch's warn whoever does
+        of = value.__name__ if issubclass(kind, ModuleType) else None
+        if issubclass(kind, (type, FunctionType)):
             of = value.__module__
-        if _is_of_peft(of) and type(value).__name__ != "StandIn":
+        if _is_of_peft(of) and kind.__name__ != "StandIn":
             yield name, value
 
 
