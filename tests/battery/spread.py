@@ -63,7 +63,11 @@ def adapted(case: Case, experts: Path, order: str) -> Any:
     """The method's adapter, put in before the base is spread or after."""
     if order == "before":
         return spread(case.adapted(experts))
-    base = spread(case.shape.build(0, WIDTH))
+    return begun_on(spread(case.shape.build(0, WIDTH)), case, experts)
+
+
+def begun_on(base: nn.Module, case: Case, experts: Path) -> Any:
+    """The method's adapter, begun on a base as it is."""
     torch.manual_seed(0)
     config = case.config()
     if case.routes:
@@ -97,6 +101,21 @@ def trained(case: Case, model: Any, mine: slice) -> tuple[list[float], dict[str,
             torch.distributed.all_reduce(value)
         losses.append(float(value) / size())
     return losses, {n: t.clone() for n, t in afina.get_peft_model_state_dict(inner).items()}
+
+
+def trained_otherwise(case: Case, one: Any, losses: list[float], state: dict[str, Tensor]) -> list[str]:
+    """What a few steps came to otherwise than those of the model `one` in one process."""
+    before, out = {n: t.clone() for n, t in afina.get_peft_model_state_dict(one).items()}, list[str]()
+    alone, expected = trained(case, one, slice(None))
+    if all(torch.equal(before[n], t) for n, t in expected.items()):
+        out.append("it does not train")
+    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
+        out.append(f"its losses are {losses} and not {alone}")
+    far = max(float((state[n] - t).float().norm()) for n, t in expected.items())
+    far /= max(float(t.float().norm()) for t in expected.values())
+    if far > 1e-3:
+        out.append(f"after training its tensors differ by {far:.2g}")
+    return out
 
 
 def notes(file: Path) -> dict[str, Any]:
@@ -133,17 +152,7 @@ def problems(case: Case, order: str, folder: Path, experts: Path) -> list[str]:
         if case.method in DRAWS | MIXES:
             return out
         losses, state = trained(case, meeting(again, find_unused_parameters=True), slice(rank(), rank() + 1))
-    before = {n: t.clone() for n, t in afina.get_peft_model_state_dict(one).items()}
-    alone, expected = trained(case, one, slice(None))
-    if all(torch.equal(before[n], t) for n, t in expected.items()):
-        out.append("it does not train")
-    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
-        out.append(f"its losses are {losses} and not {alone}")
-    far = max(float((state[n] - t).float().norm()) for n, t in expected.items())
-    far /= max(float(t.float().norm()) for t in expected.values())
-    if far > 1e-3:
-        out.append(f"after training its tensors differ by {far:.2g}")
-    return out
+    return out + trained_otherwise(case, one, losses, state)
 
 
 def by_hand(case: Case, folder: Path, experts: Path) -> list[str]:
@@ -173,13 +182,7 @@ def by_hand(case: Case, folder: Path, experts: Path) -> list[str]:
             out.append("loaded again it has other tensors")
     if case.method in DRAWS | MIXES:
         return out
-    alone, expected = trained(case, one, slice(None))
-    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
-        out.append(f"its losses are {losses} and not {alone}")
-    far = max(float((saved[n] - t).float().norm()) for n, t in expected.items())
-    if far > 1e-3 * max(float(t.float().norm()) for t in expected.values()):
-        out.append(f"after training its tensors differ by {far:.2g}")
-    return out
+    return out + trained_otherwise(case, one, losses, saved)
 
 
 def off(a: Tensor, b: Tensor) -> str:

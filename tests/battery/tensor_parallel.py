@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import afina
 from afina.core.disk.checkpoint import WEIGHTS_NAME
@@ -16,7 +15,7 @@ from afina.core.layers.tensor_parallel import CutLinear
 from afina.devices.ranks import meet, rank
 
 from . import whole
-from .spread import DRAWS, notes, off, trained, two
+from .spread import DRAWS, notes, off, trained, trained_otherwise, two
 from .whole import IDS, WIDTH, Case
 
 # What an adapter holds in parts on a layer that is cut by columns, and on one that is cut by rows.
@@ -115,26 +114,12 @@ def problems(case: Case, folder: Path, experts: Path) -> list[str]:
 
 def steps(case: Case, one: Any, model: Any) -> list[str]:
     """What of training on the same rows in both processes is otherwise than in one."""
-    out: list[str] = []
-    before = {n: t.clone() for n, t in afina.get_peft_model_state_dict(one).items()}
     losses, state = trained(case, model, slice(None))
-    alone, expected = trained(case, one, slice(None))
-    if all(torch.equal(before[n], t) for n, t in expected.items()):
-        out.append("it does not train")
-    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
-        out.append(f"its losses are {losses} and not {alone}")
-    if (far := apart(state, expected)) > 1e-3:
-        out.append(f"after training its tensors differ by {far:.2g}")
+    out = trained_otherwise(case, one, losses, state)
     wholes = {n: p for n, p in model.named_parameters() if not is_sharded(p) or p.placements[0].is_replicate()}
     if unlike := [n for n, same in {n: alike(p) for n, p in wholes.items()}.items() if not same]:
         out.append(f"the processes have other numbers of {', '.join(unlike[:3])}")
     return out
-
-
-def apart(state: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """How far two adapters are from one another, of the largest of their tensors."""
-    far = max(float((state[n] - t).float().norm()) for n, t in expected.items())
-    return far / max(float(t.float().norm()) for t in expected.values())
 
 
 def found(method: str, options: dict[str, Any], folder: str, experts: str) -> list[str]:

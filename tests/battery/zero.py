@@ -15,7 +15,7 @@ from afina.core.layers.partitioned import is_placeholder
 from afina.devices.ranks import meet, rank
 
 from . import whole
-from .spread import DRAWS, MIXES, STEPS, notes, off, trained, two
+from .spread import DRAWS, MIXES, STEPS, begun_on, notes, off, trained_otherwise, two
 from .whole import WIDTH, Case
 
 RATE = 0.02
@@ -70,19 +70,6 @@ def steps(case: Case, model: Any, made: Any, mine: slice) -> tuple[list[float], 
     return losses, {n: t.detach().clone() for n, t in afina.get_peft_model_state_dict(model).items()}
 
 
-def later(case: Case, experts: Path) -> Any:
-    """The method's adapter on a base that is in parts before."""
-    base = partitioned(case.shape.build(0, WIDTH))
-    torch.manual_seed(0)
-    config = case.config()
-    if case.routes:
-        config.adapters = dict(whole.experts(case.shape, experts))
-        config.__post_init__()
-    model = afina.get_peft_model(base, config)
-    whole.nudge(model, 1)
-    return model.eval()
-
-
 def problems(case: Case, stage: int, folder: Path, experts: Path) -> list[str]:
     """What is otherwise than in one process."""
     one, out = case.adapted(experts), list[str]()
@@ -126,24 +113,14 @@ def problems(case: Case, stage: int, folder: Path, experts: Path) -> list[str]:
         made.destroy()
         other.destroy()
         if stage == 3:
-            model = later(case, experts)
+            model = begun_on(partitioned(case.shape.build(0, WIDTH)), case, experts)
             made = engine(model, stage)
             if far := off(case.logits(model), wanted):
                 out.append(f"begun on a base in parts its outputs differ by {far}")
             made.destroy()
     if case.method in DRAWS | MIXES:
         return out
-    before = {n: t.clone() for n, t in afina.get_peft_model_state_dict(one).items()}
-    alone, expected = trained(case, one, slice(None))
-    if all(torch.equal(before[n], t) for n, t in expected.items()):
-        out.append("it does not train")
-    if any(abs(a - b) > 1e-4 * abs(b) for a, b in zip(losses, alone, strict=True)):
-        out.append(f"its losses are {losses} and not {alone}")
-    far = max(float((state[n] - t).float().norm()) for n, t in expected.items())
-    far /= max(float(t.float().norm()) for t in expected.values())
-    if far > 1e-3:
-        out.append(f"after training its tensors differ by {far:.2g}")
-    return out
+    return out + trained_otherwise(case, one, losses, state)
 
 
 def found(

@@ -10,10 +10,19 @@ import contextvars
 import random
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a run waited for failed."""
+
+    error: BaseException
 
 
 class Turn:
@@ -70,23 +79,43 @@ class Turn:
         self.request = request
         self._asleep.release()
         self._awake.acquire()
+        if isinstance(self.answer, Failed):
+            raise self.answer.error
         return self.answer
 
 
 def random_states() -> tuple[Any, ...]:
-    """Those of torch (of all devices), numpy and Python."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+    """Those of torch (of the processor and of all devices), numpy and Python."""
+    return torch.get_rng_state(), _device_states(), np.random.get_state(), random.getstate()
 
 
 def set_random_states(states: tuple[Any, ...]) -> None:
     """Go back to states as `random_states` gives them."""
-    own, cuda, arrays, plain = states
+    own, devices, arrays, plain = states
     torch.set_rng_state(own)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    for number, state in enumerate(devices):
+        _accelerator().set_rng_state(state, number) if len(devices) > 1 else _accelerator().set_rng_state(state)
     np.random.set_state(arrays)
     random.setstate(plain)
+
+
+def drew(since: tuple[Any, ...]) -> bool:
+    """Whether torch has drawn random numbers, on the processor or on a device, since these states."""
+    before, now = [since[0], *since[1]], [torch.get_rng_state(), *_device_states()]
+    return not all(map(torch.equal, before, now))
+
+
+def _accelerator() -> Any:
+    """Torch's module for the devices that it has beside the processor; None where it has none."""
+    return torch.get_device_module() if torch.accelerator.is_available() else None
+
+
+def _device_states() -> list[Tensor]:
+    module = _accelerator()
+    if module is None:
+        return []
+    count = torch.accelerator.device_count()
+    return [module.get_rng_state(n) for n in range(count)] if count > 1 else [module.get_rng_state()]
 
 
 def _shared() -> list[dict[str, Any]]:
@@ -110,11 +139,17 @@ def take_turns(turns: Sequence[Turn], serve: Callable[[Sequence[Turn]], dict[Tur
     """Let runs work by turns until all have ended.
 
     Args:
-        serve: gets those that wait, when nobody works any more; gives answers to some of them, to at least one.
+        serve: gets those that wait, when nobody works any more; gives answers to some of them, to at least one. What it
+            raises, those that wait raise too, so that each gives back what it holds.
     """
     ready: dict[Turn, Any] = dict.fromkeys(turns)
     while ready:
         for turn, answer in ready.items():
             turn.go_on(answer)
         waiting = [turn for turn in turns if not turn.ended]
-        ready = serve(waiting) if waiting else {}
+        try:
+            ready = serve(waiting) if waiting else {}
+        except BaseException as error:
+            for turn in waiting:
+                turn.go_on(Failed(error))
+            raise

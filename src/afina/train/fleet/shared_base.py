@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .in_turn import drew, random_states
+
 
 class SharedBase:
     """Gives each run a base of its own, with the parameters and buffers of the first.
@@ -24,9 +26,9 @@ class SharedBase:
     def load(self, fresh: Callable[[], Any]) -> Any:
         """A base as `fresh` would load it now, frozen or not."""
         if self.first is None:
-            before = torch.get_rng_state()
+            before = random_states()
             self.first = fresh()
-            self.draws = not torch.equal(before, torch.get_rng_state())
+            self.draws = drew(before)
             out = sharing(self.first)
             self.versions = {name: tensor._version for name, tensor in _tensors(self.first)}
             return out
