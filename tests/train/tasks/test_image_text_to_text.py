@@ -285,3 +285,18 @@ def test_reading_images_tells_how_far_it_is(folders, rows, tmp_path):
     encode(recipe, read_split(recipe, Reporter()), None, tokenizer, 280, Heard())
     assert told[:16] == [("reading images", n, 16) for n in range(1, 17)]
     assert told[-1] == ("reading images", 8, 8)
+
+
+def test_answers_end_as_the_template_ends_a_turn_where_that_is_not_the_tokenizers_end(folders, tmp_path, pictures):
+    from types import SimpleNamespace
+
+    from afina.train.answers.generate import end_tokens
+
+    path = write(tmp_path / "rows.jsonl", {"prompt": "?", "completion": "red", "image": "1.png"})
+    tokenizer = load_tokenizer(str(folders["llava"]), ModelSection(path=str(folders["llava"])), Reporter())
+    tokenizer.chat_template = tokenizer.chat_template.replace("<eos>", "<bos>")
+    prompter = TASK.prompter(DataSection(train=str(path)), tokenizer)
+    (item,) = TASK.encode(read_rows(path), prompter, None, 280).items
+    assert item["input_ids"][-1] == item["labels"][-1] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in item["input_ids"]
+    assert set(end_tokens(SimpleNamespace(), prompter)) == {tokenizer.eos_token_id, tokenizer.bos_token_id}
