@@ -95,6 +95,9 @@ class Adapter(nn.Module):
     beyond their own rows or layer, whose rows get a pass of their own."""
     loaded_whole = False
     """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
+    steady: ClassVar[bool] = False
+    """Whether its output and gradients follow from tensors and from its own `numbers` alone, so that a step that was
+    recorded with it stays right while those do not change."""
     with_attention_output: ClassVar[bool] = True
     """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
     attention_note: ClassVar[str] = ""
@@ -106,6 +109,11 @@ class Adapter(nn.Module):
     def __init__(self, site: Site, config: Any) -> None:
         super().__init__()
         self.check_kind(site.name, site.base)
+
+    def numbers(self) -> tuple[Any, ...]:
+        """Itself, and its settings that are no tensors."""
+        plain = (v for v in vars(self).values() if isinstance(v, bool | int | float | str))
+        return id(self), *plain
 
     @classmethod
     def check_kind(cls, name: str, base: BaseWeight) -> None:

@@ -27,6 +27,7 @@ class LoraFast(LightModule, DeltaWeight):
     """
 
     adds: ClassVar[bool] = True
+    steady: ClassVar[bool] = True
     scaling: float
     times: int
     lora_A: nn.Parameter
