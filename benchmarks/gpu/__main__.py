@@ -40,7 +40,7 @@ def main(words: list[str] | None = None) -> None:
         if time.monotonic() - began > given.seconds:
             found["skipped"].append(name)
             continue
-        found["rows"][name] = _row(name, given.device, given.tiny)
+        found["rows"][name] = _row(name, given.device, given.tiny, given.only)
     found["profile"] = _slowest(found["rows"], given.device, given.tiny)
     _keep(found, given)
 
@@ -54,6 +54,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
     parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
     parser.add_argument("--results", type=Path, help="folder of gpu.json; in miniature nothing is kept without it")
+    parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender, by its name in the table")
     parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.rows = given.rows or list(ROWS)
@@ -72,14 +73,14 @@ def _versions() -> dict[str, str]:
     return out
 
 
-def _row(name: str, device: str, tiny: bool) -> dict[str, Any]:
+def _row(name: str, device: str, tiny: bool, only: list[str]) -> dict[str, Any]:
     from .contenders import missing
     from .measure import floor, measured
     from .rows import ROWS
 
     row = ROWS[name].tiny() if tiny else ROWS[name]
     out: dict[str, Any] = {"floor": floor(row, device, tiny), "aim": row.aim, "contenders": {}}
-    for who in row.contenders:
+    for who in [w for w in row.contenders if not only or w in only]:
         why = missing(who, row, device)
         print(f"{name}: {who}{f': {why}' if why else ' ...'}", flush=True)
         if why:

@@ -14,7 +14,7 @@ from torch import nn
 from .contenders import adapted, base, surroundings
 from .rows import EQUAL, LENGTHS, Row
 
-WARM, TIMED = 3, 8
+WARM, TIMED = 4, 8
 Step = Callable[[], torch.Tensor]
 
 
