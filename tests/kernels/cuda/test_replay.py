@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.errors import AfinaError, AfinaWarning
-from afina.kernels.cuda.replay import MOST, SEEN, Graphs, Replays, plain_masks
+from afina.kernels.cuda import replay as module
+from afina.kernels.cuda.replay import SEEN, Graphs, Replays, plain_masks
 from afina.kernels.listening import heard_by
 from afina.kernels.speed import speed_up
 
@@ -172,16 +173,69 @@ def test_in_16_bits_the_run_is_as_near_as_another_run(dtype):
     assert_same(found, trained(plain, batches), 2e-2)
 
 
-def test_shapes_are_recorded_when_they_come_again_and_the_oldest_are_forgotten():
+@pytest.mark.gpu
+def test_after_a_recording_that_fails_random_numbers_come_as_before():
+    model, replays = replayed("cuda", dropout=0.2)
+
+    def looks(run):
+        return lambda given, room: run(given, room) * float(given["labels"].float().mean() < 1e9)
+
+    loss, data = replays.loss, batch(0, "cuda")
+    replays.loss = lambda run, inputs: loss(looks(run), inputs)
+    model(**data).loss.backward()
+    with pytest.warns(AfinaWarning, match="not replayed as CUDA graphs"):
+        model(**data).loss.backward()
+    state = torch.cuda.get_rng_state()
+    first = float(model(**data).loss.detach())
+    assert float(model(**data).loss.detach()) != first
+    torch.cuda.set_rng_state(state)
+    assert float(model(**data).loss.detach()) == first
+    assert torch.randn(3, device="cuda").isfinite().all()
+
+
+@pytest.mark.gpu
+def test_rows_end_to_end_with_empty_ones_are_recorded():
+    from afina.devices.place import place
+    from afina.kernels.cuda.flash import use_flash
+    from afina.train.data.packing import _laid_out
+
+    found = []
+    for fast in (False, True):
+        model = llama("cuda", torch.bfloat16)
+        assert use_flash(model, place("cuda"), packed=True) == "attention by lengths: on"
+        speed_up(model, keep_logits=False, replay=fast)
+        losses = []
+        for number in range(5):
+            draw = torch.Generator().manual_seed(number)
+            rows = [torch.randint(1, WORDS, (n + number,), generator=draw).tolist() for n in (40, 3, 64, 21)]
+            data = _laid_out([{"input_ids": r, "labels": [-100, *r[1:]], "position_ids": [*range(len(r))]} for r in rows],
+                             0 if fast else None)  # fmt: skip
+            data = {k: v.to("cuda") if torch.is_tensor(v) else v for k, v in data.items()}
+            loss = model(**data, use_cache=False).loss
+            loss.backward()
+            losses.append((float(loss.detach()), [p.grad.float() for p in model.parameters() if p.grad is not None]))
+            model.zero_grad()
+            del loss
+        found.append(losses)
+    replays = model.get_base_model().replays
+    assert (replays.off, len(replays.steps)) == ("", 1)
+    for (plain, expected), (fast, gradients) in zip(*found, strict=True):
+        assert fast == pytest.approx(plain, rel=3e-2)
+        for a, b in zip(gradients, expected, strict=True):
+            assert float((a - b).norm()) <= 6e-2 * float(b.norm())
+
+
+def test_shapes_are_recorded_when_they_come_again_but_no_more_than_so_many(monkeypatch):
     model, replays = replayed()
     for n in range(SEEN):
         assert not replays.steps
         model(**batch(n)).loss.backward()
     assert len(replays.steps) == 1
-    for tokens in range(8, 8 + MOST + 2):
+    monkeypatch.setattr(module, "MOST", 3)
+    for tokens in (8, 9, 10, 11):
         for _ in range(SEEN):
             model(**batch(1, tokens=tokens)).loss.backward()
-    assert len(replays.steps) == MOST
+    assert len(replays.steps) == 3
 
 
 def test_another_adapter_other_numbers_and_adapters_switched_off_are_computed():

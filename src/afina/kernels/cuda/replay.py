@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -31,8 +31,8 @@ from ...core.hosts.host import Host, hosts
 from ...errors import AfinaError, AfinaWarning
 from ..listening import is_heard
 
-SEEN, MOST = 2, 16
-"""A shape is recorded when it comes for the time `SEEN`; so many shapes are kept."""
+SEEN, MOST = 2, 32
+"""A shape is recorded when it comes for the time `SEEN`, if no more are there; others are computed."""
 _PARTS = 8
 """Supervised positions are counted in so many parts of all positions."""
 _FAR = {2: (2e-3, 3e-2), 4: (1e-4, 1e-3)}
@@ -77,8 +77,17 @@ class Graphs:
 
     def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
         """A graph of what runs."""
+        try:
+            return self._graph(run, self.pool)
+        except BaseException:
+            # A recording that failed leaves the generator in it; one that succeeds brings it back.
+            with contextlib.suppress(RuntimeError):
+                self._graph(lambda: torch.zeros(1, device=self.device), self.gpu.graph_pool_handle())
+            raise
+
+    def _graph(self, run: Callable[[], Any], pool: Any) -> Callable[[], None]:
         graph = self.gpu.CUDAGraph()
-        with self.gpu.device(self.device), self.gpu.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        with self.gpu.device(self.device), self.gpu.graph(graph, pool=pool, capture_error_mode="thread_local"):
             run()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -103,8 +112,9 @@ class _Step:
     def __init__(
         self, run: Run, inputs: Inputs, room: int, parameters: Sequence[nn.Parameter], machine: Machine, few_bits: bool
     ) -> None:
+        """Record; `parameters` are those that `run` computes with."""
         self.inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        self.run, self.room, self.parameters = run, room, parameters
+        self.run, self.room, self.parameters = run, room, list(parameters)
         self.loss = torch.empty(0)
         self.shapes: list[tuple[torch.dtype, torch.Size] | None] = []
         self.flat: dict[torch.dtype, Tensor] = {}
@@ -171,6 +181,30 @@ class _Step:
             yield copies[dtype][begin : at[dtype]].view(size)
 
 
+class _Aliases:
+    """Lets a model compute with other parameters in the same memory.
+
+    What autograd does with a parameter's gradient hangs on the stream on which that was first asked for, as long as
+    anybody holds an earlier loss; of these nobody does.
+
+    Attributes:
+        of: by the id of a trained parameter, the one in its place.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        self.places = [(m, name, p) for m in base.modules() for name, p in m._parameters.items()
+                       if p is not None and p.requires_grad]  # fmt: skip
+        self.of = {id(p): nn.Parameter(p.detach()) for _, _, p in self.places}
+
+    def __enter__(self) -> None:
+        for module, name, p in self.places:
+            module._parameters[name] = self.of[id(p)]
+
+    def __exit__(self, *_: Any) -> None:
+        for module, name, p in self.places:
+            module._parameters[name] = p
+
+
 class _Replayed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: _Step, token: _Token, *parameters: Tensor) -> Tensor:
@@ -190,6 +224,12 @@ class _Replayed(torch.autograd.Function):
         return None, None, *ctx.step.taken()
 
 
+def records(model: nn.Module) -> bool:
+    """Whether a model's steps are recorded."""
+    get_base: Any = getattr(model, "get_base_model", None)
+    return getattr(model if get_base is None else get_base(), "replays", None) is not None
+
+
 class Replays:
     """The recorded steps of one model.
 
@@ -201,12 +241,12 @@ class Replays:
     """
 
     def __init__(self, base: nn.Module, machine: Machine) -> None:
-        self.machine, self.off = machine, ""
+        self.base, self.machine, self.off = base, machine, ""
         self.hosts: list[Host] = [host for _, host in hosts(base)]
         self.parameters = list(base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
         self.seen: Counter[Any] = Counter()
-        self.steps: OrderedDict[Any, _Step] = OrderedDict()
+        self.steps: dict[Any, _Step] = {}
         self.due: weakref.ref[_Token] | None = None
 
     def __reduce__(self) -> Any:
@@ -221,6 +261,8 @@ class Replays:
         """
         if self.off or is_heard() or not torch.is_grad_enabled() or (self.due is not None and self.due() is not None):
             return None
+        if getattr(self.base, "is_gradient_checkpointing", False):
+            return None
         asked = _asked(inputs)
         state = None if asked is None else self._state()
         if asked is None or state is None:
@@ -234,26 +276,32 @@ class Replays:
         token = _Token()
         self.due = weakref.ref(token)
         replayed: Any = _Replayed.apply
-        out: Tensor = replayed(step, token, *step.parameters)
+        out: Tensor = replayed(step, token, *(p for p in self.parameters if p.requires_grad))
         return out
 
     def _recorded(self, key: Any, run: Run, inputs: Inputs, room: int) -> _Step | None:
         self.seen[key] += 1
-        if self.seen[key] < SEEN:
+        if self.seen[key] < SEEN or len(self.steps) >= MOST:
             return None
-        trained = [p for p in self.parameters if p.requires_grad]
-        context = plain_masks() if inputs.get("attention_mask") is None else contextlib.nullcontext()
+        # Positions alone may tell of several rows in one, which are kept apart by a mask that is made of them.
+        whole = "attention_mask" not in inputs and ("position_ids" not in inputs or "cu_seq_lens_q" in inputs)
+        context = plain_masks() if whole else contextlib.nullcontext()
+        aliases = _Aliases(self.base)
+
+        def aliased(inputs: Inputs, room: int) -> Tensor:
+            with aliases:
+                return run(inputs, room)
+
+        trained = [aliases.of[id(p)] for p in self.parameters if p.requires_grad]
         try:
             with context:
-                step = _Step(run, inputs, room, trained, self.machine, self.few_bits)
+                step = _Step(aliased, inputs, room, trained, self.machine, self.few_bits)
         except (AfinaError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             self.off = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             self.steps.clear()
             warnings.warn(f"steps are not replayed as CUDA graphs: {self.off}", AfinaWarning, stacklevel=6)
             return None
         self.steps[key] = step
-        if len(self.steps) > MOST:
-            self.steps.popitem(last=False)
         return step
 
     def _state(self) -> Any:

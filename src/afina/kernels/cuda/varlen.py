@@ -43,12 +43,17 @@ class RowLengths:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> RowLengths:
-        """For rows of these lengths, in their order. Raises ValueError where one has no token."""
+    def of(cls, lengths: Sequence[int], rows: int = 0) -> RowLengths:
+        """For rows of these lengths, in their order, and empty ones after them until there are so many.
+
+        Raises:
+            ValueError: one of the lengths is 0.
+        """
         if not lengths or min(lengths) < 1:
             raise ValueError(f"rows of {list(lengths)[:8]} tokens; each needs one or more")
         positions = torch.cat([torch.arange(n) for n in lengths])[None]
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        ends = [*accumulate(lengths)]
+        starts = torch.tensor([0, *ends, *ends[-1:] * (rows - len(ends))], dtype=torch.int32)
         return cls(positions, starts, 1 << (max(lengths) - 1).bit_length())
 
     def inputs(self) -> dict[str, Any]:
