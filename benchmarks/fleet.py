@@ -63,12 +63,15 @@ def made(folder: Path, shapes: str) -> str:
     rows = [" ".join(f"w{n}" for n in torch.randint(9, words - 9, (64,), generator=draw)) for _ in range(512)]
     lines = [json.dumps({"prompt": row[:40].rpartition(" ")[0], "completion": row[40:]}) for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    recipe.write_text(f"""task: causal_lm
+    recipe.write_text(
+        f"""task: causal_lm
 model: {{path: {folder / "base"}, dtype: bfloat16}}
 data: {{train: {folder / "rows.jsonl"}, prompt: "{{prompt}}", completion: "{{completion}}", max_length: 64}}
 method: {{type: lora, r: 8, lora_alpha: 8, target_modules: [{", ".join(LINEARS)}]}}
 training: {{learning_rate: 1e-3, save_steps: 1000000}}
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
     return str(recipe)
 
 

@@ -57,7 +57,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
     parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
     parser.add_argument("--results", type=Path, help="folder of gpu.json; in miniature nothing is kept without it")
-    parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender, by its name in the table")
+    parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender by name")
     parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.rows = given.rows or list(ROWS)

@@ -44,7 +44,8 @@ def batch(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
     words, draw = row.shape(tiny)["vocab_size"], torch.Generator().manual_seed(0)
     lengths = torch.linspace(row.tokens / 16, row.tokens, row.batch).int().tolist() if row.lengths else None
     if lengths is not None and not name.startswith(EQUAL):
-        return _uneven([torch.randint(8, words, (n,), generator=draw) for n in lengths], name.startswith(LENGTHS), device)
+        parts = [torch.randint(8, words, (n,), generator=draw) for n in lengths]
+        return _uneven(parts, name.startswith(LENGTHS), device)
     rows = max(1, round(sum(lengths) / row.tokens)) if lengths else row.batch
     tokens = sum(lengths) // rows if lengths else row.tokens
     ids = torch.randint(8, words, (rows, tokens), generator=draw)

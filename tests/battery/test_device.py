@@ -32,14 +32,20 @@ CLOSE = 2e-3
 """Of outputs, relative to the largest, where another device sums in another order in float32."""
 
 
-RECORDED = {"LORA"}
+RECORDED = {
+    "ADAMSS", "ADAPTION_PROMPT", "BEFT", "BITFIT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA",
+    "GRALORA", "HIRA", "HRA", "IA3", "LAST_LAYERS", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF",
+    "PEANUT", "PVERA", "RANDLORA", "REFT", "ROAD", "SHIRA", "SPARSE", "SUPERTUNING", "TRAINABLE_TOKENS", "VERA",
+    "WAVEFT",
+}  # fmt: skip
 """Methods whose steps are recorded as CUDA graphs: `steady` ones, on the layers of a causal model."""
 OTHER_BASIS = {"ADAMSS", "OSF", "PSOFT", "XLORA"}
 """In 16 bits their gradients are of other tensors than in float32 (parts of the base's decomposition), or nearly 0."""
 STILL = {"XLORA"}
 """Its two experts are alike here, so that the loss does not depend on what it trains: gradients are rounding."""
-SUMS_FEW = {"ADAPTION_PROMPT": 0.25, "SPARSE": 0.1}
-"""Gradients that few numbers are summed for show rounding of 16 bits more: of gates that begin at 0, of single weights."""
+FURTHER_ON_A_GPU = {"ADAPTION_PROMPT": 0.25, "SPARSE": 0.1}
+"""How far bfloat16's gradients may be from float32's: .16 and .074 on an H200, .008 and .011 on a processor; not explained
+yet (docs/status.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +153,7 @@ def test_on_a_base_of_16_bits_its_gradients_are_finite_and_near_those_of_float32
         found.append((float(loss), gradient))
     (plain, true), (few, gradient) = found
     assert few == pytest.approx(plain, rel=2e-2)
-    far = SUMS_FEW.get(method, 0.05)
+    far = FURTHER_ON_A_GPU.get(method, 0.05) if device == "cuda" else 0.05
     assert method in OTHER_BASIS or float((gradient - true).norm()) <= far * float(true.norm()) > 0
 
 
@@ -195,9 +201,9 @@ def test_with_steps_that_are_recorded_it_trains_as_without(method: str, device: 
             del loss
         found.append(losses)
     assert found[1] == pytest.approx(found[0], rel=1e-3)
-    replays, steady = getattr(base, "replays", None), all(a.steady for _, h in hosts(base) for a in h.stack)
+    replays = getattr(base, "replays", None)
     assert replays is None or replays.off == ""
     if method in RECORDED:
-        assert steady
+        assert all(vars(type(a)).get("steady") for _, h in hosts(base) for a in h.stack)
         assert replays is not None
         assert replays.steps

@@ -59,7 +59,7 @@ def fits(operation: Operation, *tensors: Tensor) -> bool:
 
 
 def reads_all_angles(device: torch.device) -> bool:
-    """Whether rotary positions are right for angles whose second half is not the first again; liger-kernel reads one."""
+    """Whether rotary positions are right for angles whose second half is not the first; liger-kernel reads that."""
     return device.type != "cuda"
 
 

@@ -16,7 +16,8 @@ from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
 from .cuda.few_bits import share_buffer
-from .cuda.replay import Graphs, Replays
+from .cuda.graphs import Graphs
+from .cuda.replay import Replays
 from .cuda.wide_trial import way
 from .gated import keep_less
 from .joint import join
@@ -38,8 +39,8 @@ def speed_up(
             supervised positions then reach the vocabulary projection, in chunks.
         steps: how many training steps will follow; decoder layers are compiled where that pays for its own time.
         tokens: how many tokens a step has, about.
-        replay: on a GPU and where the loss alone is returned, record steps of shapes that come again as CUDA graphs
-            (`cuda.replay`). A forward pass in training then has one backward pass.
+        replay: on a GPU, without logits, record steps whose shapes come again as CUDA graphs (`cuda.replay`); each
+            has one backward pass.
 
     Returns:
         A sentence for each fast path: that it is on, or why it is not.
@@ -60,7 +61,7 @@ def speed_up(
         said.append(f"norms: {norms} layers in one pass over memory each way")
     if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
-    if device.type == "cuda" and (shared := share_buffer(base)):
+    if shared := share_buffer(base) if device.type == "cuda" else 0:
         said.append(f"dequantised weights: {shared} layers in 4 bits share one buffer")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
@@ -72,21 +73,19 @@ def speed_up(
 
 
 def _replays(base: Any, keep_logits: bool) -> str:
-    """Let steps be recorded; says so, or why not."""
     device = _device(base)
     why = "" if device.type == "cuda" else "it takes CUDA graphs"
     why = why or ("the logits are wanted" if keep_logits else "")
     why = why or ("" if getattr(base, "loss_function", None) is not supervised_loss and is_head_plain(base) else
                   "the vocabulary projection is adapted, trained or cut over processes")  # fmt: skip
     why = why or ("layers run again in the backward pass" if getattr(base, "is_gradient_checkpointing", False) else "")
-    if not why:
-        base.replays = Replays(base, Graphs(device))
-    return f"replayed steps: off, because {why}" if why else "replayed steps: those whose shapes come again"
+    if why:
+        return f"replayed steps: off, because {why}"
+    base.replays = Replays(base, Graphs(device))
+    return "replayed steps: those whose shapes come again"
 
 
-_NOT_ON = (
-    "off", "left as it is", "torch's own", "one by one", "none are known",
-)  # fmt: skip
+_NOT_ON = ("off", "left as it is", "torch's own", "one by one", "none are known")
 """How what is said of a fast path begins, where it is not on."""
 
 
@@ -218,7 +217,12 @@ def _causal_forward(
     replays = None if keep else getattr(self, "replays", None)
     if replays is not None and len(args) < 2 and kwargs.get("return_dict") is None:
         inputs = {**({"input_ids": args[0]} if args else {}), **kwargs, "labels": labels}
-        loss = replays.loss(lambda given, room: fused_loss(self, (), given.pop("labels"), given, False, room).loss, inputs)
+
+        def run(given: dict[str, Any], room: int) -> Tensor:
+            out: Tensor = fused_loss(self, (), given.pop("labels"), given, keep_logits=False, room=room).loss
+            return out
+
+        loss = replays.loss(run, inputs)
         if loss is not None:
             return CausalLMOutputWithPast(loss=loss)
     return fused_loss(self, args, labels, kwargs, keep)

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import afina
 from afina.errors import AfinaError, AfinaWarning
 from afina.kernels.cuda import replay as module
-from afina.kernels.cuda.replay import SEEN, Graphs, Replays, plain_masks
+from afina.kernels.cuda.graphs import Graphs
+from afina.kernels.cuda.replay import SEEN, Replays, plain_masks
 from afina.kernels.listening import heard_by
 from afina.kernels.speed import speed_up
 
@@ -178,7 +179,7 @@ def test_after_a_recording_that_fails_random_numbers_come_as_before():
     model, replays = replayed("cuda", dropout=0.2)
 
     def looks(run):
-        return lambda given, room: run(given, room) * float(given["labels"].float().mean() < 1e9)
+        return lambda given, room: run({**given}, room) * float(given["labels"].float().mean() < 1e9)
 
     loss, data = replays.loss, batch(0, "cuda")
     replays.loss = lambda run, inputs: loss(looks(run), inputs)
@@ -208,8 +209,8 @@ def test_rows_end_to_end_with_empty_ones_are_recorded():
         for number in range(5):
             draw = torch.Generator().manual_seed(number)
             rows = [torch.randint(1, WORDS, (n + number,), generator=draw).tolist() for n in (40, 3, 64, 21)]
-            data = _laid_out([{"input_ids": r, "labels": [-100, *r[1:]], "position_ids": [*range(len(r))]} for r in rows],
-                             0 if fast else None)  # fmt: skip
+            items = [{"input_ids": r, "labels": [-100, *r[1:]], "position_ids": [*range(len(r))]} for r in rows]
+            data = _laid_out(items, 0 if fast else None)
             data = {k: v.to("cuda") if torch.is_tensor(v) else v for k, v in data.items()}
             loss = model(**data, use_cache=False).loss
             loss.backward()

@@ -1,4 +1,4 @@
-"""Training steps of a causal model replayed as CUDA graphs: one for the forward pass with its loss, one for the backward.
+"""Training steps of a causal model replayed as CUDA graphs: one for the loss, one for the backward pass.
 
 A step is hundreds of launches, which take the host longer than the device where batches are small. A batch whose shapes
 were met before is copied into the tensors of a recorded step, and its two graphs are launched instead. The optimizer,
@@ -19,209 +19,22 @@ import contextlib
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ...core.hosts.calls import current
 from ...core.hosts.host import Host, hosts
 from ...errors import AfinaError, AfinaWarning
 from ..listening import is_heard
+from .graphs import Aliases, Inputs, Machine, Replayed, Run, Step, Token
 
 SEEN, MOST = 2, 32
 """A shape is recorded when it comes for the time `SEEN`, if no more are there; others are computed."""
 _PARTS = 8
 """Supervised positions are counted in so many parts of all positions."""
-_FAR = {2: (2e-3, 3e-2), 4: (1e-4, 1e-3)}
-"""By bytes of the model's numbers: how far a recorded step's loss and gradients may be from the step's own, relative."""
-
-Inputs = dict[str, Any]
-Run = Callable[[Inputs, int], Tensor]
-"""The loss of inputs, taken on at most so many positions."""
-
-
-class Machine(Protocol):
-    """What records: CUDA, or a stand-in."""
-
-    def warm(self, run: Callable[[], Any]) -> None:
-        """Run once as recorded code would run."""
-
-    def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
-        """Run once, recording; returns what repeats it."""
-
-    def draws(self) -> Any:
-        """The state of random numbers."""
-
-    def set_draws(self, state: Any) -> None:
-        """Put it back."""
-
-
-class Graphs:
-    """CUDA graphs of one device, in one pool of memory."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.gpu: Any = torch.cuda
-        self.pool = self.gpu.graph_pool_handle()
-
-    def warm(self, run: Callable[[], Any]) -> None:
-        """On a stream of its own, where libraries make ready what they keep for each stream."""
-        side = self.gpu.Stream(self.device)
-        side.wait_stream(self.gpu.current_stream(self.device))
-        with self.gpu.stream(side):
-            run()
-        self.gpu.current_stream(self.device).wait_stream(side)
-
-    def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
-        """A graph of what runs."""
-        try:
-            return self._graph(run, self.pool)
-        except BaseException:
-            # A recording that failed leaves the generator in it; one that succeeds brings it back.
-            with contextlib.suppress(RuntimeError):
-                self._graph(lambda: torch.zeros(1, device=self.device), self.gpu.graph_pool_handle())
-            raise
-
-    def _graph(self, run: Callable[[], Any], pool: Any) -> Callable[[], None]:
-        graph = self.gpu.CUDAGraph()
-        with self.gpu.device(self.device), self.gpu.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            run()
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-    def draws(self) -> Tensor:
-        """The device's generator."""
-        out: Tensor = self.gpu.get_rng_state(self.device)
-        return out
-
-    def set_draws(self, state: Tensor) -> None:
-        """The device's generator."""
-        self.gpu.set_rng_state(state, self.device)
-
-
-class _Token:
-    """Lives as long as the backward pass of a replayed step may come."""
-
-
-class _Step:
-    """One recorded step: its own tensors, and what repeats its passes."""
-
-    def __init__(
-        self, run: Run, inputs: Inputs, room: int, parameters: Sequence[nn.Parameter], machine: Machine, few_bits: bool
-    ) -> None:
-        """Record; `parameters` are those that `run` computes with."""
-        self.inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        self.run, self.room, self.parameters = run, room, list(parameters)
-        self.loss = torch.empty(0)
-        self.shapes: list[tuple[torch.dtype, torch.Size] | None] = []
-        self.flat: dict[torch.dtype, Tensor] = {}
-        before = machine.draws()
-        expected = self._plain()
-        machine.set_draws(before)
-        machine.warm(self._plain)
-        self.forward = machine.recorded(self._forward)
-        self.slope = torch.ones_like(self.loss)
-        self.backward = machine.recorded(self._backward)
-        machine.set_draws(before)
-        self.forward()
-        self.backward()
-        self._check(*expected, *_FAR[2 if few_bits else 4])
-        machine.set_draws(before)
-
-    def _plain(self) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad():
-            loss = self.run(dict(self.inputs), self.room)
-            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        return loss.detach(), [g for g in found if g is not None]
-
-    def _forward(self) -> None:
-        with torch.enable_grad():
-            self.loss = self.run(dict(self.inputs), self.room)
-
-    def _backward(self) -> None:
-        found = torch.autograd.grad(self.loss, self.parameters, self.slope, allow_unused=True)
-        self.loss = self.loss.detach()
-        self.shapes = [None if g is None else (g.dtype, g.shape) for g in found]
-        for dtype in {g.dtype for g in found if g is not None}:
-            flat = torch.cat([g.reshape(-1) for g in found if g is not None and g.dtype == dtype])
-            if dtype in self.flat:
-                self.flat[dtype].copy_(flat)
-            else:
-                self.flat[dtype] = flat
-
-    def _check(self, loss: Tensor, gradients: Sequence[Tensor], near: float, nearly: float) -> None:
-        """Raises AfinaError where the recorded step is another one."""
-        found = [g for g in self.taken() if g is not None]
-        squares = [float((a.double() - b.double()).square().sum()) for a, b in zip(found, gradients, strict=True)]
-        norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
-        losses = abs(float(self.loss) - float(loss)) / max(abs(float(loss)), 1e-6)
-        far = max(losses / near, sum(squares) ** 0.5 / max(norm, 1e-12) / nearly)
-        if not far <= 1:  # NaN is far
-            raise AfinaError(f"a recorded step differs by {far:.3g} times what rounding explains")
-
-    def fill(self, inputs: Inputs) -> None:
-        """Put a batch into its tensors."""
-        for name, there in self.inputs.items():
-            if isinstance(there, Tensor):
-                there.copy_(inputs[name], non_blocking=True)
-
-    def taken(self) -> Iterator[Tensor | None]:
-        """The gradients of the last pass, out of the way of the next one; one for each parameter."""
-        copies, at = {dtype: flat.clone() for dtype, flat in self.flat.items()}, dict.fromkeys(self.flat, 0)
-        for shape in self.shapes:
-            if shape is None:
-                yield None
-                continue
-            dtype, size = shape
-            begin = at[dtype]
-            at[dtype] += size.numel()
-            yield copies[dtype][begin : at[dtype]].view(size)
-
-
-class _Aliases:
-    """Lets a model compute with other parameters in the same memory.
-
-    What autograd does with a parameter's gradient hangs on the stream on which that was first asked for, as long as
-    anybody holds an earlier loss; of these nobody does.
-
-    Attributes:
-        of: by the id of a trained parameter, the one in its place.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        self.places = [(m, name, p) for m in base.modules() for name, p in m._parameters.items()
-                       if p is not None and p.requires_grad]  # fmt: skip
-        self.of = {id(p): nn.Parameter(p.detach()) for _, _, p in self.places}
-
-    def __enter__(self) -> None:
-        for module, name, p in self.places:
-            module._parameters[name] = self.of[id(p)]
-
-    def __exit__(self, *_: Any) -> None:
-        for module, name, p in self.places:
-            module._parameters[name] = p
-
-
-class _Replayed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, step: _Step, token: _Token, *parameters: Tensor) -> Tensor:
-        step.forward()
-        ctx.step, ctx.token = step, token
-        return step.loss.detach().clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Any:
-        if ctx.token is None:
-            raise AfinaError("a replayed step has one backward pass", fix="run the forward pass again, or leave out "
-                             "`replay` of speed_up")  # fmt: skip
-        ctx.step.slope.copy_(g)
-        ctx.step.backward()
-        ctx.token = None
-        return None, None, *ctx.step.taken()
 
 
 def records(model: nn.Module) -> bool:
@@ -246,8 +59,8 @@ class Replays:
         self.parameters = list(base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
         self.seen: Counter[Any] = Counter()
-        self.steps: dict[Any, _Step] = {}
-        self.due: weakref.ref[_Token] | None = None
+        self.steps: dict[Any, Step] = {}
+        self.due: weakref.ref[Token] | None = None
 
     def __reduce__(self) -> Any:
         """Copies of the model compute anew."""
@@ -269,33 +82,29 @@ class Replays:
             return None
         given, room = asked
         key = (room, state, *((k, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for k, v in given.items()))
-        step = self.steps.get(key) or self._recorded(key, run, given, room)
+        step = self.steps.get(key) or self._recorded(key, run, given, inputs, room)
         if step is None:
             return None
         step.fill(given)
-        token = _Token()
+        token = Token()
         self.due = weakref.ref(token)
-        replayed: Any = _Replayed.apply
+        replayed: Any = Replayed.apply
         out: Tensor = replayed(step, token, *(p for p in self.parameters if p.requires_grad))
         return out
 
-    def _recorded(self, key: Any, run: Run, inputs: Inputs, room: int) -> _Step | None:
+    def _recorded(self, key: Any, run: Run, inputs: Inputs, given: Inputs, room: int) -> Step | None:
         self.seen[key] += 1
         if self.seen[key] < SEEN or len(self.steps) >= MOST:
             return None
-        # Positions alone may tell of several rows in one, which are kept apart by a mask that is made of them.
-        whole = "attention_mask" not in inputs and ("position_ids" not in inputs or "cu_seq_lens_q" in inputs)
-        context = plain_masks() if whole else contextlib.nullcontext()
-        aliases = _Aliases(self.base)
+        aliases = Aliases(self.base)
 
         def aliased(inputs: Inputs, room: int) -> Tensor:
-            with aliases:
+            with aliases, plain_masks() if _is_unmasked(inputs) else contextlib.nullcontext():
                 return run(inputs, room)
 
         trained = [aliases.of[id(p)] for p in self.parameters if p.requires_grad]
         try:
-            with context:
-                step = _Step(aliased, inputs, room, trained, self.machine, self.few_bits)
+            step = Step(aliased, inputs, given, room, trained, self.machine, self.few_bits)
         except (AfinaError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             self.off = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             self.steps.clear()
@@ -311,14 +120,19 @@ class Replays:
             call = current(host.scope)
             if call is not None and not call.is_plain:
                 return None
-            if not all(adapter.steady for adapter in host.stack):
+            if not all(vars(type(adapter)).get("steady") for adapter in host.stack):
                 return None
-            found += [host.enabled, host.merged, *(adapter.numbers() for adapter in host.stack)]
+            found += [host.enabled, host.merged, *map(_settings, host.stack)]
         return (*found, *((p.data_ptr(), p.requires_grad) for p in self.parameters))
 
 
 def _none() -> None:
     return None
+
+
+def _settings(adapter: nn.Module) -> tuple[Any, ...]:
+    """Itself, and what it holds that is no tensor and may be set anew."""
+    return id(adapter), *(v for v in vars(adapter).values() if isinstance(v, bool | int | float | str))
 
 
 def _asked(inputs: Inputs) -> tuple[Inputs, int] | None:
@@ -345,6 +159,12 @@ def _asked(inputs: Inputs) -> tuple[Inputs, int] | None:
         found = int(supervised)
     part = -(-labels.numel() // _PARTS)
     return (given, min(labels.numel(), -(-found // part) * part)) if found else None
+
+
+def _is_unmasked(inputs: Inputs) -> bool:
+    """Whether rows are whole. Positions alone may tell of several in one, kept apart by a mask that is made of them."""
+    apart = "position_ids" in inputs and "cu_seq_lens_q" not in inputs
+    return inputs.get("attention_mask") is None and not apart
 
 
 @contextlib.contextmanager

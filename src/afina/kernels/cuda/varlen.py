@@ -10,6 +10,8 @@ Shapes: T tokens of all rows, N rows, H query heads, K key heads, D head size.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -108,11 +110,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale:
     """
     from torch.nn.attention import varlen
 
-    sees = (-1 if window is None else window - 1, 0)
+    sees, groups = (-1 if window is None else window - 1, 0), q.shape[1] // k.shape[1]
     run: Any = varlen.varlen_attn
-    out: Tensor = run(q, k, v, starts, starts, longest, longest, scale=scale, window_size=sees,
-                      enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    how = {"enable_gqa": groups > 1} if _takes_groups() else {}
+    if not how:  # torch before 2.12
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out: Tensor = run(q, k, v, starts, starts, longest, longest, scale=scale, window_size=sees, **how)
     return out
+
+
+@functools.lru_cache(maxsize=1)
+def _takes_groups() -> bool:
+    """Whether torch's kernel takes fewer keys than queries."""
+    from torch.nn.attention import varlen
+
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -27,7 +27,6 @@ class LoraFast(LightModule, DeltaWeight):
     """
 
     adds: ClassVar[bool] = True
-    steady: ClassVar[bool] = True
     scaling: float
     times: int
     lora_A: nn.Parameter

@@ -156,7 +156,6 @@ class PackedCollator:
             out["position_ids"].append(item["position_ids"] + list(range(more)))
         return {key: torch.tensor(rows) for key, rows in out.items()}
 
-
     def _padded(self, features: list[dict[str, Any]]) -> Any:
         from transformers import DataCollatorForSeq2Seq
 

@@ -139,7 +139,7 @@ class TrainingSection(Section):
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
     fast: bool = Field(default=True, description="fast paths with the same results; --explain says which are on")
     replay: bool = Field(
-        default=True, description="on a CUDA device, as a fast path, record steps whose shapes come again as CUDA graphs"
+        default=True, description="on CUDA, as a fast path, record steps whose shapes come again as CUDA graphs"
     )
     compile: bool = Field(
         default=True, description="compile decoder layers, as a fast path, where the number of steps pays for it"
