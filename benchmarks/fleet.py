@@ -1,7 +1,8 @@
 """Many LoRA runs on one base, at once and one after the other: `python -m benchmarks.fleet [--runs 16] [--steps 6]`.
 
-Ranks 4 to 64 at four rates, on SmolLM2-135M and the tweets. Both ways are processes of their own, in turns; kept are
-the shortest times and the largest resident memory of each, and how far the adapters are apart.
+Ranks 4 to 64 at four rates, on SmolLM2-135M and the tweets, or with `--shapes 1b` on random weights of a 1B Llama with
+4 rows of 64 tokens a step. Both ways are processes of their own, in turns; kept are the shortest times of the steps
+(loading and measuring left out) and the most memory of each, and how far the adapters are apart.
 """
 
 from __future__ import annotations
@@ -22,36 +23,77 @@ from .timing import RESULTS
 RANKS, RATES = (4, 8, 16, 64), (2e-4, 5e-4, 1e-3, 2e-3)
 
 
-def recipes(folder: Path, runs: int, steps: int) -> list[Any]:
+def recipes(folder: Path, given: argparse.Namespace) -> list[Any]:
     """The candidates."""
     from afina.train.recipe.settings import load_recipe
 
-    grid = [(rank, rate) for rate in RATES for rank in RANKS][:runs]
+    grid = [(rank, rate) for rate in RATES for rank in RANKS][: given.runs]
+    recipe = made(Path(given.made), given.shapes) if given.shapes else "tweets"
     return [
         load_recipe(
-            "tweets",
-            [("method.r", str(rank)), ("learning_rate", str(rate)), ("max_steps", str(steps)), ("batch_size", "4"),
-             ("evaluation.enabled", "false"), ("output.dir", str(folder / f"r{rank}-{rate:g}"))],
+            recipe,
+            [("method.r", str(rank)), ("learning_rate", str(rate)), ("max_steps", str(given.steps)),
+             ("batch_size", "4"), ("evaluation.enabled", "false"), ("output.dir", str(folder / f"r{rank}-{rate:g}"))],
         )
         for rank, rate in grid
     ]  # fmt: skip
 
 
-def train(how: str, folder: Path, runs: int, steps: int) -> dict[str, float]:
-    """Train all candidates; seconds and MiB."""
+def made(folder: Path, shapes: str) -> str:
+    """A recipe for random weights of some shapes and random words, all written to a folder once."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from .gpu.rows import LINEARS, SHAPES
+    from .gpu.words import tokenizer
+
+    recipe, words = folder / "recipe.yaml", 32000
+    if recipe.is_file():
+        return str(recipe)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        sizes = SHAPES["1b"] if shapes == "1b" else {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                                                     "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+        model = LlamaForCausalLM(LlamaConfig(**{**sizes, "vocab_size": words}, pad_token_id=0))
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / "base")
+    tokenizer(words).save_pretrained(folder / "base")
+    draw = torch.Generator().manual_seed(0)
+    rows = [" ".join(f"w{n}" for n in torch.randint(9, words - 9, (64,), generator=draw)) for _ in range(512)]
+    lines = [json.dumps({"prompt": row[:40].rpartition(" ")[0], "completion": row[40:]}) for row in rows]
+    (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    recipe.write_text(
+        f"""task: causal_lm
+model: {{path: {folder / "base"}, dtype: bfloat16}}
+data: {{train: {folder / "rows.jsonl"}, prompt: "{{prompt}}", completion: "{{completion}}", max_length: 64}}
+method: {{type: lora, r: 8, lora_alpha: 8, target_modules: [{", ".join(LINEARS)}]}}
+training: {{learning_rate: 1e-3, save_steps: 1000000}}
+""",
+        encoding="utf-8",
+    )
+    return str(recipe)
+
+
+def train(how: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    """Train all candidates, alone those of the first rate only; seconds of the steps, and MiB."""
+    import torch
+
     from afina import train_many
     from afina.train.loop.run import run
     from afina.train.report.events import Reporter
 
-    todo = recipes(folder, runs, steps)
-    started = time.monotonic()
+    todo, started = recipes(folder, given), time.monotonic()
     if how == "together":
         found = train_many(todo)
-        assert all(one.error is None and not one.alone for one in found)
+        assert all(one.error is None and not one.alone for one in found), [str(one.error) for one in found]
+        seconds = max(one.result.report["training"]["seconds"] for one in found if one.result)
     else:
-        for recipe in todo:
-            run(recipe, Reporter())
-    return {"seconds": time.monotonic() - started, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        few = todo[: len(RANKS)]
+        seconds = sum(run(r, Reporter()).report["training"]["seconds"] for r in few) * len(todo) / len(few)
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "mib": resident if gpu is None else gpu, "all": time.monotonic() - started}
 
 
 def apart(one: Path, other: Path) -> float:
@@ -66,23 +108,27 @@ def apart(one: Path, other: Path) -> float:
     return worst
 
 
-def measure(runs: int, steps: int, times: int) -> dict[str, Any]:
+def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Both ways by turns."""
     found: dict[str, list[dict[str, float]]] = {"together": [], "alone": []}
     with tempfile.TemporaryDirectory() as work:
-        for turn in range(times):
+        for turn in range(given.times):
             for how, done in found.items():
                 folder = Path(work) / f"{how}-{turn}"
-                words = [sys.executable, "-m", "benchmarks.fleet", "--child", how, "--into", str(folder)]
-                out = subprocess.run([*words, "--runs", str(runs), "--steps", str(steps)], capture_output=True,
-                                     text=True, check=True)  # fmt: skip
+                words = [sys.executable, "-m", "benchmarks.fleet", "--child", how, "--into", str(folder),
+                         "--runs", str(given.runs), "--steps", str(given.steps), "--made", f"{work}/made"]  # fmt: skip
+                out = subprocess.run([*words, *(["--shapes", given.shapes] if given.shapes else [])],
+                                     capture_output=True, text=True, check=False)  # fmt: skip
+                if out.returncode:
+                    sys.exit(out.stderr[-2000:])
                 done.append(json.loads(out.stdout.splitlines()[-1]))
                 print(turn, how, done[-1], flush=True)
-        differ = apart(Path(work) / "together-0", Path(work) / "alone-0")
+        differ = apart(Path(work) / "alone-0", Path(work) / "together-0")
     best = {how: {"seconds": min(d["seconds"] for d in done), "mib": max(d["mib"] for d in done)}
             for how, done in found.items()}  # fmt: skip
     ratio = best["together"]["seconds"] / best["alone"]["seconds"]
-    return {"runs": runs, "steps": steps, **best, "time_ratio": round(ratio, 3), "apart": differ}
+    return {"shapes": given.shapes or "SmolLM2-135M", "runs": given.runs, "steps": given.steps, **best,
+            "time_ratio": round(ratio, 3), "apart": differ}  # fmt: skip
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -91,15 +137,19 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--times", type=int, default=2)
+    parser.add_argument("--shapes", choices=("1b", "tiny"), help="random weights instead of SmolLM2's")
     parser.add_argument("--child", choices=("together", "alone"), help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--made", help=argparse.SUPPRESS)
     words = parser.parse_args(given)
     if words.child:
-        print(json.dumps(train(words.child, words.into, words.runs, words.steps)))
+        print(json.dumps(train(words.child, words.into, words)))
         return
-    found = measure(words.runs, words.steps, words.times)
+    found = measure(words)
     print(json.dumps(found, indent=2))
-    (RESULTS / "fleet.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if words.shapes != "tiny":
+        name = f"fleet-{words.shapes}.json" if words.shapes else "fleet.json"
+        (RESULTS / name).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
+_LONG = 120
+"""Seconds that a contender in a process of its own may take."""
 _PACKAGES = ("torch", "triton", "transformers", "peft", "liger-kernel", "bitsandbytes", "unsloth", "afina")
 
 
@@ -40,7 +42,8 @@ def main(words: list[str] | None = None) -> None:
         if time.monotonic() - began > given.seconds:
             found["skipped"].append(name)
             continue
-        found["rows"][name] = _row(name, given.device, given.tiny)
+        found["rows"][name] = _row(name, given.device, given.tiny, given.only)
+        _write(found, given)
     found["profile"] = _slowest(found["rows"], given.device, given.tiny)
     _keep(found, given)
 
@@ -54,6 +57,7 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
     parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
     parser.add_argument("--results", type=Path, help="folder of gpu.json; in miniature nothing is kept without it")
+    parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender by name")
     parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.rows = given.rows or list(ROWS)
@@ -72,14 +76,14 @@ def _versions() -> dict[str, str]:
     return out
 
 
-def _row(name: str, device: str, tiny: bool) -> dict[str, Any]:
+def _row(name: str, device: str, tiny: bool, only: list[str]) -> dict[str, Any]:
     from .contenders import missing
     from .measure import floor, measured
     from .rows import ROWS
 
     row = ROWS[name].tiny() if tiny else ROWS[name]
     out: dict[str, Any] = {"floor": floor(row, device, tiny), "aim": row.aim, "contenders": {}}
-    for who in row.contenders:
+    for who in [w for w in row.contenders if not only or w in only]:
         why = missing(who, row, device)
         print(f"{name}: {who}{f': {why}' if why else ' ...'}", flush=True)
         if why:
@@ -91,12 +95,16 @@ def _row(name: str, device: str, tiny: bool) -> dict[str, Any]:
                 out["contenders"][who] = measured(who, row, device, tiny)
             except Exception as error:  # a peer may fail in any way; the others are still to be measured
                 out["contenders"][who] = {"why": f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")}
+        print(json.dumps(out["contenders"][who]), flush=True)
     return out
 
 
 def _apart(name: str, tiny: bool) -> dict[str, Any]:
     words = [sys.executable, "-m", "benchmarks.gpu", name, "--unsloth", *(["--tiny"] if tiny else [])]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=RESULTS.parents[1], check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=RESULTS.parents[1], check=False, timeout=_LONG)
+    except subprocess.TimeoutExpired:
+        return {"why": f"took longer than {_LONG} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if lines:
         return dict(json.loads(lines[-1].removeprefix("RESULT ")))
@@ -145,11 +153,16 @@ def _slowest(rows: dict[str, Any], device: str, tiny: bool) -> dict[str, Any] | 
 def _keep(found: dict[str, Any], given: argparse.Namespace) -> None:
     from .page import page
 
+    _write(found, given)
+    print(page(found))
+
+
+def _write(found: dict[str, Any], given: argparse.Namespace) -> None:
+    """After every row, so that what was measured is there if the rest is cut off."""
     folder = given.results or (None if given.tiny else RESULTS)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(page(found))
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def _sped_up(name: str, model: Any, device: str) -> list[str]:
     from afina.kernels.cuda.flash import use_flash
     from afina.kernels.speed import speed_up
 
-    first = [use_flash(model, place(device), packed=True)] if name == LENGTHS else []
-    return first + speed_up(model, keep_logits=name == FAST)
+    first = [use_flash(model, place(device), packed=True)] if name.startswith(LENGTHS) else []
+    return first + speed_up(model, keep_logits=name == FAST, replay=name.endswith(", replayed"))
 
 
 def _same_start(model: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from .contenders import adapted, base, surroundings
 from .rows import EQUAL, LENGTHS, Row
 
-WARM, TIMED = 3, 8
+WARM, TIMED = 4, 8
 Step = Callable[[], torch.Tensor]
 
 
@@ -43,8 +43,9 @@ def batch(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
     """Random tokens in the form that the contender takes them in."""
     words, draw = row.shape(tiny)["vocab_size"], torch.Generator().manual_seed(0)
     lengths = torch.linspace(row.tokens / 16, row.tokens, row.batch).int().tolist() if row.lengths else None
-    if lengths is not None and name != EQUAL:
-        return _uneven([torch.randint(8, words, (n,), generator=draw) for n in lengths], name == LENGTHS, device)
+    if lengths is not None and not name.startswith(EQUAL):
+        parts = [torch.randint(8, words, (n,), generator=draw) for n in lengths]
+        return _uneven(parts, name.startswith(LENGTHS), device)
     rows = max(1, round(sum(lengths) / row.tokens)) if lengths else row.batch
     tokens = sum(lengths) // rows if lengths else row.tokens
     ids = torch.randint(8, words, (rows, tokens), generator=draw)

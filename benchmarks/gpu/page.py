@@ -21,7 +21,7 @@ def page(found: dict[str, Any]) -> str:
                 "| | ms | floors | beyond the weights, MiB | loss | gradient norm |",
                 "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
         reference = next((c for c in row["contenders"].values() if "ms" in c), {})
-        out += [_line(who, found, {} if who == EQUAL else reference, floor["ms"])
+        out += [_line(who, found, {} if who.startswith(EQUAL) else reference, floor["ms"])
                 for who, found in row["contenders"].items()]  # fmt: skip
     if found["skipped"]:
         out += ["", f"Not measured, because the time was over: {', '.join(found['skipped'])}"]

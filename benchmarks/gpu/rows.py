@@ -20,8 +20,10 @@ _TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "nu
 FAST, ALONE = "afina + speed_up", "afina + speed_up, loss alone"
 LIGER, COMPILE = "peft + liger", "peft + compile"
 COMPILED, GRAPHS = f"{ALONE} + compile", f"{ALONE} + compile in CUDA graphs"
+REPLAYED = f"{ALONE}, replayed"
 _STEP = ("peft", LIGER, "afina", ALONE)
 PADDED, LENGTHS, EQUAL = "afina, padded", "afina, by lengths", "afina, the same tokens in equal rows"
+LENGTHS_REPLAYED, EQUAL_REPLAYED = f"{LENGTHS}, replayed", f"{EQUAL}, replayed"
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class Row:
 
 
 ROWS = {row.name: row for row in (
-    Row("1b", "1b", 4, 1024, (*_STEP, FAST, COMPILE, COMPILED, GRAPHS, "unsloth"), aim=1.8),
-    Row("8b-8-layers", "8b", 2, 2048, (*_STEP, COMPILE, "unsloth"), layers=8, aim=1.35),
-    Row("1b-short", "1b", 16, 64, (*_STEP, COMPILE, COMPILED, GRAPHS), aim=3.0),
-    Row("1b-packed", "1b", 16, 1024, (PADDED, LENGTHS, EQUAL), lengths=True),
+    Row("1b", "1b", 4, 1024, (*_STEP, REPLAYED, FAST, COMPILE, COMPILED, GRAPHS, "unsloth"), aim=1.8),
+    Row("8b-8-layers", "8b", 2, 2048, (*_STEP, REPLAYED, COMPILE, "unsloth"), layers=8, aim=1.35),
+    Row("1b-short", "1b", 16, 64, (*_STEP, REPLAYED, COMPILE, COMPILED, GRAPHS), aim=3.0),
+    Row("1b-packed", "1b", 16, 1024, (PADDED, LENGTHS, EQUAL, LENGTHS_REPLAYED, EQUAL_REPLAYED), lengths=True),
     Row("8b-qlora", "8b", 2, 2048, ("peft", LIGER, ALONE), nf4=True, checkpointing=True),
     Row("8b-checkpointing", "8b", 2, 2048, (LIGER, ALONE), checkpointing=True),
-    Row("8b", "8b", 2, 2048, (LIGER, ALONE), aim=1.35),
-    Row("1b-third", "1b", 4, 1024, supervised=1 / 3),
+    Row("8b", "8b", 2, 2048, (LIGER, ALONE, REPLAYED), aim=1.35),
+    Row("1b-third", "1b", 4, 1024, (*_STEP, REPLAYED), supervised=1 / 3),
     Row("1b-long", "1b", 1, 8192, (LIGER, ALONE)),
     Row("1b-dora", "1b", 4, 1024, method="dora"),
     Row("1b-full", "1b", 4, 1024, ("plain", "plain + liger", "plain + compile", ALONE), method="full"),

@@ -106,7 +106,8 @@ def test_the_loss_in_triton_is_torchs_operations(dtype, words, whose):
 
 
 def step(model, device="cuda"):
-    ids = torch.randint(1, 160, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
+    words = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(1, words, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
     return float(loss), [p.grad.float() for p in model.parameters() if p.grad is not None]

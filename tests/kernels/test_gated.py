@@ -3,6 +3,7 @@ form."""
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -105,3 +106,20 @@ def test_part_that_only_looks_so_is_left() -> None:
     model.model.layers[0].mlp.act_fn = Clamped()
     assert keep_less(model, model.dtype, CPU) == 1
     assert not hasattr(type(model.model.layers[0].mlp), "plain_class")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_gradient_checkpointing_nothing_wide_waits_for_the_backward_pass(checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=57, num_hidden_layers=3,
+                                              num_attention_heads=4, use_cache=False)).train()  # fmt: skip
+    model.enable_input_require_grads()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert keep_less(model, torch.float32, CPU)
+    loss = model(input_ids=IDS, labels=IDS).loss
+    gc.collect()
+    wide = {t.data_ptr() for t in gc.get_objects() if isinstance(t, Tensor) and t.shape[-1:] == (57,)}
+    wide -= {p.data_ptr() for p in model.parameters()}
+    assert len(wide) == 0 if checkpointing else len(wide) > 0
+    loss.backward()

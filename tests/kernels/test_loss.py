@@ -108,3 +108,16 @@ def test_loss_with_logits_sends_the_gradients_of_both(use, monkeypatch):
         for x, z in ((fast, logits), (slow, true_logits))
     )
     assert all(torch.allclose(g, t, atol=1e-12) for g, t in zip(got, true, strict=True))
+
+
+@pytest.mark.parametrize(("supervised", "room"), [(7, 7), (7, 12), (1, 24), (24, 24)])
+def test_with_room_to_spare_the_loss_and_its_gradient_are_the_same(supervised, room):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(24, 8, dtype=torch.float64, requires_grad=True), torch.randn(30, 8).double()
+    targets = torch.randint(30, (24,)).where(torch.randperm(24) < supervised, -100)
+    found = []
+    for how in ({}, {"room": room, "memory": 4 * 30 * 5}):
+        loss = linear_cross_entropy(hidden, weight, targets, **how)
+        found.append((loss.detach(), *torch.autograd.grad(loss, hidden)))
+    torch.testing.assert_close(*found)
+    assert found[0][1].any()

@@ -58,6 +58,11 @@ def fits(operation: Operation, *tensors: Tensor) -> bool:
     return on(first.device).fits(*tensors) and not why_not(operation, first.device, first.dtype)
 
 
+def reads_all_angles(device: torch.device) -> bool:
+    """Whether rotary positions are right for angles whose second half is not the first; liger-kernel reads that."""
+    return device.type != "cuda"
+
+
 def can_turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether rotary positions have one for these heads and angles."""
     backend = on(q.device)

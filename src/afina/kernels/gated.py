@@ -23,16 +23,18 @@ from .swap import swap_forward
 
 
 class _Kept:
-    """gate and up of one pass; `share` is silu(gate) between the two uses of a backward pass. `spent` once both have
-    become their gradients."""
+    """gate and up of one pass, where nobody else decides what is kept; `share` is silu(gate) between the two uses of a
+    backward pass. `spent` once both have become their gradients."""
 
-    def __init__(self, gate: Tensor, up: Tensor) -> None:
-        self.gate, self.up = gate.detach(), up.detach()
+    def __init__(self, gate: Tensor | None = None, up: Tensor | None = None) -> None:
+        self.gate, self.up = gate, up
         self.share: Tensor | None = None
         self.spent = False
 
     def product(self) -> Tensor:
         self.spend(False)
+        assert self.gate is not None
+        assert self.up is not None
         if _fits(self.gate, self.up):
             return backends.on(self.gate.device).gated(self.gate, self.up)
         self.share = F.silu(self.gate)
@@ -70,15 +72,16 @@ class _Gated(torch.autograd.Function):
         return torch.ops.aten.silu_backward(g * up, gate), share.mul_(g), None
 
 
-def _product(gate: Tensor, up: Tensor) -> tuple[Tensor, _Kept]:
-    kept = _Kept(gate, up)
+def _product(gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
     run: Any = _Gated.apply
-    return run(gate, up, kept), kept
+    out: Tensor = run(gate, up, kept)
+    return out
 
 
 def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
     """`down(silu(gate) * up)`; what `down` keeps of its input is made again in the backward pass."""
-    product, kept = _product(gate, up)
+    kept = _Kept(gate.detach(), up.detach())
+    product = _product(gate, up, kept)
     # Not the tensor itself: the backward pass holds on to both functions.
     own = product.data_ptr(), product.numel(), product.dtype
 
@@ -135,7 +138,7 @@ def _forward(kind: type[nn.Module], self: Any, x: Tensor, *args: Any, **kwargs: 
         return out
     gate, up, others_keep = self.gate_proj(x), self.up_proj(x), _others_keep()
     if _fits(gate, up) and gate.shape == up.shape:
-        out = self.down_proj(_product(gate, up)[0]) if others_keep else gated(gate, up, self.down_proj)
+        out = self.down_proj(_product(gate, up, _Kept())) if others_keep else gated(gate, up, self.down_proj)
     elif others_keep or gate.dtype != torch.float32:
         out = self.down_proj(self.act_fn(gate) * up)
     else:

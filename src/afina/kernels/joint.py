@@ -174,7 +174,8 @@ class Siblings:
                 self.room, self.stream = make_room(frozen, ranks, way), stream
                 for host in self.members if way != ADDED else ():
                     saves_apart(host.base.module)
-        fits = self.room.way != ADDED and self.room.ranks == ranks and self.stream == stream
+        there = self.stream == stream or _is_recorded(x)
+        fits = self.room.way != ADDED and self.room.ranks == ranks and there
         return self.room if fits else None
 
 
@@ -182,6 +183,12 @@ def _stream(x: Tensor) -> int:
     """The CUDA stream that this thread works on; 0 elsewhere."""
     gpu: Any = torch.cuda
     return gpu.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether work goes into a CUDA graph, which runs on whichever stream it is launched on."""
+    gpu: Any = torch.cuda
+    return x.device.type == "cuda" and bool(gpu.is_current_stream_capturing())
 
 
 def _state(layer: Layer, x: Tensor) -> Any:

@@ -32,3 +32,8 @@ def tell(rows: Tensor, losses: Tensor, positions: int) -> None:
     listener = _LISTENER.get()
     if listener is not None:
         listener(rows, losses.detach(), positions)
+
+
+def is_heard() -> bool:
+    """Whether anybody listens."""
+    return _LISTENER.get() is not None

@@ -43,7 +43,7 @@ def _not_compiled(loss: _Loss) -> _Loss:
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = None, ignore_index: int = -100,
     label_smoothing: float = 0.0, softcap: float | None = None, count: Tensor | float | None = None,
-    memory: int | None = None,
+    memory: int | None = None, room: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Cross-entropy of softmax(hidden weightᵀ + bias) against targets.
 
@@ -53,8 +53,10 @@ def linear_cross_entropy(
         softcap: logits are softcap · tanh(logits / softcap).
         count: what the sum is divided by; the number of targets if None.
         memory: bytes for a chunk's logits in float32; by the device if None (`chunk_rows`).
+        room: work on exactly so many positions, of which those past the supervised ones count nothing, so that the host
+            need not know how many there are; no fewer than are supervised, and `weight` is frozen.
     """
-    how = _How(ignore_index, label_smoothing, softcap, count, memory)
+    how = _How(ignore_index, label_smoothing, softcap, count, memory, room)
     run: Any = _LinearCrossEntropy.apply
     out: Tensor = run(hidden, weight, bias, targets, how, False)[0]
     return out
@@ -83,6 +85,17 @@ class _How(NamedTuple):
     softcap: float | None = None
     divisor: Tensor | float | None = None
     memory: int | None = None
+    room: int | None = None
+
+
+def _supervised(targets: Tensor, how: _How) -> tuple[Tensor, Tensor | None]:
+    """The supervised positions; with room to spare, the first ones again, and which of all count, (N,)."""
+    there = targets != how.ignore_index
+    if how.room is None:
+        return there.nonzero().squeeze(1), None
+    static: Any = torch.nonzero_static
+    rows: Tensor = static(there, size=how.room, fill_value=0).squeeze(1)
+    return rows, torch.arange(how.room, device=targets.device) < there.sum()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -90,8 +103,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: _How, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
-        rows = (targets != how.ignore_index).nonzero().squeeze(1)
+        rows, counted = _supervised(targets, how)
         h_ND, y_N1 = hidden[rows], targets[rows].unsqueeze(1)
+        if counted is not None:
+            y_N1 = y_N1.clamp_min(0)
         wants_h, wants_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         dh_ND = torch.empty_like(h_ND) if wants_h else None
         dw_VD = torch.zeros_like(weight) if wants_w else None
@@ -102,13 +117,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(i, i + step)
             z_NV = products.linear(h_ND[part], weight, bias) if logits is None else logits[rows[part]]
             losses_N = _losses(z_NV, y_N1[part], how, wants_h or wants_w)
-            tell(rows[part], losses_N, len(hidden))
+            if counted is None:
+                tell(rows[part], losses_N, len(hidden))
+            else:
+                losses_N = losses_N * counted[part]
             total = total + losses_N.sum().to(total.dtype)
             if dh_ND is not None:
                 dh_ND[part] = products.mm(z_NV, weight)
             if dw_VD is not None:
                 dw_VD.addmm_(z_NV.mT, h_ND[part])
-        divisor = len(rows) if how.divisor is None else how.divisor
+        if counted is not None and dh_ND is not None:
+            dh_ND.mul_(counted.unsqueeze(1))
+        divisor = (len(rows) if counted is None else counted.sum()) if how.divisor is None else how.divisor
         ctx.save_for_backward(rows, dh_ND, dw_VD, weight if keep else None, hidden if keep and wants_w else None)
         ctx.divisor, ctx.shape = divisor, hidden.shape
         ctx.set_materialize_grads(False)
@@ -144,7 +164,7 @@ def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
 
 
 def _block(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:
-    place, slope, (_, smoothing, softcap, _, _) = z_NV, None, how
+    place, slope, smoothing, softcap = z_NV, None, how.smoothing, how.softcap
     if softcap is not None:
         z_NV = torch.tanh(z_NV / softcap)
         slope = 1 - z_NV.square() if backward else None

@@ -89,8 +89,12 @@ def _with_kernel(kind: Any) -> Any:
     if not callable(own) or not _is_the_formula(own):
         return None
 
+    fits: list[bool] = []
+
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or kwargs or not backends.can_turn(q, k, cos, sin):
+        if not fits:
+            fits.append(backends.reads_all_angles(q.device) or all(map(_has_equal_halves, (cos, sin))))
+        if args or kwargs or not fits[0] or not backends.can_turn(q, k, cos, sin):
             return own(q, k, cos, sin, *args, **kwargs)
         return rotate(q, k, cos, sin)
 
@@ -98,6 +102,11 @@ def _with_kernel(kind: Any) -> Any:
                               forward.__defaults__, forward.__closure__)  # fmt: skip
     ours.__kwdefaults__ = forward.__kwdefaults__
     return ours
+
+
+def _has_equal_halves(angles: Tensor) -> bool:
+    first, second = angles.chunk(2, -1)
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 def _is_the_formula(function: Any) -> bool:

@@ -16,6 +16,8 @@ from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
 from .cuda.few_bits import share_buffer
+from .cuda.graphs import Graphs
+from .cuda.replay import Replays
 from .cuda.wide_trial import way
 from .gated import keep_less
 from .joint import join
@@ -26,7 +28,9 @@ from .rotary import fuse_rotary
 from .swap import swap_forward
 
 
-def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, tokens: int = 1024) -> list[str]:
+def speed_up(
+    model: nn.Module, *, keep_logits: bool = True, steps: int = 0, tokens: int = 1024, replay: bool = False
+) -> list[str]:
     """Make training steps of a causal language model cheaper, with the same results.
 
     Args:
@@ -35,6 +39,8 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
             supervised positions then reach the vocabulary projection, in chunks.
         steps: how many training steps will follow; decoder layers are compiled where that pays for its own time.
         tokens: how many tokens a step has, about.
+        replay: on a GPU, without logits, record steps whose shapes come again as CUDA graphs (`cuda.replay`); each
+            has one backward pass.
 
     Returns:
         A sentence for each fast path: that it is on, or why it is not.
@@ -55,18 +61,31 @@ def speed_up(model: nn.Module, *, keep_logits: bool = True, steps: int = 0, toke
         said.append(f"norms: {norms} layers in one pass over memory each way")
     if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
-    if device.type == "cuda" and (shared := share_buffer(base)):
+    if shared := share_buffer(base) if device.type == "cuda" else 0:
         said.append(f"dequantised weights: {shared} layers in 4 bits share one buffer")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
     if steps and parts and norms and turned and native:
         return [*said, "compiled layers: off, because the native kernels leave them next to nothing to save"]
-    return [*said, compile_layers(base, steps, tokens)]
+    said += [_replays(base, keep_logits)] if replay else []
+    # What is compiled is not recorded, and the launches that it saves are saved already.
+    return [*said, compile_layers(base, 0 if getattr(base, "replays", None) else steps, tokens)]
 
 
-_NOT_ON = (
-    "off", "left as it is", "torch's own", "one by one", "none are known",
-)  # fmt: skip
+def _replays(base: Any, keep_logits: bool) -> str:
+    device = _device(base)
+    why = "" if device.type == "cuda" else "it takes CUDA graphs"
+    why = why or ("the logits are wanted" if keep_logits else "")
+    why = why or ("" if getattr(base, "loss_function", None) is not supervised_loss and is_head_plain(base) else
+                  "the vocabulary projection is adapted, trained or cut over processes")  # fmt: skip
+    why = why or ("layers run again in the backward pass" if getattr(base, "is_gradient_checkpointing", False) else "")
+    if why:
+        return f"replayed steps: off, because {why}"
+    base.replays = Replays(base, Graphs(device))
+    return "replayed steps: those whose shapes come again"
+
+
+_NOT_ON = ("off", "left as it is", "torch's own", "one by one", "none are known")
 """How what is said of a fast path begins, where it is not on."""
 
 
@@ -191,13 +210,32 @@ def _causal_forward(
     kind: type[nn.Module], self: Any, keep: bool, args: tuple[Any, ...], labels: Tensor | None = None, **kwargs: Any
 ) -> Any:
     wanted = kwargs.get("logits_to_keep")
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
     if labels is None or not self.training or wanted not in (None, 0) or not is_head_plain(self):
         return kind.forward(self, *args, labels=labels, **kwargs)
+    replays = None if keep else getattr(self, "replays", None)
+    if replays is not None and len(args) < 2 and kwargs.get("return_dict") is None:
+        inputs = {**({"input_ids": args[0]} if args else {}), **kwargs, "labels": labels}
+
+        def run(given: dict[str, Any], room: int) -> Tensor:
+            out: Tensor = fused_loss(self, (), given.pop("labels"), given, keep_logits=False, room=room).loss
+            return out
+
+        loss = replays.loss(run, inputs)
+        if loss is not None:
+            return CausalLMOutputWithPast(loss=loss)
     return fused_loss(self, args, labels, kwargs, keep)
 
 
-def fused_loss(base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[str, Any], keep_logits: bool) -> Any:
-    """The forward pass with a loss and, if `keep_logits`, the logits. It fills no cache that nobody asked for."""
+def fused_loss(
+    base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[str, Any], keep_logits: bool, room: int | None = None
+) -> Any:
+    """The forward pass with a loss and, if `keep_logits`, the logits. It fills no cache that nobody asked for.
+
+    Args:
+        room: as in `linear_cross_entropy`.
+    """
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     count, shifted = kwargs.pop("num_items_in_batch", None), kwargs.pop("shift_labels", None)
@@ -214,7 +252,8 @@ def fused_loss(base: Any, args: tuple[Any, ...], labels: Tensor, kwargs: dict[st
         loss, logits = logits_and_loss(flat, head.weight, targets, bias=head.bias, count=count)
         logits = logits.view(*hidden.shape[:-1], -1)
     else:
-        loss = linear_cross_entropy(flat, head.weight, targets, bias=head.bias, softcap=_softcap(base), count=count)
+        loss = linear_cross_entropy(flat, head.weight, targets, bias=head.bias, softcap=_softcap(base), count=count,
+                                    room=room)  # fmt: skip
     result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
                                     hidden_states=out.hidden_states, attentions=out.attentions)  # fmt: skip
     return result.to_tuple() if as_tuple else result

@@ -108,6 +108,15 @@ def test_a_tensor_that_is_saved_twice_is_copied_once_and_another_in_its_place_ag
     assert copies.log.count("out") == 2
 
 
+def test_a_tensor_that_is_saved_in_two_shapes_while_others_are_under_way_comes_back_in_both():
+    kept, x = Kept(Copies(), frozenset()), torch.randn(4, 6, 6)
+    others = [torch.randn(100) for _ in range(2)]
+    places = [kept.pack(t) for t in (x, others[0], x.view(1, 4, 6, 6), others[1], x)]
+    assert len(set(places)) == 4
+    for place, tensor in zip(places, (x, others[0], x.view(1, 4, 6, 6), others[1], x), strict=True):
+        assert torch.equal(kept.unpack(place), tensor)
+
+
 def test_parameters_small_and_scattered_tensors_stay():
     weight = torch.nn.Parameter(torch.randn(20, 20))
     kept = Kept(Copies(), frozenset([weight.untyped_storage().data_ptr()]))

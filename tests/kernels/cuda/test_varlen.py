@@ -179,3 +179,28 @@ def test_models_that_need_more_than_lengths_keep_to_torch(setting, kernel, monke
     setattr(model.config, setting, 1)
     assert use_flash(model, H100, packed=True) == f"attention by lengths: off, because the model has {setting}"
     assert not kernel
+
+
+def test_a_kernel_for_as_many_keys_as_queries_gets_them_repeated(monkeypatch):
+    from torch.nn.attention import varlen as torchs
+
+    calls = []
+    takes = formula(calls)
+
+    def older(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return takes(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=False)
+
+    q, k, v = (torch.randn(7, heads, 4) for heads in (6, 2, 2))
+    found = []
+    for kernel in (takes, older):
+        monkeypatch.setattr(torchs, "varlen_attn", kernel)
+        varlen._takes_groups.cache_clear()
+        found.append(varlen.attend(q, k, v, torch.tensor([0, 3, 7], dtype=torch.int32), 4, 0.5, None))
+    varlen._takes_groups.cache_clear()
+    torch.testing.assert_close(*found)
+
+
+def test_empty_rows_after_the_last_change_no_place():
+    told = RowLengths.of([3, 2], rows=4)
+    assert (told.starts.tolist(), told.positions.tolist()) == ([0, 3, 5, 5, 5], [[0, 1, 2, 0, 1]])
+    assert RowLengths.of([3, 2], rows=1).starts.tolist() == [0, 3, 5]

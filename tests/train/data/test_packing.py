@@ -16,7 +16,7 @@ from afina.devices.place import VARLEN
 from afina.errors import RecipeError
 from afina.kernels.cuda import varlen
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart
+from afina.train.data.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart, recurring_length
 from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
@@ -425,3 +425,29 @@ def test_what_cannot_share_a_sequence_is_refused_before_training(name, tmp_path,
 def test_packing_is_off_unless_asked_for(tmp_path, model_folder):
     assert load_recipe(str(tiny.write_recipe(tmp_path, model_folder))).training.packing is None
     assert Heard().notes == []
+
+
+def test_batches_of_few_shapes_hold_the_same_rows():
+    tokenizer = tiny.tokenizer(chat=False)
+    padded, laid = PackedCollator(tokenizer, recurring=True), PackedCollator(tokenizer, by_lengths=True, recurring=True)
+    shapes = set()
+    for lengths in ([9, 14], [3, 5], [16, 2], [11, 12]):
+        rows = EndToEnd(Encoded(items(lengths), [0, 1])).items
+        batch = laid(rows)
+        plain = PackedCollator(tokenizer, by_lengths=True)(rows)
+        tokens = sum(lengths)
+        for key in ("input_ids", "labels"):
+            assert batch[key][0, :tokens].tolist() == plain[key][0].tolist()
+        assert (batch["labels"][0, tokens:] == -100).all()
+        assert batch["cu_seq_lens_q"][:3].tolist() == plain["cu_seq_lens_q"].tolist()
+        alone = [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
+        wide = padded(alone)
+        assert wide["attention_mask"].sum(1).tolist() == lengths
+        shapes.add((wide["input_ids"].shape, batch["input_ids"].shape, batch["cu_seq_lens_q"].shape))
+    assert shapes == {((2, 16), (1, 32), (9,)), ((2, 16), (1, 16), (9,))}
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 100, 1000, 1025, 5000])
+def test_a_length_that_comes_again_is_little_longer(tokens):
+    assert tokens <= recurring_length(tokens) < tokens + max(16, tokens / 8 + 1)
+    assert len({recurring_length(n) for n in range(4097, 8193)}) == 8

@@ -91,14 +91,15 @@ class Adapter(nn.Module):
     """Arguments of the model's forward that the method consumes; they are set as attributes of that name."""
     has_penalty: ClassVar[bool] = False
     shares_batch: ClassVar[bool] = True
-    """Whether rows of a batch can go through it while others go through other adapters; false for methods that look
-    beyond their own rows or layer, whose rows get a pass of their own."""
+    """Whether rows of a batch can go through it beside others; false where it looks beyond its rows or layer."""
     loaded_whole = False
     """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
+    steady: ClassVar[bool] = False
+    """Whether what this very class does follows from tensors and settings alone, so that recorded steps stay right."""
     with_attention_output: ClassVar[bool] = True
-    """On nn.MultiheadAttention, adapt the output projection along with the input projection."""
+    """On nn.MultiheadAttention, adapt both projections."""
     attention_note: ClassVar[str] = ""
-    """What is said once when the method is put on both projections of an nn.MultiheadAttention."""
+    """What is said once when the method is put on both of its projections."""
     rank_dims: Mapping[str, int] = MappingProxyType({})
     """Parameter -> its dimension that counts ranks, where more ranks of zeros change nothing (padding)."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []

@@ -82,6 +82,7 @@ class Kept:
             if len(self.sources) > 2:  # two copies are under way at most
                 self.mover.wait()
                 self._forget(self.sources.pop(0))
+            return len(self.held) - 1
         return self.places[key]
 
     def unpack(self, packed: Any) -> Tensor:
@@ -102,6 +103,8 @@ class Kept:
         return self.mover.back(*self.held[place])
 
     def _forget(self, source: Tensor) -> None:
+        if any(other.data_ptr() == source.data_ptr() for other in self.sources):  # the same in another shape
+            return
         for key in [k for k in self.places if k[0] == source.data_ptr()]:
             del self.places[key]
 

@@ -10,6 +10,8 @@ Shapes: T tokens of all rows, N rows, H query heads, K key heads, D head size.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -43,12 +45,17 @@ class RowLengths:
     longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> RowLengths:
-        """For rows of these lengths, in their order. Raises ValueError where one has no token."""
+    def of(cls, lengths: Sequence[int], rows: int = 0) -> RowLengths:
+        """For rows of these lengths, in their order, and empty ones after them until there are so many.
+
+        Raises:
+            ValueError: one of the lengths is 0.
+        """
         if not lengths or min(lengths) < 1:
             raise ValueError(f"rows of {list(lengths)[:8]} tokens; each needs one or more")
         positions = torch.cat([torch.arange(n) for n in lengths])[None]
-        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        ends = [*accumulate(lengths)]
+        starts = torch.tensor([0, *ends, *ends[-1:] * (rows - len(ends))], dtype=torch.int32)
         return cls(positions, starts, 1 << (max(lengths) - 1).bit_length())
 
     def inputs(self) -> dict[str, Any]:
@@ -103,11 +110,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale:
     """
     from torch.nn.attention import varlen
 
-    sees = (-1 if window is None else window - 1, 0)
+    sees, groups = (-1 if window is None else window - 1, 0), q.shape[1] // k.shape[1]
     run: Any = varlen.varlen_attn
-    out: Tensor = run(q, k, v, starts, starts, longest, longest, scale=scale, window_size=sees,
-                      enable_gqa=q.shape[1] != k.shape[1])  # fmt: skip
+    how = {"enable_gqa": groups > 1} if _takes_groups() else {}
+    if not how:  # torch before 2.12
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    out: Tensor = run(q, k, v, starts, starts, longest, longest, scale=scale, window_size=sees, **how)
     return out
+
+
+@functools.lru_cache(maxsize=1)
+def _takes_groups() -> bool:
+    """Whether torch's kernel takes fewer keys than queries."""
+    from torch.nn.attention import varlen
+
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

@@ -72,6 +72,7 @@ _FUSED = ("c_attn", "embed_dim", "head_dim")
 class AdaptionPrompt(Activation):
     """`adaption_prompt`: (1, len, dim); `adaption_gate`: (1,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "adaption_"
     kinds = frozenset({"module"})
     shares_batch = False  # it calls other layers, with rows of its own

@@ -83,6 +83,7 @@ class IA3Config(LayerConfig):
 class IA3(Activation, Vectors):
     """`ia3_l`: (out, 1) or (1, in); for convolutions (1, channels, *ones)."""
 
+    steady: ClassVar[bool] = True
     prefix = "ia3_"
     kinds = frozenset({"linear", "conv", "embedding"})
 

@@ -51,6 +51,7 @@ class ReftConfig(LayerConfig):
 class Reft(Activation):
     """`reft_R`: (r, dim); `reft_W`: (r, dim); `reft_b`: (r,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "reft_"
     kinds = frozenset({"linear", "embedding", "module"})
 

@@ -96,6 +96,7 @@ class AdamssConfig(LayerConfig):
 class Adamss(LowRankDelta):
     """`adamss_A.k`: (rank_k, r), `adamss_B.k`: (rows_k, rank_k), V is `adamss_newB`: (r, in · kernel [+ bias])."""
 
+    steady: ClassVar[bool] = True
     prefix = "adamss_"
 
     def __init__(self, site: Site, config: AdamssConfig) -> None:

@@ -59,6 +59,7 @@ class C3AConfig(LayerConfig):
 class C3A(DeltaWeight):
     """`c3a_kernel`: (out / b, in · kernel / b, b)."""
 
+    steady: ClassVar[bool] = True
     prefix = "c3a_"
     kinds = frozenset({"linear", "conv", "attention", "parameter"})
 

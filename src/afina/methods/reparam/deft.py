@@ -51,6 +51,7 @@ class DeftConfig(LayerConfig):
 class Deft(WeightTransform):
     """`deft_P`: (out, r); `deft_R`: (r, in)."""
 
+    steady: ClassVar[bool] = True
     prefix = "deft_"
     kinds = frozenset({"linear", "attention", "parameter"})
 

@@ -46,6 +46,7 @@ class DeloraConfig(LayerConfig):
 class Delora(LowRankDelta):
     """`delora_A`: (r, in · kernel), `delora_B`: (out, r), `delora_lambda`: (1,), `delora_w_norm`: (in · kernel,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "delora_"
 
     def __init__(self, site: Site, config: DeloraConfig) -> None:

@@ -79,6 +79,7 @@ class SparseDelta(DeltaWeight):
 class FourierFT(SparseDelta):
     """`fourierft_spectrum`: (n,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "fourierft_"
     reference_attributes = frozenset({"scaling"})
 

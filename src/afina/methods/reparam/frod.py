@@ -134,6 +134,7 @@ class Bases(nn.Module):
 class Frod(DeltaWeight):
     """`frod_lambda_l`: (in,), `frod_lambda_s_values`: (n,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "frod_"
     kinds = frozenset({"linear"})
     shared: Any

@@ -60,6 +60,7 @@ class GloraConfig(LayerConfig):
 class Glora(WeightTransform):
     """Each of `glora_A` ... `glora_E` holds `Xd` and `Xu`, or `X`, or nothing."""
 
+    steady: ClassVar[bool] = True
     prefix = "glora_"
     kinds = frozenset({"linear", "conv"})
 

@@ -55,6 +55,7 @@ class GraloraConfig(LayerConfig):
 class Gralora(DeltaWeight):
     """`gralora_A`: (k, in / k, r), `gralora_B`: (k, r, out / k); the plain pair: (hybrid_r, in), (out, hybrid_r)."""
 
+    steady: ClassVar[bool] = True
     prefix = "gralora_"
     kinds = frozenset({"linear", "conv", "attention", "parameter"})
     disk_names: ClassVar[Mapping[str, str]] = MappingProxyType(

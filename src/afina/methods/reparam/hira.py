@@ -41,6 +41,7 @@ class HiraConfig(LayerConfig):
 class Hira(DeltaWeight):
     """A: (r, in, *kernel); B: (out, r, *ones)."""
 
+    steady: ClassVar[bool] = True
     prefix = "hira_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
     reference_attributes = frozenset({"r"})

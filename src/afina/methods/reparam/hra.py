@@ -42,6 +42,7 @@ class HRAConfig(LayerConfig):
 class HRA(WeightTransform):
     """`hra_u`: (in · kernel, r)."""
 
+    steady: ClassVar[bool] = True
     prefix = "hra_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ class LoHaConfig(LycorisConfig):
 class LoHa(Lycoris):
     """w1_a, w2_a: (out, r); w1_b, w2_b: (r, in · kernel). With cores: a (r, out), b (r, in), t (r, r, *kernel)."""
 
+    steady: ClassVar[bool] = True
     prefix = "hada_"
 
     def __init__(self, site: Site, config: LoHaConfig) -> None:

@@ -63,6 +63,7 @@ def split(size: int, limit: int = -1) -> tuple[int, int]:
 class LoKr(Lycoris):
     """w1: (o1, i1); w2: (o2, i2, *kernel); factors a: (o, r), b: (r, i · kernel)."""
 
+    steady: ClassVar[bool] = True
     prefix = "lokr_"
 
     @classmethod

@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
 class Lora(LoraFast, LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
+    steady: ClassVar[bool] = True
     prefix = "lora_"
     attention_note = "the output projection's update counts twice, as in files of the reference up to 0.21.2"
     reference_attributes = frozenset({"r", "lora_alpha", "scaling", "lora_dropout"})

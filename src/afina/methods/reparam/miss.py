@@ -57,6 +57,7 @@ class MissConfig(LayerConfig):
 class Miss(LowRankDelta):
     """`miss_block`: (r, out), mini (r, mini_r), bat (out / r, r, r)."""
 
+    steady: ClassVar[bool] = True
     prefix = "miss_"
 
     def __init__(self, site: Site, config: MissConfig) -> None:

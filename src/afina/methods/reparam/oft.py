@@ -114,6 +114,7 @@ def nearest_divisor(number: int, wanted: int) -> int:
 class OFT(WeightTransform):
     """`oft_R`: (blocks, b (b - 1) / 2), the entries of Q above the diagonal."""
 
+    steady: ClassVar[bool] = True
     prefix = "oft_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
 

@@ -52,6 +52,7 @@ class OSFConfig(LayerConfig):
 class OSF(WeightTransform):
     """U_low: (out, l); S_low: (l,); V_low: (l, in)."""
 
+    steady: ClassVar[bool] = True
     prefix = "osf_"
     kinds = frozenset({"linear", "attention", "parameter"})
     disk_names: ClassVar[Mapping[str, str]] = {

@@ -53,6 +53,7 @@ class PeanutConfig(LayerConfig):
 class Peanut(DeltaWeight):
     """`peanut_A`: (r, out); `peanut_B`: (out, r); encoders and decoders: `depth` matrices of (r, r) each."""
 
+    steady: ClassVar[bool] = True
     prefix = "peanut_"
     kinds = frozenset({"linear", "attention", "parameter"})
     disk_names: ClassVar[Mapping[str, str]] = {"peanut_A": "peanut_A.weight", "peanut_B": "peanut_B.weight"}

@@ -67,6 +67,7 @@ class PveraConfig(LayerConfig):
 class Pvera(LowRankDelta):
     """`pvera_lambda_b`: (out,), `pvera_lambda_d`: (2 r,), the means' factors first."""
 
+    steady: ClassVar[bool] = True
     prefix = "pvera_lambda_"
     kinds = frozenset({"linear"})
 

@@ -86,6 +86,7 @@ def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
 class RandLora(LowRankDelta):
     """`randlora_lambda`: (r, n), `randlora_gamma`: (n, min(in, out))."""
 
+    steady: ClassVar[bool] = True
     prefix = "randlora_"
     reference_attributes = frozenset({"scaling"})
 

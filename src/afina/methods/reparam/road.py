@@ -52,6 +52,7 @@ class RoadConfig(LayerConfig):
 class Road(WeightTransform):
     """`road_theta`, `road_alpha`: (out / 2,), (out,) or (2 out,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "road_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
 

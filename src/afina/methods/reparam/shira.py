@@ -51,6 +51,7 @@ class ShiraConfig(LayerConfig):
 class Shira(DeltaWeight):
     """`shira_weight`: (n,), `shira_indices`: (2, n), rows and columns."""
 
+    steady: ClassVar[bool] = True
     prefix = "shira_"
     kinds = frozenset({"linear", "conv", "embedding", "attention", "parameter"})
 

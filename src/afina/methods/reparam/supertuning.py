@@ -51,6 +51,7 @@ class SupertuningConfig(LayerConfig):
 class Supertuning(DeltaWeight):
     """`supertuning_values`: (n,); `supertuning_indices`: (n,) positions in the flattened weight, int32."""
 
+    steady: ClassVar[bool] = True
     prefix = "supertuning_"
     kinds = frozenset({"linear", "attention", "parameter"})
     disk_names: ClassVar[Mapping[str, str]] = {

@@ -67,6 +67,7 @@ class Projections(nn.Module):
 class Vera(LowRankDelta):
     """`vera_lambda_b`: (out,), `vera_lambda_d`: (r,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "vera_lambda_"
 
     def __init__(self, site: Site, config: VeraConfig) -> None:

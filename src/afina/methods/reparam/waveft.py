@@ -87,6 +87,7 @@ class Sizes(nn.Module):
 class WaveFT(SparseDelta):
     """`waveft_spectrum`: (n,)."""
 
+    steady: ClassVar[bool] = True
     prefix = "waveft_"
 
     def __init__(self, site: Site, config: WaveFTConfig) -> None:

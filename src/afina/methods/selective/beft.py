@@ -43,6 +43,7 @@ class BeftConfig(LayerConfig):
 class Beft(Adapter):
     """`beft_bias`: (1, out)."""
 
+    steady: ClassVar[bool] = True
     prefix = "beft_"
     kinds = frozenset({"linear", "conv"})
 

@@ -40,6 +40,7 @@ class BitFitConfig(LayerConfig):
 class BitFit(Adapter):
     """`bias`: (out,)."""
 
+    steady: ClassVar[bool] = True
     kinds = frozenset({"linear", "conv", "attention", "module"})
 
     def __init__(self, site: Site, config: BitFitConfig) -> None:

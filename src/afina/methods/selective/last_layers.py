@@ -86,4 +86,5 @@ def block_stack(model: nn.Module) -> tuple[str, int]:
 class LastLayers(Replacement):
     """`copy`: the block itself, trained."""
 
+    steady: ClassVar[bool] = True
     kinds = Replacement.kinds - {"attention"}  # its output projection would not be merged

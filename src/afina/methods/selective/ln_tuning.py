@@ -34,6 +34,7 @@ class LNTuningConfig(LayerConfig):
 class LNTuning(Replacement):
     """`copy`: the module itself, trained."""
 
+    steady: ClassVar[bool] = True
     prefix = "ln_tuning_"
     kinds = Replacement.kinds - {"attention"}  # its output projection would not be merged
 

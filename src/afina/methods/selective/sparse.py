@@ -55,6 +55,7 @@ class SparseConfig(LayerConfig):
 class Sparse(DeltaWeight):
     """`sparse_values`: (n,); `sparse_indices`: (n,) positions in the flattened canonical weight."""
 
+    steady: ClassVar[bool] = True
     prefix = "sparse_"
 
     def __init__(self, site: Site, config: SparseConfig) -> None:

@@ -51,6 +51,7 @@ class TrainableTokensConfig(LayerConfig):
 class TrainableTokens(Adapter):
     """`trainable_tokens_delta`: (tokens, dim), the rows themselves."""
 
+    steady: ClassVar[bool] = True
     prefix = "trainable_tokens_"
     kinds = frozenset({"embedding", "linear"})
 

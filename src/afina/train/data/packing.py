@@ -130,24 +130,24 @@ class PackedCollator:
 
     Attributes:
         by_lengths: whether the model's attention goes by lengths; packed sequences then lie end to end in one.
+        recurring: whether batches are padded to few shapes, for steps that are recorded.
     """
 
     tokenizer: PreTrainedTokenizerBase
     by_lengths: bool = False
+    recurring: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> Any:
         """A batch of tensors; packed ones come without an attention mask."""
         import torch
-        from transformers import DataCollatorForSeq2Seq
 
         if "position_ids" not in features[0]:
-            return DataCollatorForSeq2Seq(self.tokenizer, padding=True)(features)
+            return self._padded(features)
         if self.by_lengths:
-            return _laid_out(features)
+            return _laid_out(features, self.tokenizer.pad_token_id if self.recurring else None)
         if all(item["position_ids"].count(0) == 1 for item in features):
-            alone = [{key: item[key] for key in ("input_ids", "labels")} for item in features]
-            return DataCollatorForSeq2Seq(self.tokenizer, padding=True)(alone)
-        longest = max(len(item["input_ids"]) for item in features)
+            return self._padded([{key: item[key] for key in ("input_ids", "labels")} for item in features])
+        longest = self._length(features)
         out: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
         for item in features:
             more = longest - len(item["input_ids"])
@@ -156,16 +156,41 @@ class PackedCollator:
             out["position_ids"].append(item["position_ids"] + list(range(more)))
         return {key: torch.tensor(rows) for key, rows in out.items()}
 
+    def _padded(self, features: list[dict[str, Any]]) -> Any:
+        from transformers import DataCollatorForSeq2Seq
 
-def _laid_out(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All rows of a batch in one sequence, with their lengths."""
+        fixed = {"padding": "max_length", "max_length": self._length(features)} if self.recurring else {"padding": True}
+        return DataCollatorForSeq2Seq(self.tokenizer, **fixed)(features)
+
+    def _length(self, features: Sequence[dict[str, Any]]) -> int:
+        longest = max(len(item["input_ids"]) for item in features)
+        return recurring_length(longest) if self.recurring else longest
+
+
+def recurring_length(tokens: int) -> int:
+    """A length for so many tokens that comes again: the next of eight in each octave, which adds 3 % on the average."""
+    step = max(16, (1 << (tokens - 1).bit_length()) // 16)
+    return -(-tokens // step) * step
+
+
+def _laid_out(features: Sequence[dict[str, Any]], filler: int | None = None) -> dict[str, Any]:
+    """All rows of a batch in one sequence, with their lengths.
+
+    Args:
+        filler: the token of one more row and of empty ones, with which batches have few shapes; None without them.
+    """
     import torch
 
     positions = [p for item in features for p in item["position_ids"]]
     begin = [i for i, p in enumerate(positions) if p == 0]
     lengths = [end - start for start, end in zip(begin, [*begin[1:], len(positions)], strict=True)]
-    joint = {key: torch.tensor([[t for item in features for t in item[key]]]) for key in ("input_ids", "labels")}
-    return {**joint, **RowLengths.of(lengths).inputs()}
+    joint = {key: [t for item in features for t in item[key]] for key in ("input_ids", "labels")}
+    rows = 0
+    if filler is not None:
+        more = recurring_length(len(positions)) - len(positions)
+        joint = {"input_ids": joint["input_ids"] + [filler] * more, "labels": joint["labels"] + [IGNORED] * more}
+        rows, lengths = -(-(len(lengths) + 1) // 8) * 8, [*lengths, more] if more else lengths
+    return {**{key: torch.tensor([ids]) for key, ids in joint.items()}, **RowLengths.of(lengths, rows).inputs()}
 
 
 def check_apart(model: Any, tokenizer: PreTrainedTokenizerBase, *, by_lengths: bool = False) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ...devices.found import Device
 from ...devices.place import TORCH, place
+from ...devices.ranks import size
 from ...errors import RecipeError
 from ...kernels.cuda.flash import reads_lengths, use_flash
 from ...kernels.cuda.offload import Mover, Streams, offload_layers
@@ -36,7 +37,10 @@ def speed_up_run(
     compiles = t.compile and t.offload == "none" and not partitions_weights(recipe)
     passes = steps * t.gradient_accumulation if compiles else 0
     said = _attention(recipe, model, tokenizer, data, reporter)
-    said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
+    alone = not partitions_weights(recipe) and size() == 1
+    plain = t.offload == "none" and not t.gradient_checkpointing
+    said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens,
+                     replay=t.replay and alone and plain and place(recipe.model.device).kind == "cuda")  # fmt: skip
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
     for sentence in said:
         reporter.detail(f"fast path: {sentence}")

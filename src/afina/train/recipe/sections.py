@@ -138,6 +138,9 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient clipping; 0 is off")
     optimizer: str = Field(default="adamw_torch", description="any name that TrainingArguments.optim takes")
     fast: bool = Field(default=True, description="fast paths with the same results; --explain says which are on")
+    replay: bool = Field(
+        default=True, description="on CUDA, as a fast path, record steps whose shapes come again as CUDA graphs"
+    )
     compile: bool = Field(
         default=True, description="compile decoder layers, as a fast path, where the number of steps pays for it"
     )

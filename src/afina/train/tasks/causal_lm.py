@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...kernels.cuda.flash import reads_lengths
+from ...kernels.cuda.replay import records
 from ..data.encode import Data, Encoded, encode_answers, rendered_answers
 from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter
@@ -50,7 +51,7 @@ class CausalLM(Answering):
         """Packed rows must be kept apart by the model as it trains."""
         out = super().trainer(recipe, model, tokenizer, data, arguments)
         by_lengths = reads_lengths(model)
-        out.data_collator = PackedCollator(tokenizer, by_lengths)
+        out.data_collator = PackedCollator(tokenizer, by_lengths, recurring=records(model))
         if recipe.training.packing:
             check_apart(out.model, tokenizer, by_lengths=by_lengths)
         return out

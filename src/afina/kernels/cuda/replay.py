@@ -1,0 +1,182 @@
+"""Training steps of a causal model replayed as CUDA graphs: one for the loss, one for the backward pass.
+
+A step is hundreds of launches, which take the host longer than the device where batches are small. A batch whose shapes
+were met before is copied into the tensors of a recorded step, and its two graphs are launched instead. The optimizer,
+clipping, accumulation and the scaling of losses stay outside and are what they always are: gradients arrive as from any
+backward pass.
+
+A recorded step is kept only if it has the loss and gradients of the step itself. It belongs to shapes of tensors, to
+how many positions are supervised (up to a multiple), to the adapters with their numbers, and to where the parameters
+lie; whatever changes one of them is computed anew, and recorded when it comes again. All graphs share one pool of
+memory: a second step that is recorded while the backward pass of the first is due is computed without graphs.
+
+Source of the two-graph form: CUDA graphs in PyTorch (Ng et al. 2021, PyTorch's documentation of `torch.cuda.graphs`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.hosts.calls import current
+from ...core.hosts.host import Host, hosts
+from ...errors import AfinaError, AfinaWarning
+from ..listening import is_heard
+from .graphs import Aliases, Inputs, Machine, Replayed, Run, Step, Token
+
+SEEN, MOST = 2, 32
+"""A shape is recorded when it comes for the time `SEEN`, if no more are there; others are computed."""
+_PARTS = 8
+"""Supervised positions are counted in so many parts of all positions."""
+
+
+def records(model: nn.Module) -> bool:
+    """Whether a model's steps are recorded."""
+    get_base: Any = getattr(model, "get_base_model", None)
+    return getattr(model if get_base is None else get_base(), "replays", None) is not None
+
+
+class Replays:
+    """The recorded steps of one model.
+
+    Args:
+        base: the transformers model, whose parameters stay the ones that it has now.
+
+    Attributes:
+        off: why nothing is recorded any more; empty while steps are.
+    """
+
+    def __init__(self, base: nn.Module, machine: Machine) -> None:
+        self.base, self.machine, self.off = base, machine, ""
+        self.hosts: list[Host] = [host for _, host in hosts(base)]
+        self.parameters = list(base.parameters())
+        self.few_bits = any(p.itemsize < 4 for p in self.parameters)
+        self.seen: Counter[Any] = Counter()
+        self.steps: dict[Any, Step] = {}
+        self.due: weakref.ref[Token] | None = None
+
+    def __reduce__(self) -> Any:
+        """Copies of the model compute anew."""
+        return _none, ()
+
+    def loss(self, run: Run, inputs: Inputs) -> Tensor | None:
+        """The loss of a batch by a recorded step; None where there is none.
+
+        Args:
+            inputs: what the model takes, `labels` or `shift_labels` among it.
+        """
+        if self.off or is_heard() or not torch.is_grad_enabled() or (self.due is not None and self.due() is not None):
+            return None
+        if getattr(self.base, "is_gradient_checkpointing", False):
+            return None
+        asked = _asked(inputs)
+        state = None if asked is None else self._state()
+        if asked is None or state is None:
+            return None
+        given, room = asked
+        key = (room, state, *((k, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for k, v in given.items()))
+        step = self.steps.get(key) or self._recorded(key, run, given, inputs, room)
+        if step is None:
+            return None
+        step.fill(given)
+        token = Token()
+        self.due = weakref.ref(token)
+        replayed: Any = Replayed.apply
+        out: Tensor = replayed(step, token, *(p for p in self.parameters if p.requires_grad))
+        return out
+
+    def _recorded(self, key: Any, run: Run, inputs: Inputs, given: Inputs, room: int) -> Step | None:
+        self.seen[key] += 1
+        if self.seen[key] < SEEN or len(self.steps) >= MOST:
+            return None
+        aliases = Aliases(self.base)
+
+        def aliased(inputs: Inputs, room: int) -> Tensor:
+            with aliases, plain_masks() if _is_unmasked(inputs) else contextlib.nullcontext():
+                return run(inputs, room)
+
+        trained = [aliases.of[id(p)] for p in self.parameters if p.requires_grad]
+        try:
+            step = Step(aliased, inputs, given, room, trained, self.machine, self.few_bits)
+        except (AfinaError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            self.off = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            self.steps.clear()
+            warnings.warn(f"steps are not replayed as CUDA graphs: {self.off}", AfinaWarning, stacklevel=6)
+            return None
+        self.steps[key] = step
+        return step
+
+    def _state(self) -> Any:
+        """What a recorded step holds for good; None where an adapter may be another one at each step."""
+        found: list[Any] = [torch.is_autocast_enabled(p.device.type) for p in self.parameters[:1]]
+        for host in self.hosts:
+            call = current(host.scope)
+            if call is not None and not call.is_plain:
+                return None
+            if not all(vars(type(adapter)).get("steady") for adapter in host.stack):
+                return None
+            found += [host.enabled, host.merged, *map(_settings, host.stack)]
+        return (*found, *((p.data_ptr(), p.requires_grad) for p in self.parameters))
+
+
+def _none() -> None:
+    return None
+
+
+def _settings(adapter: nn.Module) -> tuple[Any, ...]:
+    """Itself, and what it holds that is no tensor and may be set anew."""
+    return id(adapter), *(v for v in vars(adapter).values() if isinstance(v, bool | int | float | str))
+
+
+def _asked(inputs: Inputs) -> tuple[Inputs, int] | None:
+    """What a recorded step takes, and for how many supervised positions it has room; None for what cannot be recorded.
+
+    Padding at the end of rows needs no mask: no token before it sees it, and no loss is taken on it.
+    """
+    given = {k: v for k, v in inputs.items() if v is not None}
+    labels = given.get("shift_labels", given.get("labels"))
+    plain = all(isinstance(v, Tensor | bool | int | float | str) for v in given.values())
+    if not plain or not isinstance(labels, Tensor) or not isinstance(given.get("input_ids"), Tensor):
+        return None
+    count = given.get("num_items_in_batch")
+    if isinstance(count, int | float):
+        given["num_items_in_batch"] = torch.tensor(float(count), device=labels.device)
+    mask = given.get("attention_mask")
+    supervised = (labels != -100).sum()
+    if isinstance(mask, Tensor) and mask.dim() == 2 and "position_ids" not in given:
+        wrong = (mask[:, 1:] > mask[:, :-1]).any() | ((labels != -100) & (mask == 0)).any()
+        found, spread = torch.stack([supervised, wrong.long()]).tolist()
+        if not spread:
+            del given["attention_mask"]
+    else:
+        found = int(supervised)
+    part = -(-labels.numel() // _PARTS)
+    return (given, min(labels.numel(), -(-found // part) * part)) if found else None
+
+
+def _is_unmasked(inputs: Inputs) -> bool:
+    """Whether rows are whole. Positions alone may tell of several in one, kept apart by a mask that is made of them."""
+    apart = "position_ids" in inputs and "cu_seq_lens_q" not in inputs
+    return inputs.get("attention_mask") is None and not apart
+
+
+@contextlib.contextmanager
+def plain_masks() -> Iterator[None]:
+    """Let transformers take rows without a mask for rows that are whole: while it is recorded it cannot look at them,
+    and would make masks of all tokens against all."""
+    from transformers import masking_utils
+
+    names = {"is_tracing": lambda *_: False, "find_packed_sequence_indices": lambda *_, **__: None}
+    before = {name: getattr(masking_utils, name) for name in names}
+    vars(masking_utils).update(names)
+    try:
+        yield
+    finally:
+        vars(masking_utils).update(before)
