@@ -36,9 +36,9 @@ test: $(READY)
 test-all: $(READY)
 	$(PYTEST) --size all $(TEST_ARGS)
 
-# Of what `make test` leaves out one half: HALF=0 or 1.
+# Of what `make test` leaves out one part: PART=0, 1 or 2.
 test-rest: $(READY)
-	$(PYTEST) --half $(HALF) $(TEST_ARGS)
+	$(PYTEST) --part $(PART) $(TEST_ARGS)
 
 # One process: the GPU is shared by all of them.
 test-gpu: $(READY)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .selection import CHOSEN, SIZES, half_of, select
+from .selection import CHOSEN, PARTS, SIZES, part_of, select
 from .train import tiny
 from .train.child import Child
 from .train.loop.together import Together
@@ -25,7 +25,8 @@ gc.disable()  # until all is collected, which makes nothing but what stays
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--size", choices=SIZES, default="pairs", help="how much of the suite: see tests/selection.py")
-    parser.addoption("--half", choices=("0", "1"), help="of what --size pairs leaves out, this half")
+    parts = [str(part) for part in range(PARTS)]
+    parser.addoption("--part", choices=parts, help="of what --size pairs leaves out, this part")
 
 
 def no_gpu() -> str:
@@ -46,8 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # A test that is named runs.
     named = any("::" in str(argument) for argument in config.args)
     left, config.stash[CHOSEN] = select(items, "all" if named else config.getoption("size"))
-    if (half := config.getoption("half")) is not None:
-        rest = half_of(left, int(half))
+    if (part := config.getoption("part")) is not None:
+        rest = part_of(left, int(part))
         left = {item.nodeid for item in items if item.nodeid not in rest}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
     items[:] = [item for item in items if item.nodeid not in left]

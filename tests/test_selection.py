@@ -13,7 +13,7 @@ from afina.core.config import methods
 from .battery.kinds import KINDS
 from .battery.storages import LINEAR_ROWS, STORAGES
 from .battery.table import CASES, ROWS
-from .selection import CHOSEN, Case, covering, half_of
+from .selection import CHOSEN, PARTS, Case, covering, part_of
 
 FEW = [dict(zip("abcd", values, strict=True)) for values in product("xy", "xyz", "vwxyz", "tuvwxyz")]
 
@@ -106,9 +106,9 @@ def test_every_method_meets_every_whole_model_and_every_question(
         assert {(c[one], c[other]) for c in kept} == {(c[one], c[other]) for c in every}
 
 
-def test_the_halves_of_the_rest_are_all_of_it() -> None:
+def test_the_parts_of_the_rest_are_all_of_it_and_apart() -> None:
     names = {f"test_x[{i}]" for i in range(1000)}
-    first, second = half_of(names, 0), half_of(names, 1)
-    assert first | second == names
-    assert not first & second
-    assert min(len(first), len(second)) > 400
+    parts = [part_of(names, part) for part in range(PARTS)]
+    assert set().union(*parts) == names
+    assert sum(map(len, parts)) == len(names)
+    assert min(map(len, parts)) > 250

@@ -52,7 +52,7 @@ def test_a_contender_that_fails_leaves_the_others_measured(monkeypatch):
         return {"ms": 1.0}
 
     monkeypatch.setattr("benchmarks.gpu.measure.measured", fails)
-    found = command._row("1b-packed", "cpu", True)["contenders"]
+    found = command._row("1b-packed", "cpu", True, [])["contenders"]
     assert found[PADDED] == {"why": "RuntimeError: out of memory"}
     assert found[LENGTHS] == {"ms": 1.0}
 
