@@ -101,6 +101,7 @@ assert __import__("peft").__file__
     assert "a live " in done.stderr
 
 
+@pytest.mark.whole
 def test_no_library_is_left_with_a_name_of_the_real_peft():
     code = f"""
 import peft; del peft

@@ -43,6 +43,7 @@ def prompts(recipe, file):
     return load_trained(folder, Reporter()).prompter.wrap("a")
 
 
+@pytest.mark.whole
 def test_trained_adapter_keeps_the_template_without_its_file(model_folder, child, tmp_path):
     file = tmp_path / "t.jinja"
     file.write_text(TEMPLATE)

@@ -82,6 +82,7 @@ def continued(recipe):
     return trained.task.told(trained, "n4 is ev", 4)
 
 
+@pytest.mark.whole
 def test_text_goes_on_as_it_was_learnt(models, child, tmp_path):
     file = tiny.write_task(tmp_path, "pretraining", models, training__max_steps=200, training__packing=True)
     assert child(continued, load_recipe(str(file))).startswith("en")
