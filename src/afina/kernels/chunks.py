@@ -9,7 +9,7 @@ from ..devices.memory_use import free_bytes
 
 MEMORY = 64 * 2**20
 """Bytes that a chunk's logits may take in float32 on a processor."""
-FEWEST, MOST = 1024, 4096
+FEWEST, MOST = 1024, 2048
 """Rows of a chunk on a GPU: with fewer, reading the head's weight for every chunk takes longer than the products."""
 _LOGIT, _SHARE = 8, 8
 """Bytes that a logit takes on a GPU in its own dtype, in float32 and as gradient, about; a chunk may take one part in

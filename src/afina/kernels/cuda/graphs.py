@@ -160,15 +160,12 @@ class Step:
 
     def taken(self) -> Iterator[Tensor | None]:
         """The gradients of the last pass, out of the way of the next one; one for each parameter."""
-        copies, at = {dtype: flat.clone() for dtype, flat in self.flat.items()}, dict.fromkeys(self.flat, 0)
+        parts = {}
+        for dtype, flat in self.flat.items():
+            sizes = [shape[1].numel() for shape in self.shapes if shape is not None and shape[0] == dtype]
+            parts[dtype] = iter(torch.split(flat.clone(), sizes))
         for shape in self.shapes:
-            if shape is None:
-                yield None
-                continue
-            dtype, size = shape
-            begin = at[dtype]
-            at[dtype] += size.numel()
-            yield copies[dtype][begin : at[dtype]].view(size)
+            yield None if shape is None else next(parts[shape[0]]).view(shape[1])
 
 
 class Aliases:

@@ -16,6 +16,7 @@ Source of the two-graph form: CUDA graphs in PyTorch (Ng et al. 2021, PyTorch's 
 from __future__ import annotations
 
 import contextlib
+import operator
 import warnings
 import weakref
 from collections import Counter
@@ -56,6 +57,9 @@ class Replays:
     def __init__(self, base: nn.Module, machine: Machine) -> None:
         self.base, self.machine, self.off = base, machine, ""
         self.hosts: list[Host] = [host for _, host in hosts(base)]
+        self.scopes = {host.scope for host in self.hosts}
+        self.settings: dict[nn.Module, _Settings] = {}
+        self.again: list[Any] = [m for m in base.modules() if "gradient_checkpointing" in vars(m)]
         self.parameters = list(base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
         self.seen: Counter[Any] = Counter()
@@ -74,11 +78,12 @@ class Replays:
         """
         if self.off or is_heard() or not torch.is_grad_enabled() or (self.due is not None and self.due() is not None):
             return None
-        if getattr(self.base, "is_gradient_checkpointing", False):
+        if any(layer.gradient_checkpointing for layer in self.again):
             return None
-        asked = _asked(inputs)
-        state = None if asked is None else self._state()
-        if asked is None or state is None:
+        # First what the host does alone: the question about the labels waits for the step before.
+        state = self._state()
+        asked = None if state is None else _asked(inputs)
+        if asked is None:
             return None
         given, room = asked
         key = (room, state, *((k, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for k, v in given.items()))
@@ -115,24 +120,47 @@ class Replays:
 
     def _state(self) -> Any:
         """What a recorded step holds for good; None where an adapter may be another one at each step."""
-        found: list[Any] = [torch.is_autocast_enabled(p.device.type) for p in self.parameters[:1]]
-        for host in self.hosts:
-            call = current(host.scope)
+        for scope in self.scopes:
+            call = current(scope)
             if call is not None and not call.is_plain:
                 return None
-            if not all(vars(type(adapter)).get("steady") for adapter in host.stack):
-                return None
-            found += [host.enabled, host.merged, *map(_settings, host.stack)]
-        return (*found, *((p.data_ptr(), p.requires_grad) for p in self.parameters))
+        found: list[Any] = []
+        for host in self.hosts:
+            stack = host.stack
+            found.append((host.enabled, host.merged, stack))
+            for adapter in stack:
+                settings = self.settings.get(adapter)
+                if settings is None:
+                    settings = self.settings[adapter] = _Settings(adapter)
+                if not settings.steady:
+                    return None
+                found.append(settings.now())
+        ours = self.parameters
+        kind = ours[0].device.type if ours else "cpu"
+        places = [(p.data_ptr(), p.requires_grad) for p in ours]
+        return torch.is_autocast_enabled(kind), *found, *places
 
 
 def _none() -> None:
     return None
 
 
-def _settings(adapter: nn.Module) -> tuple[Any, ...]:
-    """Itself, and what it holds that is no tensor and may be set anew."""
-    return id(adapter), *(v for v in vars(adapter).values() if isinstance(v, bool | int | float | str))
+class _Settings:
+    """What an adapter holds that is no tensor and may be set anew, to be looked at in every step.
+
+    Attributes:
+        steady: whether the adapter's class says that nothing else of it changes.
+    """
+
+    def __init__(self, adapter: nn.Module) -> None:
+        self.steady = bool(vars(type(adapter)).get("steady"))
+        self.held = vars(adapter)
+        names = [name for name, v in self.held.items() if v is None or isinstance(v, bool | int | float | str)]
+        self.get = operator.itemgetter("training", *names)
+
+    def now(self) -> Any:
+        """The settings, and how many things there are."""
+        return len(self.held), self.get(self.held)
 
 
 def _asked(inputs: Inputs) -> tuple[Inputs, int] | None:
