@@ -62,7 +62,7 @@ class Replays:
         self.again: list[Any] = [m for m in base.modules() if "gradient_checkpointing" in vars(m)]
         self.parameters = list(base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
-        self.seen: Counter[Any] = Counter()
+        self.seen: Counter[int] = Counter()
         self.steps: dict[Any, Step] = {}
         self.due: weakref.ref[Token] | None = None
 
@@ -98,8 +98,8 @@ class Replays:
         return out
 
     def _recorded(self, key: Any, run: Run, inputs: Inputs, given: Inputs, room: int) -> Step | None:
-        self.seen[key] += 1
-        if self.seen[key] < SEEN or len(self.steps) >= MOST:
+        self.seen[hash(key)] += 1
+        if self.seen[hash(key)] < SEEN or len(self.steps) >= MOST:
             return None
         aliases = Aliases(self.base)
 
