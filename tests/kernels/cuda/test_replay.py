@@ -162,6 +162,18 @@ def test_a_run_of_recorded_steps_is_the_run(device, accumulated, padded, dropout
     assert_same(found, trained(plain, batches, accumulated, 0.5), 1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_of_dora_is_recorded_too(device):
+    config = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, use_dora=True, task_type="CAUSAL_LM")
+    batches = [batch(n, device) for n in range(5)]
+    plain = llama(device, config=config)
+    speed_up(plain, keep_logits=False)
+    model, replays = replayed(device, config=config)
+    found = trained(model, batches)
+    assert (replays.off, len(replays.steps)) == ("", 1)
+    assert_same(found, trained(plain, batches), 1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.gpu
 def test_in_16_bits_the_run_is_as_near_as_another_run(dtype):

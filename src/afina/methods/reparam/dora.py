@@ -10,7 +10,7 @@ grouped convolutions are not mergeable. The reference has it for neither attenti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Dora(Lora):
     """`magnitude`: (out,), of experts (experts · out,), for convolutions (1, out, *ones)."""
 
     adds = False
+    steady: ClassVar[bool] = True
+    """In training no norm is kept."""
     reference_attributes = Lora.reference_attributes | {"lora_magnitude_vector"}
     kept: tuple[tuple[Tensor, ...], tuple[float, ...], Tensor] | None
     """What a norm was computed from (tensors; the scaling, their versions and places), and the norm."""
