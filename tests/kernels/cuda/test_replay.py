@@ -164,7 +164,8 @@ def test_a_run_of_recorded_steps_is_the_run(device, accumulated, padded, dropout
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_of_dora_is_recorded_too(device):
-    config = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, use_dora=True, task_type="CAUSAL_LM")
+    lora = {"target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+    config = afina.LoraConfig(use_dora=True, **lora)
     batches = [batch(n, device) for n in range(5)]
     plain = llama(device, config=config)
     speed_up(plain, keep_logits=False)
