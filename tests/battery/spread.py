@@ -17,7 +17,8 @@ from torch.distributed.fsdp import fully_shard
 import afina
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.core.hosts.walk import outside_adapters
-from afina.core.layers.sharded import is_sharded, meeting, reshard, shard
+from afina.core.layers.sharded import is_sharded, reshard
+from afina.core.layers.spreading import meeting, shard
 from afina.devices.place import place
 from afina.devices.ranks import joined, meet, rank, size
 

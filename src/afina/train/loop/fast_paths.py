@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...core.layers.sharded import forget_passes
 from ...devices.found import Device
 from ...devices.place import TORCH, place
 from ...errors import RecipeError
@@ -37,6 +38,7 @@ def speed_up_run(
     passes = steps * t.gradient_accumulation if compiles else 0
     said = _attention(recipe, model, tokenizer, data, reporter)
     said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
+    forget_passes(model.get_base_model() if hasattr(model, "get_base_model") else model)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
     for sentence in said:
         reporter.detail(f"fast path: {sentence}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...core.hosts.walk import outside_adapters
-from ...core.layers.sharded import meeting, shard, units
+from ...core.layers.sharded import units
+from ...core.layers.spreading import meeting, shard
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
 from ...devices.ranks import cut, from_first, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
+from ..base.in_parts import why_read_whole
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..recipe.zero_stages import STAGES, check_engine, partitions_weights
@@ -105,9 +107,12 @@ def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
             beside.to(device)
     if cut():
         return tell_cut(model, reporter)
-    own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
-    shard(base, device, [p for p in base.parameters() if p not in own])
     count = sum(1 for _ in units(base))
+    if not count:
+        own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
+        shard(base, device, [p for p in base.parameters() if p not in own])
+        reporter.warn(f"every process read the whole base: {why_read_whole(recipe.model)}")
+        count = sum(1 for _ in units(base))
     reporter.note(f"distributed: the base's weights are spread over {size()} processes, in {count} groups")
 
 
