@@ -127,8 +127,9 @@ def reshard(model: nn.Module) -> None:
 
 def forget_passes(model: nn.Module) -> None:
     """Let a model begin anew after a pass that failed, as trials do."""
-    if (forget := getattr(next(units(model), None), "reset_iter_state", None)) is not None:
-        forget()
+    root: Any = next(units(model), None)
+    if hasattr(root, "reset_iter_state") and root._get_fsdp_state()._is_root:  # none before its first pass
+        root.reset_iter_state()
         reshard(model)
 
 
