@@ -76,6 +76,7 @@ class QuantisedWeight(LinearWeight):
         self.lost = float((self.read()[0].to(weight.dtype) - weight).norm() / update) if update > 0 else 0.0
 
     def check_merge(self, requantise: bool) -> None:
+        super().check_merge(requantise)
         if not self.quantised or requantise:
             return
         raise MergeError("merging into a quantised weight would round most of the update away", where=self.storage,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
-from .partitioned import frees, is_placeholder, read
+from .partitioned import frees, gathered_in, is_placeholder, read
 
 PATIENCE = timedelta(minutes=5)
 """How long processes wait for one another before they gather what one of them is to write."""
@@ -115,8 +115,37 @@ def whole_parts(model: nn.Module) -> Iterator[nn.Module]:
         ready(unit)
         yield unit
         unit.reshard()  # type: ignore[operator]
-    if not own:
+    if any(map(is_placeholder, model.parameters())):
+        inside = blocks(model)
+        known = {m for block in inside for m in block.modules()}
+        beside = [m for m in model.modules() if m not in known and known.isdisjoint(m.modules())]
+        for part in (*inside, nn.ModuleList(beside)):
+            with gathered_in(part):
+                yield part
+    elif not own:
         yield model
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """A model's repeated blocks: the children of its outermost lists."""
+    found: list[nn.Module] = []
+    left = [model]
+    while left:
+        for child in left.pop()._modules.values():
+            if isinstance(child, nn.ModuleList):
+                inner = [_bare(c) for c in child if not isinstance(c, nn.ModuleList)]
+                found += [c for c in inner if any(True for _ in c.parameters())]
+                left += [c for c in child if isinstance(c, nn.ModuleList)]
+            elif child is not None:
+                left.append(_bare(child))
+    return list(dict.fromkeys(found))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A module without the hosts around it."""
+    while (slot := getattr(type(module), "base_slot", None)) is not None:
+        module = module.get_submodule(slot)
+    return module
 
 
 def reshard(model: nn.Module) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...errors import ConfigError, NumericError
-from .sharded import DIGESTS, MARK, digest, gathers_newly, is_sharded, is_spread, reshard, runs_whole, units
+from .sharded import DIGESTS, MARK, blocks, digest, gathers_newly, is_sharded, is_spread, reshard, runs_whole, units
+from .storages import Bits4Weight, quantised_weight
 
 
 def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
@@ -28,12 +29,13 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
     from torch.distributed.fsdp import fully_shard
 
     whole_ones = set(adapters)
+    codes = set(_bare_codes(model))
     _check(model, whole_ones)
     for module in model.modules():
-        found = {n: p for n, p in module._parameters.items() if p is not None and p not in whole_ones}
+        found = {n: p for n, p in module._parameters.items() if p is not None and p not in whole_ones | codes}
         module.__dict__[DIGESTS] = {n: digest(p) for n, p in found.items() if not p.is_meta}
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in (*_blocks(model), model):
+    for module in (*blocks(model), model):
         fully_shard(module, mesh=mesh, ignored_params=whole_ones)
     left = [n for n, p in model.named_parameters() if p not in whole_ones and not is_sharded(p)]
     if left:
@@ -48,6 +50,19 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
         gathers_newly(model, "generate")
 
 
+def _bare_codes(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Store weights in 4 bits as ordinary tensors, as they are spread; layers keep what describes them."""
+    for module in model.modules():
+        found = quantised_weight(module)
+        if isinstance(found, Bits4Weight) and found.quantised:
+            found.unpack()
+            layer: Any = module
+            layer.support_avx512bf16_for_cpu = False  # its kernel takes the codes in another order
+            layer.quant_state = found.state
+            layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
+            yield layer.weight
+
+
 def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:
     for name, parameter in model.named_parameters():
         if parameter in whole_ones:
@@ -56,28 +71,6 @@ def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:
             raise ConfigError("this weight cannot be spread over processes", where=name,
                               got=f"{type(parameter).__name__} of {parameter.dtype}",
                               expected="an ordinary tensor of floating-point numbers")  # fmt: skip
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """A model's repeated blocks: the children of its outermost lists."""
-    found: list[nn.Module] = []
-    left = [model]
-    while left:
-        for child in left.pop()._modules.values():
-            if isinstance(child, nn.ModuleList):
-                inner = [_bare(c) for c in child if not isinstance(c, nn.ModuleList)]
-                found += [c for c in inner if any(True for _ in c.parameters())]
-                left += [c for c in child if isinstance(c, nn.ModuleList)]
-            elif child is not None:
-                left.append(_bare(child))
-    return list(dict.fromkeys(found))
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """A module without the hosts around it."""
-    while (slot := getattr(type(module), "base_slot", None)) is not None:
-        module = module.get_submodule(slot)
-    return module
 
 
 def meeting(model: nn.Module, **how: Any) -> nn.Module:

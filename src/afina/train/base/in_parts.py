@@ -23,6 +23,8 @@ def why_read_whole(section: ModelSection) -> str | None:
     """Why every process has to read a base whole before it keeps its part of it; None where none has to."""
     from transformers import PreTrainedModel
 
+    if section.quantize != "none":
+        return "it is quantised as it is read"
     if section.adapter is not None and section.adapter_as == "base":
         return "an adapter is merged into it"
     return None if hasattr(PreTrainedModel, _SEAM) else "this transformers cannot read parts"

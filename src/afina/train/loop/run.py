@@ -47,7 +47,7 @@ from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set
 from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
-from .zero import has_engine, look_first, refuse_other_state
+from .zero import has_engine, load_in_parts, look_first, refuse_other_state
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     config = begin_config(recipe, steps)
     spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
     spread_out(spread, cut=recipe.distributed == "tp")
+    engine = load_in_parts(recipe)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
@@ -124,6 +125,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
+    del engine  # the trainer has its own by now
     return _measured(recipe, data, setup, named(recipe.task).prompter(recipe.data, tokenizer), output, reporter)
 
 

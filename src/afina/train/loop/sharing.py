@@ -14,6 +14,7 @@ from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
 from ..base.in_parts import why_read_whole
+from ..base.quantize import SPREADS
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..recipe.zero_stages import STAGES, check_engine, partitions_weights
@@ -64,9 +65,10 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
 
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:
     """The setting that needs the whole model in each process, and its value; None if there is none."""
+    by_torch = recipe.distributed in ("fsdp2", "auto")
     settings: dict[str, tuple[bool, object]] = {
         "method.type": (isinstance(method_config(recipe), FullConfig), recipe.method.type),
-        "model.quantize": (recipe.model.quantize != "none", recipe.model.quantize),
+        "model.quantize": (recipe.model.quantize not in (SPREADS if by_torch else ("none",)), recipe.model.quantize),
         "model.new_tokens": (bool(recipe.model.new_tokens), recipe.model.new_tokens),
         "training.cache_frozen": (recipe.training.cache_frozen, True),
         "training.offload": (recipe.training.offload != "none", recipe.training.offload),
