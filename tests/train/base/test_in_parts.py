@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from typing import Any
 
@@ -99,6 +100,44 @@ def test_what_the_files_lack_is_drawn_as_one_process_draws_it_and_stays_whole(to
     assert first == second
     assert first.pop("share") == 100  # once to see what lacks, and once to leave it whole
     assert first == {k: v for k, v in expected(whole=[lost, "score.weight"])[0].items() if k != "share"}
+
+
+def in_four_bits(folder: str) -> dict[str, Any]:
+    """Of a base in NF4 that is read as two processes do, and as one does."""
+    section, kept = ModelSection(path=folder, device="cpu", dtype="float32", quantize="nf4"), list[int]()
+    loader = LOADERS["CAUSAL_LM"]
+    one: Any = load_base(section, folder, loader, {}).eval()
+    for layer in layers(one):
+        layer.support_avx512bf16_for_cpu = False  # its kernel computes in bfloat16
+    with joined(place("cpu")):
+        spread_out(True)
+        own, in_parts.keep_part = in_parts.keep_part, lambda *of: own(*of) or kept.append(of[1].nbytes)
+        try:
+            model: Any = load_base(section, folder, loader, {}).eval()
+        finally:
+            in_parts.keep_part = own
+        out = {
+            "share": round(100 * sum(kept) / sum(layer.weight.nbytes for layer in layers(one))),
+            "whole": [n for n, p in model.named_parameters() if not is_sharded(p)],
+            "here": round(100 * sum(layer.weight.to_local().nbytes for layer in layers(model)) / sum(kept)),
+            "same base": digests(model) == digests(one),
+            "logits": bool(torch.equal(model(input_ids=shapes.IDS).logits, one(input_ids=shapes.IDS).logits)),
+        }
+        meet()
+    return out
+
+
+def layers(model: Any) -> list[Any]:
+    return [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_each_process_keeps_half_of_a_layer_in_four_bits_as_soon_as_it_is_quantised(together, tmp_path):
+    shapes.SHAPES["decoder"].build(0, shapes.WIDTH).save_pretrained(tmp_path)
+    assert (
+        together(in_four_bits, str(tmp_path))
+        == [{"share": 50, "whole": [], "here": 100, "same base": True, "logits": True}] * 2
+    )
 
 
 def test_an_adapter_below_needs_the_whole_base(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MergeError
+from .sharded import whole
 from .weights import LinearWeight
 
 
@@ -62,7 +63,7 @@ class QuantisedWeight(LinearWeight):
     def read(self) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             weight = self.dequantised().detach()
-        return weight, self.bias
+        return weight, None if self.bias is None else whole(self.bias)
 
     def replace(self, weight: Tensor, bias: Tensor | None) -> None:
         before = self.read()[0].to(weight.dtype)

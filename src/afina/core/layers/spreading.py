@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import ConfigError, NumericError
 from .sharded import DIGESTS, MARK, blocks, digest, gathers_newly, is_sharded, is_spread, reshard, runs_whole, units
 from .storages import Bits4Weight, quantised_weight
+
+_PART_OF = "part_of"
+"""Attribute of a layer that has a part of its codes: the shape of all of them."""
 
 
 def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
@@ -29,7 +32,7 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
     from torch.distributed.fsdp import fully_shard
 
     whole_ones = set(adapters)
-    codes = set(_bare_codes(model))
+    codes, parts = _bare_codes(model)
     _check(model, whole_ones)
     for module in model.modules():
         found = {n: p for n, p in module._parameters.items() if p is not None and p not in whole_ones | codes}
@@ -44,23 +47,52 @@ def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Paramete
     for module in model.modules():
         if any(p in whole_ones for p in module._parameters.values()):
             module.__dict__.pop(MARK, None)
+    for layer, part in parts.items():
+        _fill(layer, part, device)
     for parameter in whole_ones:
         parameter.data = parameter.data if parameter.is_meta else parameter.data.to(device)
     if hasattr(model, "generate"):
         gathers_newly(model, "generate")
 
 
-def _bare_codes(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Store weights in 4 bits as ordinary tensors, as they are spread; layers keep what describes them."""
+def keep_part(layer: nn.Module, weight: nn.Parameter) -> None:
+    """Keep of a layer's codes in 4 bits, its weight to be, what will lie in this process when they are spread; the
+    layer is of no use until then."""
+    codes, (own, of) = weight.data, (torch.distributed.get_rank(), torch.distributed.get_world_size())
+    found = torch.chunk(codes, of)
+    weight.data = (found[own] if own < len(found) else codes[:0]).clone()
+    layer.__dict__[_PART_OF] = codes.shape
+
+
+def _bare_codes(model: nn.Module) -> tuple[set[nn.Parameter], dict[nn.Module, Tensor]]:
+    """Store weights in 4 bits as ordinary tensors, as they are spread; layers keep what describes them.
+
+    Returns:
+        These weights; and of layers that have a part of their codes already that part, in whose place a tensor without
+        data is.
+    """
+    every, parts = set[nn.Parameter](), dict[nn.Module, Tensor]()
     for module in model.modules():
         found = quantised_weight(module)
         if isinstance(found, Bits4Weight) and found.quantised:
             found.unpack()
             layer: Any = module
             layer.support_avx512bf16_for_cpu = False  # its kernel takes the codes in another order
-            layer.quant_state = found.state
-            layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
-            yield layer.weight
+            layer.quant_state, codes = found.state, layer.weight.data
+            if (whole := layer.__dict__.pop(_PART_OF, None)) is not None:
+                parts[module], codes = codes, torch.empty(whole, dtype=codes.dtype, device="meta")
+            layer.weight = nn.Parameter(codes, requires_grad=False)
+            every.add(layer.weight)
+    return every, parts
+
+
+def _fill(layer: Any, part: Tensor, device: torch.device) -> None:
+    from torch.distributed.tensor import DTensor
+
+    of = layer.weight
+    made = DTensor.from_local(part.to(device), of.device_mesh, of.placements, run_check=False, shape=of.shape,
+                              stride=of.stride())  # fmt: skip
+    layer.weight = nn.Parameter(made, requires_grad=False)
 
 
 def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:

@@ -19,7 +19,7 @@ from ..report.events import Reporter
 from . import quantize
 from .assets import is_reference, locate, looked
 from .gguf import converted
-from .in_parts import read_in_parts, why_read_whole
+from .in_parts import read_in_parts, spread_read, why_read_whole
 from .new_tokens import added
 
 if TYPE_CHECKING:
@@ -154,8 +154,9 @@ def load_base(
     stored = quantize.loading_options(section, _dtype(location, section))
     read = partial(auto.from_pretrained, location, dtype=section.dtype, revision=section.revision or "main",
                    output_loading_info=True, **stored, **_placed(section), **options)  # fmt: skip
+    in_parts = _in_parts(section)
     try:
-        model, found = read_in_parts(read, place(section.device).name, [*fresh]) if _in_parts(section) else read()
+        model, found = read_in_parts(read, section, [*fresh]) if in_parts else read()
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
@@ -164,7 +165,8 @@ def load_base(
         model._tp_size, model._is_distributed_loading_by_transformers = None, False
     if not stored and hasattr(model, "hf_device_map"):
         del model.hf_device_map  # which transformers takes for several devices
-    return quantize.after_loading(section, model)
+    model = quantize.after_loading(section, model)
+    return spread_read(model, section) if in_parts else model
 
 
 def _in_parts(section: ModelSection) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...core.layers.sharded import is_sharded
-from ...core.layers.spreading import shard
+from ...core.layers.sharded import is_sharded, units
+from ...core.layers.spreading import keep_part, shard
 from ...core.layers.tensor_parallel import remember
+from ...devices.place import place
 from ..recipe.sections import ModelSection
 
 _SEAM = "maybe_distribute_model"
@@ -23,15 +24,15 @@ def why_read_whole(section: ModelSection) -> str | None:
     """Why every process has to read a base whole before it keeps its part of it; None where none has to."""
     from transformers import PreTrainedModel
 
-    if section.quantize != "none":
-        return "it is quantised as it is read"
     if section.adapter is not None and section.adapter_as == "base":
         return "an adapter is merged into it"
     return None if hasattr(PreTrainedModel, _SEAM) else "this transformers cannot read parts"
 
 
-def read_in_parts(read: Callable[..., tuple[Any, dict[str, Any]]], device: str, heads: Collection[str]) -> Any:
-    """A model that is spread over all processes, and what transformers says of its loading.
+def read_in_parts(
+    read: Callable[..., tuple[Any, dict[str, Any]]], section: ModelSection, heads: Collection[str]
+) -> tuple[Any, dict[str, Any]]:
+    """A model that all processes read, and what transformers says of its loading; `spread_read` makes it whole.
 
     Args:
         read: transformers' `from_pretrained`, but for what spreads the model.
@@ -40,14 +41,50 @@ def read_in_parts(read: Callable[..., tuple[Any, dict[str, Any]]], device: str, 
     """
     import torch
 
-    drawn, names = torch.get_rng_state(), set[str]()
-    model, found = _read(read, device, lambda name: bool({*name.split(".")} & {*heads}))
-    if lacking := {n for n, p in model.named_parameters() if is_sharded(p) and n in found["missing_keys"]}:
-        names |= lacking
+    if section.quantize != "none":
+        return _quantise(read)
+    drawn, lacking, device = torch.get_rng_state(), set[str](), place(section.device).name
+
+    def stays_whole(name: str) -> bool:
+        return name in lacking or bool({*name.split(".")} & {*heads})
+
+    model, found = _read(read, device, stays_whole)
+    lacking |= {n for n, p in model.named_parameters() if is_sharded(p) and n in found["missing_keys"]}
+    if lacking:
         torch.set_rng_state(drawn)
-        model, found = _read(read, device, lambda name: name in names or bool({*name.split(".")} & {*heads}))
-    remember([(m, n, p) for m in model.modules() for n, p in m._parameters.items() if is_sharded(p)])
+        model, found = _read(read, device, stays_whole)
     return model, found
+
+
+def spread_read(model: Any, section: ModelSection) -> Any:
+    """A model that `read_in_parts` gave, with each process's part of every weight in its place."""
+    import torch
+
+    if not any(True for _ in units(model)):
+        shard(model, torch.device(place(section.device).name))
+    else:
+        remember([(m, n, p) for m in model.modules() for n, p in m._parameters.items() if is_sharded(p)])
+    return model
+
+
+def _quantise(read: Callable[..., tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]]:
+    """A model of whose layers in 4 bits each process keeps a part as soon as one is quantised; all else is whole."""
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+
+    kind: Any = Bnb4bitQuantize
+    plain = kind.convert
+
+    def convert(self: Any, tensors: Any, full_layer_name: Any = None, model: Any = None, **how: Any) -> Any:
+        out = plain(self, tensors, full_layer_name=full_layer_name, model=model, **how)
+        for name, weight in out.items():
+            keep_part(model.get_submodule(name.rpartition(".")[0]), weight)
+        return out
+
+    kind.convert = convert
+    try:
+        return read()
+    finally:
+        kind.convert = plain
 
 
 def _read(
