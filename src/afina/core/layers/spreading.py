@@ -121,6 +121,13 @@ def meeting(model: nn.Module, **how: Any) -> nn.Module:
     return made
 
 
+def trained_whole(model: nn.Module) -> list[str]:
+    """The parameters that train beside what is spread of a model, and of which each process has all."""
+    parts = [(f"{path}.{n}", p) for path, m in model.named_modules() if not is_spread(m)
+             for n, p in m._parameters.items() if p is not None]  # fmt: skip
+    return [name for name, p in parts if p.requires_grad and not is_sharded(p)]
+
+
 def refuse_apart(model: nn.Module) -> None:
     """Refuse to train whole parameters beside sharded ones if nobody brings their gradients together.
 
@@ -129,10 +136,7 @@ def refuse_apart(model: nn.Module) -> None:
     """
     if not any(True for _ in units(model)) or torch.distributed.get_world_size() == 1 or _inside_ddp():
         return
-    parts = [(f"{path}.{n}", p) for path, m in model.named_modules() if not is_spread(m)
-             for n, p in m._parameters.items() if p is not None]  # fmt: skip
-    apart = [name for name, p in parts if p.requires_grad and not is_sharded(p)]
-    if apart:
+    if apart := trained_whole(model):
         raise ConfigError("each process would train this adapter by itself: it came after the model was sharded",
                           where=f"{apart[0]} and {len(apart) - 1} more",
                           fix="train it in DistributedDataParallel, or add the adapter first")  # fmt: skip

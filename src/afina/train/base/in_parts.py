@@ -45,15 +45,24 @@ def read_in_parts(
         return _quantise(read)
     drawn, lacking, device = torch.get_rng_state(), set[str](), place(section.device).name
 
-    def stays_whole(name: str) -> bool:
-        return name in lacking or bool({*name.split(".")} & {*heads})
+    def stay_whole(model: Any) -> list[Any]:
+        named = [p for n, p in model.named_parameters() if n in lacking or {*n.split(".")} & {*heads}]
+        return named + _tables(model, section)
 
-    model, found = _read(read, device, stays_whole)
+    model, found = _read(read, device, stay_whole)
     lacking |= {n for n, p in model.named_parameters() if is_sharded(p) and n in found["missing_keys"]}
     if lacking:
         torch.set_rng_state(drawn)
-        model, found = _read(read, device, stays_whole)
+        model, found = _read(read, device, stay_whole)
     return model, found
+
+
+def _tables(model: Any, section: ModelSection) -> list[Any]:
+    """The weights of embeddings and output heads that are to grow by rows, for which they have to be whole."""
+    if not section.new_tokens:
+        return []
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [layer.weight for layer in found if layer is not None]
 
 
 def spread_read(model: Any, section: ModelSection) -> Any:
@@ -61,7 +70,7 @@ def spread_read(model: Any, section: ModelSection) -> Any:
     import torch
 
     if not any(True for _ in units(model)):
-        shard(model, torch.device(place(section.device).name))
+        shard(model, torch.device(place(section.device).name), _tables(model, section))
     else:
         remember([(m, n, p) for m in model.modules() for n, p in m._parameters.items() if is_sharded(p)])
     return model
@@ -88,13 +97,13 @@ def _quantise(read: Callable[..., tuple[Any, dict[str, Any]]]) -> tuple[Any, dic
 
 
 def _read(
-    read: Callable[..., tuple[Any, dict[str, Any]]], device: str, stays_whole: Callable[[str], bool]
+    read: Callable[..., tuple[Any, dict[str, Any]]], device: str, stay_whole: Callable[[Any], list[Any]]
 ) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers.distributed import DistributedConfig
 
     def spread(model: Any) -> None:
-        shard(model, torch.device(device), [p for n, p in model.named_parameters() if stays_whole(n)])
+        shard(model, torch.device(device), stay_whole(model))
 
     where = {} if device == "cpu" else {"device_map": {"": device}}
     with _between(spread):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.hosts.walk import outside_adapters
 from ...core.layers.sharded import units
-from ...core.layers.spreading import meeting, shard
+from ...core.layers.spreading import meeting, shard, trained_whole
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
 from ...devices.ranks import cut, from_first, size, spread
@@ -17,7 +17,7 @@ from ..base.in_parts import why_read_whole
 from ..base.quantize import SPREADS
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
-from ..recipe.zero_stages import STAGES, check_engine, partitions_weights
+from ..recipe.zero_stages import ELEMENTWISE, STAGES, check_engine, partitions_weights
 from ..report.events import Reporter
 from ..tasks import named
 from .cutting import check_cut, check_heads, share_all_rows, tell_cut
@@ -65,13 +65,15 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
 
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:
     """The setting that needs the whole model in each process, and its value; None if there is none."""
-    by_torch = recipe.distributed in ("fsdp2", "auto")
+    t, by_torch = recipe.training, recipe.distributed in ("fsdp2", "auto")
+    full = isinstance(method_config(recipe), FullConfig)
     settings: dict[str, tuple[bool, object]] = {
-        "method.type": (isinstance(method_config(recipe), FullConfig), recipe.method.type),
+        "method.type": (full and not by_torch, recipe.method.type),
+        "training.optimizer": (full and t.optimizer not in ELEMENTWISE, t.optimizer),
         "model.quantize": (recipe.model.quantize not in (SPREADS if by_torch else ("none",)), recipe.model.quantize),
-        "model.new_tokens": (bool(recipe.model.new_tokens), recipe.model.new_tokens),
-        "training.cache_frozen": (recipe.training.cache_frozen, True),
-        "training.offload": (recipe.training.offload != "none", recipe.training.offload),
+        "model.new_tokens": (bool(recipe.model.new_tokens) and not by_torch, recipe.model.new_tokens),
+        "training.cache_frozen": (t.cache_frozen, True),
+        "training.offload": (t.offload != "none", t.offload),
     }
     return next(((key, value) for key, (there, value) in settings.items() if there), None)
 
@@ -97,14 +99,15 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     return True
 
 
-def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
+def share_model(model: Any, recipe: Recipe, reporter: Reporter) -> None:
     """Spread the model's frozen weights over the processes, if they are to be spread; adapters stay whole in each."""
     if not spread() or partitions_weights(recipe):  # DeepSpeed's engine does it, once it is there
         return
     import torch
 
-    base, device = model.get_base_model(), torch.device(place(recipe.model.device).name)
-    for name, beside in model.base_model.named_children():
+    adapted, device = isinstance(model, PeftModel), torch.device(place(recipe.model.device).name)
+    base = model.get_base_model() if adapted else model
+    for name, beside in model.base_model.named_children() if adapted else ():
         if name != "model":
             beside.to(device)
     if cut():
@@ -123,6 +126,7 @@ def share_steps(trainer: Any) -> None:
     from .steps.callbacks import SharedSteps
     from .steps.draws import OwnDraws
     from .steps.measuring import share_measuring
+    from .steps.shards import keep_shards, step_on_shards, trains_shards
 
     share_measuring(trainer)
     if cut():
@@ -133,6 +137,9 @@ def share_steps(trainer: Any) -> None:
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)
+    if trains_shards(trainer.model):
+        step_on_shards(trainer)
+        keep_shards(trainer)
 
 
 def _meet_beside_shards(trainer: Any) -> None:
@@ -143,7 +150,7 @@ def _meet_beside_shards(trainer: Any) -> None:
 
     def prepare(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
         ready = plain(model, device_placement=False, evaluation_mode=True)
-        if evaluation_mode or isinstance(ready, DistributedDataParallel):
+        if evaluation_mode or not trained_whole(model) or isinstance(ready, DistributedDataParallel):
             return ready
         return meeting(ready, **({} if handler is None else handler.to_kwargs()))
 
