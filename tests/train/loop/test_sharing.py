@@ -61,7 +61,8 @@ def test_one_process_cannot_share_a_model(model_folder, tmp_path, child):
 
 @pytest.mark.parametrize(
     ("key", "changes"),
-    [("method.type", {"method": {"type": "full"}}), ("training.cache_frozen", {"training__cache_frozen": True}),
+    [("training.optimizer", {"method": {"type": "full"}, "training__optimizer": "adafactor"}),
+     ("training.cache_frozen", {"training__cache_frozen": True}),
      ("model.quantize", {"model__quantize": "int8"})],
 )  # fmt: skip
 def test_what_needs_the_whole_model_is_refused_before_anything_is_loaded(
