@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ....core.layers.sharded import is_sharded, reshard, whole
-from ....devices.ranks import is_first, meet, size
+from ....devices.ranks import cut, is_first, meet, size
 from ....errors import CheckpointError
 from ..cutting import cut_state
 
@@ -27,8 +27,8 @@ SCHEDULER = "scheduler.json"
 
 
 def trains_shards(model: nn.Module) -> bool:
-    """Whether what trains of a model is spread over processes."""
-    return any(p.requires_grad and is_sharded(p) for p in model.parameters())
+    """Whether what trains of a model is spread over processes that gather it where it runs."""
+    return not cut() and any(p.requires_grad and is_sharded(p) for p in model.parameters())
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
