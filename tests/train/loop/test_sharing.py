@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 
 import pytest
@@ -71,6 +72,21 @@ def test_what_needs_the_whole_model_is_refused_before_anything_is_loaded(
     for error in together(looked, recipe_in(tmp_path, model_folder, distributed="fsdp2", **changes)):
         assert isinstance(error, RecipeError)
         assert key in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def by_own_recipe(recipe):
+    recipe.training.learning_rate = 0.01 * (1 + int(os.environ["RANK"]))
+    return looked(recipe)
+
+
+def test_processes_with_different_recipes_are_told_which_setting_differs(model_folder, together, tmp_path):
+    for error in together(by_own_recipe, recipe_in(tmp_path, model_folder)):
+        assert isinstance(error, RecipeError)
+        assert str(error).splitlines() == [
+            "process 1: training.learning_rate: the processes were given different recipes", "got: 0.02",
+            "expected: 0.01, as process 0", "fix: give all of them the same command",
+        ]  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 

@@ -9,12 +9,13 @@ from ...core.layers.sharded import units
 from ...core.layers.spreading import meeting, shard, trained_whole
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
-from ...devices.ranks import cut, from_first, size, spread
+from ...devices.ranks import cut, from_first, gathered, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
 from ..base.in_parts import why_read_whole
 from ..base.quantize import SPREADS
+from ..recipe.resuming import flat
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..recipe.zero_stages import ELEMENTWISE, STAGES, check_engine, partitions_weights
@@ -39,6 +40,7 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
             raise RecipeError("one process has nobody to share the model with", where="distributed",
                               got=recipe.distributed, fix="--processes N, torchrun or srun")  # fmt: skip
         return
+    _check_alike(recipe)
     how = named(recipe.task).shares
     if how == "never":
         raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
@@ -61,6 +63,21 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
     reporter.note(f"{size()} processes share each step's {batch} rows{nearly}")
     if recipe.distributed in STAGES:
         reporter.note(f"distributed: steps by DeepSpeed, ZeRO stage {STAGES[recipe.distributed]}")
+
+
+def _check_alike(recipe: Recipe) -> None:
+    """Refuse processes that were given different recipes: all would train by that of the first one.
+
+    Raises:
+        RecipeError: names a setting that differs, in every process.
+    """
+    every = gathered({k: v for k, v in flat(recipe).items() if k != "model.device"})
+    for number, other in enumerate(every):
+        key = next((k for k in every[0] if other.get(k) != every[0][k]), None)
+        if key is not None:
+            raise RecipeError("the processes were given different recipes", where=f"process {number}: {key}",
+                              got=other.get(key), expected=f"{every[0][key]}, as process 0",
+                              fix="give all of them the same command")  # fmt: skip
 
 
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:
