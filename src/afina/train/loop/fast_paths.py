@@ -9,6 +9,7 @@ import torch
 from ...core.layers.sharded import forget_passes
 from ...devices.found import Device
 from ...devices.place import TORCH, place
+from ...devices.ranks import spread
 from ...errors import RecipeError
 from ...kernels.cuda.flash import reads_lengths, use_flash
 from ...kernels.cuda.offload import Mover, Streams, offload_layers
@@ -38,7 +39,8 @@ def speed_up_run(
     passes = steps * t.gradient_accumulation if compiles else 0
     said = _attention(recipe, model, tokenizer, data, reporter)
     said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens)
-    forget_passes(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    if spread():  # a trial that failed leaves weights gathered
+        forget_passes(model)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
     for sentence in said:
         reporter.detail(f"fast path: {sentence}")
