@@ -123,8 +123,12 @@ def _between(do: Callable[[Any], None]) -> Iterator[None]:
         do(model)
         return model
 
+    own = kind.__dict__.get(_SEAM)  # None where the class has it from another
     setattr(kind, _SEAM, classmethod(step))
     try:
         yield
     finally:
-        delattr(kind, _SEAM)
+        if own is None:
+            delattr(kind, _SEAM)
+        else:
+            setattr(kind, _SEAM, own)
