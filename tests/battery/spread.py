@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 import afina
 from afina.core.disk.checkpoint import WEIGHTS_NAME
 from afina.core.hosts.walk import outside_adapters
-from afina.core.layers.sharded import is_sharded, meeting, reshard, shard
+from afina.core.layers.sharded import is_sharded, reshard
+from afina.core.layers.spreading import meeting, shard
 from afina.devices.place import place
 from afina.devices.ranks import joined, meet, rank, size
 
@@ -25,6 +27,25 @@ from . import whole
 from .whole import IDS, WIDTH, Case
 
 CLOSE = 2e-5
+
+
+def _in_four_bits(seed: int, width: int) -> Any:
+    """The decoder with its layers in NF4, whose codes lie in numbers of the kind of the weights beside them."""
+    from bitsandbytes.nn import Linear4bit
+
+    model: Any = whole.SHAPES["decoder"].build(seed, width)
+    for path, layer in list(model.model.named_modules()):
+        if type(layer) is nn.Linear:
+            made = Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, quant_type="nf4",
+                              compute_dtype=torch.float32, quant_storage=torch.float32)  # fmt: skip
+            made.load_state_dict(layer.state_dict())
+            made.support_avx512bf16_for_cpu = False  # it would compute in bfloat16 in one process only
+            owner, _, name = path.rpartition(".")
+            setattr(model.model.get_submodule(owner), name, made.to("cpu").requires_grad_(False))
+    return model.eval()
+
+
+NF4 = dataclasses.replace(whole.SHAPES["decoder"], name="nf4", make=_in_four_bits)
 CPU = torch.device("cpu")
 # What they draw for every row, two processes draw otherwise than one.
 DRAWS = frozenset({"POLY", "PVERA", "XLORA"})
@@ -198,7 +219,7 @@ def found(keys: list[tuple[str, str, str, str]], folder: str, experts: str) -> d
 
     out = {}
     for method, shape, option, order in keys:
-        made = whole.SHAPES[shape]
+        made = NF4 if shape == NF4.name else whole.SHAPES[shape]
         case = Case(method, made, option, dict(whole.options_of(method, made))[option])
         try:
             wrong = (

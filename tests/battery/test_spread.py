@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ OTHERS = [
 ]  # fmt: skip
 WHOLE = pytest.mark.whole("methods of the same kinds")
 LONG = pytest.mark.skipif("AFINA_SPREAD" not in os.environ, reason="as long as all else: make test-spread runs them")
+HAS_FOUR_BITS = importlib.util.find_spec("bitsandbytes") is not None
 BY_HAND = {"SHADOW": "its network spans blocks, and torch frees what it saw of them"}
 
 
@@ -28,6 +30,8 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("experts")
     for shape in ("decoder", "tied", "tied-seq2seq"):
         whole.experts(whole.SHAPES[shape], folder)
+    if HAS_FOUR_BITS:
+        whole.experts(spread.NF4, folder)
     return folder
 
 
@@ -53,6 +57,14 @@ def test_it_is_the_same_beside_a_base_that_is_spread_before_or_after(
     case: whole.Case, together: Together, tmp_path: Path, experts: Path
 ) -> None:
     asked(together, case, ("before", "after"), tmp_path, experts)
+
+
+@pytest.mark.skipif(not HAS_FOUR_BITS, reason="needs bitsandbytes")
+@pytest.mark.parametrize(
+    "method", [c.method if c.method == "LORA" else pytest.param(c.method, marks=[WHOLE, LONG]) for c in PLAIN]
+)
+def test_it_is_the_same_on_a_base_in_four_bits(method: str, together: Together, tmp_path: Path, experts: Path) -> None:
+    asked(together, whole.Case(method, spread.NF4, "plain", {}), ("before", "after"), tmp_path, experts)
 
 
 @LONG

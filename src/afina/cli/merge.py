@@ -17,7 +17,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @guarded
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter, or of a checkpoint in parts.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged model and its tokenizer.")],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; without it the base model's own.")
@@ -28,18 +28,22 @@ def merge(
 ) -> None:
     """Write the model with the adapter folded in, checked against the adapter's own outputs.
 
-    An adapter that was trained on a quantised base is merged into the unquantised one.
+    An adapter that was trained on a quantised base is merged into the unquantised one. The parts that several
+    processes wrote of a model (checkpoints of full fine-tuning with fsdp2) are put together as they are.
     """
     from dataclasses import asdict
 
     from ..export.merged import against
     from ..export.merged import merge as export
+    from ..export.put_together import parts
     from ..train.use.trained import load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
+    if written := parts(adapter):
+        return _together(adapter, len(written), out, overwrite, as_json)
     # The model, what is read back, and room for a layer in float32 or for the base that it was trained on.
     trained = load_trained(adapter, reporter, "none", dtype=_known(dtype), device=device, copies=3)
     check = export(trained, out, overwrite=overwrite)
@@ -60,6 +64,16 @@ def merge(
             f"against the adapter on the {quantised} base that it was trained on: largest difference "
             f"{other.difference:.1e} of the largest logit, same first choice {other.agreement:.1%}"
         )
+
+
+def _together(folder: Path, count: int, out: Path, overwrite: bool, as_json: bool) -> None:
+    from ..export.put_together import put_together
+
+    tensors = put_together(folder, out, overwrite=overwrite)
+    if as_json:
+        say_json({"folder": out, "parts": count, "tensors": tensors})
+    else:
+        typer.echo(f"model in {out}: {tensors} tensors, put together from {count} parts")
 
 
 def _known(dtype: str | None) -> str:

@@ -85,7 +85,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
                 expected=f"at most {tolerance:.0e}",
                 fix="nothing was written; merge in a wider dtype: --dtype float32",
             )
-        _publish(work, out)
+        publish(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return check
@@ -145,7 +145,7 @@ def _compare(expected: list[Any], got: list[Any]) -> Check:
     return Check(difference, same / positions, len(expected))
 
 
-def _publish(work: Path, out: Path) -> None:
+def publish(work: Path, out: Path) -> None:
     from ..cache import open_up
 
     open_up(work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 
 import pytest
@@ -60,8 +62,9 @@ def test_one_process_cannot_share_a_model(model_folder, tmp_path, child):
 
 @pytest.mark.parametrize(
     ("key", "changes"),
-    [("method.type", {"method": {"type": "full"}}), ("training.cache_frozen", {"training__cache_frozen": True}),
-     ("model.quantize", {"model__quantize": "nf4"})],
+    [("training.optimizer", {"method": {"type": "full"}, "training__optimizer": "adafactor"}),
+     ("training.cache_frozen", {"training__cache_frozen": True}),
+     ("model.quantize", {"model__quantize": "int8"})],
 )  # fmt: skip
 def test_what_needs_the_whole_model_is_refused_before_anything_is_loaded(
     key, changes, model_folder, together, tmp_path
@@ -69,6 +72,21 @@ def test_what_needs_the_whole_model_is_refused_before_anything_is_loaded(
     for error in together(looked, recipe_in(tmp_path, model_folder, distributed="fsdp2", **changes)):
         assert isinstance(error, RecipeError)
         assert key in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def by_own_recipe(recipe):
+    recipe.training.learning_rate = 0.01 * (1 + int(os.environ["RANK"]))
+    return looked(recipe)
+
+
+def test_processes_with_different_recipes_are_told_which_setting_differs(model_folder, together, tmp_path):
+    for error in together(by_own_recipe, recipe_in(tmp_path, model_folder)):
+        assert isinstance(error, RecipeError)
+        assert str(error).splitlines() == [
+            "process 1: training.learning_rate: the processes were given different recipes", "got: 0.02",
+            "expected: 0.01, as process 0", "fix: give all of them the same command",
+        ]  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
@@ -98,6 +116,23 @@ def test_a_spread_model_is_measured_answers_and_checkpoints_as_a_whole_one(model
     a, b = (load_file(f / "adapter_model.safetensors") for f in (folder, shared))
     assert all(torch.allclose(a[n], b[n], rtol=1e-2, atol=1e-3) for n in a)
     assert report["before"]["loss"] != report["after"]["loss"]
+
+
+@pytest.mark.whole("tests/battery/test_spread.py asks more")
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_a_base_in_four_bits_is_spread_and_trains_as_a_whole_one(model_folder, child, together, tmp_path):
+    folder, report, _, _ = child(looked, recipe_in(tmp_path / "one", model_folder, model__quantize="nf4"))
+    how = {"distributed": "fsdp2", "model__quantize": "nf4"}
+    done = together(looked, recipe_in(tmp_path / "two", model_folder, **how))
+    assert not [d for d in done if isinstance(d, Exception)], done
+    (shared, told, _, (every, sharded, here)), _ = done
+    assert sharded == every
+    assert here < 60
+    for stage in ("before", "after"):  # one process computes in bfloat16 where the processor can
+        assert told[stage]["loss"] == pytest.approx(report[stage]["loss"], rel=1e-2)
+    assert (
+        load_file(folder / "adapter_model.safetensors").keys() == load_file(shared / "adapter_model.safetensors").keys()
+    )
 
 
 def test_a_spread_run_goes_on_in_one_process(model_folder, child, together, tmp_path):

@@ -47,15 +47,17 @@ class Look(Reporter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = 0
+        self.parts = self.as_read = 0
 
     def reached(self, place, values) -> None:
-        if place == "trained":
-            self.parts = sum(map(is_partitioned, values["model"].parameters()))
+        if place in ("base", "trained"):
+            found = sum(map(is_partitioned, values["model"].parameters()))
+            self.parts, self.as_read = (self.parts, found) if place == "base" else (found, self.as_read)
 
 
 def by_engine(recipe, resume=False):
-    """The run's folder, report, and how many weights lay in parts; no weight is small enough to stay whole."""
+    """The run's folder, report, how many weights lay in parts at its end, and once they were read; none is small
+    enough to stay whole."""
     from afina.train.loop.run import run
 
     if not torch.distributed.is_initialized():
@@ -80,7 +82,7 @@ def by_engine(recipe, resume=False):
     ) as error:  # whose places do not travel
         raise AssertionError(traceback.format_exc()[-2500:]) from error
     assert not spread()
-    return done.folder, done.report, look.parts
+    return done.folder, done.report, look.parts, look.as_read
 
 
 def compared(child, engine, tmp_path, recipe_of, distributed):
@@ -93,7 +95,7 @@ def compared(child, engine, tmp_path, recipe_of, distributed):
         done = engine(by_engine, recipe) if number else [child(ran, recipe)]
         assert not isinstance(done[0], Exception), str(done[0])
         if number:
-            assert (done[0][2] > 0) == (distributed != "zero2")
+            assert (done[0][2] > 0) == (done[0][3] > 0) == (distributed != "zero2")
         found.append((*written(done[0][0]), done[0][1]))
     return found
 

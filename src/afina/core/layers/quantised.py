@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MergeError
+from .sharded import whole
 from .weights import LinearWeight
 
 
@@ -62,7 +63,7 @@ class QuantisedWeight(LinearWeight):
     def read(self) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             weight = self.dequantised().detach()
-        return weight, self.bias
+        return weight, None if self.bias is None else whole(self.bias)
 
     def replace(self, weight: Tensor, bias: Tensor | None) -> None:
         before = self.read()[0].to(weight.dtype)
@@ -76,6 +77,7 @@ class QuantisedWeight(LinearWeight):
         self.lost = float((self.read()[0].to(weight.dtype) - weight).norm() / update) if update > 0 else 0.0
 
     def check_merge(self, requantise: bool) -> None:
+        super().check_merge(requantise)
         if not self.quantised or requantise:
             return
         raise MergeError("merging into a quantised weight would round most of the update away", where=self.storage,

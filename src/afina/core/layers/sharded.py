@@ -12,20 +12,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, ConfigError, NumericError
-from .partitioned import frees, is_placeholder, read
+from ...errors import CheckpointError
+from .partitioned import frees, gathered_in, is_placeholder, read
 
 PATIENCE = timedelta(minutes=5)
 """How long processes wait for one another before they gather what one of them is to write."""
 SAMPLED_NUMBERS = 256
-_MARK = "_is_fsdp_managed_module"
+MARK = "_is_fsdp_managed_module"
 """Attribute that torch gives to modules whose parameters it gathers."""
 DIGESTS = "whole_digests"
 """Attribute of a sharded module: parameter -> digest of what it was as a whole."""
@@ -88,7 +88,7 @@ def runs_whole(tensor: Any) -> bool:
 
 def is_spread(module: nn.Module) -> bool:
     """Whether parameters of the module itself are gathered before it runs, and freed afterwards."""
-    return bool(getattr(module, _MARK, False)) or frees(module)
+    return bool(getattr(module, MARK, False)) or frees(module)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
@@ -115,14 +115,51 @@ def whole_parts(model: nn.Module) -> Iterator[nn.Module]:
         ready(unit)
         yield unit
         unit.reshard()  # type: ignore[operator]
-    if not own:
+    if any(map(is_placeholder, model.parameters())):
+        inside = blocks(model)
+        known = {m for block in inside for m in block.modules()}
+        beside = [m for m in model.modules() if m not in known and known.isdisjoint(m.modules())]
+        for part in (*inside, nn.ModuleList(beside)):
+            with gathered_in(part):
+                yield part
+    elif not own:
         yield model
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """A model's repeated blocks: the children of its outermost lists."""
+    found: list[nn.Module] = []
+    left = [model]
+    while left:
+        for child in left.pop()._modules.values():
+            if isinstance(child, nn.ModuleList):
+                inner = [_bare(c) for c in child if not isinstance(c, nn.ModuleList)]
+                found += [c for c in inner if any(True for _ in c.parameters())]
+                left += [c for c in child if isinstance(c, nn.ModuleList)]
+            elif child is not None:
+                left.append(_bare(child))
+    return list(dict.fromkeys(found))
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A module without the hosts around it."""
+    while (slot := getattr(type(module), "base_slot", None)) is not None:
+        module = module.get_submodule(slot)
+    return module
 
 
 def reshard(model: nn.Module) -> None:
     """Free what is gathered for the moment."""
     for unit in units(model):
         unit.reshard()  # type: ignore[operator]
+
+
+def forget_passes(model: nn.Module) -> None:
+    """Let a model begin anew after a pass that failed, as trials do."""
+    root: Any = next(units(model), None)
+    if hasattr(root, "reset_iter_state") and root._get_fsdp_state()._is_root:  # none before its first pass
+        root.reset_iter_state()
+        reshard(model)
 
 
 def freeze(model: nn.Module) -> None:
@@ -157,7 +194,7 @@ def _gathers(hook: Any) -> bool:
 def gathered(module: nn.Module) -> nn.Module:
     """A copied module with whole weights of its own in the place of sharded ones."""
     for part in module.modules():
-        for mark in (_MARK, DIGESTS):
+        for mark in (MARK, DIGESTS):
             part.__dict__.pop(mark, None)
         for name, parameter in part._parameters.items():
             if is_sharded(parameter):
@@ -188,111 +225,3 @@ def digest_of(module: nn.Module, name: str) -> str | None:
     """The digest of a sharded parameter as a whole, where it was taken before."""
     found: dict[str, str] = module.__dict__.get(DIGESTS, {})
     return found.get(name)
-
-
-def shard(model: nn.Module, device: torch.device, adapters: Iterable[nn.Parameter] = ()) -> None:
-    """Spread a base model's frozen weights over all processes of the default group, block by block.
-
-    Args:
-        model: the base; on the processor, or on `device`.
-        device: where the slices are to lie: this process's own.
-        adapters: parameters inside of the model that stay whole in every process.
-
-    Raises:
-        ConfigError: a weight cannot be spread.
-        NumericError: a weight was not spread.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    whole_ones = set(adapters)
-    _check(model, whole_ones)
-    for module in model.modules():
-        found = {n: digest(p) for n, p in module._parameters.items() if p is not None and p not in whole_ones}
-        module.__dict__[DIGESTS] = found
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for module in (*_blocks(model), model):
-        fully_shard(module, mesh=mesh, ignored_params=whole_ones)
-    left = [n for n, p in model.named_parameters() if p not in whole_ones and not is_sharded(p)]
-    if left:
-        raise NumericError("weights were not spread over the processes", where=", ".join(left[:3]), got=len(left),
-                           expected="DTensor")  # fmt: skip
-    for module in model.modules():
-        if any(p in whole_ones for p in module._parameters.values()):
-            module.__dict__.pop(_MARK, None)
-    for parameter in whole_ones:
-        parameter.data = parameter.data.to(device)
-    if hasattr(model, "generate"):
-        gathers_newly(model, "generate")
-
-
-def _check(model: nn.Module, whole_ones: set[nn.Parameter]) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter in whole_ones:
-            continue
-        if not runs_whole(parameter) or not parameter.is_floating_point():
-            raise ConfigError("this weight cannot be spread over processes", where=name,
-                              got=f"{type(parameter).__name__} of {parameter.dtype}",
-                              expected="an ordinary tensor of floating-point numbers")  # fmt: skip
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """A model's repeated blocks: the children of its outermost lists."""
-    found: list[nn.Module] = []
-    left = [model]
-    while left:
-        for child in left.pop()._modules.values():
-            if isinstance(child, nn.ModuleList):
-                inner = [_bare(c) for c in child if not isinstance(c, nn.ModuleList)]
-                found += [c for c in inner if any(True for _ in c.parameters())]
-                left += [c for c in child if isinstance(c, nn.ModuleList)]
-            elif child is not None:
-                left.append(_bare(child))
-    return list(dict.fromkeys(found))
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """A module without the hosts around it."""
-    while (slot := getattr(type(module), "base_slot", None)) is not None:
-        module = module.get_submodule(slot)
-    return module
-
-
-def meeting(model: nn.Module, **how: Any) -> nn.Module:
-    """The model in DistributedDataParallel, which brings the gradients of its whole parameters together.
-
-    Args:
-        how: further arguments of DistributedDataParallel.
-    """
-    from torch.nn.parallel import DistributedDataParallel
-
-    reshard(model)
-    spread = [n for n, p in model.named_parameters() if is_sharded(p)]
-    kind: Any = DistributedDataParallel
-    kind._set_params_and_buffers_to_ignore_for_model(model, spread)
-    made: nn.Module = kind(model, **how)
-    return made
-
-
-def refuse_apart(model: nn.Module) -> None:
-    """Refuse to train whole parameters beside sharded ones if nobody brings their gradients together.
-
-    Raises:
-        ConfigError: every process would train an adapter of its own.
-    """
-    if not any(True for _ in units(model)) or torch.distributed.get_world_size() == 1 or _inside_ddp():
-        return
-    parts = [(f"{path}.{n}", p) for path, m in model.named_modules() if not is_spread(m)
-             for n, p in m._parameters.items() if p is not None]  # fmt: skip
-    apart = [name for name, p in parts if p.requires_grad and not is_sharded(p)]
-    if apart:
-        raise ConfigError("each process would train this adapter by itself: it came after the model was sharded",
-                          where=f"{apart[0]} and {len(apart) - 1} more",
-                          fix="train it in DistributedDataParallel, or add the adapter first")  # fmt: skip
-
-
-def _inside_ddp() -> bool:
-    from torch.nn.parallel import DistributedDataParallel
-
-    kind: Any = DistributedDataParallel
-    return kind._get_active_ddp_module() is not None

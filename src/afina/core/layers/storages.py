@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .packed_ints import AwqWeight, GptqWeight
 from .quantised import QuantisedWeight
+from .sharded import is_spread, whole
 from .weights import BaseWeight
 
 
@@ -32,7 +33,9 @@ class Bits4Weight(QuantisedWeight):
     @property
     def state(self) -> Any:
         """bitsandbytes' description of the codes; None before quantising."""
-        return getattr(self.weight, "quant_state", None)
+        held = getattr(self.weight, "quant_state", None)
+        # What spreads a weight knows its numbers only; the layer gives them their description where it runs.
+        return getattr(self.module, "quant_state", None) if held is None and is_spread(self.module) else held
 
     @property
     def quantised(self) -> bool:
@@ -72,7 +75,7 @@ class Bits4Weight(QuantisedWeight):
             return self.weight.data  # type: ignore[no-any-return]
         if not self.is_packed:
             functional = importlib.import_module("bitsandbytes.functional")
-            return functional.dequantize_4bit(self.weight.data, state)  # type: ignore[no-any-return]
+            return functional.dequantize_4bit(whole(self.weight.detach()), state)  # type: ignore[no-any-return]
         scale = state.absmax.T.float().repeat_interleave(state.blocksize, dim=1)
         values: Tensor = state.code.float()[self._codes().int()] * scale
         return values.to(state.original_dtype)

@@ -13,7 +13,7 @@ Megatron-LM: Shoeybi et al. 2019, arXiv 1909.08053.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,8 +117,18 @@ def remember_wholes(model: nn.Module) -> Any:
         The group of those processes; None where the base is not cut.
     """
     every = list(_cut_parameters(model))
-    if not every:
-        return None
+    return remember(every) if every else None
+
+
+def remember(every: Sequence[tuple[nn.Module, str, Any]]) -> Any:
+    """Take the digests of sharded parameters as wholes, where nobody has; all their processes have to ask for it.
+
+    Args:
+        every: modules, and names and parameters of theirs.
+
+    Returns:
+        The group of those processes.
+    """
     group = every[0][2].device_mesh.get_group()
     places = [(module, name, parameter) for module, name, parameter in every
               if name not in module.__dict__.get(DIGESTS, {}) and not parameter.is_meta]  # fmt: skip

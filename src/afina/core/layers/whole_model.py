@@ -13,9 +13,8 @@ from torch import nn
 from ...errors import AfinaWarning
 from .cut import uncut
 from .partitioned import is_partitioned
-from .sharded import apart, gathered, is_sharded, units, whole
+from .sharded import apart, gathered, is_sharded, whole
 from .storages import quantised_weight
-from .tensor_parallel import is_cut
 
 
 def dense_copy(module: nn.Module) -> nn.Module:
@@ -30,7 +29,7 @@ def _dense_copy(module: nn.Module) -> nn.Module:
     own = quantised_weight(module)
     if own is not None:
         return own.dense()
-    in_parts = any(True for _ in units(module)) or any(map(is_partitioned, module.parameters())) or is_cut(module)
+    in_parts = any(is_partitioned(p) or is_sharded(p) for p in module.parameters())
     if not in_parts and not any(quantised_weight(m) for m in module.modules()):
         configs = (m.__dict__.get("config") for m in module.modules())
         return copy.deepcopy(module, {id(config): config for config in configs if config is not None})

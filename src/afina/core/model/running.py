@@ -16,7 +16,8 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
-from ..layers.sharded import gathers_newly, refuse_apart
+from ..layers.sharded import gathers_newly
+from ..layers.spreading import refuse_apart
 from . import passes
 from .rows_of_call import take_rows
 from .saving import Files

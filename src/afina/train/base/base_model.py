@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ...devices.found import found
 from ...devices.place import is_sharded, place, told
-from ...devices.ranks import cut, size
+from ...devices.ranks import cut, size, spread
 from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
 from . import quantize
 from .assets import is_reference, locate, looked
 from .gguf import converted
+from .in_parts import read_in_parts, spread_read, why_read_whole
 from .new_tokens import added
 
 if TYPE_CHECKING:
@@ -150,11 +152,11 @@ def load_base(
     quantize.check(section)
     auto: Any = getattr(transformers, loader)
     stored = quantize.loading_options(section, _dtype(location, section))
+    read = partial(auto.from_pretrained, location, dtype=section.dtype, revision=section.revision or "main",
+                   output_loading_info=True, **stored, **_placed(section), **options)  # fmt: skip
+    in_parts = _in_parts(section)
     try:
-        model, found = auto.from_pretrained(
-            location, dtype=section.dtype, revision=section.revision or "main", output_loading_info=True,
-            **stored, **_placed(section), **options,
-        )  # fmt: skip
+        model, found = read_in_parts(read, section, [*fresh]) if in_parts else read()
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
@@ -163,7 +165,15 @@ def load_base(
         model._tp_size, model._is_distributed_loading_by_transformers = None, False
     if not stored and hasattr(model, "hf_device_map"):
         del model.hf_device_map  # which transformers takes for several devices
-    return quantize.after_loading(section, model)
+    model = quantize.after_loading(section, model)
+    return spread_read(model, section) if in_parts else model
+
+
+def _in_parts(section: ModelSection) -> bool:
+    """Whether every process reads its slices of the weights; with tensor parallel and ZeRO-3 transformers does that."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return spread() and not cut() and not is_deepspeed_zero3_enabled() and why_read_whole(section) is None
 
 
 def _placed(section: ModelSection) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from typing import Any
 
 from ...devices.found import Device
 from ...devices.place import place
+from ...devices.ranks import spread
 from ...errors import RecipeError
 from ..recipe.sections import ModelSection
 
 _PACKAGES = {"nf4": "bitsandbytes", "fp4": "bitsandbytes", "int8": "bitsandbytes",
              "int8wo": "torchao", "int4wo": "torchao", "fp8": "torchao"}  # fmt: skip
+SPREADS = ("none", "nf4", "fp4")
+"""Storages whose weights FSDP2 spreads over processes."""
 GROUP = 32
 """Inputs that share a scale in torchao's int4."""
 
@@ -60,7 +63,8 @@ def told(section: ModelSection) -> str:
 
 
 def loading_options(section: ModelSection, dtype: Any) -> dict[str, Any]:
-    """What `from_pretrained` is told; bitsandbytes quantises while it loads and computes in `dtype`."""
+    """What `from_pretrained` is told; bitsandbytes quantises while it loads and computes in `dtype`.
+    Bytes that are to be spread over processes lie in numbers of the kind that stand beside them."""
     if _PACKAGES.get(section.quantize) != "bitsandbytes":
         return {}
     from transformers import BitsAndBytesConfig
@@ -70,7 +74,7 @@ def loading_options(section: ModelSection, dtype: Any) -> dict[str, Any]:
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=section.quantize, bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=True,
+            bnb_4bit_use_double_quant=True, **({"bnb_4bit_quant_storage": "float32"} if spread() else {}),
         )
     }  # fmt: skip
 

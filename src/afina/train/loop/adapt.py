@@ -138,9 +138,13 @@ def wants_logits(model: Any) -> bool:
     return tuner is not None and bool(len(getattr(tuner, "prompt_encoder", ())) or routers(tuner))
 
 
-def save(model: Any, recipe: Recipe, folder: Path) -> None:
-    """Write the adapter, or the whole model, with its card."""
-    model.save_pretrained(folder)
+def save(model: Any, recipe: Recipe, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write the adapter, or the whole model, with its card.
+
+    Args:
+        state: the model's tensors, where they are in parts in it.
+    """
+    model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     if isinstance(model, PeftModel):
         model.create_or_update_model_card(str(folder))
         return

@@ -101,7 +101,7 @@ def _write_wholes(trainer: Any) -> None:
         made = make(*args, **kwargs)
         if fresh:
             made.register_state_dict_post_hook(_gathered)
-            made.register_load_state_dict_pre_hook(_cut)
+            made.register_load_state_dict_pre_hook(cut_state)
         return made
 
     def save_all(output_dir: str) -> None:
@@ -126,7 +126,8 @@ def _gathered(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "state": wholes}
 
 
-def _cut(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+def cut_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as one process has it, in parts as its parameters are."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in state["param_groups"] for n in group["params"]]
     own = dict(state["state"])

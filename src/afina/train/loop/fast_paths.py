@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...core.layers.sharded import forget_passes
 from ...devices.found import Device
 from ...devices.place import TORCH, place
-from ...devices.ranks import size
+from ...devices.ranks import size, spread
 from ...errors import RecipeError
 from ...kernels.cuda.flash import reads_lengths, use_flash
 from ...kernels.cuda.offload import Mover, Streams, offload_layers
@@ -41,6 +42,8 @@ def speed_up_run(
     plain = t.offload == "none" and not t.gradient_checkpointing
     said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens,
                      replay=t.replay and alone and plain and place(recipe.model.device).kind == "cuda")  # fmt: skip
+    if spread():  # a trial that failed leaves weights gathered
+        forget_passes(model)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")
     for sentence in said:
         reporter.detail(f"fast path: {sentence}")

@@ -45,9 +45,10 @@ from .planning import Setting
 from .scoring import scored
 from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set
+from .steps.shards import go_on_in_parts, trains_shards, whole_state
 from .steps.trackers import check_trackers
 from .trainer import Setup, make_trainer
-from .zero import has_engine, look_first, refuse_other_state
+from .zero import has_engine, load_in_parts, look_first, refuse_other_state
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     config = begin_config(recipe, steps)
     spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
     spread_out(spread, cut=recipe.distributed == "tp")
+    engine = load_in_parts(recipe)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
@@ -124,6 +126,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
+    go_on_in_parts(setup.trainer, output.checkpoint)
+    del engine  # the trainer has its own by now
     return _measured(recipe, data, setup, named(recipe.task).prompter(recipe.data, tokenizer), output, reporter)
 
 
@@ -165,10 +169,11 @@ def _measured(
         training=training, before=before, after=after,
         data_sha256={rows.path.name: rows.digest() for rows in data.split.parts}, device=trainer.args.device,
     )  # fmt: skip
+    state = whole_state(trainer.model) if trains_shards(trainer.model) else None
     if cut() and not is_first():
         save_part(trainer.model, output.work)
     if is_first():
-        _save(recipe, prompter, setup, values, before, after, output.work)
+        _save(recipe, prompter, setup, values, before, after, output.work, state)
     return Result(output.final, values, before, after)
 
 
@@ -211,6 +216,7 @@ def _save(
     before: Scores | None,
     after: Scores | None,
     work: Path,
+    state: dict[str, Any] | None,
 ) -> None:
     """The adapter or model comes last but for the report, so that a folder with a report is whole."""
     plot_loss(setup.metrics.history, before, after, work / "loss.png")
@@ -218,7 +224,7 @@ def _save(
     if named(recipe.task).streams and not isinstance(setup.trainer.model, PeftModel):
         keep_ends(setup.trainer.model, prompter)
     (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
-    save(setup.trainer.model, recipe, work)
+    save(setup.trainer.model, recipe, work, state)
     with (work / "README.md").open("a", encoding="utf-8") as card:
         card.write(card_section(values))
     write_json(work / REPORT, values)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...core.hosts.walk import outside_adapters
-from ...core.layers.sharded import meeting, shard, units
+from ...core.layers.sharded import units
+from ...core.layers.spreading import meeting, shard, trained_whole
 from ...core.model.peft_model import PeftModel
 from ...devices.place import place
-from ...devices.ranks import cut, from_first, size, spread
+from ...devices.ranks import cut, from_first, gathered, size, spread
 from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ..base.base_model import config_of
+from ..base.in_parts import why_read_whole
+from ..base.quantize import SPREADS
+from ..recipe.resuming import flat
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
-from ..recipe.zero_stages import STAGES, check_engine, partitions_weights
+from ..recipe.zero_stages import ELEMENTWISE, STAGES, check_engine, partitions_weights
 from ..report.events import Reporter
 from ..tasks import named
 from .cutting import check_cut, check_heads, share_all_rows, tell_cut
@@ -36,6 +40,7 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
             raise RecipeError("one process has nobody to share the model with", where="distributed",
                               got=recipe.distributed, fix="--processes N, torchrun or srun")  # fmt: skip
         return
+    _check_alike(recipe)
     how = named(recipe.task).shares
     if how == "never":
         raise RecipeError("several processes cannot share this task's steps", where="task", got=recipe.task,
@@ -60,14 +65,32 @@ def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
         reporter.note(f"distributed: steps by DeepSpeed, ZeRO stage {STAGES[recipe.distributed]}")
 
 
+def _check_alike(recipe: Recipe) -> None:
+    """Refuse processes that were given different recipes: all would train by that of the first one.
+
+    Raises:
+        RecipeError: names a setting that differs, in every process.
+    """
+    every = gathered({k: v for k, v in flat(recipe).items() if k != "model.device"})
+    for number, other in enumerate(every):
+        key = next((k for k in every[0] if other.get(k) != every[0][k]), None)
+        if key is not None:
+            raise RecipeError("the processes were given different recipes", where=f"process {number}: {key}",
+                              got=other.get(key), expected=f"{every[0][key]}, as process 0",
+                              fix="give all of them the same command")  # fmt: skip
+
+
 def why_whole(recipe: Recipe) -> tuple[str, object] | None:
     """The setting that needs the whole model in each process, and its value; None if there is none."""
+    t, by_torch = recipe.training, recipe.distributed in ("fsdp2", "auto")
+    full = isinstance(method_config(recipe), FullConfig)
     settings: dict[str, tuple[bool, object]] = {
-        "method.type": (isinstance(method_config(recipe), FullConfig), recipe.method.type),
-        "model.quantize": (recipe.model.quantize != "none", recipe.model.quantize),
-        "model.new_tokens": (bool(recipe.model.new_tokens), recipe.model.new_tokens),
-        "training.cache_frozen": (recipe.training.cache_frozen, True),
-        "training.offload": (recipe.training.offload != "none", recipe.training.offload),
+        "method.type": (full and not by_torch, recipe.method.type),
+        "training.optimizer": (full and t.optimizer not in ELEMENTWISE, t.optimizer),
+        "model.quantize": (recipe.model.quantize not in (SPREADS if by_torch else ("none",)), recipe.model.quantize),
+        "model.new_tokens": (bool(recipe.model.new_tokens) and not by_torch, recipe.model.new_tokens),
+        "training.cache_frozen": (t.cache_frozen, True),
+        "training.offload": (t.offload != "none", t.offload),
     }
     return next(((key, value) for key, (there, value) in settings.items() if there), None)
 
@@ -93,21 +116,25 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     return True
 
 
-def share_model(model: PeftModel, recipe: Recipe, reporter: Reporter) -> None:
+def share_model(model: Any, recipe: Recipe, reporter: Reporter) -> None:
     """Spread the model's frozen weights over the processes, if they are to be spread; adapters stay whole in each."""
     if not spread() or partitions_weights(recipe):  # DeepSpeed's engine does it, once it is there
         return
     import torch
 
-    base, device = model.get_base_model(), torch.device(place(recipe.model.device).name)
-    for name, beside in model.base_model.named_children():
+    adapted, device = isinstance(model, PeftModel), torch.device(place(recipe.model.device).name)
+    base = model.get_base_model() if adapted else model
+    for name, beside in model.base_model.named_children() if adapted else ():
         if name != "model":
             beside.to(device)
     if cut():
         return tell_cut(model, reporter)
-    own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
-    shard(base, device, [p for p in base.parameters() if p not in own])
     count = sum(1 for _ in units(base))
+    if not count:
+        own = {p for _, module in outside_adapters(base) for p in module._parameters.values()}
+        shard(base, device, [p for p in base.parameters() if p not in own])
+        reporter.warn(f"every process read the whole base: {why_read_whole(recipe.model)}")
+        count = sum(1 for _ in units(base))
     reporter.note(f"distributed: the base's weights are spread over {size()} processes, in {count} groups")
 
 
@@ -116,6 +143,7 @@ def share_steps(trainer: Any) -> None:
     from .steps.callbacks import SharedSteps
     from .steps.draws import OwnDraws
     from .steps.measuring import share_measuring
+    from .steps.shards import keep_shards, step_on_shards, trains_shards
 
     share_measuring(trainer)
     if cut():
@@ -126,6 +154,9 @@ def share_steps(trainer: Any) -> None:
     trainer.add_callback(SharedSteps(trainer))
     if spread():
         _meet_beside_shards(trainer)
+    if trains_shards(trainer.model):
+        step_on_shards(trainer)
+        keep_shards(trainer)
 
 
 def _meet_beside_shards(trainer: Any) -> None:
@@ -136,7 +167,7 @@ def _meet_beside_shards(trainer: Any) -> None:
 
     def prepare(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
         ready = plain(model, device_placement=False, evaluation_mode=True)
-        if evaluation_mode or isinstance(ready, DistributedDataParallel):
+        if evaluation_mode or not trained_whole(model) or isinstance(ready, DistributedDataParallel):
             return ready
         return meeting(ready, **({} if handler is None else handler.to_kwargs()))
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RecipeError
+from ..base.in_parts import why_read_whole
 from ..recipe.sections import Recipe
-from ..recipe.zero_stages import STAGES
+from ..recipe.zero_stages import STAGES, engine_settings, partitions_weights
 from .steps.engine import EngineSteps, read_state, write_state
 
 
@@ -22,6 +23,17 @@ def forget_engines() -> None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
+
+
+def load_in_parts(recipe: Recipe) -> Any:
+    """Let transformers give each process its part of every weight as the first one reads it, where the engine is to
+    keep parts of weights; for as long as what is returned is held."""
+    if not partitions_weights(recipe) or why_read_whole(recipe.model) is not None:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    numbers = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0}
+    return HfDeepSpeedConfig({**(engine_settings(recipe) or {}), **numbers})
 
 
 def refuse_other_state(recipe: Recipe, checkpoint: Path | None) -> None:

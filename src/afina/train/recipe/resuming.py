@@ -28,7 +28,7 @@ def check_resumable(former: Recipe, now: Recipe, reporter: Reporter, *, longer: 
     Raises:
         RecipeError: it would change the result; a table of these differences is noted before.
     """
-    was, is_now = _flat(former), _flat(now)
+    was, is_now = flat(former), flat(now)
     changed = {k: (was.get(k), is_now.get(k)) for k in {**was, **is_now} if was.get(k) != is_now.get(k)}
     free = _FREE | _LENGTH if longer else _FREE
     fixed = {k: v for k, v in changed.items() if k not in free}
@@ -63,11 +63,11 @@ def _refuse(changed: Mapping[str, tuple[Any, Any]], what: str, fix: str, reporte
     raise RecipeError(what, where=key + more, got=after, expected=before, fix=fix)
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> dict[str, Any]:
     """All settings but the output folder, by `section.key`."""
     sections = recipe.model_dump(exclude={"task", "distributed", "output"})
-    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    return {"task": recipe.task, "distributed": recipe.distributed, **flat}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    return {"task": recipe.task, "distributed": recipe.distributed, **values}
 
 
 def _table(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -15,7 +15,7 @@ from .sections import Recipe
 STAGES: Mapping[str, int] = MappingProxyType({"zero2": 2, "zero3": 3, "zero3_offload": 3})
 """`distributed` -> ZeRO's stage: what is partitioned beside the optimizer's state is gradients (2), and weights (3)."""
 INSTALL = "pip install wheel ninja; DS_BUILD_OPS=0 pip install --no-build-isolation 'afina[deepspeed]'"
-_ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
+ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 """Optimizers that treat every number by itself, so that a flat part of all of them is no other than the whole."""
 
 
@@ -61,9 +61,9 @@ def check_engine(recipe: Recipe) -> None:
     if not is_installed():
         raise RecipeError("DeepSpeed is not installed", where="distributed", got=recipe.distributed, fix=INSTALL)
     t = recipe.training
-    if t.optimizer not in _ELEMENTWISE:
+    if t.optimizer not in ELEMENTWISE:
         raise RecipeError("under ZeRO an optimizer sees flat parts of many tensors at once", where="training.optimizer",
-                          got=t.optimizer, expected=", ".join(_ELEMENTWISE))  # fmt: skip
+                          got=t.optimizer, expected=", ".join(ELEMENTWISE))  # fmt: skip
     if t.bf16 or scales_loss(place(recipe.model.device), recipe.model.dtype):
         key, got = ("training.bf16", "true") if t.bf16 else ("model.dtype", recipe.model.dtype)
         raise RecipeError("under DeepSpeed nothing is autocast, and no loss scaled", where=key, got=got,

@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ....core.layers.spreading import trained_whole
+from ....core.layers.tensor_parallel import local
 from ....devices.memory_use import used_bytes
 from ....devices.ranks import is_first, meet, spread
 from ....errors import NumericError
@@ -78,7 +80,8 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         Raises:
             NumericError: one is not finite, or none reaches the adapter.
         """
-        trained = [(name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad]
+        trained = [(n, None if p.grad is None else local(p.grad)) for n, p in self.model.named_parameters()
+                   if p.requires_grad]  # fmt: skip
         bad = next((name for name, grad in trained if grad is not None and not torch.isfinite(grad).all()), None)
         self.in_a_row = self.in_a_row + 1 if bad is not None else 0
         if bad is not None and args.fp16 and self.in_a_row <= _SKIPPED:
@@ -237,7 +240,8 @@ class SharedSteps(TrainerCallback):  # type: ignore[misc]
         Raises:
             NumericError: nothing brings them together.
         """
-        if not isinstance(self.trainer.model_wrapped, DistributedDataParallel):
+        wrapped = isinstance(self.trainer.model_wrapped, DistributedDataParallel)
+        if not wrapped and (not spread() or trained_whole(self.trainer.model)):
             got = type(self.trainer.model_wrapped).__name__
             raise NumericError("the processes' gradients would not meet", where=f"step {state.global_step + 1}",
                                got=got, expected="DistributedDataParallel")  # fmt: skip
