@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from afina.compare.candidates import candidates
+from afina.evidence.candidates import candidates
 from afina.errors import AfinaError, StoppedError
 from afina.plan.usage import told_seconds
 from afina.train.loop.run import run

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .score import told_difference
+from ..evidence.score import told_difference
 
 _OPTIONAL = MappingProxyType({"against full": "to_full", "forgetting": "forgetting"})
 
@@ -133,7 +133,8 @@ def _rates(comparison: Mapping[str, Any]) -> str:
     tune = comparison["tune"]
     if tune is None:
         return ("Learning rates: the recipe's for its own method, every other method's own for this width and length; "
-                "none was searched (--tune).")  # fmt: skip
-    return (f"Learning rates: up to {tune['trials']} trials a method (Optuna's TPE, bad ones stopped early) between a "
-            f"tenth and 30 times its rate, judged by the loss on {tune['held_out_rows']} training rows held out for "
-            f"it; {tune['train_rows']} rows to train on, one seed that is not among those measured.")  # fmt: skip
+                "none was searched (--no-tune).")  # fmt: skip
+    return (f"Learning rates: {tune['trials']} a method around its own (those of the worse half that were "
+            "significantly worse left at an eighth, a quarter and a half of the way), judged by the loss on "
+            f"{tune['held_out_rows']} training rows held out for it; {tune['train_rows']} rows to train on, one seed "
+            "that is not among those measured.")  # fmt: skip

@@ -63,9 +63,11 @@ class Standing:
 
 
 def standings(
-    scores: Mapping[str, Mapping[int, Sequence[float]]], *, higher_is_better: bool, full: str | None = None
-) -> tuple[str, dict[str, Standing]]:
-    """The best method's name, and where each stands; `scores` is method -> seed -> score of every item.
+    scores: Mapping[str, Mapping[int, Sequence[float]]], *, higher_is_better: bool, full: str | None = None,
+    best: str = "",
+) -> tuple[str, dict[str, Standing]]:  # fmt: skip
+    """The best method's name, and where each stands; `scores` is method -> seed -> score of every item. `best` says
+    which is taken for it, where that is known.
 
     Pairs are taken over the seeds that both methods finished. Methods that finished fewer seeds than others cannot be
     the best.
@@ -74,7 +76,7 @@ def standings(
 
     most = max(len(by_seed) for by_seed in scores.values())
     means = {name: float(np.mean(list(s.values()))) for name, s in scores.items() if len(s) == most}
-    best = (max if higher_is_better else min)(means, key=lambda name: means[name])
+    best = best or (max if higher_is_better else min)(means, key=lambda name: means[name])
     drawn: dict[int, Bootstrap] = {}
 
     def interval(array: Any) -> Interval:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from afina.compare.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference, was_trained
+from afina.evidence.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference, was_trained
 
 
 def coin(share, items=400, shift=0):

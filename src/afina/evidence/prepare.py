@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ..train.report.events import Reporter
 from ..train.tasks import named
 from ..version import __version__
 
+_SCORING = 2
+"""Goes up when what is measured changes its meaning."""
 _TUNE_SHARE, _TUNE_MOST = 0.2, 400
 
 
@@ -143,3 +146,16 @@ def machine(device: str = "auto", at_once: int = 1) -> dict[str, Any]:
         "processor": name or platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": threads, "gpu": gpu, "system": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
+
+
+def key_of(recipe: Recipe, shared: Shared, trial: bool) -> dict[str, Any]:
+    """Everything that the result of a run depends on, as plain values."""
+    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k != "output"}
+    files = {"train": sha256(Path(str(recipe.data.train))), "eval": sha256(Path(str(recipe.data.eval)))}
+    settings["data"] = {**settings["data"], **files}
+    return {"recipe": settings, "trial": trial, "scoring": _SCORING, **shared.facts}
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """A short hash of a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
