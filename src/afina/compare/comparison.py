@@ -118,7 +118,9 @@ def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[E
     standing: dict[str, Standing] = {}
     if finished:
         scores = {name: {seed: r["items"] for seed, r in results.items()} for name, results in finished.items()}
-        best, standing = standings(scores, higher_is_better=higher, full=_FULL if _FULL in finished else None)
+        trained = [name for name, results in finished.items() if _trained(results) is not False]
+        full = _FULL if _FULL in finished else None
+        best, standing = standings(scores, higher_is_better=higher, full=full, among=trained)
     rows = [_row(entry, done[entry.candidate.name], standing.get(entry.candidate.name), seeds, higher)
             for entry in entries]  # fmt: skip
     good = sorted((row for row in rows if row["status"] == "done"), key=lambda row: row["quality"]["mean"])
@@ -162,7 +164,7 @@ def _row(
         "to_best": asdict(standing.to_best) if standing.to_best else None,
         "to_full": asdict(standing.to_full) if standing.to_full else None,
         "worse": is_worse(standing.to_best, higher_is_better=higher),
-        "trained": was_trained([r["descent"]["verdict"] for r in each if r["descent"]]),
+        "trained": _trained(results),
         "rate_to_try": next((r["descent"]["rate_to_try"] for r in each if _told_not_to_fall(r)), None),
         "by_seed": {str(seed): fmean(r["items"]) for seed, r in results.items()},
         "loss": fmean(r["loss"] for r in each),
@@ -173,6 +175,11 @@ def _row(
         "curves": {str(seed): [[s, round(loss, 4)] for s, loss in r["curve"]] for seed, r in results.items()},
         "device": first["device"],
     }  # fmt: skip
+
+
+def _trained(results: dict[int, Any]) -> bool | None:
+    """Whether a method's loss fell in most of its runs; None where that cannot be told."""
+    return was_trained([result["descent"]["verdict"] for result in results.values() if result["descent"]])
 
 
 def _told_not_to_fall(result: dict[str, Any]) -> bool:

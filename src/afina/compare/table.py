@@ -104,8 +104,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     machine, versions = comparison["machine"], comparison["versions"]
     where = machine["gpu"] or f"{machine['processor']} ({machine['cores']} cores)"
     lines = [
-        "Intervals: bootstrap over items and seeds (4,000 draws, percentiles). Differences are taken in pairs, item by "
-        "item and seed by seed. They are not widened for the number of methods.",
+        _intervals(comparison),
         "Memory: the process's resident memory at its peak in training less that with the base loaded; libraries that "
         "load while training count. On a GPU: the allocator's peak less the base's weights.",
     ]
@@ -127,6 +126,18 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         lines.append(f"Too short to tell whether the training loss fell: {', '.join(unknown)}.")
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*lines, f"Measured on {where}, torch with {machine['threads']} thread(s), {machine['system']}; {made}."]
+
+
+def _intervals(comparison: Mapping[str, Any]) -> str:
+    count = len(comparison["seeds"])
+    seeds = (
+        f"items and the {count} seeds count as drawn at random, t with Satterthwaite's degrees of freedom"
+        if count > 1
+        else "items count as drawn at random; one seed tells nothing of how much seeds differ, so they are too short"
+    )
+    return (f"Intervals (95 %): {seeds}. Differences are taken in pairs, item by item and seed by seed; no significant "
+            "difference is no proof of equality, how much worse one may be is the interval's worse end. They are not "
+            "widened for the number of methods.")  # fmt: skip
 
 
 def _rates(comparison: Mapping[str, Any]) -> str:

@@ -40,9 +40,8 @@ def standing_of(done: Sequence[Contender]) -> tuple[str, dict[str, Standing]]:
     trained = [one for one in ended if is_trained(one) is not False]
     if not trained:
         return "", {}
-    best = min(trained, key=lambda one: fmean(one.record.losses))
-    _, found = standings({one.name: {0: one.record.losses} for one in ended}, higher_is_better=False, best=best.name)
-    return best.name, found
+    losses = {one.name: {0: one.record.losses} for one in ended}
+    return standings(losses, higher_is_better=False, among=[one.name for one in trained])
 
 
 def is_trained(one: Contender) -> bool | None:

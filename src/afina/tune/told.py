@@ -100,7 +100,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     where = machine["gpu"] or f"{machine['processor']} ({machine['cores']} cores)"
     lines = [
         "Who leaves at a rung: of the worse half by held-out loss, those whose difference from the best has a 95 % "
-        "interval wholly on the worse side (bootstrap over rows, in pairs; not widened for the number of candidates).",
+        "interval wholly on the worse side (over rows, in pairs; not widened for the number of candidates).",
         "The rows to choose by are training rows held out for it; the recipe's own held-out rows were not looked at. "
         "One seed: how much seeds differ is not in the intervals. The lowest of many losses is a little too low.",
         "A candidate that begins slowly and would have won later can leave early: --rungs 1 compares at half of the "
