@@ -13,14 +13,17 @@ from ..train.recipe.sections import Recipe
 from ..train.recipe.yamlfile import dump
 from .contender import Contender
 
+_ENDS = ("done", "left", "failed")
+"""In the order of tables."""
+
 
 def outcome(base: Recipe, shared: Shared, done: Sequence[Contender], seconds: float) -> dict[str, Any]:
     """Of a search of one group; `seconds` are those of training and measuring."""
     best, standing = standing_of(done)
     rows = [row(one, standing.get(one.name)) for one in done]
-    rows.sort(key=lambda r: (r["status"] != "done", r["trained"] is False, -r["steps"] / r["of"], _last(r)))
+    rows.sort(key=lambda r: (_ENDS.index(r["status"]), r["trained"] is False, -r["steps"] / r["of"], _last(r)))
     chosen = next((one for one in done if one.name == best), None)
-    as_good = [r["name"] for r in rows if r["to_best"] is not None and not r["worse"]]
+    as_good = [r["name"] for r in rows if r["to_best"] and not r["worse"] and r["trained"] is not False]
     made, whole = (sum(r[key] * r["rows_per_step"] for r in rows) for key in ("steps", "of"))
     return {
         "task": base.task, "base_model": base.model.path, "rows": rows, "best": best, "as_good": as_good,
