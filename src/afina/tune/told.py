@@ -65,6 +65,8 @@ def fate(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def advice(found: Mapping[str, Any]) -> str:
     """What to take, in a sentence or two."""
+    if not any(row["status"] == "done" for row in found["rows"]):
+        return "No candidate could be trained: the table says why."
     if not found["best"]:
         return ("No candidate was trained: of none that came to the end did the training loss fall by more than its "
                 "noise. Try other rates, or more steps.")  # fmt: skip
