@@ -93,6 +93,8 @@ class Contender:
             found = json.loads(path.read_text(encoding="utf-8"))
             found["rungs"] = {int(number): tuple(rung) for number, rung in found["rungs"].items()}
             self.record = Record(**found)
+            if not self.record.status:
+                self.record.steps = 0  # until it goes on, from wherever its last checkpoint is
 
     def keep(self) -> None:
         """Write what became of it so far."""
