@@ -26,7 +26,7 @@ def ended(mean: float, *, verdict: str = "fell", **record: Any) -> dict[str, Any
 def found(recipe: Any, *more: Contender, **changes: Any) -> dict[str, Any]:
     """The result of a search with a best candidate, one that left and one that failed."""
     done = [
-        contender(recipe, "rate=0.01", 0.01, **ended(0.5, right=[1.0] * 70)),
+        contender(recipe, "rate=0.01", 0.01, **ended(0.5, right=[1.0] * 70, seconds=60.0)),
         contender(recipe, "rate=<b>1</b>", 1.0, status="failed", reason="the loss is not finite", steps=3),
         contender(recipe, "rate=1e-05", 1e-5, status="left", reason="significantly worse than rate=0.01 (+1.0 [0.9, "
                   "1.1])", steps=20, rungs={0: (20, [2.0] * 70)}, descent={"verdict": "flat"}, trainable=100,
@@ -37,4 +37,4 @@ def found(recipe: Any, *more: Contender, **changes: Any) -> dict[str, Any]:
                                                          "system": "Linux x86_64"}}  # fmt: skip
     shared: Any = SimpleNamespace(rows=(320, 400, 250, 70), majority=0.7, facts=facts)
     asked = {"recipe": "tweets <script>", "overrides": [], "space": ["rate"], "sampled": False}
-    return {**asked, **outcome(recipe, shared, done, 60.0), **changes}
+    return {**asked, **outcome(recipe, shared, done), **changes}

@@ -34,6 +34,7 @@ class Record:
         status: "" while it is on its way, "done" (trained to the end), "left" (at a rung), "failed".
         reason: why it left or failed.
         steps: how many it was trained for.
+        seconds: its share of the time of the fleets that it was in.
         losses: of every held-out row at the end, and how right it is on each where rows are right or wrong.
         descent: what became of its training loss (`report.descent`); None where that is no measure.
         curve: (step, training loss).
@@ -44,6 +45,7 @@ class Record:
     status: str = ""
     reason: str = ""
     steps: int = 0
+    seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     right: list[float] | None = None
     descent: dict[str, Any] | None = None

@@ -17,8 +17,9 @@ _ENDS = ("done", "left", "failed")
 """In the order of tables."""
 
 
-def outcome(base: Recipe, shared: Shared, done: Sequence[Contender], seconds: float) -> dict[str, Any]:
-    """Of a search of one group; `seconds` are those of training and measuring."""
+def outcome(base: Recipe, shared: Shared, done: Sequence[Contender]) -> dict[str, Any]:
+    """Of a search of one group."""
+    seconds = sum(one.record.seconds for one in done)
     best, standing = standing_of(done)
     rows = [row(one, standing.get(one.name)) for one in done]
     rows.sort(key=lambda r: (_ENDS.index(r["status"]), r["trained"] is False, -r["steps"] / r["of"], _last(r)))

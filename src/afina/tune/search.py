@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import AfinaError, CheckpointError, RecipeError, StoppedError
+from ..errors import AfinaError, RecipeError, StoppedError
 from ..evidence.prepare import Shared, digest, key_of, prepare
 from ..train.fleet.fleet import Fleet, Trained
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
 from ..train.report.checkpoints import look
 from ..train.report.events import Reporter
-from ..train.report.results import write_json
 from .climb import Climb
 from .contender import Contender, contender, slug
 from .draw import Draw
@@ -24,7 +23,7 @@ from .halving import rungs
 from .outcome import outcome
 from .space import Axis, size, space
 
-MODEL, CLOCK = "model", "clock.json"
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,15 @@ def tune(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     for wave in draw.waves():
         made = [contender(request.source, request.overrides, choice, shared.rows[0], request.max_steps)
                 for choice in draw.choices(wave)]  # fmt: skip
-        if lacking := [axis.key for axis in axes if not any(axis.key in one.used for one in made)]:
+        lacking = [axis.key for axis in axes if not any(axis.key in one.used for one in made)]
+        if lacking and not draw.sampled:  # those that were drawn may lack it by chance
             raise RecipeError("no candidate's method has this setting", where=f"--space {lacking[0]}")
         fresh = search.different(made)
         search.planned = sum(draw.waves()) - number - wave
         number += wave
         search.run(fresh)
         draw.tell(fresh)
-    found = outcome(base, shared, search.done, search.clock())
+    found = outcome(base, shared, search.done)
     asked = {"recipe": request.source, "overrides": [f"{k}={v}" for k, v in request.overrides],
              "space": list(request.space), "sampled": draw.sampled}  # fmt: skip
     return folder, {**asked, **found}
@@ -175,12 +175,11 @@ class Search:
         climb = Climb(todo, others, self.count, self.reporter, self._expected)
         if self.until_alone:
             climb.everyone = self.everyone
-        self.folder.mkdir(parents=True, exist_ok=True)
-        before, started = self.clock(), time.monotonic()
+        started = time.monotonic()
         try:
             found = Fleet(climb).run(recipes, overwrite=False, resume=resume, crashes=True)
         finally:
-            write_json(self.folder / CLOCK, {"seconds": before + time.monotonic() - started})
+            _share_out(time.monotonic() - started, todo)
         self._end(todo, found)
 
     def _end(self, todo: Sequence[Contender], found: Sequence[Trained]) -> None:
@@ -200,16 +199,6 @@ class Search:
             raise StoppedError(f"stopped with {len(stopped)} of {len(todo)} candidates on their way; nothing is lost",
                                fix="run it again, it goes on", exit_code=code)  # fmt: skip
 
-    def clock(self) -> float:
-        """Seconds of all fleets so far."""
-        import json
-
-        path = self.folder / CLOCK
-        try:
-            return float(json.loads(path.read_text(encoding="utf-8"))["seconds"]) if path.is_file() else 0.0
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("cannot be read", where=path, fix="delete it") from error
-
     def _expected(self) -> tuple[int, int]:
         """Rows of steps done, and how many there will be if half of the candidates leave at each rung."""
         known = [*self.done, *self.now]
@@ -223,6 +212,14 @@ class Search:
         if one.record.status or one.record.reason:
             return 0.0
         return _halved(one.record.steps, one.steps, self.count) * one.rows_per_step
+
+
+def _share_out(seconds: float, made: Sequence[Contender]) -> None:
+    """Divide a fleet's time among its candidates, by the rows that they took."""
+    rows = [one.record.steps * one.rows_per_step for one in made]
+    for one, taken in zip(made, rows, strict=True):
+        one.record.seconds += seconds * (taken / sum(rows) if any(rows) else 1 / len(made))
+        one.keep()
 
 
 def _halved(step: int, steps: int, count: int) -> float:
