@@ -6,11 +6,13 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from afina.errors import ConfigError, RecipeError, StoppedError
 from afina.train.loop.run import run
+from afina.train.recipe.sections import MethodSection
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.tune import search as module
@@ -18,6 +20,7 @@ from afina.tune.climb import STAGE
 from afina.tune.search import Request, check, tune
 
 from ..train import tiny
+from .made import contender as contender_of
 
 SPACE = ("rate=1e-7,1e-3,2e-2,1e30",)
 
@@ -50,7 +53,7 @@ def request_of(tmp_path_factory, model_folder):
         folder = tmp_path_factory.mktemp("search")
         recipe = tiny.write_recipe(folder, model_folder, training__max_steps=16)
         tiny.write_rows(folder / "train.jsonl", 100)
-        return Request(str(recipe), space, rungs=2, out=folder / "out", **changes)
+        return Request(str(recipe), space, **{"rungs": 2, "at_once": 16, "out": folder / "out", **changes})
 
     return made
 
@@ -210,3 +213,40 @@ def test_settings_that_are_wrong_are_refused_before_anything_runs(request_of, mo
     monkeypatch.setattr(module, "Fleet", None)
     with pytest.raises((RecipeError, ConfigError), match=re.escape(message)):
         tune(request_of((space,)), Reporter())
+
+
+def waiting(recipe, *names):
+    out = [contender_of(recipe, name, 0.01) for name in names]
+    for one in out:
+        one.recipe.method = MethodSection(type="full" if one.name == "full" else "lora")
+    return out
+
+
+def test_as_many_fly_together_as_fit_and_whole_models_alone(recipe, monkeypatch):
+    heard = Heard()
+    search = module.Search(SimpleNamespace(placed=lambda r, *a, **k: r), Path(), 2, None, heard)
+    search.waiting = waiting(recipe, "a", "b", "full", "c")
+    monkeypatch.setattr(module, "fitting", lambda recipe: 2)
+    assert search._fitting() == 2
+    assert heard.notes == ["2 of 3 candidates are trained at once (--at-once)"]
+    monkeypatch.setattr(module, "fitting", lambda recipe: None)
+    assert search._fitting() == module._MOST
+    assert [one.name for one in module._together(search.waiting, 2)] == ["a", "b"]
+    assert [one.name for one in module._together(search.waiting[2:], 2)] == ["full"]
+    assert [one.name for one in module._together(search.waiting, 16)] == ["a", "b", "c"]
+
+
+def test_half_of_the_candidates_are_expected_to_leave_at_each_rung():
+    assert module._halved(0, 80, 2) == 20 + 20 / 2 + 40 / 4
+    assert module._halved(20, 80, 2) == 20 / 2 + 40 / 4
+    assert module._halved(60, 80, 2) == 20
+
+
+def test_the_time_of_a_fleet_is_shared_out_by_rows(recipe, tmp_path):
+    quick, slow, none = waiting(recipe, "a", "b", "c")
+    for one, steps in ((quick, 10), (slow, 30), (none, 0)):
+        one.record.steps = steps
+        one.at(tmp_path / one.name)
+    module._share_out(8.0, [quick, slow, none])
+    module._share_out(8.0, [quick, slow, none])
+    assert [one.record.seconds for one in (quick, slow, none)] == [4.0, 12.0, 0.0]

@@ -30,7 +30,9 @@ def tune(
     ] = None,
     candidates: Annotated[int, typer.Option(help="The most that are tried; of more, Optuna's sampler chooses.")] = 16,
     rungs: Annotated[int, typer.Option(help="At how many steps they are compared on the way.")] = 3,
-    at_once: Annotated[int, typer.Option(help="How many are in memory together; the others wait.")] = 16,
+    at_once: Annotated[
+        int | None, typer.Option(help="How many are trained together; without it as many as fit.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps of every candidate, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -tuned.")] = None,
     as_json: AsJson = False,

@@ -53,7 +53,7 @@ def search(
     Raises:
         StoppedError: a signal asked for the end.
     """
-    climbing = Search(shared, folder, _RUNGS, max(count, 1), reporter, seed=seed, until_alone=True)
+    climbing = Search(shared, folder, _RUNGS, None, reporter, seed=seed, until_alone=True)
     climbing.run([one for name, recipe in recipes.items() for one in _contenders(name, recipe, count, shared)])
     return {name: _tried([one for one in climbing.done if one.group == name]) for name in recipes}
 

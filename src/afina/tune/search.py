@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import AfinaError, RecipeError, StoppedError
 from ..evidence.prepare import Shared, digest, key_of, prepare
 from ..train.fleet.fleet import Fleet, Trained
+from ..train.loop.planning import fitting
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
 from ..train.report.checkpoints import look
@@ -24,6 +25,8 @@ from .outcome import outcome
 from .space import Axis, size, space
 
 MODEL = "model"
+_MOST = 16
+"""Candidates at once, however many fit."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Request:
         overrides: the recipe's own.
         most: how many candidates there may be.
         rungs: at how many steps they are compared on the way.
-        at_once: how many are in the fleet at the same time; the others wait.
+        at_once: how many are in the fleet at the same time, while the others wait; without it as many as fit.
         out: folder of everything.
     """
 
@@ -44,7 +47,7 @@ class Request:
     overrides: tuple[tuple[str, str], ...] = ()
     most: int = 16
     rungs: int = 3
-    at_once: int = 16
+    at_once: int | None = None
     max_steps: int | None = None
     out: Path | None = None
 
@@ -107,7 +110,7 @@ class Search:
         shared: the rows.
         folder: of the candidates' own folders.
         count: how many rungs there are.
-        at_once: how many are in the fleet at the same time.
+        at_once: how many are in the fleet at the same time; without it as many as fit, and not more than `_MOST`.
         done: those that were trained, or left or failed.
         now, waiting: those that are being trained, and those that will be.
         planned: how many more will come, for the time left.
@@ -118,7 +121,7 @@ class Search:
     shared: Shared
     folder: Path
     count: int
-    at_once: int
+    at_once: int | None
     reporter: Reporter
     done: list[Contender] = field(default_factory=list)
     now: list[Contender] = field(default_factory=list)
@@ -150,14 +153,26 @@ class Search:
             how = [self.count, self.until_alone, one.group]
             key = {"run": key_of(placed, self.shared, True), "search": how}
             one.at((self.folder / f"{slug(one.name)}-{digest(key)}").absolute())
+        together = self.at_once or self._fitting() if self.waiting else 1
         while self.waiting:
-            fleet = _together(self.waiting, self.at_once)
+            fleet = _together(self.waiting, together)
             self.waiting = [one for one in self.waiting if one not in fleet]
             self.now = fleet
             if todo := [one for one in fleet if not one.record.status]:
                 self._fly(todo, [*self.done, *(one for one in fleet if one.record.status)])
             self.done += fleet
             self.now = []
+
+    def _fitting(self) -> int:
+        """How many of the candidates fit at once, by the one with the largest batches."""
+        todo = [one for one in self.waiting if not one.record.status and not _whole(one)]
+        if len(todo) < 2:
+            return 1
+        largest = max(todo, key=lambda one: one.recipe.training.batch_size)
+        out = min(_MOST, fitting(self._placed(largest)) or _MOST)
+        if out < len(todo):
+            self.reporter.note(f"{out} of {len(todo)} candidates are trained at once (--at-once)")
+        return out
 
     def _placed(self, one: Contender) -> Recipe:
         seed = one.recipe.training.seed if self.seed is None else self.seed
@@ -232,11 +247,12 @@ def _halved(step: int, steps: int, count: int) -> float:
 
 def _together(waiting: Sequence[Contender], at_once: int) -> list[Contender]:
     """The next ones that fly together; one that trains the whole model has a copy of it, and flies alone."""
+    if _whole(waiting[0]):
+        return [waiting[0]]
+    return [one for one in waiting if not _whole(one)][:at_once]
+
+
+def _whole(one: Contender) -> bool:
     from ..methods.baselines.full import FullConfig
 
-    def whole(one: Contender) -> bool:
-        return isinstance(method_config(one.recipe), FullConfig)
-
-    if whole(waiting[0]):
-        return [waiting[0]]
-    return [one for one in waiting if not whole(one)][:at_once]
+    return isinstance(method_config(one.recipe), FullConfig)
