@@ -26,6 +26,11 @@ def test_the_significantly_worse_of_the_worse_half_leave():
     assert out["c"].startswith("significantly worse than a (+1.0")
 
 
+def test_of_an_odd_number_the_one_in_the_middle_stays():
+    losses = {name: rows(mean, mean, 0.1) for mean, name in enumerate("abcde", 1)}
+    assert set(leaving(losses)) == {"d", "e"}
+
+
 def test_who_is_worse_by_noise_only_stays():
     losses = {"a": rows(1.0, 1, 3.0), "b": rows(1.01, 2, 3.0), "c": rows(1.02, 3, 3.0), "d": rows(9.0, 4, 3.0)}
     assert set(leaving(losses)) == {"d"}
