@@ -35,7 +35,7 @@ def test_values_can_be_given(texts, axes):
         (["rates"], "did you mean 'rate'?"),
         (["seed=1,2"], "all candidates have the recipe's"),
         (["epochs"], "give it as epochs="),
-        (["model.path=a,b"], "cannot be searched"),
+        (["model.path=a,b"], "give it to all"),
         (["rate="], "an empty value"),
         (["rate=1e-3,"], "an empty value"),
         (["rate=1,1"], "stands there twice"),

@@ -112,8 +112,8 @@ def _key(word: str) -> str:
         return key
     if not word:
         raise RecipeError("nothing to search", where="--space", expected="e.g. rate,rank or rate=1e-4,1e-3")
-    name = word.rpartition(".")[2]
-    close = did_you_mean(name, [*GRIDS, *_REASONS])
+    section, _, name = word.rpartition(".")
+    close = did_you_mean(name, GRIDS) if section in ("", "training") else "give it to all: KEY=VALUE"
     raise RecipeError("this key cannot be searched", where="--space", got=word,
                       expected=f"{', '.join(GRIDS)}, or method.SETTING",
                       fix=_REASONS.get(name) or close)  # fmt: skip
