@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from afina.compare.candidates import candidates
 from afina.errors import AfinaError, StoppedError
+from afina.evidence.candidates import candidates
 from afina.plan.usage import told_seconds
 from afina.train.loop.run import run
 from afina.train.recipe.settings import load_recipe

@@ -35,7 +35,7 @@ from faults import SRC, Changed, Mutant, module_name, mutants
 
 ROOT = SRC.parents[1]
 TESTS = ROOT / "tests"
-ROOMS = ("core/disk", "core/hosts", "train/data", "train/answers", "compare/score.py")
+ROOMS = ("core/disk", "core/hosts", "train/data", "train/answers", "evidence/score.py")
 LIBRARIES = (
     "torch", "safetensors.torch", "transformers", "transformers.models.llama.modeling_llama", "transformers.trainer",
     "transformers.models.bert.modeling_bert", "transformers.models.t5.modeling_t5", "accelerate",

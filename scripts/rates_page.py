@@ -35,7 +35,7 @@ A recipe without `training.learning_rate` takes its method's own, which the line
 
 *width* is that of the base's hidden states. `afina compare` takes the same for every method that the recipe is not
 made for. It is a place to begin: the best rate of one and the same method differs several times between tasks, targets
-and lengths (below), and `afina compare --tune N` searches it. A run whose loss does not fall by more than its noise
+and lengths (below), and `afina compare` and `afina tune` search it. A run whose loss does not fall by more than its noise
 says so at its end, with the rate to try.
 """
 REASONS = f"""

@@ -15,7 +15,7 @@ ROOT = SRC / "afina"
 # From the ground floor up: a room knows only those before it. A name stands for a file or for a folder.
 FLOORS = (
     "version", "errors", "cache", "devices", "core", "kernels", "methods", "layerwise", "optimizers", "plan", "compat",
-    "recipes", "train", "export", "compare", "cli",
+    "recipes", "train", "export", "evidence", "tune", "compare", "cli",
 )  # fmt: skip
 ROOMS = {
     "core": ("files", "registry", "validate", "config", "layers", "prompts", "hosts", "inject", "disk", "combine",

@@ -20,6 +20,7 @@ def recipe(tmp_path, model_folder):
         (["--methods", "lora,lora"], "named twice"),
         (["--methods", "lora:rank=4"], "lora has no setting 'rank'"),
         (["--seeds", "0"], "--seeds"),
+        (["--tune", "99"], "too many rates"),
         (["--ranks", "4,many"], "ranks are whole numbers"),
         (["--max-steps", "-3"], "--max-steps"),
         (["max_stepss=3"], "unknown key"),
@@ -60,8 +61,8 @@ def test_no_recipe_is_a_mistake(child):
 def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child, refused):
     out = tmp_path / "out"
     methods = ",".join(["lora", *refused])
-    words = ["compare", str(recipe), "--methods", methods, "--ranks", "2", "--seeds", "1", "--out", str(out)]
-    code, said, err = child(command, *words)
+    words = ["compare", str(recipe), "--methods", methods, "--ranks", "2", "--seeds", "1", "--no-tune"]
+    code, said, err = child(command, *words, "--out", str(out))
     assert code == 0
     assert "lora r=2" in said
     assert all(f"{name}: refused: " in said for name in refused)
@@ -73,13 +74,13 @@ def test_compare_prints_the_table_and_what_to_do_next(recipe, tmp_path, child, r
         assert str(out / name) in said
 
 
-@pytest.mark.whole("tests/compare/test_tune.py searches, and the comparison above is printed alike")
+@pytest.mark.whole("tests/compare/test_rate_search.py searches, and the comparison above is printed alike")
 def test_search_is_part_of_the_result(recipe, tmp_path, child):
-    pytest.importorskip("optuna")
     words = ["compare", str(recipe), "--methods", "ia3,lora:lr=0.02", "--tune", "2", "--seeds", "1"]
     code, _, err = child(command, *words, "--out", str(tmp_path / "out"))
     assert code == 0
-    assert "1/4 ia3 trial 1 lr=0.005" in err
+    assert "ia3: learning rate" in err
+    assert "1/2 ia3 seed 0" in err
     found = {r["name"]: r for r in json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"]}
     assert found["ia3"]["learning_rate_from"] == "tuned"
     assert found["ia3"]["learning_rate"] in [t["learning_rate"] for t in found["ia3"]["search"]["trials"]]

@@ -13,8 +13,8 @@ import pytest
 
 from afina.compare import runs
 from afina.compare.comparison import Request, check, compare
+from afina.compare.rate_search import Tried
 from afina.compare.table import notes
-from afina.compare.tune import Search
 from afina.errors import RecipeError
 from afina.train.report.events import Reporter
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory, model_folder):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(runs, "WORKER", (sys.executable, str(folder / "worker.py")))
         recipe = tiny.write_recipe(folder, model_folder, training__max_steps=80)
-        request = Request(str(recipe), METHODS, seeds=2, out=folder / "out")
+        request = Request(str(recipe), METHODS, seeds=2, tune=0, out=folder / "out")
         _, comparison = compare(request, Heard())
     return request, comparison
 
@@ -110,7 +110,7 @@ def test_second_call_trains_nothing_that_was_finished(finished, monkeypatch):
     monkeypatch.setattr(runs, "WORKER", (sys.executable, "-c", "raise SystemExit('nothing may run')"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     request, _ = finished
-    wanted = Request(request.source, "lora,full", seeds=2, out=request.out)
+    wanted = Request(request.source, "lora,full", seeds=2, tune=0, out=request.out)
     heard = Heard()
     _, again = compare(wanted, heard)
     assert all(note.endswith("rows of text and label") for note in heard.notes)  # of the files, not of a run
@@ -123,7 +123,9 @@ def test_runs_at_once_find_what_runs_one_by_one_find(finished, tmp_path, monkeyp
     request, alone = finished
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(runs, "WORKER", (sys.executable, str(request.out.parent / "worker.py")))
-    _, beside = compare(Request(request.source, "lora,bitfit", seeds=2, out=tmp_path / "out", parallel=2), Heard())
+    _, beside = compare(
+        Request(request.source, "lora,bitfit", seeds=2, tune=0, out=tmp_path / "out", parallel=2), Heard()
+    )
     assert (alone["at_once"], beside["at_once"]) == (1, 2)
     kept = ("status", "by_seed", "loss", "curves", "seeds", "complete", "trainable", "errors")
     here, there = ({row["name"]: row for row in made["rows"]} for made in (alone, beside))
@@ -138,7 +140,7 @@ def test_runs_at_once_find_what_runs_one_by_one_find(finished, tmp_path, monkeyp
 def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder)
     words = [sys.executable, "-c", "from afina.cli import main; main()", "compare", str(recipe), "--methods",
-             "lora,ia3", "--seeds", "1", "--out", str(tmp_path / "out")]  # fmt: skip
+             "lora,ia3", "--seeds", "1", "--no-tune", "--out", str(tmp_path / "out")]  # fmt: skip
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     for line in first.stderr:  # the first run is done, the second one has begun
         if "1/2 lora seed 0: done" in line:
@@ -157,7 +159,8 @@ def test_comparison_that_was_killed_goes_on(tmp_path, model_folder):
 @pytest.mark.parametrize(
     ("wrong", "option"),
     [
-        ({"seeds": 0}, "--seeds"), ({"tune": -1}, "--tune"), ({"max_steps": 0}, "--max-steps"),
+        ({"seeds": 0}, "--seeds"), ({"tune": -1}, "--tune"), ({"tune": 12}, "--tune"),
+        ({"max_steps": 0}, "--max-steps"),
         ({"ranks": (4, 4)}, "--ranks"), ({"ranks": (0,)}, "--ranks"), ({"parallel": 0}, "--parallel"),
     ],
 )  # fmt: skip
@@ -173,7 +176,7 @@ def test_comparison_without_held_out_rows_is_refused(tmp_path, model_folder):
 
 
 def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path, model_folder):
-    from afina.compare.prepare import prepare
+    from afina.evidence.prepare import prepare
     from afina.train.recipe.settings import load_recipe
 
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, data__eval=None, data__eval_split=0.25)))
@@ -202,15 +205,18 @@ def test_search_has_a_seed_that_is_not_measured(tmp_path, model_folder, monkeypa
             measured.append(seed)
             return runs.Outcome("crashed", error="not run")
 
-    def search(runner, name, recipe, trials, seed):
-        searched.append(seed)
-        return Search(1e-4, 1e-1, [], 0.05)
+    def search(recipes, count, seed, shared, folder, reporter):
+        searched.append((list(recipes), count, seed))
+        return {name: Tried([], 0.05) for name in recipes}
 
     monkeypatch.setattr("afina.compare.comparison.Runner", Runner)
     monkeypatch.setattr("afina.compare.comparison.search", search)
-    request = Request(str(tiny.write_recipe(tmp_path, model_folder)), "lora", tune=2, out=tmp_path / "out")
+    request = Request(str(tiny.write_recipe(tmp_path, model_folder)), "lora,ia3:lr=1", tune=2, out=tmp_path / "out")
     _, found = compare(request, Reporter())
-    assert measured == [0, 1, 2]
-    assert not set(searched) & set(measured)
-    assert (found["rows"][0]["learning_rate"], found["rows"][0]["learning_rate_from"]) == (0.05, "tuned")
+    assert measured == [0, 0, 1, 1, 2, 2]
+    assert searched == [(["lora"], 2, 3)]  # a rate that was given is not searched
+    assert [(row["learning_rate"], row["learning_rate_from"]) for row in found["rows"]] == [
+        (0.05, "tuned"),
+        (1, "given"),
+    ]
     assert found["recommendation"] == "No method could be trained."

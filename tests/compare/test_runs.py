@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from afina.compare.prepare import prepare
 from afina.compare.runs import Runner
 from afina.errors import CheckpointError
+from afina.evidence.prepare import prepare
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 

@@ -46,7 +46,7 @@ def test_row_that_misses_a_seed_says_so():
 
 def test_search_is_described_with_the_rows_that_judged_it():
     text = " ".join(notes(comparison(tune={"trials": 4, "train_rows": 256, "held_out_rows": 64})))
-    assert "4 trials" in text
+    assert "4 a method around its own" in text
     assert "64 training rows held out for it" in text
 
 

@@ -17,6 +17,7 @@ from .methods import methods
 from .predict import predict
 from .schema import schema
 from .train import train
+from .tune import tune
 from .versions import version
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(context_settings={"ignore_unknown_options": True})(train)
+app.command(context_settings={"ignore_unknown_options": True})(tune)
 app.command(context_settings={"ignore_unknown_options": True})(compare)
 app.command()(chat)
 app.command()(predict)

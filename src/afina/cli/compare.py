@@ -26,7 +26,8 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of every method.")] = 3,
     ranks: Annotated[str | None, typer.Option(help="Take methods with a rank once at each: 4,16,64")] = None,
-    tune: Annotated[int, typer.Option(help="Trials of a search for every learning rate; 0 is none.")] = 0,
+    tune: Annotated[int, typer.Option(help="Learning rates that are tried for every method around its own.")] = 5,
+    no_tune: Annotated[bool, typer.Option("--no-tune", help="Search no rates; as --tune 0.")] = False,
     max_steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -comparison.")] = None,
     parallel: Annotated[
@@ -36,10 +37,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""
-    from ..compare.candidates import DEFAULT_METHODS
     from ..compare.comparison import Request, check
     from ..compare.comparison import compare as run
     from ..compare.report import write
+    from ..evidence.candidates import DEFAULT_METHODS
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
@@ -49,7 +50,8 @@ def compare(
     if started() > 1:
         raise RecipeError("it starts its runs itself, and would do so in every process", got=f"{started()} processes",
                           expected="one", fix="start it without torchrun, accelerate or srun")  # fmt: skip
-    request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), tune, max_steps, out,
+    rates = 0 if no_tune else tune
+    request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), rates, max_steps, out,
                       parallel)  # fmt: skip
     check(request)
     reporter = ConsoleReporter()
@@ -74,19 +76,11 @@ def _ranks(text: str | None) -> tuple[int, ...]:
 
 
 def _table(comparison: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..compare.table import cells, heads
+    from .tables import print_table
 
-    table = Table()
-    for number, (name, _) in enumerate(heads(comparison)):
-        table.add_column(name, no_wrap=number == 0)
-    for row in comparison["rows"]:
-        if row["status"] == "done":
-            table.add_row(*(text for text, _ in cells(row, comparison)))
-    console = Console(highlight=False, soft_wrap=False, width=None if Console().is_terminal else 200)
-    console.print(table)
+    done = [row for row in comparison["rows"] if row["status"] == "done"]
+    print_table([name for name, _ in heads(comparison)], [[text for text, _ in cells(row, comparison)] for row in done])
     for row in comparison["rows"]:
         if row["errors"]:
             typer.echo(f"{row['name']}: {row['status']}: {next(iter(row['errors'].values()))}")

@@ -11,7 +11,7 @@ from rich.text import Text
 from ..plan.usage import told_bytes, told_seconds
 from ..train.report import events
 
-_PLAIN_LINES = {"training": 10}
+_PLAIN_LINES = {"training": 10, "tuning": 10}
 """How often a stage is told without a terminal; others twice."""
 
 

@@ -11,31 +11,31 @@ from typing import Any
 
 from ..devices.place import apart
 from ..errors import RecipeError
+from ..evidence.candidates import Candidate, candidates, recipe_for
+from ..evidence.items import ACCURACY
+from ..evidence.prepare import Shared, prepare
+from ..evidence.score import Standing, is_worse, recommend, standings, was_trained
 from ..train.loop.adapt import fill_rate
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
 from ..train.report.events import Reporter
-from .candidates import Candidate, candidates, recipe_for
-from .items import ACCURACY
-from .prepare import Shared, prepare
+from .rate_search import FACTORS, Tried, at_rate, search
 from .runs import Outcome, Runner
-from .score import Standing, is_worse, recommend, standings, was_trained
-from .tune import Search, at_rate, search
 
 _FULL = "full"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; `overrides` are the recipe's own, `out` is the folder of everything,
-    `parallel` how many runs are made at once."""
+    """What the command line asks for; `overrides` are the recipe's own, `tune` is how many rates are tried for each
+    method (0: none), `out` the folder of everything, `parallel` how many runs are made at once."""
 
     source: str
     methods: str
     overrides: tuple[tuple[str, str], ...] = ()
     seeds: int = 3
     ranks: tuple[int, ...] = ()
-    tune: int = 0
+    tune: int = 5
     max_steps: int | None = None
     out: Path | None = None
     parallel: int = 1
@@ -49,7 +49,7 @@ class Entry:
     recipe: Recipe
     rate_from: str
     outcomes: dict[int, Outcome]
-    search: Search | None = None
+    search: Tried | None = None
 
 
 def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
@@ -59,8 +59,6 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
         AfinaError: the recipe, a method's name or a setting is wrong. A method that cannot be trained is no error but
             a row that says why.
     """
-    if request.tune:
-        _need_optuna()
     base = load_recipe(request.source, request.overrides)
     entries = []
     for candidate in candidates(request.methods, request.ranks):
@@ -74,26 +72,25 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
     for entry in entries:
         fill_rate(entry.recipe, shared.rows[0], reporter)
     runner = Runner(folder / "runs", shared, reporter, devices=devices)
+    if tuned := [entry for entry in entries if request.tune and not entry.candidate.learning_rate_given]:
+        _tune(tuned, request.tune, base.training.seed + request.seeds, shared, folder / "rates", reporter)
     _run_all(entries, runner, request, base.training.seed)
     return folder, _summary(base, request, shared, entries)
 
 
-def _need_optuna() -> None:
-    import optuna
-
-    del optuna
+def _tune(entries: Sequence[Entry], count: int, seed: int, shared: Shared, folder: Path, reporter: Reporter) -> None:
+    """Take for each method the best of some rates; `seed` is none that is measured, which the choice would flatter."""
+    recipes = {entry.candidate.name: entry.recipe for entry in entries}
+    for name, tried in search(recipes, count, seed, shared, folder, reporter).items():
+        entry = next(entry for entry in entries if entry.candidate.name == name)
+        entry.search = tried
+        if tried.best is not None:
+            entry.recipe, entry.rate_from = at_rate(entry.recipe, tried.best), "tuned"
+            reporter.note(f"{name}: learning rate {tried.best:g} of {len(tried.trials)} that were tried")
 
 
 def _run_all(entries: Sequence[Entry], runner: Runner, request: Request, first_seed: int) -> None:
-    tuned = [e for e in entries if request.tune and not e.candidate.learning_rate_given]
-    runner.planned = len(entries) * request.seeds + len(tuned) * request.tune
-
-    def tune(entry: Entry) -> None:
-        name = entry.candidate.name
-        # A seed of its own: rates that are chosen for a seed would flatter that one among those that are measured.
-        entry.search = search(runner, name, entry.recipe, request.tune, first_seed + request.seeds)
-        if entry.search.best is not None:
-            entry.recipe, entry.rate_from = at_rate(entry.recipe, entry.search.best), "tuned"
+    runner.planned = len(entries) * request.seeds
 
     def train(entry: Entry, seed: int) -> None:
         before = entry.outcomes.get(first_seed)
@@ -102,7 +99,6 @@ def _run_all(entries: Sequence[Entry], runner: Runner, request: Request, first_s
         else:
             entry.outcomes[seed] = runner.run(f"{entry.candidate.name} seed {seed}", entry.recipe, seed)
 
-    runner.together([partial(tune, entry) for entry in tuned])
     seeds = range(first_seed, first_seed + request.seeds)
     # By seed first: a comparison that is cut off has something of every method.
     runner.together([partial(train, entry, seed) for seed in seeds for entry in entries])
@@ -122,7 +118,9 @@ def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[E
     standing: dict[str, Standing] = {}
     if finished:
         scores = {name: {seed: r["items"] for seed, r in results.items()} for name, results in finished.items()}
-        best, standing = standings(scores, higher_is_better=higher, full=_FULL if _FULL in finished else None)
+        trained = [name for name, results in finished.items() if _trained(results) is not False]
+        full = _FULL if _FULL in finished else None
+        best, standing = standings(scores, higher_is_better=higher, full=full, among=trained)
     rows = [_row(entry, done[entry.candidate.name], standing.get(entry.candidate.name), seeds, higher)
             for entry in entries]  # fmt: skip
     good = sorted((row for row in rows if row["status"] == "done"), key=lambda row: row["quality"]["mean"])
@@ -166,7 +164,7 @@ def _row(
         "to_best": asdict(standing.to_best) if standing.to_best else None,
         "to_full": asdict(standing.to_full) if standing.to_full else None,
         "worse": is_worse(standing.to_best, higher_is_better=higher),
-        "trained": was_trained([r["descent"]["verdict"] for r in each if r["descent"]]),
+        "trained": _trained(results),
         "rate_to_try": next((r["descent"]["rate_to_try"] for r in each if _told_not_to_fall(r)), None),
         "by_seed": {str(seed): fmean(r["items"]) for seed, r in results.items()},
         "loss": fmean(r["loss"] for r in each),
@@ -177,6 +175,11 @@ def _row(
         "curves": {str(seed): [[s, round(loss, 4)] for s, loss in r["curve"]] for seed, r in results.items()},
         "device": first["device"],
     }  # fmt: skip
+
+
+def _trained(results: dict[int, Any]) -> bool | None:
+    """Whether a method's loss fell in most of its runs; None where that cannot be told."""
+    return was_trained([result["descent"]["verdict"] for result in results.values() if result["descent"]])
 
 
 def _told_not_to_fall(result: dict[str, Any]) -> bool:
@@ -200,5 +203,8 @@ def check(request: Request) -> None:
     for option, (value, least) in limits.items():
         if value is not None and value < least:
             raise RecipeError("too small", where=option, got=value, expected=f">= {least}")
+    if request.tune > len(FACTORS):
+        raise RecipeError("too many rates", where="--tune", got=request.tune, expected=f"<= {len(FACTORS)}",
+                          fix="afina tune searches more of one recipe")  # fmt: skip
     if any(rank < 1 for rank in request.ranks) or len(set(request.ranks)) < len(request.ranks):
         raise RecipeError("ranks are different whole numbers from 1 on", where="--ranks", got=list(request.ranks))

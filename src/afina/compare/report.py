@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evidence.plots import pareto_file
 from .page import page
-from .plots import pareto_file
 from .table import cells, forgotten, heads, notes, setting
 
 JSON, CSV, MARKDOWN, PAGE, PLOT = "comparison.json", "comparison.csv", "comparison.md", "comparison.html", "pareto.svg"

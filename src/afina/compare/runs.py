@@ -5,7 +5,6 @@ A run that was finished is never repeated; one that was cut off, was refused or 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,16 +20,14 @@ from queue import SimpleQueue
 from threading import RLock
 from typing import Any
 
-from ..cache import sha256
 from ..errors import CheckpointError, StoppedError
+from ..evidence.prepare import Shared, digest, key_of
+from ..plan.usage import told_seconds
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Progress, Reporter
 from ..train.report.results import write_json
-from .prepare import Shared
 from .worker import JOB, MODEL, REFUSED, RESULT
 
-_SCORING = 2
-"""Goes up when what is measured changes its meaning."""
 _LOG = "log.txt"
 WORKER = (sys.executable, "-m", "afina.compare.worker")
 """What runs a job; the job's folder is its last word."""
@@ -53,19 +50,6 @@ class Outcome:
     error: str = ""
     cached: bool = False
     values: tuple[tuple[int, float], ...] = ()
-
-
-def key_of(recipe: Recipe, shared: Shared, trial: bool) -> dict[str, Any]:
-    """Everything that the result of a run depends on, as plain values."""
-    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k != "output"}
-    files = {"train": sha256(Path(str(recipe.data.train))), "eval": sha256(Path(str(recipe.data.eval)))}
-    settings["data"] = {**settings["data"], **files}
-    return {"recipe": settings, "trial": trial, "scoring": _SCORING, **shared.facts}
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """A short hash of a key."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Runner:
@@ -189,7 +173,7 @@ class Runner:
 
     def _tell(self, label: str, outcome: Outcome) -> None:
         left = (self.planned - self.finished) * sum(self.seconds) / len(self.seconds) / self.at_once
-        rest = f"; about {_duration(left)} left" if self.finished < self.planned else ""
+        rest = f"; about {told_seconds(left)} left" if self.finished < self.planned else ""
         what = outcome.error or _headline(outcome)
         self.reporter.note(f"{label}: {outcome.status}, {what}{rest}")
 
@@ -248,9 +232,3 @@ def _headline(outcome: Outcome) -> str:
     if result.get("metric") == "accuracy":
         return f"accuracy {sum(result['items']) / len(result['items']):.3f} in {result['total_s']:.0f} s"
     return f"held-out loss {result['loss']:.3f} in {result['total_s']:.0f} s"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

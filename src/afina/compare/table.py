@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .score import told_difference
+from ..evidence.score import told_difference
 
 _OPTIONAL = MappingProxyType({"against full": "to_full", "forgetting": "forgetting"})
 
@@ -104,8 +104,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     machine, versions = comparison["machine"], comparison["versions"]
     where = machine["gpu"] or f"{machine['processor']} ({machine['cores']} cores)"
     lines = [
-        "Intervals: bootstrap over items and seeds (4,000 draws, percentiles). Differences are taken in pairs, item by "
-        "item and seed by seed. They are not widened for the number of methods.",
+        _intervals(comparison),
         "Memory: the process's resident memory at its peak in training less that with the base loaded; libraries that "
         "load while training count. On a GPU: the allocator's peak less the base's weights.",
     ]
@@ -129,11 +128,24 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     return [*lines, f"Measured on {where}, torch with {machine['threads']} thread(s), {machine['system']}; {made}."]
 
 
+def _intervals(comparison: Mapping[str, Any]) -> str:
+    count = len(comparison["seeds"])
+    seeds = (
+        f"items and the {count} seeds count as drawn at random, t with Satterthwaite's degrees of freedom"
+        if count > 1
+        else "items count as drawn at random; one seed tells nothing of how much seeds differ, so they are too short"
+    )
+    return (f"Intervals (95 %): {seeds}. Differences are taken in pairs, item by item and seed by seed; no significant "
+            "difference is no proof of equality, how much worse one may be is the interval's worse end. They are not "
+            "widened for the number of methods.")  # fmt: skip
+
+
 def _rates(comparison: Mapping[str, Any]) -> str:
     tune = comparison["tune"]
     if tune is None:
         return ("Learning rates: the recipe's for its own method, every other method's own for this width and length; "
-                "none was searched (--tune).")  # fmt: skip
-    return (f"Learning rates: up to {tune['trials']} trials a method (Optuna's TPE, bad ones stopped early) between a "
-            f"tenth and 30 times its rate, judged by the loss on {tune['held_out_rows']} training rows held out for "
-            f"it; {tune['train_rows']} rows to train on, one seed that is not among those measured.")  # fmt: skip
+                "none was searched (--no-tune).")  # fmt: skip
+    return (f"Learning rates: {tune['trials']} a method around its own (those of the worse half that were "
+            "significantly worse left at an eighth, a quarter and a half of the way), judged by the loss on "
+            f"{tune['held_out_rows']} training rows held out for it; {tune['train_rows']} rows to train on, one seed "
+            "that is not among those measured.")  # fmt: skip

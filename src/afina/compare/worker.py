@@ -57,8 +57,8 @@ class Recorder(Reporter):
     def _ready(self, parts: Mapping[str, Any]) -> None:
         from transformers.trainer_utils import SaveStrategy
 
+        from ..evidence.items import general_loss
         from ..train.loop.adapt import as_it_came
-        from .items import general_loss
 
         trainer = parts["trainer"]
         trainer.args.save_strategy = SaveStrategy.NO  # a comparison's run starts anew when it was cut off
@@ -76,7 +76,7 @@ class Recorder(Reporter):
         self.tell({"value": [step, loss]})
 
     def _trained(self, parts: Mapping[str, Any]) -> None:
-        from .items import general_loss, held_out_loss, quality
+        from ..evidence.items import general_loss, held_out_loss, quality
 
         cpu, wall = time.process_time() - self.clocks[0], time.monotonic() - self.clocks[1]
         self.found |= {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "memory_mb": self.peak.above_base_mb()}
@@ -93,7 +93,7 @@ def _probe(parts: Mapping[str, Any], tell: Callable[[int, float], None]) -> Any:
     """A callback that tells the held-out loss on the way, so that a bad trial can be stopped early."""
     from transformers import TrainerCallback
 
-    from .items import held_out_loss
+    from ..evidence.items import held_out_loss
 
     class Probe(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:

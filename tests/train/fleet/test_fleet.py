@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 
 from afina.core.config import methods
 from afina.errors import RecipeError
+from afina.train.fleet.fleet import Fleet
+from afina.train.fleet.in_turn import Turn
 from afina.train.fleet.many import train_many
+from afina.train.fleet.member import Backward, Meeting, Member
 from afina.train.loop.run import run
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
@@ -175,6 +179,56 @@ def test_a_run_that_fails_leaves_and_the_others_go_on(model_folder, child, tmp_p
     assert "finite" in found["bad/out"][0] or "gradient" in found["bad/out"][0]
     assert found["lora/out"] == ["", 6, 6]
     assert found["other/out"] == ["", 6, 6]
+
+
+class Crashes(Reporter):
+    def reached(self, stage, parts):
+        if stage == "trained" and parts["recipe"].output.dir.endswith("lora/out"):
+            raise ZeroDivisionError("a fault of ours")
+
+
+def crashing(recipes, crashes):
+    try:
+        found = Fleet(Crashes()).run(recipes, overwrite=False, resume=[False] * len(recipes), crashes=crashes)
+    except ZeroDivisionError as error:
+        return error.__notes__
+    return [(str(one.error or ""), one.result is not None) for one in found]
+
+
+@pytest.mark.parametrize("crashes", [True, pytest.param(False, marks=pytest.mark.whole("the other way is a branch"))])
+def test_a_fault_of_ours_ends_all_unless_it_is_taken_as_the_end_of_one(model_folder, child, tmp_path, crashes):
+    recipes = [recipe_of(tmp_path, model_folder, n, **VARIED[n], training__max_steps=1) for n in ("lora", "other")]
+    found = child(crashing, recipes, crashes)
+    if crashes:
+        assert found == [("crashed\ngot: ZeroDivisionError: a fault of ours", False), ("", True)]
+    else:
+        assert "in the run lora/out" in found[0]
+
+
+def waiting(fleet, place):
+    member = Member("m", "m", Reporter(), fleet.join)
+    member.turn = Turn(0, lambda: None)
+    member.turn.request = Meeting(member, place)
+    return member.turn
+
+
+def test_runs_that_wait_for_each_other_go_on_together_from_the_lowest_place():
+    fleet = Fleet(Reporter())
+    early, late, too = (waiting(fleet, place) for place in (0, 1, 0))
+    assert fleet.serve([early, late, too]) == {early: None, too: None}
+    assert fleet.serve([late]) == {late: None}
+
+
+def test_adapters_of_runs_that_ended_go_before_the_next_pass_and_not_before_a_way_back():
+    fleet, gone = Fleet(Reporter()), []
+    fleet.joint = SimpleNamespace(leave=gone.append)
+    fleet.left.append("run0")
+    back = waiting(fleet, 0)
+    back.request = Backward(back.request.member, {}, {})
+    fleet.serve([back])
+    assert gone == []
+    fleet.serve([waiting(fleet, 0)])
+    assert gone == ["run0"]
 
 
 def weights(recipe):

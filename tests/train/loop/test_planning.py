@@ -84,3 +84,23 @@ def test_quantised_weights_take_less(tmp_path, model_folder, child):
     whole, small = child(told, path), child(told, path, (("model.quantize", "nf4"),))
     sizes = [int(re.search(r"weights (\d+) KiB", lines[3])[1]) for lines in (whole, small)]
     assert sizes[1] < 0.6 * sizes[0]
+
+
+def fitting(path, free):
+    from afina.train.loop import planning
+
+    real, planning.free_bytes = planning.free_bytes, lambda device: free
+    try:
+        return planning.fitting(load_recipe(str(path)))
+    finally:
+        planning.free_bytes = real
+
+
+def test_as_many_runs_fit_at_once_as_there_is_memory_for_beside_one_base(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    few, many = (child(fitting, recipe, free) for free in (2**26, 2**28))
+    assert 4 * few <= many <= 4 * few + 4
+    step = 1024 * memory_of_a_step(child(told, recipe))
+    assert few * step < 2**26 < 2 * few * step
+    assert child(fitting, recipe, 1) == 1
+    assert child(fitting, recipe, None) is None

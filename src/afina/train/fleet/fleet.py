@@ -29,7 +29,7 @@ from ..report.events import Reporter
 from ..report.interrupts import ENDING, hand_back, listen
 from ..tasks import named
 from .in_turn import Turn, take_turns
-from .member import Backward, Forward, Member, Refused, Trial
+from .member import Backward, Forward, Meeting, Member, Refused, Trial
 from .shared_base import SharedBase, sharing
 from .shared_pass import SharedPass
 
@@ -87,18 +87,31 @@ class Fleet:
         self.joint: SharedPass | None = None
         self.members: list[Member] = []
         self.fast = False
+        self.left: list[str] = []
+        """Runs that have ended, whose adapters are to go once no pass that they shared is to be gone back through."""
 
-    def run(self, recipes: Sequence[Recipe], *, overwrite: bool, resume: bool) -> list[Trained]:
-        """Until all have ended."""
+    def run(
+        self, recipes: Sequence[Recipe], *, overwrite: bool, resume: Sequence[bool], crashes: bool = False
+    ) -> list[Trained]:  # fmt: skip
+        """Until all have ended.
+
+        Args:
+            resume: of each whether it goes on from its last checkpoint.
+            crashes: take what is no error of ours as the end of that run alone.
+        """
         turns = []
         self.fast = all(named(recipe.task).fast and recipe.training.fast for recipe in recipes)
-        for number, (name, recipe) in enumerate(zip(_names(recipes), recipes, strict=True)):
+        for number, (name, recipe, again) in enumerate(zip(_names(recipes), recipes, resume, strict=True)):
             member = Member(name, f"run{number}", self.reporter, self.join)
 
-            def job(recipe: Recipe = recipe, member: Member = member) -> Result:
+            def job(recipe: Recipe = recipe, member: Member = member, again: bool = again) -> Result:
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
-                with nullcontext() if whole else loaded_by(self.base.load):
-                    return run(recipe, member, overwrite=overwrite, resume=resume)
+                try:
+                    with nullcontext() if whole else loaded_by(self.base.load):
+                        return run(recipe, member, overwrite=overwrite, resume=again)
+                finally:
+                    member.trainer = member.open = None
+                    self.left.append(member.key)
 
             member.turn = Turn(number, job)
             self.members.append(member)
@@ -109,6 +122,9 @@ class Fleet:
         finally:
             hand_back(before)
         for member, turn in zip(self.members, turns, strict=True):
+            if crashes and isinstance(turn.error, Exception) and not isinstance(turn.error, AfinaError):
+                told = (str(turn.error).splitlines() or [""])[0]
+                turn.error = AfinaError("crashed", got=f"{type(turn.error).__name__}: {told}")
             if turn.error is not None and not isinstance(turn.error, AfinaError):
                 turn.error.add_note(f"in the run {member.name}, which shared {member.passes[0]} passes")
                 raise turn.error
@@ -145,6 +161,9 @@ class Fleet:
 
     def serve(self, waiting: Sequence[Turn]) -> dict[Turn, Any]:
         """Run what can be run of what they wait for; forward passes first, so that many go back at once."""
+        if self.joint is not None and not any(isinstance(t.request, Backward) for t in waiting):
+            while self.left:
+                self.joint.leave(self.left.pop())
         trials = [t.request for t in waiting if isinstance(t.request, Trial)]
         if trials:
             return {_turn(request.member): self._try(request) for request in trials}
@@ -152,6 +171,10 @@ class Fleet:
         if forwards:
             return self._forward(forwards)
         requests = [t.request for t in waiting if isinstance(t.request, Backward)]
+        if not requests:
+            meetings = [t.request for t in waiting if isinstance(t.request, Meeting)]
+            first = min(request.place for request in meetings)
+            return {_turn(request.member): None for request in meetings if request.place == first}
         pairs = [(out[k], cut[k].grad) for r in requests for out, cut in [(r.out, r.given)] for k in out]
         pairs = [(out, grad) for out, grad in pairs if grad is not None and out.requires_grad]
         if pairs:

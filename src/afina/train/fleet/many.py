@@ -33,4 +33,4 @@ def train_many(
     from .fleet import Fleet, check
 
     check(recipes)
-    return Fleet(reporter or Reporter()).run(recipes, overwrite=overwrite, resume=resume)
+    return Fleet(reporter or Reporter()).run(recipes, overwrite=overwrite, resume=[resume] * len(recipes))

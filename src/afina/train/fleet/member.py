@@ -58,6 +58,14 @@ class Trial:
     given: dict[str, Any]
 
 
+@dataclass
+class Meeting:
+    """A run waits until all others have come to this place too, or to an end."""
+
+    member: Member
+    place: int
+
+
 @dataclass(frozen=True)
 class Refused:
     """A run cannot share passes, and why."""
@@ -89,7 +97,11 @@ class Member(Reporter):
         if stage == "ready":
             self.trainer = parts["trainer"]
             self._enlist(parts["model"])
-        self.inner.reached(stage, parts)
+        self.inner.reached(stage, {**parts, "meet": self.meet})
+
+    def meet(self, place: int) -> None:
+        """Wait until every run has come to this place of its training, or has ended; lower places come first."""
+        self._wait(Meeting(self, place))
 
     def _enlist(self, model: Any) -> None:
         base = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -145,6 +145,26 @@ def too_large(setting: Setting) -> str | None:
     return f"it takes {told_bytes(needed)} and {told_bytes(free)} are free on {device.name}"
 
 
+def fitting(recipe: Recipe) -> int | None:
+    """How many runs such as this one fit the device at once, with the base's weights in memory once; at least 1, and
+    None where that cannot be told."""
+    silent = Reporter()
+    recipe, split, labels = prepared(recipe, silent)
+    location = base_location(recipe.model, silent)
+    tokenizer = load_tokenizer(location, recipe.model, silent)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), silent)
+    setting = Setting(recipe, location, tokenizer, data, planned_steps(recipe, len(data.train)))
+    free, batch = free_bytes(place(recipe.model.device).name), _batch(setting, longest=True)
+    if free is None or batch is None:
+        return None
+    try:
+        found, _ = _estimate(setting, batch)
+    except (RuntimeError, NotImplementedError, ValueError):
+        return None
+    weights = found.weights - _stored(recipe, found)
+    return max(1, int((free / _EXCESS - weights) // max(found.working, 1)))
+
+
 def _batch(setting: Setting, *, longest: bool) -> dict[str, Tensor] | None:
     """The batch that takes most, of the longest rows; or one of rows of all lengths, as they are drawn."""
     items, rows = setting.data.train.by_length().items, setting.recipe.training.batch_size

@@ -59,4 +59,5 @@ class Reporter:
 
     def reached(self, stage: Stage, parts: Mapping[str, Any]) -> None:
         """The run came to `stage`; `parts` are the living objects that it has by then, by name: `model` (the base at
-        first), later `trainer`, `data`, `prompter` and the resolved `recipe` too."""
+        first), later `trainer`, `data`, `prompter` and the resolved `recipe` too; of several runs at once also `meet`,
+        which waits until all of them have come to a place of their training."""

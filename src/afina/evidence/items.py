@@ -14,9 +14,19 @@ _GENERAL_TOKENS = 512
 ACCURACY, LOSS = "accuracy", "loss"
 
 
+def held_out_losses(parts: Mapping[str, Any]) -> list[float]:
+    """Of every held-out item."""
+    return named(parts["recipe"].task).item_losses(_job(parts), parts["data"].held_out.items)
+
+
+def held_out_items(parts: Mapping[str, Any]) -> tuple[list[float], list[float] | None]:
+    """Of every held-out item the loss, and how right it is (None where items have a loss only)."""
+    return named(parts["recipe"].task).items(_job(parts))
+
+
 def held_out_loss(parts: Mapping[str, Any]) -> float:
     """The mean over the held-out items."""
-    losses = named(parts["recipe"].task).item_losses(_job(parts), parts["data"].held_out.items)
+    losses = held_out_losses(parts)
     return sum(losses) / len(losses)
 
 
@@ -26,8 +36,7 @@ def quality(parts: Mapping[str, Any]) -> dict[str, Any]:
     Items are right to a share (classes, labelled answers, pairs, tags of words); those with free answers have their
     loss.
     """
-    task, job = named(parts["recipe"].task), _job(parts)
-    losses, right = task.items(job)
+    losses, right = held_out_items(parts)
     metric, items = (LOSS, losses) if right is None else (ACCURACY, right)
     return {"metric": metric, "items": items, "loss": sum(losses) / len(losses)}
 
@@ -38,7 +47,7 @@ def _job(parts: Mapping[str, Any]) -> Job:
 
 def general_text() -> list[str]:
     """The paragraphs that forgetting is measured on; written for afina, part of no data set."""
-    text = files("afina.compare").joinpath("general.txt").read_text(encoding="utf-8")
+    text = files("afina.evidence").joinpath("general.txt").read_text(encoding="utf-8")
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from afina.compare.candidates import DEFAULT_METHODS, candidates, recipe_for
 from afina.errors import RecipeError
+from afina.evidence.candidates import DEFAULT_METHODS, candidates, recipe_for
 
 from ..train import tiny
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from ..train.report.events import Reporter
 from ..train.tasks import named
 from ..version import __version__
 
-_TUNE_SHARE, _TUNE_MOST = 0.2, 400
+_SCORING = 2
+"""Goes up when what is measured changes its meaning."""
+_TUNE_SHARE, _TUNE_MOST, _TUNE_FEW, _TUNE_OF_STEPS = 0.2, 400, 64, 8
+"""Rows to judge a trial by: a fifth of all and at most 400; and not more than an eighth of those that it is trained on,
+or judging would take longer than training, unless these are fewer than 64."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +88,23 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
     if labels is not None and None not in column:
         majority = majority_share([str(value) for value in column])
     train, held_out = split.train.values, split.held_out.values
-    inner, tune = _halved(train)
+    steps = planned_steps(recipe, len(train))
+    taken = steps * recipe.training.batch_size * recipe.training.gradient_accumulation
+    inner, tune = _halved(train, max(_TUNE_FEW, taken // _TUNE_OF_STEPS))
     parts = {"train": train, "held_out": held_out, "tune_train": inner, "tune_held_out": tune}
     paths = {name: _written(folder / f"{name}.jsonl", rows) for name, rows in parts.items()}
     return Shared(
         paths["train"], paths["held_out"], paths["tune_train"], paths["tune_held_out"],
         (len(train), len(held_out), len(inner), len(tune)), labels, majority,
-        planned_steps(recipe, len(train)), _facts(recipe, reporter, at_once),
+        steps, _facts(recipe, reporter, at_once),
     )  # fmt: skip
 
 
-def _halved(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _halved(rows: Sequence[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows to train a trial on, and rows to judge it by; drawn once, with a seed of its own."""
     order = list(range(len(rows)))
     random.Random(0).shuffle(order)
-    n = min(_TUNE_MOST, max(1, round(_TUNE_SHARE * len(rows))))
+    n = min(_TUNE_MOST, most, max(1, round(_TUNE_SHARE * len(rows))))
     return [rows[i] for i in sorted(order[n:])], [rows[i] for i in sorted(order[:n])]
 
 
@@ -143,3 +150,16 @@ def machine(device: str = "auto", at_once: int = 1) -> dict[str, Any]:
         "processor": name or platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": threads, "gpu": gpu, "system": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
+
+
+def key_of(recipe: Recipe, shared: Shared, trial: bool) -> dict[str, Any]:
+    """Everything that the result of a run depends on, as plain values."""
+    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k != "output"}
+    files = {"train": sha256(Path(str(recipe.data.train))), "eval": sha256(Path(str(recipe.data.eval)))}
+    settings["data"] = {**settings["data"], **files}
+    return {"recipe": settings, "trial": trial, "scoring": _SCORING, **shared.facts}
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """A short hash of a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

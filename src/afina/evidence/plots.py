@@ -23,6 +23,8 @@ svg .rule { stroke: var(--rule); fill: none; } svg .range { stroke: var(--soft);
 svg .point { fill: var(--soft); } svg .front { fill: var(--accent); } svg .pick { fill: var(--good); }
 svg .edge { stroke: var(--accent); fill: none; stroke-dasharray: 3 3; opacity: .8; }
 svg .loss { stroke: var(--accent); fill: none; stroke-width: .8; opacity: .28; }
+svg .line { stroke: var(--soft); fill: none; stroke-width: 1.2; opacity: .7; }
+svg .line.chosen { stroke: var(--good); stroke-width: 2; opacity: 1; }
 svg .mean { stroke: var(--accent); fill: none; stroke-width: 1.6; }
 """
 COSTS = (
@@ -150,6 +152,16 @@ def _cost(box: tuple[float, float, float, float], taken: Sequence[tuple[float, f
     return overlap + 1e6 * outside
 
 
+def all_curves(rows: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """The training losses of several, each on its own figure and all on the same axes."""
+    losses = sorted(loss for row in rows for curve in row["curves"].values() for _, loss in curve)
+    if not losses:
+        return ""
+    # A few wild first steps must not press all other curves to the floor.
+    top = max(losses[math.floor(0.99 * (len(losses) - 1))], 1e-6)
+    return "".join(f"<figure>{curves(row, top, steps)}</figure>" for row in rows)
+
+
 def curves(row: Mapping[str, Any], top: float, steps: int) -> str:
     """The training loss of one method: every seed, and above them their smoothed mean; `top` and `steps` end the axes
     that all methods share."""
@@ -186,6 +198,27 @@ def smoothed(curves: Sequence[Sequence[Sequence[float]]], window: int) -> list[t
         return [loss for other, loss in means if abs(other - step) <= window]
 
     return [(step, sum(near(step)) / len(near(step))) for step, _ in means]
+
+
+def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]], bool]], steps: int, what: str) -> str:
+    """Several series of (step, value) on the same axes, each with its name, points and whether it is the one to look
+    at; they are named where they end. Values that are all above zero and far apart have a logarithmic scale."""
+    values = [value for _, points, _ in series for _, value in points]
+    log = min(values) > 0 and max(values) > 10 * min(values)
+    x = _Axis(0, steps, _LEFT, WIDTH - _RIGHT)
+    y = _Axis(min(values), max(values), HEIGHT - _BOTTOM, _TOP, log=log)
+    parts = [_frame(x, y, "step", what)]
+    ends = []
+    for name, points, chosen in series:
+        placed = [(x(step), y(value)) for step, value in points]
+        kind = " chosen" if chosen else ""
+        parts.append(f'<path class="line{kind}" d="{_path(placed)}"><title>{escape(name)}</title></path>')
+        circle = "pick" if chosen else "point"
+        parts += [f'<circle class="{circle}" cx="{px}" cy="{py}" r="2.5"><title>{escape(name)}</title></circle>'
+                  for px, py in placed]  # fmt: skip
+        ends.append(placed[-1])
+    parts += _labels([name for name, *_ in series], ends)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(what)} by step">{"".join(parts)}</svg>'
 
 
 def pareto_file(comparison: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from afina.compare.plots import smoothed
+from afina.evidence.plots import smoothed
 
 
 def test_smoothed_curve_is_the_mean_over_seeds_and_neighbouring_steps():

@@ -45,7 +45,7 @@ class Candidate:
         return any(key == "training.learning_rate" for key, _ in self.overrides)
 
 
-def candidates(methods: str, ranks: Sequence[int] = ()) -> list[Candidate]:
+def candidates(methods: str, ranks: Sequence[int] = (), *, where: str = "--methods") -> list[Candidate]:
     """The candidates in a list such as `full,lora,lora:r=4:lr=1e-3,dora`; settings are the method's own, `lr`, or keys
     with their section (`training.layerwise_decay=0.9`).
 
@@ -59,8 +59,8 @@ def candidates(methods: str, ranks: Sequence[int] = ()) -> list[Candidate]:
         if not word:
             continue
         name, *settings = re.split(":" + _OUTSIDE_BRACKETS, word)
-        method, extra = _method_of(name)
-        pairs = [_pair(setting, word) for setting in (*extra, *settings)]
+        method, extra = _method_of(name, where)
+        pairs = [_pair(setting, word, where) for setting in (*extra, *settings)]
         own = any(key == "method.r" for key, _ in pairs)
         for rank in ranks if ranks and not own and _has_rank(method) else (None,):
             at = [("method.r", str(rank))] if rank is not None else []
@@ -69,13 +69,13 @@ def candidates(methods: str, ranks: Sequence[int] = ()) -> list[Candidate]:
     names = [candidate.name for candidate in out]
     for name in names:
         if names.count(name) > 1:
-            raise RecipeError("a method is named twice", where="--methods", got=name, fix="name it once")
+            raise RecipeError("a method is named twice", where=where, got=name, fix="name it once")
     if not out:
-        raise RecipeError("no methods to compare", where="--methods", expected="e.g. full,lora,ia3")
+        raise RecipeError("no methods to compare", where=where, expected="e.g. full,lora,ia3")
     return out
 
 
-def _method_of(name: str) -> tuple[str, tuple[str, ...]]:
+def _method_of(name: str, where: str) -> tuple[str, tuple[str, ...]]:
     from ..methods.about import about_methods
 
     plain = name.lower().replace("-", "_")
@@ -84,15 +84,15 @@ def _method_of(name: str) -> tuple[str, tuple[str, ...]]:
         return method, (setting,)
     known = [about.name.lower() for about in about_methods()]
     if plain not in known:
-        raise RecipeError("no such method", where="--methods", got=name, expected="a name that `afina methods` lists",
+        raise RecipeError("no such method", where=where, got=name, expected="a name that `afina methods` lists",
                           fix=did_you_mean(plain, [*known, *VARIANTS]))  # fmt: skip
     return plain, ()
 
 
-def _pair(setting: str, word: str) -> tuple[str, str]:
+def _pair(setting: str, word: str, where: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals:
-        raise RecipeError("a setting is KEY=VALUE", where=f"--methods {word}", got=setting, expected="e.g. lora:r=4")
+        raise RecipeError("a setting is KEY=VALUE", where=f"{where} {word}", got=setting, expected="e.g. lora:r=4")
     if key in ("lr", "learning_rate"):
         return "training.learning_rate", value
     return key if "." in key else f"method.{key}", value

@@ -1,20 +1,22 @@
 """Intervals, differences in pairs, and which method to take.
 
 Every run scores the same items, so two methods are compared item by item and seed by seed: what is hard for both
-cancels. Intervals are percentiles of a bootstrap that draws items and seeds anew, each with replacement and
-independently of each other (the pigeonhole bootstrap: A. B. Owen, Annals of Applied Statistics 1, 2007). With few seeds
-it understates how much seeds differ; intervals are not widened for the number of methods.
+cancels. Seeds and items are both drawn at random, each item is scored with each seed: the variance of the mean is that
+of a two-way layout with both effects random, (MS_seeds + MS_items - MS_rest) / (seeds * items), and its degrees of
+freedom are F. E. Satterthwaite's (Biometrics Bulletin 2, 1946). With three seeds that differ, t has about two degrees
+of freedom, and the interval is as wide as three seeds deserve. One seed tells nothing of how much seeds differ.
+Intervals are not widened for the number of methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_DRAWS = 4000
-_SEED = 0
-_LOW, _HIGH = 2.5, 97.5
+_CERTAIN = 0.95
+_MOST_DEGREES = 10_000
+"""Of freedom; with more t is the normal distribution to three digits."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,40 @@ class Interval:
     high: float
 
 
-class Bootstrap:
-    """Draws of `seeds` x `items`, the same for everything that is asked, so that results repeat."""
+def interval(scores: Any) -> Interval:
+    """Of the mean of `scores`, an array [seeds, items] of two items or more; of one item, the item itself."""
+    seeds, items = scores.shape
+    mean = float(scores.mean())
+    if items < 2:
+        return Interval(mean, mean, mean)
+    # Each part of the variance of the mean, with its degrees of freedom.
+    parts = [(float(scores.mean(0).var(ddof=1)) / items, items - 1)]
+    variance = parts[0][0]
+    if seeds > 1:
+        rest = scores - scores.mean(0) - scores.mean(1, keepdims=True) + mean
+        parts.append((float(scores.mean(1).var(ddof=1)) / seeds, seeds - 1))
+        parts.append((float((rest**2).sum()) / ((seeds - 1) * (items - 1) * seeds * items), (seeds - 1) * (items - 1)))
+        variance = max(parts[0][0], parts[1][0], parts[0][0] + parts[1][0] - parts[2][0])
+    spread = sum(part**2 / degrees for part, degrees in parts)
+    if spread == 0.0:
+        return Interval(mean, mean, mean)
+    half = t_quantile(variance**2 / spread) * variance**0.5
+    return Interval(mean, mean - half, mean + half)
 
-    def __init__(self, seeds: int, items: int) -> None:
-        import numpy as np
 
-        draw = np.random.default_rng(_SEED)
-        self.item_weights = draw.multinomial(items, [1 / items] * items, size=_DRAWS) / items
-        self.seed_weights = draw.multinomial(seeds, [1 / seeds] * seeds, size=_DRAWS) / seeds
+def t_quantile(degrees: float) -> float:
+    """Student's t that 2.5 % lie above, for 1 degree of freedom and more (fewer are taken for 1).
 
-    def interval(self, scores: Any) -> Interval:
-        """Of the mean of `scores`, an array [seeds, items]."""
-        import numpy as np
+    With t = sqrt(df) tan(a) the density of a is proportional to cos(a)^(df - 1).
+    """
+    import numpy as np
 
-        means = ((self.seed_weights @ scores) * self.item_weights).sum(1)
-        low, high = np.percentile(means, [_LOW, _HIGH])
-        return Interval(float(scores.mean()), float(low), float(high))
+    degrees = min(max(degrees, 1.0), _MOST_DEGREES)
+    angles = np.linspace(0.0, min(np.pi / 2, 12 / degrees**0.5), 4001)
+    density = np.cos(angles) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = np.interp(_CERTAIN * below[-1], below, angles)
+    return float(degrees**0.5 * np.tan(angle))
 
 
 @dataclass(frozen=True)
@@ -63,22 +82,26 @@ class Standing:
 
 
 def standings(
-    scores: Mapping[str, Mapping[int, Sequence[float]]], *, higher_is_better: bool, full: str | None = None
-) -> tuple[str, dict[str, Standing]]:
-    """The best method's name, and where each stands; `scores` is method -> seed -> score of every item.
+    scores: Mapping[str, Mapping[int, Sequence[float]]], *, higher_is_better: bool, full: str | None = None,
+    among: Collection[str] = (),
+) -> tuple[str, dict[str, Standing]]:  # fmt: skip
+    """The best method's name, and where each stands.
 
-    Pairs are taken over the seeds that both methods finished. Methods that finished fewer seeds than others cannot be
-    the best.
+    Args:
+        scores: method -> seed -> score of every item.
+        full: the name of full fine-tuning, where it is among them.
+        among: those that the best can be of; all if none is named.
+
+    Returns:
+        Pairs are taken over the seeds that both methods finished. Methods that finished fewer seeds than others cannot
+        be the best.
     """
     import numpy as np
 
-    most = max(len(by_seed) for by_seed in scores.values())
-    means = {name: float(np.mean(list(s.values()))) for name, s in scores.items() if len(s) == most}
+    fit = {name: scores[name] for name in among or scores}
+    most = max(len(by_seed) for by_seed in fit.values())
+    means = {name: float(np.mean(list(s.values()))) for name, s in fit.items() if len(s) == most}
     best = (max if higher_is_better else min)(means, key=lambda name: means[name])
-    drawn: dict[int, Bootstrap] = {}
-
-    def interval(array: Any) -> Interval:
-        return drawn.setdefault(len(array), Bootstrap(*array.shape)).interval(array)
 
     def pairs(name: str, other: str | None) -> Interval | None:
         if other is None or other == name or other not in scores:
@@ -88,8 +111,12 @@ def standings(
             return None
         return interval(np.array([np.subtract(scores[name][s], scores[other][s]) for s in both], dtype=float))
 
+    def quality(array: Any) -> Interval:
+        found = interval(array)  # a share of right answers lies between 0 and 1
+        return Interval(found.mean, max(found.low, 0.0), min(found.high, 1.0)) if higher_is_better else found
+
     return best, {
-        name: Standing(interval(np.array(list(s.values()), dtype=float)), pairs(name, best), pairs(name, full), len(s))
+        name: Standing(quality(np.array(list(s.values()), dtype=float)), pairs(name, best), pairs(name, full), len(s))
         for name, s in scores.items()
     }
 
@@ -121,7 +148,7 @@ def recommend(
 ) -> Recommendation:
     """The method with the fewest trained parameters among those that are not significantly worse than the best.
 
-    None is recommended against one that was not trained: what that could do is not known.
+    One that was not trained is neither recommended nor the best: what it could do is not known, which is said.
 
     Args:
         rows: the comparison's finished rows: `name`, `quality`, `to_best`, `worse`, `complete`, `trained`,
@@ -130,13 +157,14 @@ def recommend(
         timed: whether the times can be compared.
     """
     idle = [row for row in rows if row["trained"] is False]
-    if idle:
-        return Recommendation("", _untrained(idle))
+    rows, left_out = [row for row in rows if row["trained"] is not False], _untrained(idle)
+    if not rows:
+        return Recommendation("", f"No method can be recommended, none was trained.{left_out}")
     by_name = {row["name"]: row for row in rows}
     top = by_name[best]
     if floor is not None and top["quality"]["low"] <= floor:
         sentence = (f"No method can be recommended: the best, {best}, is not significantly better than always giving "
-                    f"the commonest label ({floor:.1%}); try more steps, or --tune.")  # fmt: skip
+                    f"the commonest label ({floor:.1%}); try more steps, or --tune.{left_out}")  # fmt: skip
         return Recommendation("", sentence)
     fit = [row for row in rows if not row["worse"] and row["complete"]]
     pick = min(fit, key=lambda row: (row["trainable"], row["wall_s"] if timed else 0))
@@ -146,22 +174,32 @@ def recommend(
     if pick["name"] == best:
         cheaper = [row for row in rows if row["trainable"] < top["trainable"]]
         why = "every method with fewer is significantly worse" if cheaper else "none has fewer"
-        return Recommendation(best, f"Take {best}: the best, {reason}; {why}.{_second(cheaper, top, metric, floor)}")
-    lost = told_difference(pick["to_best"], metric)
+        second = _second(cheaper, top, metric, floor)
+        return Recommendation(best, f"Take {best}: the best, {reason}; {why}.{second}{left_out}")
     factor = top["trainable"] / pick["trainable"]
     times = f"{factor:,.0f} times" if factor >= 2 else f"{factor:.2f} times"
     time = f"; it took {pick['wall_s'] / top['wall_s']:.1f} times as long to train" if timed else ""
     return Recommendation(pick["name"], (
         f"Take {pick['name']}: {reason}, {times} fewer than the best, {best} ({told(top['quality'], metric)}), and no "
-        f"significant difference from it ({lost}){time}."
+        f"significant difference from it ({told_difference(pick['to_best'], metric)}: "
+        f"{told_margin(pick['to_best'], metric)}){time}.{left_out}"
     ))  # fmt: skip
 
 
+def told_margin(difference: Mapping[str, float], metric: str) -> str:
+    """How much worse at most the one with this difference from the best is: the margin within which both are equal."""
+    least = max(0.0, -difference["low"] if metric == "accuracy" else difference["high"])
+    words = f"{100 * least:.1f} points" if metric == "accuracy" else f"{least:.3f}"
+    return f"at most {words} worse, with 95 % certainty"
+
+
 def _untrained(idle: Sequence[Mapping[str, Any]]) -> str:
-    """Why nothing is recommended, with the rates to try."""
+    """Who was left out, with the rates to try; a sentence, if there are any."""
+    if not idle:
+        return ""
     names = ", ".join(f"{row['name']} (at {row['learning_rate']:g}; try lr={row['rate_to_try']:g})" for row in idle)
-    return (f"No method can be recommended: the training loss of these did not fall by more than its noise, they were "
-            f"not trained: {names}. Compare again at other rates, with more steps, or with --tune.")  # fmt: skip
+    why = "the training loss did not fall by more than its noise (not trained)"
+    return f" Left out, because {why}: {names}. What they could do at other rates or with more steps is not known."
 
 
 def _second(cheaper: Sequence[Mapping[str, Any]], top: Mapping[str, Any], metric: str, floor: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from afina.compare.items import general_text
+from afina.evidence.items import general_text
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
@@ -13,7 +13,7 @@ from ..train import tiny
 
 def scored(path):
     """What the comparison's scores are after training, and what `afina train` reports of the same model."""
-    from afina.compare.items import general_loss, quality
+    from afina.evidence.items import general_loss, quality
     from afina.train.loop.run import run
 
     class Scores(Reporter):

@@ -4,8 +4,19 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from afina.compare.score import Bootstrap, Interval, is_worse, recommend, standings, told_difference, was_trained
+from afina.evidence.score import (
+    Interval,
+    interval,
+    is_worse,
+    recommend,
+    standings,
+    t_quantile,
+    told_difference,
+    told_margin,
+    was_trained,
+)  # fmt: skip
 
 
 def coin(share, items=400, shift=0):
@@ -16,7 +27,7 @@ def coin(share, items=400, shift=0):
 
 def test_interval_of_one_seed_is_that_of_the_textbook():
     p, n = 0.8, 400
-    found = Bootstrap(1, n).interval(np.array([coin(p, n)]))
+    found = interval(np.array([coin(p, n)]))
     half = 1.96 * math.sqrt(p * (1 - p) / n)
     assert found.mean == pytest.approx(p)
     assert found.low == pytest.approx(p - half, abs=0.006)
@@ -25,31 +36,74 @@ def test_interval_of_one_seed_is_that_of_the_textbook():
 
 def test_interval_leaves_out_one_in_forty_on_either_side():
     scores = np.random.default_rng(0).normal(3, 2, (1, 1000))
-    found, half = Bootstrap(1, 1000).interval(scores), 1.96 * scores.std() / math.sqrt(1000)
+    found, half = interval(scores), 1.96 * scores.std() / math.sqrt(1000)
     assert scores.mean() - found.low == pytest.approx(half, rel=0.04)
     assert found.high - scores.mean() == pytest.approx(half, rel=0.04)
 
 
 def test_interval_repeats_to_the_bit():
     scores = np.array([coin(0.7), coin(0.72, shift=3)])
-    assert Bootstrap(2, 400).interval(scores) == Bootstrap(2, 400).interval(scores)
+    assert interval(scores) == interval(scores)
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
     draw, truth, hits = np.random.default_rng(1), 0.75, 0
-    bootstrap = Bootstrap(1, 150)
     for _ in range(400):
-        found = bootstrap.interval((draw.random((1, 150)) < truth).astype(float))
+        found = interval((draw.random((1, 150)) < truth).astype(float))
         hits += found.low <= truth <= found.high
     assert 0.91 <= hits / 400 <= 0.98
 
 
 def test_seeds_that_differ_widen_the_interval():
-    alike = Bootstrap(3, 400).interval(np.array([coin(0.8)] * 3))
-    apart = Bootstrap(3, 400).interval(np.array([coin(0.7), coin(0.8), coin(0.9)]))
+    alike = interval(np.array([coin(0.8)] * 3))
+    apart = interval(np.array([coin(0.7), coin(0.8), coin(0.9)]))
     assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
     assert alike.low < 0.8 < alike.high
     assert alike.mean == pytest.approx((alike.low + alike.high) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 4.5, 30, 1e3, 1e6])
+def test_t_is_that_of_the_tables(degrees):
+    assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=2e-4)
+    assert t_quantile(0.3) == t_quantile(1)
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.05])
+def test_interval_of_three_seeds_covers_the_truth_about_95_times_in_100(of_seeds):
+    """Where seeds differ a bootstrap of three seeds covers it about 80 times."""
+    draw, hits = np.random.default_rng(2), 0
+    for _ in range(400):
+        scores = draw.normal(0, of_seeds, (3, 1)) + draw.normal(0, 0.3, 200) + draw.normal(0, 0.2, (3, 200))
+        found = interval(scores)
+        hits += found.low <= 0.0 <= found.high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_interval_is_that_of_the_two_way_layout():
+    """Of the mean of 2 seeds x 3 items: items give .75, seeds 1, what both leave 1/12, and 2.16 degrees of freedom."""
+    found = interval(np.array([[0.0, 1.0, 2.0], [1.0, 3.0, 5.0]]))
+    variance = 0.75 + 1.0 - 1 / 12
+    degrees = variance**2 / (0.75**2 / 2 + 1.0**2 + (1 / 12) ** 2 / 2)
+    assert found.mean == 2.0
+    assert found.high - 2.0 == pytest.approx(stats.t.ppf(0.975, degrees) * variance**0.5, rel=1e-4)
+    assert 2.0 - found.low == pytest.approx(found.high - 2.0)
+
+
+def test_two_seeds_that_differ_tell_next_to_nothing():
+    found = interval(np.array([[0.70] * 400, [0.72] * 400]) + np.random.default_rng(0).normal(0, 1e-3, (2, 400)))
+    assert found.high - found.low > 0.2
+
+
+def test_a_share_of_right_answers_lies_between_none_and_all():
+    _, found = standings({"a": {0: coin(0.99, 20), 1: coin(0.9, 20)}}, higher_is_better=True)
+    assert found["a"].quality.high == 1.0
+    _, found = standings({"a": {0: coin(0.99, 20), 1: coin(0.9, 20)}}, higher_is_better=False)
+    assert found["a"].quality.high > 1.0
+
+
+def test_what_is_equal_everywhere_has_no_width_and_one_item_neither():
+    assert interval(np.ones((3, 5))) == Interval(1.0, 1.0, 1.0)
+    assert interval(np.array([[0.5], [1.0]])) == Interval(0.75, 0.75, 0.75)
 
 
 def test_pairs_find_a_difference_that_separate_intervals_hide():
@@ -205,11 +259,30 @@ def test_worse_is_what_lies_on_the_worse_side_of_zero_as_a_whole():
     assert not is_worse(None, higher_is_better=True)
 
 
-def test_nothing_is_recommended_against_a_method_that_was_not_trained():
-    found = advise(row("ia3", 0.73, 10), row("lora", 0.22, 20, worse=True, trained=False))
-    assert found.name == ""
+def test_only_what_was_trained_is_recommended_and_the_others_are_named():
+    idle = row("lora", 0.91, 5, trained=False)
+    found = recommend([idle, row("full", 0.9, 100), row("ia3", 0.895, 10)], "full", metric="accuracy", floor=0.5)
+    assert found.name == "ia3"
+    assert "Left out, because the training loss did not fall" in found.sentence
     assert "lora (at 0.0002; try lr=0.002)" in found.sentence
-    assert "ia3" not in found.sentence
+    found = advise(idle)
+    assert found.name == ""
+    assert "none was trained" in found.sentence
+
+
+def test_the_best_is_one_of_those_that_were_trained():
+    scores = {"idle": {0: coin(0.9)}, "good": {0: coin(0.8)}, "bad": {0: coin(0.6)}}
+    assert standings(scores, higher_is_better=True)[0] == "idle"
+    best, found = standings(scores, higher_is_better=True, among=["good", "bad"])
+    assert best == "good"
+    assert found["idle"].to_best.mean == pytest.approx(0.1)
+
+
+def test_how_much_worse_it_may_be_is_told_with_the_recommendation():
+    assert "at most 3.0 points worse" in advise(row("full", 0.9, 1000), row("ia3", 0.895, 10)).sentence
+    assert told_margin({"low": -0.2, "high": 0.03}, "loss") == "at most 0.030 worse, with 95 % certainty"
+    assert told_margin({"low": 0.1, "high": 0.3}, "accuracy").startswith("at most 0.0 points")
+    assert told_margin({"low": -0.25, "high": 0.3}, "accuracy").startswith("at most 25.0 points")
 
 
 def test_runs_too_short_to_tell_forbid_no_recommendation():
