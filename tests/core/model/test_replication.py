@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.errors import ConfigError, TargetError
+from afina.kernels.speed import speed_up
 
 IDS = torch.arange(6)[None]
 MAP = [[0, 3], [1, 3]]
@@ -90,3 +91,16 @@ def test_a_later_adapter_stands_on_the_same_layers():
     assert len(model.base_model.model.model.layers) == 5
     with pytest.raises(ConfigError, match="replicated otherwise"):
         model.add_adapter("other", lora(afina, layer_replication=[[0, 1]]))
+
+
+def test_an_attention_that_is_set_later_reaches_every_layer():
+    model = adapted(afina).train()
+    mask = torch.ones_like(IDS).index_fill(1, torch.tensor([4, 5]), 0)
+    labels = IDS.where(mask.bool(), -100)
+    plain = model(input_ids=IDS, labels=labels, attention_mask=mask).loss
+    assert "attention: by batched products of blocks" in speed_up(model)
+    loss = model(input_ids=IDS, labels=labels, attention_mask=mask).loss
+    loss.backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-5)
+    layers = model.get_base_model().model.layers
+    assert len({id(layer.self_attn.config) for layer in layers} | {id(model.get_base_model().config)}) == 1
