@@ -66,7 +66,7 @@ def replicate(model: nn.Module, layer_map: Sequence[Sequence[int]]) -> Replicate
 
 
 def _shared_copy(layer: nn.Module) -> nn.Module:
-    """A copy of the modules that holds the same parameters, buffers and config, in which the model's attention is set."""
+    """A copy of the modules with the same parameters, buffers and config; the model's attention is set in that."""
     configs = [vars(module)["config"] for module in layer.modules() if "config" in vars(module)]
     memo: dict[int, Any] = {id(one): one for one in (*layer.parameters(), *layer.buffers(), *configs)}
     return copy.deepcopy(layer, memo)
