@@ -25,5 +25,6 @@ def models(model_folder, tmp_path_factory):
         "llama": model_folder,
         "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
         "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
+        "vit": tiny_images.write_vit(tmp_path_factory.mktemp("vit")),
         "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3")),
     }

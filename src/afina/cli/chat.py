@@ -187,7 +187,7 @@ class Talk(Session):
         """Found now, so that a wrong name is told at once."""
         from ..train.conversations.image_files import found_at, opened
 
-        if self.trained.prompter.images is None:
+        if self.trained.prompter.images is None or not self.trained.task.streams:
             return super().show(path)
         found = found_at(path, Path.cwd(), "/image")
         width, height = opened(found, "/image").size

@@ -45,6 +45,7 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, be
                               fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
+    config = named(recipe.task).headed(config, base)
     if is_reference(recipe.model.path):  # where its files lie on this machine means nothing on another
         config.base_model_name_or_path = recipe.model.path
     if recipe.model.adapter_as == "start" and begin:

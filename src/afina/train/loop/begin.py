@@ -31,10 +31,23 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    _check_images(recipe)
     named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
     return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
+
+
+def _check_images(recipe: Recipe) -> None:
+    """Refuse settings of images where rows are none.
+
+    Raises:
+        RecipeError: names the setting.
+    """
+    given = {"model.image_size": recipe.model.image_size, "training.augment": recipe.training.augment}
+    key = next((key for key, value in given.items() if value), None)
+    if key is not None and not named(recipe.task).pictures:
+        raise RecipeError("rows of this task are no images", where=key, got=recipe.task, fix="leave it out")
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:
