@@ -148,6 +148,16 @@ def write_clip(folder: Path) -> Path:
     return _written(folder, CLIPForImageClassification(config), eye)
 
 
+def write_mobilenet_v2(folder: Path) -> Path:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+    from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
+
+    torch.manual_seed(0)
+    eye = MobileNetV2ImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, tf_padding=False, finegrained_output=False)
+    return _written(folder, MobileNetV2ForImageClassification(config), eye)
+
+
 CLASSIFIERS = {"vit": write_vit, "convnext": write_convnext, "resnet": write_resnet, "clip": write_clip}
 
 

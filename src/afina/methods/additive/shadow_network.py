@@ -45,6 +45,9 @@ class ShadowNetwork(Router):
                               got=type(block).__name__)  # fmt: skip
         small = _smaller(own, config)
         backbone = _built(small)
+        if getattr(backbone, "main_input_name", "input_ids") != "input_ids":
+            raise TargetError("the small network reads tokens, and this model takes none", where=self.first,
+                              got=type(backbone).__name__)  # fmt: skip
         self.width, inner = _size(own), _size(small)
         self.shares = bool(config.share_embeddings) and inner == self.width
         if self.shares and hasattr(backbone, "embed_tokens"):

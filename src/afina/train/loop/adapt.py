@@ -39,6 +39,9 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, be
     from ...core.model.mapping import get_peft_model
 
     _check_tasks(recipe, config, tasks)
+    if recipe.training.gradient_checkpointing and not getattr(base, "supports_gradient_checkpointing", True):
+        raise RecipeError("this model cannot recompute its activations", where="training.gradient_checkpointing",
+                          got=type(base).__name__, fix="leave it out")  # fmt: skip
     if isinstance(config, FullConfig):
         if recipe.model.quantize != "none":
             raise RecipeError("quantised weights cannot train", where="model.quantize", got=recipe.model.quantize,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from ...core.config import PeftConfig, plain
@@ -22,6 +23,9 @@ from ..tasks import named
 from .adapt import fill_rate
 from .fast_paths import check_offload
 
+_OF_IMAGES = ("model.image_size", "training.augment")
+_OF_TEXTS = ("model.new_tokens", "model.chat_template", "data.prompt", "data.completion", "data.system")
+
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
     """The recipe with all that it leaves open filled in, its rows, and the labels.
@@ -39,15 +43,17 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
 
 
 def _check_images(recipe: Recipe) -> None:
-    """Refuse settings of images where rows are none.
+    """Refuse settings of images where rows are none, and those of texts where they are.
 
     Raises:
         RecipeError: names the setting.
     """
-    given = {"model.image_size": recipe.model.image_size, "training.augment": recipe.training.augment}
-    key = next((key for key, value in given.items() if value), None)
-    if key is not None and not named(recipe.task).pictures:
-        raise RecipeError("rows of this task are no images", where=key, got=recipe.task, fix="leave it out")
+    pictures = named(recipe.task).pictures
+    foreign = _OF_TEXTS if pictures else _OF_IMAGES
+    key = next((key for key in foreign if attrgetter(key)(recipe)), None)
+    if key is not None:
+        raise RecipeError(f"rows of this task are {'' if pictures else 'no '}images", where=key, got=recipe.task,
+                          fix="leave it out")  # fmt: skip
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

@@ -70,6 +70,9 @@ class ImageClassification(Task):
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str]:
         """Those that the recipe names, else those found in the training rows."""
+        if data.label_column not in (first := parts[0].values[0]):
+            raise DataError("images without labels", where=parts[0].where(0), got=f"columns {', '.join(first)}",
+                            fix="put them into a folder for each label, or name data.label_column")  # fmt: skip
         labels = data.labels if data.labels is not None else found_labels(parts[0], data.label_column)
         return checked_labels(parts, data.label_column, labels)
 
