@@ -113,7 +113,7 @@ def resumed(recipe):
     folder = run(recipe, Reporter()).folder
     whole, report = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "report.json").read_text())
     (folder / "report.json").unlink()
-    shutil.rmtree(folder / "checkpoint-6")
+    shutil.rmtree(max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])))
     again = run(recipe, Reporter(), resume=True)
     return whole, load_file(folder / "adapter_model.safetensors"), report, again.report
 

@@ -26,6 +26,7 @@ from afina.train.use.trained import load_trained
 
 from ... import tiny, tiny_images
 from ...loop.test_adapt import OPTIONS
+from ..test_tasks import resumed
 
 TASK = named("image_classification")
 COLOURS = {"cat": (200, 60, 40), "dog": (40, 60, 200), "owl": (60, 200, 60)}
@@ -224,6 +225,14 @@ def folder_of_run(recipe):
 
 def logits_of(folder, batch):
     return load_trained(folder, Reporter()).model(**batch).logits.detach()
+
+
+def test_a_run_with_changed_images_resumes_to_the_bit(folders, pets, tmp_path, child):
+    changes = {"training__max_steps": 12, "training__save_steps": 6, "training__augment": ["flip", "crop"]}
+    whole, again, report, report_again = child(resumed, recipe_of(tmp_path, folders["vit"], pets, **changes))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert report["after"] == report_again["after"]
+    assert len(whole) > 4
 
 
 def test_a_dry_run_says_what_images_will_take(folders, pets, tmp_path):
