@@ -105,7 +105,8 @@ def check_fit(folder: Path, base: str) -> int:
     if str((file.config.auto_mapping or {}).get("base_model_class")).endswith(_OF_IMAGES):
         kind = ImageClassification.loader
     if kind == ImageClassification.loader or file.config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
-        settings["num_labels"] = _labels(file)
+        names = {number: f"LABEL_{number}" for number in range(_labels(file))}
+        settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     model = on_meta(base, kind, **settings)
     PeftModel.from_pretrained(model, folder, low_cpu_mem_usage=True)
     return len(file.shapes())
