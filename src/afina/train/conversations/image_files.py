@@ -8,7 +8,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,3 +112,38 @@ def thumbnail(image: Image, side: int = 48) -> str:
     made = io.BytesIO()
     small.save(made, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+
+
+_PATHS = ("image", "images", "image_url", "path", "url")
+"""Keys of rows and of parts of messages under which an image's file may stand."""
+
+
+def anchored(value: Any, folder: Path, key: str = "") -> Any:
+    """A row that means the same wherever it is written: paths of its images are absolute, bytes in base64."""
+    if isinstance(value, Mapping):
+        return {name: anchored(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [anchored(inner, folder, key) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    path = _file(value, folder, key)
+    return value if path is None else str(path)
+
+
+def image_paths(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
+    """The files of a row's images."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from image_paths(inner, folder, name)
+    for inner in value if isinstance(value, list) else ():
+        yield from image_paths(inner, folder, key)
+    path = _file(value, folder, key)
+    if path is not None:
+        yield path
+
+
+def _file(value: Any, folder: Path, key: str) -> Path | None:
+    if key not in _PATHS or not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        return None
+    path = folder / value.removeprefix("file://")
+    return path if path.is_file() else None

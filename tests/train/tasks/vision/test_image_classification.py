@@ -235,6 +235,26 @@ def test_a_run_with_changed_images_resumes_to_the_bit(folders, pets, tmp_path, c
     assert len(whole) > 4
 
 
+def test_a_run_does_not_go_on_with_other_images(folders, tmp_path, child):
+    pets = tmp_path / "pets"
+    for name, colour in COLOURS.items():
+        (pets / name).mkdir(parents=True)
+        for i in range(3):
+            tiny_images.write_image(pets / name / f"{i}.png", colour)
+    recipe = recipe_of(tmp_path, folders["vit"], pets, training__max_steps=2, training__save_steps=1)
+    with pytest.raises(RecipeError, match="rows of"):
+        child(goes_on_after_a_change, recipe, pets / "cat" / "1.png")
+
+
+def goes_on_after_a_change(recipe, file):
+    folder = run(recipe, Reporter()).folder
+    (folder / "report.json").unlink()
+    run(recipe, Reporter(), resume=True)  # nothing has changed
+    (folder / "report.json").unlink()
+    tiny_images.write_image(file, (0, 0, 0))
+    run(recipe, Reporter(), resume=True)
+
+
 def test_a_dry_run_says_what_images_will_take(folders, pets, tmp_path):
     for family in ("vit", "resnet"):
         lines = planned(recipe_of(tmp_path, folders[family], pets), Reporter())
