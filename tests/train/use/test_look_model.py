@@ -126,7 +126,7 @@ def families():
                                                         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2),
                      {"q_proj", "v_proj"}, 2),
         "mobilenet_v2": (t.MobileNetV2ForImageClassification, t.MobileNetV2Config(depth_multiplier=0.1, min_depth=8),
-                         {r".*\.(expand_1x1|reduce_1x1|conv_1x1)\.convolution"}, 34),
+                         {r"(.*\.)?(expand_1x1|reduce_1x1|conv_1x1)\.convolution"}, 34),
     }  # fmt: skip
 
 
