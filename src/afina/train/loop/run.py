@@ -100,17 +100,16 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     refuse_other_state(recipe, output.checkpoint)
     location = base_location(recipe.model, reporter)
     from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
-    task = named(recipe.task)
-    tokenizer = task.reader(location, recipe.model, reporter)
+    tokenizer = named(recipe.task).reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
-    reporter.examples([task.rendered(data.train[i], tokenizer, labels) for i in shown])
+    reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])
     set_seed(recipe.training.seed)  # the head of a classifier and the adapter are drawn
-    steps = planned_steps(recipe, task.examples(recipe, len(data.train)))
+    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
     config = begin_config(recipe, steps)
     spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
     spread_out(spread, cut=recipe.distributed == "tp")
-    base = task.load(recipe.model, location, labels, tokenizer)
+    base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
     reporter.reached("base", {"model": base})
     model = adapted(recipe, base, config, data.tasks)
@@ -125,7 +124,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
         reporter.warn(line)
     assert recipe.training.learning_rate is not None
     setup = make_trainer(recipe, model, tokenizer, data, output.work, recipe.training.learning_rate, reporter)
-    return _measured(recipe, data, setup, task.prompter(recipe.data, tokenizer), output, reporter)
+    return _measured(recipe, data, setup, named(recipe.task).prompter(recipe.data, tokenizer), output, reporter)
 
 
 def _measured(
