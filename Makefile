@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test-spread test-zero demo test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
+	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
@@ -26,6 +27,11 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/afina train tweets $(DEMO_ARGS)
+
+demo-vision: $(READY)
+	$(BIN)/afina train digits --live --overwrite $(DEMO_ARGS)
+	$(BIN)/afina merge runs/digits runs/digits-merged --overwrite
+	@sed -n '/^## Results/,$$p' runs/digits/README.md
 
 # One thread a worker: two workers on two cores are faster than one worker with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=30

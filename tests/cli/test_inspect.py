@@ -23,6 +23,8 @@ def test_model_is_shown_with_modules_and_counts(model_folder, child):
     lines = [line.split() for line in out.splitlines()]
     assert ["model.layers.*.mlp.up_proj", "Linear", "64", "x", "32", "2", "times"] in lines
     assert ["full", "26,880", "100.000%"] in lines
+    assert "default targets: q_proj, v_proj (4 modules)" in out
+    assert "memory: weights 105 KiB in float32" in out
     assert any(line[:2] == ["bitfit", "-"] for line in lines)
     assert ["ia3"] not in [line[:1] for line in lines]
 
@@ -58,3 +60,11 @@ def test_mistakes_end_with_two_and_four_lines(adapter, model_folder, child, word
     assert code == 2
     assert message in err
     assert len(err.splitlines()) <= 4
+
+
+def test_a_pipelines_models_are_a_line_each(model_folder, tmp_path, child):
+    (tmp_path / "text_encoder").symlink_to(model_folder)
+    (tmp_path / "model_index.json").write_text('{"text_encoder": ["transformers", "LlamaForCausalLM"]}')
+    code, out, err = child(command, "inspect", str(tmp_path))
+    assert code == 0, err
+    assert out.splitlines()[-1].split()[:4] == ["text_encoder", "LlamaForCausalLM", "26,880", "parameters"]

@@ -439,3 +439,57 @@ def test_a_classifier_obeys_too(adapters, child):
     assert code == 0, err
     assert "there is no base beside it" in err
     assert len(out.splitlines()) == 1
+
+
+def in_folder(folder, *words):
+    """As `command`, with `folder` as the current one."""
+    import os
+
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return command(*words)
+    finally:
+        os.chdir(before)
+
+
+def asked_in(here, folder, text):
+    import os
+
+    before = os.getcwd()
+    os.chdir(here)
+    try:
+        return command("chat", folder, stdin=text)
+    finally:
+        os.chdir(before)
+
+
+def test_images_are_predicted_merged_and_asked_about_from_a_folder(tmp_path, child):
+    model, pets = tiny_images.write_vit(tmp_path / "vit"), tmp_path / "pets"
+    for name, shade in (("dark", 20), ("light", 220)):
+        (pets / name).mkdir(parents=True)
+        for i in range(4):
+            tiny_images.write_image(pets / name / f"{i}.png", (shade + i, shade, shade))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"task: image_classification\nmodel: {{path: {model}, dtype: float32}}\n"
+        f"data: {{train: {pets}, eval: {pets}}}\noutput: {{dir: {tmp_path / 'run'}}}\n"
+        "training: {learning_rate: 0.01, batch_size: 4, max_steps: 12}\n"
+    )
+    ok(child(command, "train", recipe))
+    here = tmp_path / "here"
+    here.mkdir()
+    assert "accuracy 1.000" in ok(child(in_folder, here, "predict", tmp_path / "run", pets))
+    rows = [json.loads(line) for line in (here / "pets.predictions.jsonl").read_text().splitlines()]
+    assert {(row["image"], row["prediction"]) for row in rows} >= {("dark/1.png", "dark"), ("light/3.png", "light")}
+    ok(child(in_folder, here, "predict", tmp_path / "run", pets / "light" / "2.png"))
+    assert json.loads((here / "2.predictions.jsonl").read_text())["prediction"] == "light"
+    assert not list(pets.rglob("*.jsonl"))
+    merged = ok(child(command, "merge", tmp_path / "run", tmp_path / "merged"))
+    assert "same first choice 100.0%" in merged
+    code, out, err = child(asked_in, pets, tmp_path / "run", "dark/0.png\n/image light/0.png\n")
+    assert (code, out.split()[0]) == (0, "dark")
+    assert "light 0." in err or "light 1." in err
+    fits = ok(child(command, "inspect", tmp_path / "run", "--base", model))
+    assert "fit       yes" in fits
+    assert "8 rows, 8 can be used, form: pictured" in child(command, "data", pets, "--model", model)[2]

@@ -25,5 +25,7 @@ def models(model_folder, tmp_path_factory):
         "llama": model_folder,
         "t5": tiny.write_t5(tmp_path_factory.mktemp("t5")),
         "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
+        "mobilenet_v2": tiny_images.write_mobilenet_v2(tmp_path_factory.mktemp("mobilenet_v2")),
+        "vit": tiny_images.write_vit(tmp_path_factory.mktemp("vit")),
         "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3")),
     }

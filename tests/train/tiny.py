@@ -123,6 +123,8 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
                 for i in numbers]  # fmt: skip
     if task == "image_text_to_text":  # only the image tells
         return [{"prompt": "which?", "image": _image(i), "completion": "teal" if i % 2 else "red"} for i in numbers]
+    if task == "image_classification":
+        return [{"image": _image(i), "label": label[i]} for i in numbers]
     if task == "pretraining":
         return [{"text": f"n{i} is {label[i]}. " * (1 + i % 3)} for i in numbers]
     return [{"text": f"n{i}", "label": label[i]} for i in numbers]
@@ -141,14 +143,14 @@ def _image(number: int) -> str:
 
 
 def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> Path:
-    """The recipe of a task with rows and a model that fit; `models` has a "llama", a "t5", an "encoder" and an
-    "idefics3"."""
+    """The recipe of a task with rows and a model that fit; `models` has a "llama", a "t5", an "encoder", an
+    "idefics3" and a "vit"."""
     for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
         text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
         (folder / name).write_text(text, encoding="utf-8")
     model = models[
         {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder",
-         "image_text_to_text": "idefics3"}.get(task, "llama")
+         "image_text_to_text": "idefics3", "image_classification": "vit"}.get(task, "llama")
     ]  # fmt: skip
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
     if task not in ("causal_lm", "seq2seq"):

@@ -106,6 +106,61 @@ def _written(folder: Path, model, processor) -> Path:
     return folder
 
 
+_STAGES = {"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1]}
+
+
+def write_vit(folder: Path) -> Path:
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    sizes = {**_EYE, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "initializer_range": 0.2}
+    eye = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    return _written(folder, ViTForImageClassification(ViTConfig(**sizes, num_labels=5)), eye)
+
+
+def write_convnext(folder: Path) -> Path:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    torch.manual_seed(0)
+    eye = ConvNextImageProcessorPil(size={"shortest_edge": 32})
+    return _written(folder, ConvNextForImageClassification(ConvNextConfig(**_STAGES)), eye)
+
+
+def write_resnet(folder: Path) -> Path:
+    from transformers import ResNetConfig, ResNetForImageClassification
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    torch.manual_seed(0)
+    eye = ConvNextImageProcessorPil(size={"shortest_edge": 32})
+    return _written(folder, ResNetForImageClassification(ResNetConfig(**_STAGES, embedding_size=8)), eye)
+
+
+def write_clip(folder: Path) -> Path:
+    from transformers import CLIPConfig, CLIPForImageClassification
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(0)
+    text = {key: value for key, value in _TEXT.items() if "key_value" not in key}
+    config = CLIPConfig(text_config=text, vision_config=_EYE, projection_dim=16)
+    eye = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return _written(folder, CLIPForImageClassification(config), eye)
+
+
+def write_mobilenet_v2(folder: Path) -> Path:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+    from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
+
+    torch.manual_seed(0)
+    eye = MobileNetV2ImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
+    config = MobileNetV2Config(depth_multiplier=0.1, min_depth=8, tf_padding=False, finegrained_output=False)
+    return _written(folder, MobileNetV2ForImageClassification(config), eye)
+
+
+CLASSIFIERS = {"vit": write_vit, "convnext": write_convnext, "resnet": write_resnet, "clip": write_clip}
+
+
 FAMILIES = {"idefics3": write_idefics3, "llava": write_llava, "gemma3": write_gemma3}
 
 

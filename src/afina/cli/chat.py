@@ -85,7 +85,7 @@ def chat(
     if system is not None:
         session.instruct(system)
     for path in image or ():
-        session.show(str(path))
+        typer.echo(session.show(str(path)), err=True)
     if prompt is not None:
         session.answer(prompt)
     else:
@@ -187,6 +187,8 @@ class Talk(Session):
         """Found now, so that a wrong name is told at once."""
         from ..train.conversations.image_files import found_at, opened
 
+        if self.trained.task.pictures:  # there is nothing else to say
+            return self.trained.task.told(self.trained, path, self.sampling.max_new_tokens)
         if self.trained.prompter.images is None:
             return super().show(path)
         found = found_at(path, Path.cwd(), "/image")

@@ -90,11 +90,11 @@ def _plan(
 def _examined(
     plan: tuple[DataSection, ModelSection | None, str | None, int], reporter: ConsoleReporter, lines: list[int]
 ) -> list[tuple[str, Rows, Findings]]:
-    from ..train.base.base_model import base_location, load_tokenizer
+    from ..train.base.base_model import base_location
     from ..train.data.columns import check_columns
     from ..train.data.joined import joined, named_sets
     from ..train.data.split import rows_of
-    from ..train.use.examine import examine
+    from ..train.use.examine import examine, fitting_task
     from .quiet import quiet_libraries
 
     section, model, task, seed = plan
@@ -112,7 +112,8 @@ def _examined(
     tokenizer = None
     if model is not None:
         quiet_libraries(reporter)
-        tokenizer = load_tokenizer(base_location(model, reporter), model, reporter)
+        fitting = fitting_task(next(iter(sources.values())), section, task)
+        tokenizer = fitting.reader(base_location(model, reporter), model, reporter)
     out = []
     for name, rows in sources.items():
         out.append((name, rows, examine(rows, section, tokenizer, task, shown[name])))

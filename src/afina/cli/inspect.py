@@ -12,6 +12,7 @@ from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
+    from ..train.use.look_model import Count, ModelLook, StepLook
     from .console import ConsoleReporter
 
 
@@ -79,28 +80,64 @@ def _model(source: str, methods: str | None, reporter: ConsoleReporter, as_json:
     from ..train.base.base_model import base_location
     from ..train.recipe.sections import ModelSection
     from ..train.report.events import Progress
-    from ..train.use.look_model import counts, look, on_meta
+    from ..train.use.look_model import counts, look, on_meta, pipeline_parts, step_of_one
 
     wanted = _known(methods)
+    if parts := pipeline_parts(Path(source).expanduser()):
+        _pipeline(source, parts, as_json)
+        return
     location = base_location(ModelSection(path=source), reporter)
-    found = look(on_meta(location))
+    found, step = look(on_meta(location)), step_of_one(lambda: on_meta(location))
     if as_json:
-        say_json(
-            {
-                "model": source,
-                **asdict(found),
-                "methods": [asdict(c) for c in counts(lambda: on_meta(location), wanted)],
-            }
-        )
+        each = [asdict(c) for c in counts(lambda: on_meta(location), wanted)]
+        say_json({"model": source, **asdict(found), "step": asdict(step) if step else None, "methods": each})
         return
     typer.echo(f"{found.kind}, {found.parameters:,} parameters\n\nmodules:")
     width = max(len(group.name) for group in found.groups)
     for group in found.groups:
         shape = " x ".join(map(str, group.shape))
         typer.echo(f"  {group.name:{width}}  {group.kind:16} {shape:>14}  {group.count:>3} times")
+    for line in _layers(found, step):
+        typer.echo(line)
+    told = counts(lambda: on_meta(location), wanted, lambda n, of: reporter.progress(Progress("counting", n, of)))
+    _methods(told, found.parameters)
+
+
+def _layers(found: ModelLook, step: StepLook | None) -> list[str]:
+    from ..plan.usage import told_bytes
+
+    layers = ", ".join(f"{count} {kind}" for kind, count in found.layers.items())
+    chosen = f"{', '.join(found.targets)} ({found.adapted} modules)" if found.targets else "not known for this model"
+    four, two = told_bytes(4 * found.parameters), told_bytes(2 * found.parameters)
+    memory = f"memory: weights {four} in float32, {two} in 16 bits; "
+    if step is None:
+        memory += "a step is not estimated for this model"
+    else:
+        shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in step.inputs.items())
+        memory += f"a step of LoRA on {step.targets} for one example ({shapes}) {told_bytes(step.working)} more"
+    return ["", f"layers that can be adapted: {layers}", f"default targets: {chosen}", memory]
+
+
+def _pipeline(source: str, parts: dict[str, str], as_json: bool) -> None:
+    """The models of a pipeline of diffusers, a line each."""
+    from dataclasses import asdict
+
+    from ..train.use.look_model import look, on_meta
+
+    found = {name: look(on_meta(location)) for name, location in parts.items()}
+    if as_json:
+        say_json({"model": source, "parts": {name: asdict(part) for name, part in found.items()}})
+        return
+    typer.echo(f"a pipeline of {len(found)} models; `afina inspect {source}/PART` shows one\n")
+    width = max(map(len, found))
+    for name, part in found.items():
+        layers = ", ".join(f"{count} {kind}" for kind, count in part.layers.items())
+        typer.echo(f"  {name:{width}}  {part.kind:24} {part.parameters:>14,} parameters  {layers}")
+
+
+def _methods(told: list[Count], parameters: int) -> None:
     typer.echo("\ntrained parameters at each method's defaults:")
     family = ""
-    told = counts(lambda: on_meta(location), wanted, lambda n, of: reporter.progress(Progress("counting", n, of)))
     for count in told:
         if count.family != family:
             family = count.family
@@ -108,7 +145,7 @@ def _model(source: str, methods: str | None, reporter: ConsoleReporter, as_json:
         if count.trainable is None:
             typer.echo(f"  {count.method.lower():24} {'-':>14}  {count.why}")
         else:
-            share = f"{count.trainable / found.parameters:.3%}"
+            share = f"{count.trainable / parameters:.3%}"
             typer.echo(f"  {count.method.lower():24} {count.trainable:>14,}  {share}  {count.why}".rstrip())
 
 

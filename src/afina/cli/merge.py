@@ -56,7 +56,7 @@ def merge(
                   "check_there": asdict(other) if other else None})  # fmt: skip
         return
     typer.echo(
-        f"merged model in {out}, {kind}: read back and compared on {check.probes} texts, "
+        f"merged model in {out}, {kind}: read back and compared on {check.probes} inputs, "
         f"largest difference {check.difference:.1e} of the largest logit, same first choice {check.agreement:.1%}"
     )
     if other is not None:

@@ -23,8 +23,11 @@ _AGAIN = "run it again: nothing was written"
 @guarded
 def predict(
     adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
-    file: Annotated[Path, typer.Argument(help="JSONL, JSON or CSV with the columns of the training rows.")],
-    out: Annotated[Path | None, typer.Option(help="JSONL to write; without it FILE with .predictions.jsonl.")] = None,
+    file: Annotated[Path, typer.Argument(help="What data.train takes, with the columns of the training rows.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSONL to write; without it FILE.predictions.jsonl (of images: in this folder)."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
     quantize: Annotated[
@@ -39,9 +42,12 @@ def predict(
 ) -> None:
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
     from ..core.files.overwriting import refuse_overwriting
+    from ..train.data.readers.image_rows import is_image
 
     take_over_slurm()
-    target = out or file.with_name(f"{file.stem}.predictions.jsonl")
+    # A file of rows in a folder of images would be taken for what the folder holds.
+    beside = Path() if file.is_dir() or is_image(file) else file.parent
+    target = out or beside / f"{file.absolute().stem}.predictions.jsonl"
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
@@ -95,5 +101,11 @@ def _predicted(
         # The file's own columns, under its own names, and what is new.
         out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
                     for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
-        write_bytes(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out_rows).encode())
+        lines = [json.dumps(row, ensure_ascii=False, default=_not_text) for row in out_rows]
+        write_bytes(target, "".join(f"{line}\n" for line in lines).encode())
     return done
+
+
+def _not_text(value: object) -> str:
+    """What stands in the place of an image's bytes."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -16,7 +16,9 @@ from ..cache import sha256
 from ..devices.place import place
 from ..errors import DataError, RecipeError
 from ..train.base.base_model import base_location
+from ..train.conversations.image_files import anchored
 from ..train.data.labels import majority_share
+from ..train.data.rows import Rows
 from ..train.data.split import read_split
 from ..train.loop.adapt import planned_steps
 from ..train.recipe.sections import Recipe
@@ -87,7 +89,8 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
     column = [row.get(recipe.data.label_column) for row in split.held_out.values]
     if labels is not None and None not in column:
         majority = majority_share([str(value) for value in column])
-    train, held_out = split.train.values, split.held_out.values
+    sees = "Image" in named(recipe.task).loader
+    train, held_out = (_anchored(rows) if sees else rows.values for rows in (split.train, split.held_out))
     steps = planned_steps(recipe, len(train))
     taken = steps * recipe.training.batch_size * recipe.training.gradient_accumulation
     inner, tune = _halved(train, max(_TUNE_FEW, taken // _TUNE_OF_STEPS))
@@ -98,6 +101,11 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
         (len(train), len(held_out), len(inner), len(tune)), labels, majority,
         steps, _facts(recipe, reporter, at_once),
     )  # fmt: skip
+
+
+def _anchored(rows: Rows) -> list[dict[str, Any]]:
+    """Rows as they can be written elsewhere: the paths of images in them count from their own folder."""
+    return [anchored(row, rows.folder(index)) for index, row in enumerate(rows.values)]
 
 
 def _halved(rows: Sequence[dict[str, Any]], most: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

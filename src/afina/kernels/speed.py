@@ -78,7 +78,6 @@ def _replays(base: Any, keep_logits: bool) -> str:
     why = why or ("the logits are wanted" if keep_logits else "")
     why = why or ("" if getattr(base, "loss_function", None) is not supervised_loss and is_head_plain(base) else
                   "the vocabulary projection is adapted, trained or cut over processes")  # fmt: skip
-    why = why or ("layers run again in the backward pass" if getattr(base, "is_gradient_checkpointing", False) else "")
     if why:
         return f"replayed steps: off, because {why}"
     base.replays = Replays(base, Graphs(device))

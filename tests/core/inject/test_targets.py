@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import afina
@@ -264,3 +265,25 @@ def test_defaults_of_a_model_with_images_are_those_of_its_language_model():
     assert all("language_model" in name for name in model.targeted_module_names)
     eyes = [name for name, _ in model.named_modules() if "vision" in name and name.endswith("q_proj")]
     assert eyes  # which have layers of the same names
+
+
+# How many layers of each family's usual config are adapted by default.
+SEEING = {"vit": 24, "deit": 24, "beit": 24, "dinov2": 24, "dinov3_vit": 24, "swin": 24, "swinv2": 24, "mobilevit": 18,
+          "segformer": 16, "convnext": 36, "convnextv2": 36, "resnet": 53, "regnet": 48, "efficientnet": 106,
+          "mobilenet_v1": 13, "mobilenet_v2": 34, "poolformer": 24, "clip": 48, "siglip": 48}  # fmt: skip
+
+
+_OTHERS = pytest.mark.whole("found the same way for all")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in ("vit", "regnet", "mobilenet_v1") else pytest.param(k, marks=_OTHERS) for k in SEEING]
+)
+def test_models_of_images_have_defaults_that_lora_can_adapt(kind: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(kind))
+    adapted = afina.get_peft_model(model, afina.LoraConfig(), low_cpu_mem_usage=True)
+    assert len(list(hosts(adapted.get_base_model()))) == SEEING[kind]
+    assert all(getattr(h.base_layer, "groups", 1) == 1 for _, h in hosts(adapted.get_base_model()))

@@ -240,3 +240,23 @@ def test_questions_have_the_split_of_the_tweets(tmp_path, monkeypatch):
         named = [" ".join(r["tokens"]) for r in read(tagged, name) if "B-person" in r["tags"]]
         assert [r["context"] for r in read(asked, name)] == named
     assert len(read(tagged, "test.jsonl")) == 400
+
+
+def test_digits_are_images_of_what_the_table_says(tmp_path, monkeypatch):
+    import gzip
+
+    from PIL import Image
+
+    lines = ["\n".join(",".join(map(str, [*([i % 17] * 32), *([16] * 32), i % 10])) for i in range(600))]
+    (tmp_path / "digits.csv.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    monkeypatch.setattr(embedded, "locate", lambda reference, reporter: tmp_path / "digits.csv.gz")
+    folder = embedded.prepare("digits", Reporter())
+    train, test = read(folder, "train.jsonl"), read(folder, "test.jsonl")
+    assert (len(train), len(test)) == (100, 500)
+    assert {row["image"] for row in train}.isdisjoint(row["image"] for row in test)
+    for row in train[:5]:
+        number = int(row["image"].removesuffix(".png"))
+        image = Image.open(folder / row["image"])
+        assert row["label"] == str(number % 10)
+        assert (image.size, image.mode) == ((8, 8), "L")
+        assert (image.getpixel((0, 0)), image.getpixel((0, 7))) == (round(255 * (16 - number % 17) / 16), 0)

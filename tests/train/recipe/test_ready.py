@@ -31,7 +31,7 @@ def rows_for(name, folder):
         rows = [{new[key]: value for key, value in row.items()} for row in rows]
     for row in rows:
         if recipe.data.labels and row.get("label"):
-            row["label"] = {"odd": "negative", "even": "positive"}[row["label"]]
+            row["label"] = dict(zip(("odd", "even"), recipe.data.labels, strict=False))[row["label"]]
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
@@ -43,6 +43,7 @@ def on_a_tiny_model(name, models, folder):
     loader, targets = named(recipe.task).loader, recipe.method.fields.get("target_modules", [])
     family = "t5" if "Seq2Seq" in loader else "llama" if "Causal" in loader or "q_proj" in targets else "encoder"
     family = "idefics3" if "Image" in loader else family
+    family = "mobilenet_v2" if loader.endswith("ImageClassification") else family
     rows = rows_for(name, folder)
     given = {"model.path": str(models[family]), "data.train": rows, "data.eval": rows, "max_steps": "3",
              "batch_size": "2", "evaluation.batch_size": "4", "output.dir": str(folder / "out"),

@@ -97,6 +97,18 @@ def test_the_end_stands_on_the_page(tmp_path):
     assert "time left" not in dict(data["facts"])
 
 
+def test_wrong_images_and_what_was_taken_for_what_stand_on_the_page(tmp_path):
+    page = followed(tmp_path)
+    picture = {"prompt": "data:image/png;base64,AAAA", "expected": "cat", "got": "dog"}
+    after = {"samples": [], "wrong": [picture], "confusion": {"cat": {"cat": 2, "dog": 3}, "dog": {"dog": 1}}}
+    (tmp_path / "run" / "report.json").write_text(json.dumps({"before": None, "after": after}))
+    page.finish(tmp_path / "run", "done")
+    data = data_of(page)
+    assert data["wrong"] == [[picture["prompt"], "cat", "dog"]]
+    assert data["wrong_in_all"] == 3
+    assert data["confusion"]["cat"] == {"cat": 2, "dog": 3}
+
+
 def test_a_run_that_never_began_leaves_no_page(tmp_path):
     page = Live(Reporter(), live_path(str(tmp_path / "run")))
     page.finish(None, "ended early")

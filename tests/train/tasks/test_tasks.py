@@ -34,6 +34,7 @@ REACHED = {
     "orpo": ("loss", 3.0),  # most of its loss is that of prompts and good answers
     "embeddings": ("accuracy", 0.5),
     "image_text_to_text": ("accuracy", 0.9),
+    "image_classification": ("accuracy", 0.9),
 }
 
 
@@ -43,7 +44,7 @@ def test_recipes_and_the_registry_name_the_same_tasks():
 
 
 def test_every_task_is_of_a_type_that_methods_know():
-    assert {task.task_type for task in TASKS.values()} <= {t.value for t in TaskType}
+    assert {task.task_type for task in TASKS.values()} - {None} <= {t.value for t in TaskType}
 
 
 def train_and_use(recipe):
@@ -112,7 +113,7 @@ def resumed(recipe):
     folder = run(recipe, Reporter()).folder
     whole, report = load_file(folder / "adapter_model.safetensors"), json.loads((folder / "report.json").read_text())
     (folder / "report.json").unlink()
-    shutil.rmtree(folder / "checkpoint-6")
+    shutil.rmtree(max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])))
     again = run(recipe, Reporter(), resume=True)
     return whole, load_file(folder / "adapter_model.safetensors"), report, again.report
 

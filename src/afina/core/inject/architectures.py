@@ -9,6 +9,8 @@ from typing import Literal
 
 _QV, _BERT, _T5 = ["q_proj", "v_proj"], ["query", "value"], ["q", "v"]
 _JOINT, _GPT2 = ["query_key_value"], ["c_attn"]
+_SEEING, _POINTWISE = [*_BERT, *_QV], ["pwconv1", "pwconv2"]
+"""Transformers renamed the layers of ViT's family; `targets.settle` keeps the names that a model has."""
 
 DEFAULT_TARGETS: Mapping[str, list[str] | str] = MappingProxyType(
     {
@@ -16,10 +18,21 @@ DEFAULT_TARGETS: Mapping[str, list[str] | str] = MappingProxyType(
         **dict.fromkeys(
             ("bart", "mbart", "m2m_100", "marian", "pegasus", "whisper", "opt", "gptj", "gpt_neo", "llama", "llama4",
              "mistral", "mixtral", "stablelm", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "qwen2_moe",
-             "qwen3_moe", "olmo", "olmo2", "cohere", "granite", "smollm3", "clip", "siglip", "wav2vec2", "hubert"),
+             "qwen3_moe", "olmo", "olmo2", "cohere", "granite", "smollm3", "clip", "siglip", "wav2vec2", "hubert",
+             "dinov3_vit"),
             _QV,
         ),
-        **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "layoutlm", "camembert", "vit", "deit"), _BERT),
+        **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "layoutlm", "camembert", "mobilevit", "swinv2"),
+                        _BERT),
+        **dict.fromkeys(("vit", "deit", "beit", "dinov2", "swin", "vit_mae", "segformer",
+                         "audio-spectrogram-transformer"), _SEEING),
+        **dict.fromkeys(("convnext", "convnextv2"), _POINTWISE),
+        "resnet": ["convolution"],
+        "regnet": r"(.*\.)?(shortcut|layer\.[023])\.convolution",  # of convolutions those that mix channels
+        "efficientnet": ["expand_conv", "project_conv"],
+        "poolformer": ["conv1", "conv2"],
+        "mobilenet_v1": r"(.*\.)?layer\.\d*[13579]\.convolution",
+        "mobilenet_v2": r"(.*\.)?(expand_1x1|reduce_1x1|conv_1x1)\.convolution",
         **dict.fromkeys(("bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"), _JOINT),
         **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
         "blip-2": ["q", "v", "q_proj", "v_proj"],

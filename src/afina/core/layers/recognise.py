@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .cut import cut_of
 from .sharded import runs_whole
@@ -18,6 +19,8 @@ def base_weight(module: nn.Module, parameter: str | None = None) -> BaseWeight:
         return ParameterWeight(module, parameter)
     if type(module) is nn.Linear and runs_whole(module.weight):
         return LinearWeight(module)
+    if is_parametrized(module):  # its weight is computed from others, as weight norm does
+        return OwnWeight(module)
     if (cut := cut_of(module)) is not None:
         return CutLinear(module, cut)
     if (found := quantised_weight(module)) is not None:

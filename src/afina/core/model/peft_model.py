@@ -30,6 +30,21 @@ from .replication import replicate
 from .verbs import Verbs
 
 
+def add_heads(config: PeftConfig, model: nn.Module, heads: tuple[str, ...]) -> None:
+    """Let those of the `heads` that a model has be trained along with an adapter, whole.
+
+    Args:
+        config: of the adapter; its `modules_to_save` is changed.
+        model: the base model.
+        heads: names of modules that stand directly in it.
+    """
+    if not heads or not isinstance(config, (LayerConfig, PromptLearningConfig)):
+        return
+    named = {n for n, _ in model.named_children()}
+    known = config.modules_to_save or []
+    config.modules_to_save = [*known, *(n for n in heads if n in named and n not in known)] or None
+
+
 class PeftModel(Verbs):
     """A base model and its adapters, of any methods.
 
@@ -73,7 +88,7 @@ class PeftModel(Verbs):
         check_is(config, PeftConfig, "peft_config", "e.g. LoraConfig(r=8)")
         self._never_called_checked, self._settled = False, Settled()
         if not low_memory:  # a file says itself which heads it holds
-            self._add_heads(config)
+            add_heads(config, self.get_base_model(), self.head_names)
         if isinstance(config, PromptLearningConfig):
             check_name(name)
             # Made first, because that compares sizes and changes nothing of the model.
@@ -119,13 +134,6 @@ class PeftModel(Verbs):
             base = class_of(self.get_base_model())
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         self.base_model.peft_config[name] = config
-
-    def _add_heads(self, config: PeftConfig) -> None:
-        if not self.head_names or not isinstance(config, (LayerConfig, PromptLearningConfig)):
-            return
-        named = {n for n, _ in self.get_base_model().named_children()}
-        known = config.modules_to_save or []
-        config.modules_to_save = [*known, *(n for n in self.head_names if n in named and n not in known)] or None
 
     @changes
     def add_adapter(

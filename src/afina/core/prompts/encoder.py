@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -181,12 +182,23 @@ class TablePromptEncoder(PromptEncoder):
         return self.embedding
 
 
+def _reads_tokens(model: nn.Module) -> bool:
+    """Whether a model takes tokens or their embeddings; those of transformers that take images or sounds alone do
+    not, whatever their `get_input_embeddings` gives."""
+    if not hasattr(model, "main_input_name"):
+        return True
+    return bool({"input_ids", "inputs_embeds", "decoder_input_ids"} & set(inspect.signature(model.forward).parameters))
+
+
 def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> None:
     """Fill in the sizes that the `config` leaves to the `model`, and compare those that it gives.
 
     Raises:
         ConfigError: a size is neither given nor found in the model's config, or is another model's.
     """
+    if not _reads_tokens(model):
+        raise ConfigError("the model takes no tokens that virtual ones could stand before", where="peft_type",
+                          got=type(model).__name__, fix="take a method that adapts layers, such as LoRA")  # fmt: skip
     if idle := [] if config.inference_mode else idle_options(config, config.needs):
         warnings.warn(f"{config.peft_type}: without effect: {'; '.join(idle)}", AfinaWarning, stacklevel=6)
     given = {key: getattr(config, key) for key in _SIZES}

@@ -59,7 +59,9 @@ class Replays:
         self.hosts: list[Host] = [host for _, host in hosts(base)]
         self.scopes = {host.scope for host in self.hosts}
         self.settings: dict[nn.Module, _Settings] = {}
-        self.again: list[Any] = [m for m in base.modules() if "gradient_checkpointing" in vars(m)]
+        # Layers that can be run again in the backward pass have it in their class, others once it was asked for.
+        known = (m for m in base.modules() if not isinstance(m, Host))
+        self.again: list[Any] = [m for m in known if hasattr(m, "gradient_checkpointing")]
         self.parameters = list(base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
         self.seen: Counter[int] = Counter()

@@ -45,6 +45,9 @@ class ShadowNetwork(Router):
                               got=type(block).__name__)  # fmt: skip
         small = _smaller(own, config)
         backbone = _built(small)
+        if getattr(backbone, "main_input_name", "input_ids") != "input_ids":
+            raise TargetError("the small network reads tokens, and this model takes none", where=self.first,
+                              got=type(backbone).__name__)  # fmt: skip
         self.width, inner = _size(own), _size(small)
         self.shares = bool(config.share_embeddings) and inner == self.width
         if self.shares and hasattr(backbone, "embed_tokens"):
@@ -130,8 +133,12 @@ def _smaller(own: Any, config: Any) -> Any:
     out = copy.deepcopy(own)
     for key, names in _SIZES.items():
         value = getattr(config, key) or (1 if key == "shadow_num_hidden_layers" else None)
+        own_name = next((n for n in names if hasattr(out, n)), None)
+        if value is not None and own_name is None:
+            raise TargetError("the model's config does not say its sizes as those of blocks do", where=key,
+                              got=type(own).__name__, expected=", ".join(names))  # fmt: skip
         if value is not None:
-            setattr(out, next(n for n in names if hasattr(out, n)), value)
+            setattr(out, str(own_name), value)
     layers = out.num_hidden_layers
     if kinds := getattr(out, "layer_types", None):
         out.layer_types = [*kinds, *[kinds[-1]] * layers][:layers]

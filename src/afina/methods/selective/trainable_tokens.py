@@ -21,7 +21,7 @@ from ...core.hosts.adapter import Adapter, Site
 from ...core.hosts.tied import Tied
 from ...core.hosts.view import View
 from ...core.layers.weights import EmbeddingWeight
-from ...errors import ConfigError
+from ...errors import ConfigError, TargetError
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,10 @@ class TrainableTokensConfig(LayerConfig):
     disk_folder: str = field(default="", metadata={"runtime": True})
 
     def own_targets(self, model: Any) -> list[str]:
-        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        try:
+            embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        except NotImplementedError as error:  # transformers' word for models that embed nothing
+            raise TargetError("the model embeds no tokens", where="target_modules", got=type(model).__name__) from error
         names = [
             n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)
         ]

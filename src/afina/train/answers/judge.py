@@ -45,6 +45,28 @@ def token_classes(
         return list(chain.from_iterable(in_batches(rows, batch_size, judge, progress)))
 
 
+def class_logits(
+    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Any:  # fmt: skip
+    """What a classifier says to every item before the softmax, [items, classes], in float32 on the processor."""
+    import torch
+
+    def judge(part: list[dict[str, Any]]) -> Any:
+        batch = collate(part)
+        batch.pop("labels", None)
+        return model(**moved(batch, model)).logits.float().cpu()
+
+    with judging(model):
+        return torch.cat(in_batches(items, batch_size, judge, progress))
+
+
+def moved(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """A batch where the model is, its numbers in the model's dtype."""
+    return {k: v.to(model.device, model.dtype) if v.is_floating_point() else v.to(model.device)
+            for k, v in batch.items()}  # fmt: skip
+
+
 def item_losses(
     model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, shifted: bool,
     batch_size: int,
@@ -57,7 +79,7 @@ def item_losses(
     encoder = bool(getattr(model.config, "is_encoder_decoder", False))
 
     def judge(part: list[dict[str, Any]]) -> list[float]:
-        batch = {k: v.to(model.device) for k, v in collate(part).items()}
+        batch = moved(collate(part), model)
         labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
         return _losses(model(**batch).logits.float(), labels, shifted)
 

@@ -16,7 +16,7 @@ from ...devices.ranks import cut, size, spread
 from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
-from . import quantize
+from . import quantize, torchvision_weights
 from .assets import is_reference, locate, looked
 from .gguf import converted
 from .in_parts import read_in_parts, spread_read, why_read_whole
@@ -50,7 +50,7 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
         raise RecipeError("no such model", where="model.path", got=f"{reference} ({looked(path)})",
                           expected="a folder, GGUF file or hub id")  # fmt: skip
     if path.is_file():
-        return str(converted(path, reporter))
+        return str((torchvision_weights.converted if path.suffix == ".pth" else converted)(path, reporter))
     if not (path / "config.json").is_file():
         parts = (
             sorted(p.parent.name for p in path.glob("*/config.json")) if (path / "model_index.json").is_file() else []
@@ -108,11 +108,14 @@ def _chat_template(file: Path, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def vocab_size(location: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the model's input embedding, from its config, and for new tokens.
+    """Rows of the model's input embedding, from its config, and for new tokens; 0 where it takes none, and what reads
+    its rows is no tokenizer.
 
     Raises:
         CheckpointError: it cannot be loaded.
     """
+    if not hasattr(tokenizer, "get_vocab"):
+        return 0
     own = int(config_of(location, section).get_text_config().vocab_size)
     return max(own, len(tokenizer)) if section.new_tokens else own
 
@@ -160,6 +163,7 @@ def load_base(
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
+    _refuse_other_shapes(found["mismatched_keys"], fresh, location)
     if cut():
         # The trainer would refuse checkpoints, and leave the rows to accelerate, which knows this of GPUs only.
         model._tp_size, model._is_distributed_loading_by_transformers = None, False
@@ -211,6 +215,18 @@ def _tell_missing(keys: Iterable[str], fresh: Iterable[str], location: str) -> N
     if missing:
         told = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         warnings.warn(f"{location} lacks weights of the model, which are random now: {told}", AfinaWarning, 3)
+
+
+def _refuse_other_shapes(keys: Iterable[Any], fresh: Iterable[str], location: str) -> None:
+    """Refuse weights of other shapes than the model's, but for those of heads that are trained from nothing.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    wrong = next((key for key in sorted(keys) if not {*key[0].split(".")} & {*fresh}), None)
+    if wrong is not None:
+        raise CheckpointError("weights have other shapes than the model's config says", where=f"{location}: {wrong[0]}",
+                              got=tuple(wrong[1]), expected=tuple(wrong[2]))  # fmt: skip
 
 
 def _dtype(location: str, section: ModelSection) -> torch.dtype:

@@ -6,7 +6,9 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _LONGEST_NAME, _LEAST_IMAGE = 1024, 64
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error)
+"""What Pillow says of a damaged file, by its kind and place."""
 
 
 def with_images(messages: Sequence[Message], column: Any, folder: Path, where: str) -> list[Message]:
@@ -72,16 +76,74 @@ def _decoded(text: str, where: str) -> bytes:
 
 
 def opened(source: str | bytes, where: str) -> Image:
-    """An image in colours.
+    """An image in colours, turned as its camera says, as transformers' `load_image` gives it; of a camera's several
+    (MPO) the first.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, moves, or has more than 8 bits a colour.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
+            if image.format == "GIF" or (image.format != "MPO" and getattr(image, "n_frames", 1) > 1):
+                raise DataError("not an image that stands still", where=where, got=f"{image.format}, "
+                                f"{getattr(image, 'n_frames', 1)} frames", fix="save a frame as PNG")  # fmt: skip
+            if image.mode.startswith(("I", "F")):
+                raise DataError("an image of more than 8 bits a colour", where=where, got=f"mode {image.mode}",
+                                fix="scale its values to 0..255, and save it with 8 bits")  # fmt: skip
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError("an image of too many pixels", where=where, got=str(error)[:160]) from error
+    except _DAMAGED as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise DataError("cannot read an image", where=where, got=got) from error
+
+
+def thumbnail(image: Image, side: int = 48) -> str:
+    """A small PNG of an image as a `data:` URL; small ones are made larger, so that their pixels can be seen."""
+    from PIL import Image
+
+    scale = side / max(image.size)
+    width, height = (max(1, round(n * scale)) for n in image.size)
+    small = image.resize((width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
+    made = io.BytesIO()
+    small.save(made, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
+
+
+_PATHS = ("image", "images", "image_url", "path", "url")
+"""Keys of rows and of parts of messages under which an image's file may stand."""
+
+
+def anchored(value: Any, folder: Path, key: str = "") -> Any:
+    """A row that means the same wherever it is written: paths of its images are absolute, bytes in base64."""
+    if isinstance(value, Mapping):
+        return {name: anchored(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [anchored(inner, folder, key) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    path = _file(value, folder, key)
+    return value if path is None else str(path)
+
+
+def image_paths(value: Any, folder: Path, key: str = "") -> Iterator[Path]:
+    """The files of a row's images."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from image_paths(inner, folder, name)
+    for inner in value if isinstance(value, list) else ():
+        yield from image_paths(inner, folder, key)
+    path = _file(value, folder, key)
+    if path is not None:
+        yield path
+
+
+def _file(value: Any, folder: Path, key: str) -> Path | None:
+    if key not in _PATHS or not isinstance(value, str) or len(value) > _LONGEST_NAME:
+        return None
+    path = folder / value.removeprefix("file://")
+    return path if path.is_file() else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
 import re
@@ -25,6 +27,7 @@ _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
 _SHAPES_TEST, _SHAPES_TRAIN = 400, 4000
+_DIGITS_TEST, _DIGITS_SIDE = 500, 8
 _ASKED: Mapping[str, str] = MappingProxyType(
     {"person": "person", "geo-loc": "place", "company": "company", "product": "product", "facility": "building"}
 )
@@ -213,6 +216,29 @@ def _shapes(work: Path, reporter: Reporter) -> None:
     )
 
 
+def _digits(work: Path, reporter: Reporter) -> None:
+    """Handwritten digits of 8 x 8 pixels in 17 shades of grey (E. Alpaydin, C. Kaynak, 1998; UCI, CC BY 4.0), as
+    scikit-learn ships them, with a white ground like paper."""
+    source = locate("package:scikit-learn/sklearn/datasets/data/digits.csv.gz", reporter)
+    rows: list[Row] = []
+    for number, line in enumerate(gzip.decompress(source.read_bytes()).decode().split()):
+        *shades, digit = map(int, map(float, line.split(",")))
+        name = f"{number}.png"
+        (work / name).write_bytes(_grey_png([round(255 * (16 - shade) / 16) for shade in shades], _DIGITS_SIDE))
+        rows.append({"image": name, "label": str(digit)})
+    random.Random(_SEED).shuffle(rows)
+    _write_split(work, rows, _DIGITS_TEST, source)
+
+
+def _grey_png(shades: list[int], side: int) -> bytes:
+    """A square image of shades from 0 to 255, row by row, as PNG."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    Image.frombytes("L", (side, side), bytes(shades)).save(made, "PNG")
+    return made.getvalue()
+
+
 def _names(sources: Sequence[Path]) -> list[str]:
     """The files' names, with their folders where two have one name."""
     plain = [source.name for source in sources]
@@ -236,5 +262,5 @@ _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
      "entities": _entities, "entity-questions": _entity_questions,
-     "shapes": _shapes}
+     "shapes": _shapes, "digits": _digits}
 )  # fmt: skip

@@ -49,7 +49,7 @@ class Prompter:
     @property
     def chats(self) -> bool:
         """Whether prompts go into the tokenizer's chat template."""
-        return self.data.chat_template and bool(self.tokenizer.chat_template)
+        return self.data.chat_template and bool(getattr(self.tokenizer, "chat_template", None))
 
     def resolved_format(self, rows: Rows, index: int = 0) -> str:
         """The format of a row: as the recipe says, else by the columns of the first row of its data set.

@@ -39,12 +39,16 @@ def adapted(recipe: Recipe, base: Any, config: PeftConfig, tasks: int = 0, *, be
     from ...core.model.mapping import get_peft_model
 
     _check_tasks(recipe, config, tasks)
+    if recipe.training.gradient_checkpointing and not getattr(base, "supports_gradient_checkpointing", True):
+        raise RecipeError("this model cannot recompute its activations", where="training.gradient_checkpointing",
+                          got=type(base).__name__, fix="leave it out")  # fmt: skip
     if isinstance(config, FullConfig):
         if recipe.model.quantize != "none":
             raise RecipeError("quantised weights cannot train", where="model.quantize", got=recipe.model.quantize,
                               fix="choose another method, e.g. method=lora")  # fmt: skip
         return Full.prepare(base)
     _check(recipe, method(config).implementation)
+    config = named(recipe.task).headed(config, base)
     if is_reference(recipe.model.path):  # where its files lie on this machine means nothing on another
         config.base_model_name_or_path = recipe.model.path
     if recipe.model.adapter_as == "start" and begin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from ...core.config import PeftConfig, plain
@@ -22,6 +23,9 @@ from ..tasks import named
 from .adapt import fill_rate
 from .fast_paths import check_offload
 
+_OF_IMAGES = ("model.image_size", "training.augment")
+_OF_TEXTS = ("model.new_tokens", "model.chat_template", "data.prompt", "data.completion", "data.system")
+
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
     """The recipe with all that it leaves open filled in, its rows, and the labels.
@@ -31,10 +35,25 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    _check_images(recipe)
     named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
     return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
+
+
+def _check_images(recipe: Recipe) -> None:
+    """Refuse settings of images where rows are none, and those of texts where they are.
+
+    Raises:
+        RecipeError: names the setting.
+    """
+    pictures = named(recipe.task).pictures
+    foreign = _OF_TEXTS if pictures else _OF_IMAGES
+    key = next((key for key in foreign if attrgetter(key)(recipe)), None)
+    if key is not None:
+        raise RecipeError(f"rows of this task are {'' if pictures else 'no '}images", where=key, got=recipe.task,
+                          fix="leave it out")  # fmt: skip
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

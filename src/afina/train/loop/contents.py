@@ -9,6 +9,7 @@ from pathlib import Path
 from ...cache import sha256
 from ..base.adapter_below import files_below
 from ..base.base_model import config_of
+from ..conversations.image_files import image_paths
 from ..data.rows import Rows
 from ..data.split import Split
 from ..recipe.sections import ModelSection
@@ -36,8 +37,10 @@ def contents(split: Split, section: ModelSection, location: str) -> dict[str, st
 
 
 def _rows(rows: Rows) -> str:
-    """Of the rows that are used, in their order, whatever file they come from."""
+    """Of the rows that are used, in their order, whatever file they come from, and of the images that they name."""
     out = hashlib.sha256()
-    for row in rows.values:
+    for index, row in enumerate(rows.values):
         out.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        for path in image_paths(row, rows.folder(index)):
+            out.update(sha256(path).encode())
     return out.hexdigest()

@@ -11,7 +11,7 @@ from ...devices.memory_use import free_bytes, used_bytes
 from ...devices.place import place
 from ...devices.ranks import size
 from ...plan.usage import told_bytes, told_seconds
-from ..base.base_model import base_location, config_of, load_tokenizer, vocab_size
+from ..base.base_model import base_location, config_of, vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..base.rates import width_of
 from ..data.encode import Data
@@ -63,9 +63,10 @@ def planned(recipe: Recipe, reporter: Reporter, processes: int = 1) -> list[str]
     """
     recipe, split, labels = prepared(recipe, reporter)
     location = base_location(recipe.model, reporter)
-    tokenizer = load_tokenizer(location, recipe.model, reporter)
+    task = named(recipe.task)
+    tokenizer = task.reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
-    steps = planned_steps(recipe, named(recipe.task).examples(recipe, len(data.train)))
+    steps = planned_steps(recipe, task.examples(recipe, len(data.train)))
     setting = Setting(recipe, location, tokenizer, data, steps)
     held_out = len(data.held_out) if data.held_out is not None else 0
     width = width_of(config_of(location, recipe.model))
@@ -84,13 +85,14 @@ def _sizes(setting: Setting, processes: int) -> list[str]:
     except (RuntimeError, NotImplementedError, ValueError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return [f"memory: cannot be estimated for {recipe.method.type} ({got})"]
-    rows, tokens = next(iter(batch.values())).shape[:2]
+    rows, *sizes = next(iter(batch.values())).shape
     saved = _stored(recipe, found)
     lines = [
         f"trained parameters: {trainable:,} of {total:,} ({trainable / total:.2%}); "
         f"{told_bytes(found.trained)} on disk, {told_bytes(3 * found.trained)} in each of "
         f"{recipe.training.keep_checkpoints} checkpoints",
-        f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} rows of up to {tokens} tokens "
+        f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} "
+        f"{f'rows of up to {sizes[0]} tokens' if len(sizes) < 3 else 'images of ' + ' x '.join(map(str, sizes))} "
         f"{told_bytes(found.working)}",
     ]
     if processes > 1 and not saved:
@@ -151,7 +153,7 @@ def fitting(recipe: Recipe) -> int | None:
     silent = Reporter()
     recipe, split, labels = prepared(recipe, silent)
     location = base_location(recipe.model, silent)
-    tokenizer = load_tokenizer(location, recipe.model, silent)
+    tokenizer = named(recipe.task).reader(location, recipe.model, silent)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), silent)
     setting = Setting(recipe, location, tokenizer, data, planned_steps(recipe, len(data.train)))
     free, batch = free_bytes(place(recipe.model.device).name), _batch(setting, longest=True)
@@ -169,10 +171,19 @@ def _batch(setting: Setting, *, longest: bool) -> dict[str, Tensor] | None:
     """The batch that takes most, of the longest rows; or one of rows of all lengths, as they are drawn."""
     items, rows = setting.data.train.by_length().items, setting.recipe.training.batch_size
     items = items[:rows] if longest else items[:: max(1, len(items) // rows)][:rows]
-    if not items or "input_ids" not in items[0]:
+    if not items or not {"input_ids", "image"} & {*items[0]}:
         return None
     made = named(setting.recipe.task).collator(setting.tokenizer)(items)
-    return dict(made)
+    dtype = _dtype(setting.recipe)
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in made.items()}
+
+
+def _dtype(recipe: Recipe) -> torch.dtype:
+    """Of the base's numbers, as it is planned with."""
+    import torch
+
+    found: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
+    return found
 
 
 def _stored(recipe: Recipe, found: StepMemory) -> int:
@@ -198,15 +209,12 @@ def _estimate(setting: Setting, batch: Mapping[str, Tensor]) -> tuple[StepMemory
 
 def _time(setting: Setting) -> str:
     """What training takes here, from the products of a step of rows of all lengths. Measuring is not counted."""
-    import torch
-
     from ...plan.duration import flops_per_second, step_flops
 
     batch, recipe = _batch(setting, longest=False), setting.recipe
     assert batch is not None
-    dtype: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
     flops = step_flops(lambda: _shapes_of(setting).train(), batch, _loss(setting, batch))
-    seconds = flops / flops_per_second(dtype) * recipe.training.gradient_accumulation * setting.steps
+    seconds = flops / flops_per_second(_dtype(recipe)) * recipe.training.gradient_accumulation * setting.steps
     low, high = (told_seconds(factor * seconds) for factor in _AROUND)
     return f"time: training {low} to {high} here ({flops / 1e9:,.1f} GFLOP a batch), with nothing else running"
 
@@ -247,16 +255,15 @@ def _base_without_data(setting: Setting) -> nn.Module:
 
 
 def _shapes_of(setting: Setting) -> Any:
-    import torch
     import transformers
 
     recipe, task = setting.recipe, named(setting.recipe.task)
     config = config_of(setting.location, recipe.model)
     for key, value in task.load_options(setting.data.labels).items():
         setattr(config, key, value)
-    config.get_text_config().vocab_size = vocab_size(setting.location, recipe.model, setting.tokenizer)
-    dtype: torch.dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
-    base: Any = getattr(transformers, task.loader).from_config(config, dtype=dtype)
+    if vocabulary := vocab_size(setting.location, recipe.model, setting.tokenizer):
+        config.get_text_config().vocab_size = vocabulary
+    base: Any = getattr(transformers, task.loader).from_config(config, dtype=_dtype(recipe))
     if recipe.training.gradient_checkpointing:
         base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})

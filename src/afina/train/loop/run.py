@@ -15,7 +15,7 @@ from ...devices.ranks import cut, from_first, is_first, joined, size, spread_out
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
 from ..answers.generate import keep_ends
-from ..base.base_model import base_location, load_tokenizer, vocab_size
+from ..base.base_model import base_location, vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..base.rates import own_rate, width_of
 from ..data.encode import Data
@@ -101,7 +101,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     refuse_other_state(recipe, output.checkpoint)
     location = base_location(recipe.model, reporter)
     from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
-    tokenizer = load_tokenizer(location, recipe.model, reporter)
+    tokenizer = named(recipe.task).reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
     reporter.examples([named(recipe.task).rendered(data.train[i], tokenizer, labels) for i in shown])

@@ -30,6 +30,11 @@ class ModelSection(Section):
     new_tokens: list[str] | None = Field(
         default=None, description="tokens to add to the vocabulary; they train along (lora, trainable_tokens, full)"
     )
+    image_size: int | None = Field(
+        default=None,
+        ge=8,
+        description="pixels of a side, for models of images that take any; without it the model's own",
+    )
     adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
     adapter_as: Literal["auto", "start", "base"] = Field(
         default="auto",
@@ -162,6 +167,11 @@ class TrainingSection(Section):
         "batch's own rows share one on GPUs where that saves padding",
     )
     loss_on_prompt: bool = Field(default=False, description="learn prompts too, not answers alone (causal_lm)")
+    augment: list[Literal["flip", "crop"]] = Field(
+        default_factory=list,
+        description="changes of training images, drawn anew each time: flip: mirrored, one time in two; crop: a part "
+        "with 0.8 to 1 of the sides",
+    )
     beta: float = Field(
         default=0.1, gt=0, description="of DPO and KTO: how far the model is held to the reference; of ORPO: lambda"
     )

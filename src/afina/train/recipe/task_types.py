@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from ...errors import RecipeError, did_you_mean
 
 DEFAULT_TASK = "causal_lm"
-TASK_TYPES: Mapping[str, str] = MappingProxyType(
+TASK_TYPES: Mapping[str, str | None] = MappingProxyType(
     {
         DEFAULT_TASK: "CAUSAL_LM",
         "sequence_classification": "SEQ_CLS",
@@ -24,9 +24,11 @@ TASK_TYPES: Mapping[str, str] = MappingProxyType(
         "orpo": "CAUSAL_LM",
         "embeddings": "FEATURE_EXTRACTION",
         "image_text_to_text": "CAUSAL_LM",
+        "image_classification": None,
     }
 )
-"""An adapter of a type that several tasks have is taken for one of the first of them."""
+"""An adapter of a type that several tasks have is taken for one of the first of them. There is no type for images: as
+scripts for the reference have it, such adapters name their heads in `modules_to_save`."""
 
 if TYPE_CHECKING:
     TaskName = str
@@ -48,4 +50,4 @@ def known_task(name: str) -> str:
 
 def of_task_type(task_type: str | None) -> str:
     """The task that adapters with this `task_type` are made for; causal language models if they do not say."""
-    return next((task for task, told in TASK_TYPES.items() if told == task_type), DEFAULT_TASK)
+    return next((task for task, told in TASK_TYPES.items() if told and told == task_type), DEFAULT_TASK)

@@ -115,7 +115,7 @@ class Live(Reporter):
         return {
             "name": self.path.name.removesuffix(".live.html"), "about": self.about, "running": not ended,
             "refresh_ms": round(1000 * EVERY), "step": self.training.done, "steps": self.training.total,
-            "facts": self._facts(ended, lines), "samples": self._samples(),
+            "facts": self._facts(ended, lines), "samples": self._samples(), **self._mistakes(),
             "series": {"loss": series("loss"), "held_out": series("eval_loss"), "rate": series("learning_rate"),
                        "norm": series("grad_norm"), "speed": thinned(self.speed), "memory": thinned(mib)},
         }  # fmt: skip
@@ -152,6 +152,15 @@ class Live(Reporter):
         after = (report.get("after") or {}).get("samples", [])
         answers = [sample["got"] for sample in after] + [""] * len(before)
         return [(s["prompt"], s["expected"], s["got"], got) for s, got in zip(before, answers, strict=False)]
+
+    def _mistakes(self) -> dict[str, Any]:
+        """What went wrong after training, and which labels were taken for which."""
+        assert self.folder is not None
+        after = _read(self.folder / REPORT).get("after") or {}
+        table = after.get("confusion")
+        off = sum(n for label, row in (table or {}).items() for answer, n in row.items() if answer != label)
+        wrong = [(s["prompt"], s["expected"], s["got"]) for s in after.get("wrong", [])]
+        return {"wrong": wrong, "wrong_in_all": max(off, len(wrong)), "confusion": table}
 
 
 def thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -12,6 +12,8 @@ from ...version import __version__
 from .output import RECIPE_NAME
 from .scores import Scores
 
+_MOST_CONFUSIONS = 10
+
 
 def report(
     *,
@@ -102,7 +104,20 @@ def card_section(values: dict[str, Any]) -> str:
                       f"{told_by_set(values['training']['sets'])}."]  # fmt: skip
     if after and after["accuracy"] is not None:
         lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
+    if after and after.get("confusion"):
+        lines += ["", *_confusions(after["confusion"])]
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
     counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
     lines += ["", f"Trained with {made_with}: {counts}; the settings are in `{RECIPE_NAME}`.", ""]
     return "\n".join(lines)
+
+
+def _confusions(table: dict[str, dict[str, int]]) -> list[str]:
+    """Which labels are taken for which, the commonest mistakes first."""
+    off = [(n, label, answer) for label, row in table.items() for answer, n in row.items() if answer != label]
+    if not off:
+        return ["No label was taken for another."]
+    shown = sorted(off, key=lambda one: (-one[0], one[1:]))[:_MOST_CONFUSIONS]
+    told = ", ".join(f"{label} for {answer} ({n})" for n, label, answer in shown)
+    more = f", and {len(off) - len(shown)} more kinds of mistake" if len(off) > len(shown) else ""
+    return [f"Labels taken for others: {told}{more}."]

@@ -22,6 +22,8 @@ class Scores:
         f1_of: which of them.
         sets: the loss by data set, where the held-out rows are of several.
         metric: what `accuracy` is called.
+        confusion: label -> answer -> how many rows of the label got it, where rows have labels and answers are some.
+        wrong: some of the rows whose answer is wrong, as `samples` are.
     """
 
     loss: float | None
@@ -35,17 +37,21 @@ class Scores:
     metric: str = "accuracy"
     f1_of: str = "entity"
     sets: dict[str, float] | None = None
+    confusion: dict[str, dict[str, int]] | None = None
+    wrong: tuple[tuple[str, str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
-        samples = [{"prompt": p, "expected": e, "got": g} for p, e, g in self.samples]
-        return {**asdict(self), "samples": samples}
+        lists = {"samples": self.samples, "wrong": self.wrong}
+        told = {key: [{"prompt": p, "expected": e, "got": g} for p, e, g in rows] for key, rows in lists.items()}
+        return {**asdict(self), **told}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scores:
         """The scores that `as_dict` gave."""
-        samples = tuple((s["prompt"], s["expected"], s["got"]) for s in values["samples"])
-        return cls(**{**values, "samples": samples})
+        lists = {key: tuple((s["prompt"], s["expected"], s["got"]) for s in values.get(key, ()))
+                 for key in ("samples", "wrong")}  # fmt: skip
+        return cls(**{**values, **lists})
 
     @property
     def beside(self) -> list[str]:

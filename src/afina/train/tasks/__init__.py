@@ -24,10 +24,11 @@ from .sentence_embeddings import Embeddings
 from .seq2seq import Seq2Seq
 from .sequence_classification import SequenceClassification
 from .token_classification import TokenClassification
+from .vision.image_classification import ImageClassification
 
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
-    ExtractiveQA, GRPO, ORPO, Embeddings, ImageTextToText,
+    ExtractiveQA, GRPO, ORPO, Embeddings, ImageTextToText, ImageClassification,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...core.config import PeftConfig
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.judge import item_losses, of_positions
-from ..base.adapter_below import with_adapter_below
-from ..base.base_model import load_base, load_tokenizer
+from ..base.base_model import load_tokenizer
 from ..base.given_base import loaded
-from ..base.new_tokens import grown
+from ..base.whole_base import whole_base
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
 from ..data.readers.row_check import Row
@@ -116,6 +116,8 @@ class Task(ABC):
         loss_over_step: whether the loss is divided by the tokens of a whole step, not by those of its batch.
         shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
             mean over its own rows; or "never".
+        reader_file: what a folder has where it has what `reader` loads.
+        pictures: whether a row is an image, so that settings of images apply.
     """
 
     name: ClassVar[str]
@@ -132,15 +134,17 @@ class Task(ABC):
     loss_only: ClassVar[bool] = True
     loss_over_step: ClassVar[bool] = False
     shares: ClassVar[str] = "nearly"
+    reader_file: ClassVar[str] = "tokenizer_config.json"
+    pictures: ClassVar[bool] = False
 
     @property
     def fresh_heads(self) -> tuple[str, ...]:
         """Heads that are trained from nothing."""
-        return MODEL_CLASSES[self.task_type].head_names
+        return MODEL_CLASSES[self.task_type].head_names if self.task_type else ()
 
     @property
-    def task_type(self) -> str:
-        """What the method's config is told (`afina.TaskType`)."""
+    def task_type(self) -> str | None:
+        """What the method's config is told (`afina.TaskType`); None where there is no type for it."""
         return TASK_TYPES[self.name]
 
     def check(self, recipe: Recipe) -> None:  # noqa: B027 - most take every setting
@@ -157,6 +161,14 @@ class Task(ABC):
             DataError: a row's label is missing, of a wrong type or out of range; has file and line.
         """
         return None
+
+    def reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
+        """What turns rows into what a model takes: its tokenizer."""
+        return load_tokenizer(location, section, reporter)
+
+    def headed(self, config: PeftConfig, base: Any) -> PeftConfig:
+        """The config, told of heads that are trained along, where its type (`task_type`) does not say it."""
+        return config
 
     def load_options(self, labels: list[str] | None) -> dict[str, Any]:
         """What the model is loaded with beside its dtype."""
@@ -178,13 +190,8 @@ class Task(ABC):
     def _load(
         self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
     ) -> PreTrainedModel:
-        model = load_base(section, location, self.loader, self.load_options(labels), self.fresh_heads)
-        if section.new_tokens:
-            plain = load_tokenizer(
-                location, section.model_copy(update={"new_tokens": None, "chat_template": None}), Reporter()
-            )
-            model = grown(model, tokenizer, plain, section)
-        model = with_adapter_below(section, model)
+        options = self.load_options(labels)
+        model: PreTrainedModel = whole_base(section, location, self.loader, options, self.fresh_heads, tokenizer)
         self.loaded(model, tokenizer)
         return model
 

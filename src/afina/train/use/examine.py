@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _TASK_OF = MappingProxyType(
     {"preference": "preference", "judged": "kto", "labelled": "sequence_classification",
-     "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings"}
+     "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings",
+     "pictured": "image_classification"}
 )  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
 _SHOWN = 2
@@ -99,7 +100,7 @@ def examine(
         RecipeError: no such task.
     """
     shaped, shape = recognise(rows)
-    fitting = named(task or (CausalLM.name if data.prompt is not None else _task_of(shape, rows, data)))
+    fitting = fitting_task(rows, data, task)
     counts = Counter(c for row in rows.values for c in row)
     kinds = {c: next(type(r[c]).__name__ for r in rows.values if c in r) for c in counts}
     found = Findings(len(rows), shape, fitting.name, {c: (n, kinds[c]) for c, n in counts.items()}, {})
@@ -119,6 +120,17 @@ def examine(
         _without_tokens(shaped, data, fitting, found)
     found.notes += _hints(rows, data, task, fitting, found)
     return found
+
+
+def fitting_task(rows: Rows, data: DataSection, task: str | None = None) -> Task:
+    """The task that rows are looked at for: the one named, or that which their columns speak for.
+
+    Raises:
+        DataError: a row has not the shape of the first.
+        RecipeError: no such task.
+    """
+    shape = recognise(rows)[1]
+    return named(task or (CausalLM.name if data.prompt is not None else _task_of(shape, rows, data)))
 
 
 def _task_of(shape: str, rows: Rows, data: DataSection) -> str:
@@ -163,7 +175,7 @@ def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) 
 
 def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Findings, shown: Sequence[int]) -> None:
     prompter = task.prompter(data, tokenizer)
-    found.usable = 0
+    found.usable, vocabulary = 0, len(tokenizer) if hasattr(tokenizer, "__len__") else 0
     try:
         labels = found.classes = task.labels(data, [rows])
     except DataError as error:
@@ -172,7 +184,7 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
     lengths = []
     for index in range(len(rows)):
         try:
-            part = task.encode(rows.pick([index]), prompter, labels, len(tokenizer))
+            part = task.encode(rows.pick([index]), prompter, labels, vocabulary)
         except DataError as error:
             found.problem(error, rows.where(index))
             continue
@@ -187,7 +199,8 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
     found.notes = prompter.ledger.lines
     if prompter.ledger.unread:
         found.notes.append(f"nothing reads: {prompter.ledger.unread_line}")
-    found.lengths["tokens of an example"] = _spread(lengths)
+    if not task.pictures:
+        found.lengths["tokens of an example"] = _spread(lengths)
 
 
 def _tokens(item: dict[str, Any], tokenizer: Any) -> list[Token]:

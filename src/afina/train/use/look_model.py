@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ...core.config import PeftConfig, methods
-from ...errors import AfinaError, CheckpointError
+from ...core.layers.recognise import base_weight
+from ...core.layers.whole_model import count_parameters
+from ...errors import AfinaError, CheckpointError, TargetError
 from ...methods.about import about_methods
+from ...methods.reparam.lora_config import LoraConfig
 
+_LAYERS = ("linear", "conv", "embedding", "attention")
+"""Kinds of layer that have a weight and stand in every model; all else is normalised, or experts."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _STEPS = 1000
 """Length of run for methods whose config asks for one."""
@@ -41,11 +46,37 @@ class Count:
 
 @dataclass(frozen=True)
 class ModelLook:
-    """A model: its class, its parameters and the modules that have a weight."""
+    """A model.
+
+    Attributes:
+        kind: its class.
+        groups: the modules that have a weight.
+        layers: kind of layer that methods can adapt -> how many there are, e.g. {"linear": 72, "conv": 1}.
+        targets: what LoRA adapts where the user names nothing; empty where no defaults are known.
+        adapted: how many modules those are.
+    """
 
     kind: str
     parameters: int
     groups: tuple[Group, ...]
+    layers: dict[str, int]
+    targets: tuple[str, ...]
+    adapted: int
+
+
+@dataclass(frozen=True)
+class StepLook:
+    """What one training step of one example takes.
+
+    Attributes:
+        inputs: the example: name -> shape.
+        working: bytes beyond the weights, in float32.
+        targets: what LoRA adapts in it.
+    """
+
+    inputs: dict[str, tuple[int, ...]]
+    working: int
+    targets: str
 
 
 def on_meta(location: str, kind: str | None = None, **settings: Any) -> Any:
@@ -97,15 +128,63 @@ def _of_diffusers(location: str) -> Any:
         return cls.from_config(own)
 
 
+def pipeline_parts(folder: Path) -> dict[str, str]:
+    """The models of a pipeline of diffusers: name -> folder; empty where `folder` is none."""
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: str(folder / name) for name in index if (folder / name / "config.json").is_file()}
+
+
 def look(model: Any) -> ModelLook:
-    """The model's modules that have a weight, those of like layers together, in the model's order."""
+    """The model's modules that have a weight, those of like layers together, in the model's order; which kinds of
+    layer they are, and what is adapted by default."""
     found: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
+    kinds: Counter[str] = Counter()
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is not None:
             found[_NUMBER.sub("*", name), type(module).__name__, tuple(weight.shape)] += 1
+            kinds[base_weight(module).kind] += 1
     groups = tuple(Group(*key, count) for key, count in found.items())
-    return ModelLook(type(model).__name__, sum(p.numel() for p in model.parameters()), groups)
+    layers = {kind: kinds[kind] for kind in _LAYERS if kinds[kind]}
+    targets, adapted = _defaults(model)
+    return ModelLook(type(model).__name__, count_parameters(model)[1], groups, layers, targets, adapted)
+
+
+def _defaults(model: Any) -> tuple[tuple[str, ...], int]:
+    """What LoRA adapts in a model by default, and how many modules that is."""
+    from ...core.inject.targets import select, settle
+
+    config = LoraConfig()
+    try:
+        names, adapted = settle(model, config), len(select(model, config))
+    except TargetError:
+        return (), 0
+    return (names,) if isinstance(names, str) else tuple(names or ()), adapted
+
+
+def step_of_one(build: Callable[[], Any]) -> StepLook | None:
+    """What a step of LoRA at its defaults takes for one example, by shapes alone; None where it is not known what the
+    model takes, or its layers ask for numbers."""
+    from ...core.model.mapping import get_peft_model
+    from ...plan.example_inputs import example_inputs, mean_of_output
+    from ...plan.memory import step_memory
+
+    plain = build()
+    inputs, targets = example_inputs(plain), _defaults(plain)[0]
+
+    def adapted() -> Any:
+        config = LoraConfig() if targets else LoraConfig(target_modules="all-linear")
+        return get_peft_model(build(), config, low_cpu_mem_usage=True).train()
+
+    if inputs is None:
+        return None
+    try:
+        found = step_memory(adapted, inputs, mean_of_output)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, StopIteration):
+        return None
+    shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+    return StepLook(shapes, found.working, ", ".join(targets) or "all-linear")
 
 
 def counts(

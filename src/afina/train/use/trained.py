@@ -10,7 +10,7 @@ from typing import Any
 from ...core.config import method
 from ...errors import CheckpointError, RecipeError
 from ..base import quantize
-from ..base.base_model import base_location, load_tokenizer, settled
+from ..base.base_model import base_location, settled
 from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
@@ -69,13 +69,14 @@ def load_trained(
     location = base_location(recipe.model, reporter)
     recipe.model.device = settled(device, location, reporter, copies)
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
-    own = folder / "tokenizer_config.json"
+    task = named(recipe.task)
+    own = folder / task.reader_file
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it
-    # The folder's tokenizer has the new tokens.
-    section = recipe.model.model_copy(update={"new_tokens": None}) if own.is_file() else recipe.model
-    tokenizer = load_tokenizer(str(folder) if own.is_file() else location, section, reporter)
-    task = named(recipe.task)
+    # The folder's tokenizer has the new tokens, its image processor the size.
+    known = {"new_tokens": None, "image_size": None}
+    section = recipe.model.model_copy(update=known) if own.is_file() else recipe.model
+    tokenizer = task.reader(str(folder) if own.is_file() else location, section, reporter)
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
@@ -109,8 +110,8 @@ def _load_whole(folder: Path, reporter: Reporter, device: str, copies: int) -> T
     recipe.model.chat_template = None
     recipe.model.device = settled(device, str(folder), reporter, copies)
     recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
-    tokenizer = load_tokenizer(str(folder), recipe.model, reporter)
     task = named(recipe.task)
+    tokenizer = task.reader(str(folder), recipe.model, reporter)
     model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)
