@@ -23,7 +23,7 @@ def test_doctor_tells_programs_the_same(child):
     value = json.loads(out)
     assert code == 0
     assert value["device"] == "cpu"
-    assert value["instructions"] == native.instructions()
+    assert value["instructions"] == native.instructions(), value
     assert value["dtype"]["dtype"] in ("float32", "bfloat16")
     assert {k["state"] for k in value["kernels"]} <= {"right", "off"}
     assert value["devices"][-1]["name"] == "cpu"

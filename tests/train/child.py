@@ -28,7 +28,9 @@ def _alone() -> None:
 
 
 def _with_cache(cache: str | None, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    if cache is not None:
+    if cache is None:
+        os.environ.pop("AFINA_CACHE", None)  # of an earlier test
+    else:
         os.environ["AFINA_CACHE"] = cache
     out = work(*args)
     global _frozen_at
