@@ -23,7 +23,8 @@ def test_doctor_tells_programs_the_same(child):
     value = json.loads(out)
     assert code == 0
     assert value["device"] == "cpu"
-    assert value["instructions"] == native.instructions(), value
+    off = {k["why"] for k in value["kernels"] if k["state"] == "off"}
+    assert value["instructions"] == native.instructions(), off
     assert value["dtype"]["dtype"] in ("float32", "bfloat16")
     assert {k["state"] for k in value["kernels"]} <= {"right", "off"}
     assert value["devices"][-1]["name"] == "cpu"

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from afina.compare import rate_search
 from afina.compare.rate_search import FACTORS, search
 from afina.evidence.prepare import prepare
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
+from afina.tune import search as tuning
 from afina.tune.climb import ALONE
 
 from ..train import tiny
@@ -45,7 +45,7 @@ class Pretended:
 
 
 def searched(monkeypatch, recipe, count=5, **changes):
-    monkeypatch.setattr(rate_search, "Search", type("Made", (Pretended,), changes))
+    monkeypatch.setattr(tuning, "Search", type("Made", (Pretended,), changes))
     return search({"lora": recipe, "ia3": recipe}, count, 3, SimpleNamespace(steps=40), Path(), Reporter())["ia3"]
 
 

@@ -15,10 +15,8 @@ from typing import Any
 from ..evidence.prepare import Shared
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Reporter
-from ..tune.climb import ALONE
 from ..tune.contender import Contender
-from ..tune.outcome import is_trained
-from ..tune.search import Search
+from ..tune.outcome import ALONE, is_trained
 
 FACTORS = (1.0, 2.0, 5.0, 0.3, 10.0, 3.0, 0.5, 20.0, 0.1, 7.0, 30.0)
 """Of a method's own rate, which trains on every task, so that better ones lie above it more often than below
@@ -53,6 +51,8 @@ def search(
     Raises:
         StoppedError: a signal asked for the end.
     """
+    from ..tune.search import Search  # loads what trains
+
     climbing = Search(shared, folder, _RUNGS, None, reporter, seed=seed, until_alone=True)
     climbing.run([one for name, recipe in recipes.items() for one in _contenders(name, recipe, count, shared)])
     return {name: _tried([one for one in climbing.done if one.group == name]) for name in recipes}

@@ -15,10 +15,9 @@ from ..train.report.events import Progress, Reporter, Stage
 from ..train.tasks import named
 from .contender import Contender
 from .halving import leaving, rungs
+from .outcome import ALONE
 
 STAGE = "tuning"
-ALONE = "the only one left"
-"""Why a candidate is not trained on that has won."""
 
 
 class Climb(Reporter):

@@ -16,6 +16,9 @@ from .contender import Contender
 _ENDS = ("done", "left", "failed")
 """In the order of tables."""
 
+ALONE = "the only one left"
+"""Why a candidate is not trained on that has won."""
+
 
 def outcome(base: Recipe, shared: Shared, done: Sequence[Contender]) -> dict[str, Any]:
     """Of a search of one group."""
