@@ -47,6 +47,15 @@ def test_another_compiler_makes_another_library(find, tmp_path, monkeypatch):
     assert len(list((tmp_path / "native").glob("*/kernels.so"))) == 2
 
 
+@pytest.mark.usefixtures("native_library")
+def test_a_compiler_for_c_will_do(find, monkeypatch):
+    if native.shutil.which("gcc") is None:
+        pytest.skip("no gcc here")
+    monkeypatch.setenv("CXX", "gcc")
+    found, why = find()
+    assert (found is not None, why) == (True, "")
+
+
 def test_what_cannot_be_loaded_is_not_kept(find, tmp_path, monkeypatch):
     body = '[ "$1" = --version ] && echo 1 && exit 0\nfor last; do :; done; echo no library > "$last"'
     monkeypatch.setenv("CXX", compiler(tmp_path, body))

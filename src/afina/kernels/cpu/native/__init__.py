@@ -103,7 +103,8 @@ def _built(compiler: list[str], target: tuple[str, ...]) -> Path:
     name = "kernels.so"
 
     def make(work: Path) -> None:
-        _output([*command, *map(str, sources), "-o", str(work / name)])
+        # Named, because CXX may be a compiler for C, which does not link it by itself.
+        _output([*command, *map(str, sources), "-lstdc++", "-o", str(work / name)])
         ctypes.CDLL(str(work / name))  # what cannot be loaded is not kept
 
     return make_once(cache_dir() / "native" / known.hexdigest()[:20], make) / name
