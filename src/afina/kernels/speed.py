@@ -75,6 +75,7 @@ def speed_up(
 def _replays(base: Any, keep_logits: bool) -> str:
     device = _device(base)
     why = "" if device.type == "cuda" else "it takes CUDA graphs"
+    why = why or ("the model lies in parts" if any(True for _ in units(base)) else "")
     why = why or ("the logits are wanted" if keep_logits else "")
     why = why or ("" if getattr(base, "loss_function", None) is not supervised_loss and is_head_plain(base) else
                   "the vocabulary projection is adapted, trained or cut over processes")  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, masking_utils
 
 import afina
 from afina.errors import AfinaError, AfinaWarning
@@ -45,6 +47,26 @@ class Again:
 
     def set_draws(self, state):
         torch.set_rng_state(state)
+
+
+class Waits(Again):
+    """Waits, when it is told to, before it repeats."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.go, self.waits = threading.Event(), threading.Event(), False
+
+    def recorded(self, run):
+        repeat = super().recorded(run)
+
+        def later():
+            if self.waits:
+                self.waits = False
+                self.entered.set()
+                assert self.go.wait(60)
+            repeat()
+
+        return later
 
 
 class Wrong(Again):
@@ -252,7 +274,7 @@ def test_shapes_are_recorded_when_they_come_again_but_no_more_than_so_many(monke
     assert len(replays.steps) == 3
 
 
-def test_another_adapter_other_numbers_and_adapters_switched_off_are_computed():
+def test_other_numbers_and_adapters_switched_off_are_computed():
     model, replays = replayed()
     plain = llama()
     data, machine = batch(0), replays.machine
@@ -271,11 +293,61 @@ def test_another_adapter_other_numbers_and_adapters_switched_off_are_computed():
     same()
     with model.disable_adapter(), plain.disable_adapter():
         same()
+
+
+@pytest.mark.parametrize("target", ["q_proj", "down_proj"])
+def test_an_adapter_that_comes_later_is_learnt_also_on_layers_that_had_none(target):
+    config = afina.LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model, replays = replayed(config=config)
+    plain, found = llama(config=config), []
+    for _ in range(SEEN + 1):
+        model(**batch(0)).loss.backward()
     for one in (model, plain):
         torch.manual_seed(9)
-        one.add_adapter("other", afina.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-        one.set_adapter("other")
-    same()
+        one.add_adapter("other", afina.LoraConfig(target_modules=[target], init_lora_weights=False))
+        one.base_model.set_adapter(["default", "other"])
+        for number in range(SEEN + 2):
+            one.zero_grad()
+            loss = one(**batch(number)).loss
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in one.parameters() if p.requires_grad)])
+    assert len(found[0]) > 9
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert all(g is not None and g.any() for g in found[0])
+    assert len(replays.steps) == 1
+
+
+def test_another_thread_computes_while_one_has_the_recorded_step():
+    machine = Waits()
+    model, replays = replayed(machine=machine)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients(number):
+        return torch.autograd.grad(model(**batch(number)).loss, parameters)
+
+    expected = [gradients(number) for number in range(SEEN + 1)]
+    machine.waits, before = True, machine.repeats
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(gradients, 0)
+        assert machine.entered.wait(60)
+        second = gradients(1)
+        assert machine.repeats == before
+        machine.go.set()
+        first = first.result()
+    assert machine.repeats == before + 2
+    for found, wanted in zip((first, second), expected, strict=False):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert any(g.any() for g in found)
+
+
+def test_masks_are_other_ones_for_the_thread_that_records_alone():
+    from transformers.masking_utils import find_packed_sequence_indices as own
+
+    packed = torch.tensor([[0, 1, 2, 0, 1]])
+    with plain_masks(), ThreadPoolExecutor(1) as pool:
+        assert masking_utils.find_packed_sequence_indices(packed) is None
+        elsewhere = pool.submit(lambda: masking_utils.find_packed_sequence_indices(packed)).result()
+    assert elsewhere.tolist() == own(packed).tolist() == [[0, 0, 0, 1, 1]]
 
 
 def test_a_forward_pass_while_a_backward_pass_is_due_is_computed():

@@ -7,8 +7,9 @@ backward pass.
 
 A recorded step is kept only if it has the loss and gradients of the step itself. It belongs to shapes of tensors, to
 how many positions are supervised (up to a multiple), to the adapters with their numbers, and to where the parameters
-lie; whatever changes one of them is computed anew, and recorded when it comes again. All graphs share one pool of
-memory: a second step that is recorded while the backward pass of the first is due is computed without graphs.
+lie; whatever changes one of them is computed anew, and recorded when it comes again. Where modules or parameters come,
+go or are replaced, all recordings are forgotten. All graphs share one pool of memory and each its tensors: a second
+step, also of another thread, while the backward pass of the first is due is computed without graphs.
 
 Source of the two-graph form: CUDA graphs in PyTorch (Ng et al. 2021, PyTorch's documentation of `torch.cuda.graphs`).
 """
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,12 +30,14 @@ from torch import Tensor, nn
 
 from ...core.hosts.calls import current
 from ...core.hosts.host import Host, hosts
-from ...errors import AfinaError, AfinaWarning
+from ...errors import AfinaError, AfinaWarning, ConfigError
 from ..listening import is_heard
 from .graphs import Aliases, Inputs, Machine, Replayed, Run, Step, Token
 
 SEEN, MOST = 2, 32
 """A shape is recorded when it comes for the time `SEEN`, if no more are there; others are computed."""
+_MASKS = threading.RLock()
+"""Held while transformers' masks are other ones for a thread."""
 _PARTS = 8
 """Supervised positions are counted in so many parts of all positions."""
 
@@ -56,17 +60,29 @@ class Replays:
 
     def __init__(self, base: nn.Module, machine: Machine) -> None:
         self.base, self.machine, self.off = base, machine, ""
-        self.hosts: list[Host] = [host for _, host in hosts(base)]
+        self.due: weakref.ref[Token] | None = None
+        self.lock = threading.Lock()
+        self._look()
+
+    def _look(self) -> None:
+        """See what the model is made of, and begin anew."""
+        modules = list(self.base.modules())
+        self.hosts: list[Host] = [host for _, host in hosts(self.base)]
         self.scopes = {host.scope for host in self.hosts}
         self.settings: dict[nn.Module, _Settings] = {}
         # Layers that can be run again in the backward pass have it in their class, others once it was asked for.
-        known = (m for m in base.modules() if not isinstance(m, Host))
+        known = (m for m in modules if not isinstance(m, Host))
         self.again: list[Any] = [m for m in known if hasattr(m, "gradient_checkpointing")]
-        self.parameters = list(base.parameters())
+        self.places = [m._modules for m in modules if m._modules], [m._parameters for m in modules if m._parameters]
+        self.made_of = self._made_of()
+        self.parameters = list(self.base.parameters())
         self.few_bits = any(p.itemsize < 4 for p in self.parameters)
         self.seen: Counter[int] = Counter()
         self.steps: dict[Any, Step] = {}
-        self.due: weakref.ref[Token] | None = None
+
+    def _made_of(self) -> list[int]:
+        """By number, all modules and parameters: what is new anywhere stands in a module that was there."""
+        return [id(one) for places in self.places for place in places for one in place.values()]
 
     def __reduce__(self) -> Any:
         """Copies of the model compute anew."""
@@ -78,8 +94,18 @@ class Replays:
         Args:
             inputs: what the model takes, `labels` or `shift_labels` among it.
         """
-        if self.off or is_heard() or not torch.is_grad_enabled() or (self.due is not None and self.due() is not None):
+        if self.off or is_heard() or not torch.is_grad_enabled() or not self.lock.acquire(blocking=False):
             return None
+        try:
+            return self._loss(run, inputs)
+        finally:
+            self.lock.release()
+
+    def _loss(self, run: Run, inputs: Inputs) -> Tensor | None:
+        if self.due is not None and self.due() is not None:
+            return None
+        if self._made_of() != self.made_of:
+            self._look()
         if any(layer.gradient_checkpointing for layer in self.again):
             return None
         # First what the host does alone: the question about the labels waits for the step before.
@@ -111,7 +137,12 @@ class Replays:
 
         trained = [aliases.of[id(p)] for p in self.parameters if p.requires_grad]
         try:
-            step = Step(aliased, inputs, given, room, trained, self.machine, self.few_bits)
+            with contextlib.ExitStack() as alone:
+                for scope in self.scopes:  # no other thread runs the model with the aliases
+                    alone.enter_context(scope.users.changing())
+                step = Step(aliased, inputs, given, room, trained, self.machine, self.few_bits)
+        except ConfigError:  # another thread waits to change adapters: next time
+            return None
         except (AfinaError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             self.off = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             self.steps.clear()
@@ -203,10 +234,15 @@ def plain_masks() -> Iterator[None]:
     and would make masks of all tokens against all."""
     from transformers import masking_utils
 
-    names = {"is_tracing": lambda *_: False, "find_packed_sequence_indices": lambda *_, **__: None}
-    before = {name: getattr(masking_utils, name) for name in names}
-    vars(masking_utils).update(names)
-    try:
-        yield
-    finally:
-        vars(masking_utils).update(before)
+    me, answers = threading.get_ident(), {"is_tracing": False, "find_packed_sequence_indices": None}
+
+    def here(own: Callable[..., Any], answer: Any) -> Callable[..., Any]:
+        return lambda *args, **kwargs: answer if threading.get_ident() == me else own(*args, **kwargs)
+
+    with _MASKS:
+        before = {name: getattr(masking_utils, name) for name in answers}
+        vars(masking_utils).update({name: here(own, answers[name]) for name, own in before.items()})
+        try:
+            yield
+        finally:
+            vars(masking_utils).update(before)
