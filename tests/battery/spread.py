@@ -99,21 +99,31 @@ def begun_on(base: nn.Module, case: Case, experts: Path) -> Any:
     return model.eval()
 
 
-def trained(case: Case, model: Any, mine: slice) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses of a few steps on some of the rows, and the adapter afterwards."""
-    inner = model.module if hasattr(model, "module") else model
-    inner.train("Llama" in type(inner.get_base_model()).__name__)  # others drop out
-    optimizer = torch.optim.SGD([p for p in inner.parameters() if p.requires_grad], lr=0.02)
+def inputs_of(case: Case, mine: slice) -> dict[str, Any]:
+    """Some of two rows, as the model takes them."""
     inputs: dict[str, Any] = {"input_ids": IDS[:2][mine]}
     if case.shape.task == "SEQ_2_SEQ_LM":
         inputs["decoder_input_ids"] = IDS[:2, :4][mine]
     if case.method in whole.WITH_TASKS:
         inputs["task_ids"] = torch.tensor([0, 1])[mine]
-    losses = []
+    return inputs
+
+
+def loss_of(out: Any) -> Tensor:
+    """Something that depends on all that a model gives out."""
+    found = getattr(out, "logits", None)
+    loss: Tensor = (out.last_hidden_state if found is None else found).float().square().mean()
+    return loss
+
+
+def trained(case: Case, model: Any, mine: slice) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses of a few steps on some of the rows, and the adapter afterwards."""
+    inner = model.module if hasattr(model, "module") else model
+    inner.train("Llama" in type(inner.get_base_model()).__name__)  # others drop out
+    optimizer = torch.optim.SGD([p for p in inner.parameters() if p.requires_grad], lr=0.02)
+    inputs, losses = inputs_of(case, mine), []
     for _ in range(STEPS):
-        out = model(**inputs)
-        found = getattr(out, "logits", None)
-        loss = (out.last_hidden_state if found is None else found).float().square().mean()
+        loss = loss_of(model(**inputs))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from afina.core.layers.partitioned import is_placeholder
 from afina.devices.ranks import meet, rank
 
 from . import whole
-from .spread import DRAWS, MIXES, STEPS, begun_on, notes, off, trained_otherwise, two
+from .spread import DRAWS, MIXES, STEPS, begun_on, inputs_of, loss_of, notes, off, trained_otherwise, two
 from .whole import WIDTH, Case
 
 RATE = 0.02
@@ -52,16 +52,9 @@ def partitioned(base: nn.Module) -> nn.Module:
 def steps(case: Case, model: Any, made: Any, mine: slice) -> tuple[list[float], dict[str, Tensor]]:
     """As `spread.trained`, but the engine takes the steps."""
     model.train("Llama" in type(model.get_base_model()).__name__)
-    inputs: dict[str, Any] = {"input_ids": whole.IDS[:2][mine]}
-    if case.shape.task == "SEQ_2_SEQ_LM":
-        inputs["decoder_input_ids"] = whole.IDS[:2, :4][mine]
-    if case.method in whole.WITH_TASKS:
-        inputs["task_ids"] = torch.tensor([0, 1])[mine]
-    losses = []
+    inputs, losses = inputs_of(case, mine), []
     for _ in range(STEPS):
-        out = made(**inputs)
-        found = getattr(out, "logits", None)
-        loss = (out.last_hidden_state if found is None else found).float().square().mean()
+        loss = loss_of(made(**inputs))
         made.backward(loss)
         made.step()
         value = loss.detach().clone()

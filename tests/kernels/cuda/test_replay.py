@@ -319,7 +319,7 @@ def test_an_adapter_that_comes_later_is_learnt_also_on_layers_that_had_none(targ
 
 def test_another_thread_computes_while_one_has_the_recorded_step():
     machine = Waits()
-    model, replays = replayed(machine=machine)
+    model, _ = replayed(machine=machine)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(number):
