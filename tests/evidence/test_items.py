@@ -15,6 +15,10 @@ def scored(path):
     """What the comparison's scores are after training, and what `afina train` reports of the same model."""
     from afina.evidence.items import general_loss, quality
     from afina.train.loop.run import run
+    from afina.train.tasks import answering
+
+    asked, decode = [], answering.answers
+    answering.answers = lambda model, p, prompts, **how: asked.append(len(prompts)) or decode(model, p, prompts, **how)
 
     class Scores(Reporter):
         def __init__(self):
@@ -23,7 +27,8 @@ def scored(path):
         def reached(self, stage, parts):
             if stage == "trained":
                 mode = parts["trainer"].model.training
-                self.found = {**quality(parts), "general": general_loss(parts)}
+                asked.clear()
+                self.found = {**quality(parts), "general": general_loss(parts), "decoded": sum(asked)}
                 self.found["mode kept"] = parts["trainer"].model.training is mode
 
     scores = Scores()
@@ -41,6 +46,7 @@ def test_answers_and_losses_are_those_of_the_evaluation(tmp_path, model_folder, 
     assert found["loss"] == pytest.approx(after["loss"], rel=1e-4)
     assert 3 < found["general"] < 9
     assert found["mode kept"]
+    assert found["decoded"] == 10 - max(0, sum(found["items"]) - 5)  # of the right answers a batch is decoded too
 
 
 def test_classes_are_right_or_not_and_have_no_general_loss(tmp_path, model_folder, child):

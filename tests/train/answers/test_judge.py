@@ -11,7 +11,6 @@ import torch
 from afina.errors import NumericError
 from afina.train.answers.judge import (
     answer_log_probs,
-    item_losses,
     item_span_losses,
     judging,
     mean_pooled,
@@ -97,30 +96,6 @@ def test_every_token_of_every_row_gets_its_likeliest_class():
     found = token_classes(Table(), P, ROWS, batch_size=3, progress=told.append)
     assert found == [[int(TABLE[i].argmax()) for i in row] for row in ROWS]
     assert told == [3, 4]
-
-
-@pytest.mark.parametrize("encoder", [False, True])
-@pytest.mark.parametrize("shifted", [False, True])
-def test_loss_of_an_item_is_the_mean_over_its_trained_tokens(shifted, encoder):
-    model = Table(encoder)
-    found = item_losses(model, collate, ITEMS, shifted=shifted, batch_size=3)
-    for each, got in zip(ITEMS, found, strict=True):
-        ids, labels = each["input_ids"], each["labels"]
-        pairs = zip(ids[:-1], labels[1:], strict=True) if shifted else zip(ids, labels, strict=True)
-        losses = [-log_prob(token, label) for token, label in pairs if label != -100]
-        assert got == pytest.approx(sum(losses) / max(1, len(losses)), abs=1e-5)
-    assert [shape[0] for shape in model.shapes] == [3, 1]
-    assert model.training
-
-
-def test_loss_of_a_class_is_that_of_its_item():
-    def classes(items):
-        return {**collate(items), "labels": torch.tensor([e["labels"][0] for e in items])}
-
-    items = [item(row, [i % 4] * len(row)) for i, row in enumerate(ROWS)]
-    found = item_losses(Table(pooled=True), classes, items, shifted=False, batch_size=3)
-    for i, (row, got) in enumerate(zip(ROWS, found, strict=True)):
-        assert got == pytest.approx(-float(TABLE[row].sum(0)[:4].log_softmax(-1)[i % 4]), abs=1e-5)
 
 
 class Told(Table):

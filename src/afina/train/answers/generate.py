@@ -39,13 +39,7 @@ def answers(
     """
     import torch
 
-    limit = prompter.data.max_length
-    if seen is not None:
-        encoded = [one.ids for one in seen]
-    elif encoder:
-        encoded = [cut_prompt(encoder_ids(prompter, text), limit) for text in prompts]
-    else:
-        encoded = [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
+    encoded = [one.ids for one in seen] if seen is not None else prompt_ids(prompter, prompts, encoder)
     order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
     out = [""] * len(encoded)
     was_training = model.training
@@ -70,6 +64,14 @@ def answers(
             out[i] = text
     model.train(was_training)
     return out
+
+
+def prompt_ids(prompter: Prompter, prompts: Sequence[str], encoder: bool) -> list[list[int]]:
+    """Rendered prompts as tokens, cut to `data.max_length`: an encoder's at their end, others at their beginning."""
+    limit = prompter.data.max_length
+    if encoder:
+        return [cut_prompt(encoder_ids(prompter, text), limit) for text in prompts]
+    return [token_ids(prompter, text, first=True)[-limit:] for text in prompts]
 
 
 def greedy(model: Any, prompter: Prompter, max_new_tokens: int) -> dict[str, Any]:

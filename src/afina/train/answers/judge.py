@@ -67,28 +67,8 @@ def moved(batch: Mapping[str, Any], model: Any) -> dict[str, Any]:
             for k, v in batch.items()}  # fmt: skip
 
 
-def item_losses(
-    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, shifted: bool,
-    batch_size: int,
-) -> list[float]:  # fmt: skip
-    """The loss of every item; of sequences the mean over their trained tokens.
-
-    Args:
-        shifted: whether a position's output is about the next token.
-    """
-    encoder = bool(getattr(model.config, "is_encoder_decoder", False))
-
-    def judge(part: list[dict[str, Any]]) -> list[float]:
-        batch = moved(collate(part), model)
-        labels = batch["labels"] if encoder else batch.pop("labels")  # a decoder reads them, moved by one
-        return _losses(model(**batch).logits.float(), labels, shifted)
-
-    with judging(model):
-        return list(chain.from_iterable(in_batches(items, batch_size, judge)))
-
-
 def of_positions(logits: Any, labels: Any, shifted: bool) -> tuple[Any, Any, int]:
-    """Of a batch's logits, as for `item_losses`: the supervised positions, one sequence after the other; the loss at
+    """Of a batch's logits, as a model gives them: the supervised positions, one sequence after the other; the loss at
     each; and how many positions there are in all."""
     from torch.nn.functional import cross_entropy
 
@@ -134,19 +114,6 @@ def summed_loss(
     tokens = int((batch["labels"] != IGNORED).sum())
     with judging(model):
         return float(model(**batch).loss) * tokens, tokens
-
-
-def _losses(logits: Any, labels: Any, shifted: bool) -> list[float]:
-    """Per item; `logits` are [B, classes] or [B, T, classes], `labels` [B] or [B, T], ignored where untrained."""
-    from torch.nn.functional import cross_entropy
-
-    if labels.ndim == 1:
-        return list(cross_entropy(logits, labels, reduction="none").tolist())
-    logits = logits[:, -labels.shape[1] :]  # virtual tokens stand before the input's own
-    if shifted:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    each = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    return list((each.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)).tolist())
 
 
 def text_scores(model: Any, prompter: Prompter, rows: Sequence[list[int]], *, batch_size: int) -> list[float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ..answers.evaluate import share_right
-from ..answers.generate import answers, longest_label
+from ..answers.foretold import foretold
+from ..answers.generate import answers, longest_label, prompt_ids
+from ..answers.reading import Read
 from ..conversations.processor import Seen
 from ..data.labels import checked_labels, is_right, label_of, task_numbers
 from ..data.prompts import Prompter
@@ -59,29 +61,67 @@ class Answering(Task):
         right = sum(is_right(g, e, data.labels) for g, e in zip(got, expected, strict=True))
         return share_right(loss, right, expected, tuple(zip(prompts[:3], expected[:3], got[:3], strict=True)))
 
-    def items_right(self, job: Job) -> list[float] | None:
-        """1 where the greedy answer is the label, else 0; None where there are no labels."""
-        labels = job.data.labels
+    def items(self, job: Job) -> tuple[list[float], list[float] | None]:
+        """The losses; and 1 where the greedy answer is the label, else 0 (None where there are no labels)."""
+        assert job.data.held_out is not None
+        read, labels = self.read(job, job.data.held_out.items), job.data.labels
+        losses = [one.loss for one in read]
         if labels is None:
-            return None
-        _, expected, got = self._answered(job, labels)
-        return [float(is_right(g, e, labels)) for g, e in zip(got, expected, strict=True)]
+            return losses, None
+        _, expected, got = self._answered(job, labels, read)
+        return losses, [float(is_right(g, e, labels)) for g, e in zip(got, expected, strict=True)]
 
-    def _answered(self, job: Job, labels: list[str]) -> tuple[list[str], list[str], list[str]]:
-        """The held-out rows' prompts, labels and greedy answers."""
+    def _answered(
+        self, job: Job, labels: list[str], read: Sequence[Read] | None = None
+    ) -> tuple[list[str], list[str], list[str]]:
+        """The held-out rows' prompts, labels and greedy answers.
+
+        Args:
+            read: what the model said of each encoded row, which spares decoding what is known from it.
+        """
         rows, recipe = job.data.split.held_out, job.recipe
-        assert rows is not None
+        assert rows is not None and job.data.held_out is not None
         column = recipe.data.label_column
         expected = [label_of(rows, i, column, labels) for i in range(len(rows))]
         prompts = [self.prompt(job.prompter, rows, i) for i in range(len(rows))]
-        got = answers(
-            job.trainer.model, job.prompter, prompts, encoder=self.encoder,
-            max_new_tokens=recipe.evaluation.max_new_tokens or longest_label(job.prompter, labels),
-            batch_size=recipe.evaluation.batch_size, tasks=task_numbers(rows, recipe.data.task_column),
-            seen=self.seen(job.prompter, rows),
-            progress=lambda done: job.reporter.progress(Progress(f"answering ({job.stage})", done, len(prompts))),
-        )  # fmt: skip
-        return prompts, expected, got
+        limit = recipe.evaluation.max_new_tokens or longest_label(job.prompter, labels)
+        ask = self._asking(job, prompts, limit)
+        got = self._foretold(job, prompts, limit, read, ask) if read is not None else {}
+        got |= ask([i for i in range(len(prompts)) if i not in got])
+        return prompts, expected, [got[i] for i in range(len(prompts))]
+
+    def _asking(self, job: Job, prompts: Sequence[str], limit: int) -> Callable[[Sequence[int]], dict[int, str]]:
+        """What decodes the answers to some of the prompts, by their numbers."""
+        rows, recipe = job.data.split.held_out, job.recipe
+        assert rows is not None
+        seen, tasks = self.seen(job.prompter, rows), task_numbers(rows, recipe.data.task_column)
+
+        def ask(part: Sequence[int]) -> dict[int, str]:
+            done = len(prompts) - len(part)
+            said = answers(
+                job.trainer.model, job.prompter, [prompts[i] for i in part], encoder=self.encoder, max_new_tokens=limit,
+                batch_size=recipe.evaluation.batch_size, tasks=tasks and [tasks[i] for i in part],
+                seen=seen and [seen[i] for i in part],
+                progress=lambda n: job.reporter.progress(Progress(f"answering ({job.stage})", done + n, len(prompts))),
+            )  # fmt: skip
+            return dict(zip(part, said, strict=True))
+
+        return ask
+
+    def _foretold(
+        self, job: Job, prompts: Sequence[str], limit: int, read: Sequence[Read],
+        ask: Callable[[Sequence[int]], dict[int, str]],
+    ) -> dict[int, str]:  # fmt: skip
+        """The answers that are known without decoding, by their numbers, and a batch of them that was decoded."""
+        rows, encoded = job.data.split.held_out, job.data.held_out
+        assert rows is not None and encoded is not None
+        seen = self.seen(job.prompter, rows)
+        asked = [one.ids for one in seen] if seen else prompt_ids(job.prompter, prompts, self.encoder)
+        known = foretold(job.trainer.model, job.prompter, encoded, read, asked, encoder=self.encoder,
+                         max_new_tokens=limit)  # fmt: skip
+        tried = ask(list(known)[: job.recipe.evaluation.batch_size])
+        # A method may look further in a pass over all tokens than in decoding one by one.
+        return known if all(known[i] == said for i, said in tried.items()) else tried
 
     def told(self, trained: Trained, text: str, max_new_tokens: int) -> str:
         """The greedy answer."""

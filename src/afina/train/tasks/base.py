@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.config import PeftConfig
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
-from ..answers.judge import item_losses, of_positions
+from ..answers.judge import of_positions
+from ..answers.reading import Read, read_items
 from ..base.base_model import load_tokenizer
 from ..base.given_base import loaded
 from ..base.whole_base import whole_base
@@ -269,9 +270,13 @@ class Task(ABC):
 
     def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
         """The loss of every encoded item."""
+        return [one.loss for one in self.read(job, items)]
+
+    def read(self, job: Job, items: Sequence[dict[str, Any]]) -> list[Read]:
+        """What the model says of every encoded item."""
         collate = self.collator(job.prompter.tokenizer)
         shifted = self.task_type == "CAUSAL_LM"
-        return item_losses(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
+        return read_items(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
 
     def position_losses(self, given: Mapping[str, Any], output: Any) -> tuple[Any, Any, int]:
         """What the loss of a training step was taken of, as `of_positions` has it; `given` is what the model was."""
