@@ -22,17 +22,17 @@ from afina.train.report.events import Reporter
 from ..train import tiny
 
 GOOD = """
-import json, sys, pathlib
-folder = pathlib.Path(sys.argv[1])
-job = json.loads((folder / "job.json").read_text())
-count = folder.parent.parent / "count"
-count.write_text(count.read_text() + "x" if count.exists() else "x")
-print("a library's own words")
-print(json.dumps({"progress": [1, 2]}), flush=True)
-for step, loss in ((1, 5.0), (2, 4.0)):
-    print(json.dumps({"value": [step, loss]}), flush=True)
-result = {"items": [1.0], "metric": "accuracy", "loss": 0.1, "total_s": 1.0, "values": [[1, 5.0], [2, 4.0]]}
-(folder / "result.json").write_text(json.dumps({**result, "key": job["key"]}))
+import json, os, sys, pathlib
+for line in sys.stdin:
+    folder = pathlib.Path(line.strip())
+    job = json.loads((folder / "job.json").read_text())
+    count = folder.parent.parent / "count"
+    count.write_text((count.read_text() if count.exists() else "") + str(os.getpid()) + " ")
+    print("a library's own words")
+    print(json.dumps({"progress": [1, 2]}), flush=True)
+    result = {"items": [1.0], "metric": "accuracy", "loss": 0.1, "total_s": 1.0, "separate": job["separate"]}
+    (folder / "result.json").write_text(json.dumps({**result, "key": job["key"]}))
+    print(json.dumps({"ended": None}), flush=True)
 """
 
 
@@ -56,18 +56,25 @@ def recipe(tmp_path, model_folder):
 def make(tmp_path, recipe):
     shared = prepare(recipe, tmp_path / "data", Reporter())
 
-    def runner(code, planned=1, devices=()):
+    made = []
+
+    def runner(code, planned=1, devices=(), separate=False):
         script = tmp_path / "worker.py"
         script.write_text(textwrap.dedent(code))
-        out = Runner(tmp_path / "runs", shared, Heard(), (sys.executable, str(script)), devices)
+        command = (sys.executable, str(script))
+        out = Runner(tmp_path / "runs", shared, Heard(), command, devices, separate=separate)
         out.planned = planned
+        made.append(out)
         return out
 
-    return runner
+    yield runner
+    for out in made:
+        out.close()
 
 
-def times_run(tmp_path):
-    return len((tmp_path / "count").read_text())
+def processes(tmp_path):
+    """That of each run."""
+    return (tmp_path / "count").read_text().split()
 
 
 def test_finished_run_is_found_and_not_run_again(make, recipe, tmp_path):
@@ -75,8 +82,7 @@ def test_finished_run_is_found_and_not_run_again(make, recipe, tmp_path):
     again = make(GOOD).run("lora seed 0", recipe, 0)
     assert (first.status, first.cached, again.status, again.cached) == ("done", False, "done", True)
     assert again.result["items"] == [1.0]
-    assert again.values == first.values == ((1, 5.0), (2, 4.0))
-    assert times_run(tmp_path) == 1
+    assert len(processes(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("change", ["seed", "rate", "method", "rows", "weights"])
@@ -95,7 +101,7 @@ def test_run_is_repeated_where_anything_that_matters_changed(make, recipe, tmp_p
     else:
         runner.shared.facts["model"] = {"model.safetensors": "another"}
     assert not runner.run("lora seed 0", other, seed).cached
-    assert times_run(tmp_path) == 2
+    assert len(processes(tmp_path)) == 2
 
 
 def test_output_folder_does_not_matter(make, recipe, tmp_path):
@@ -114,31 +120,62 @@ def test_edited_result_is_refused(make, recipe, tmp_path):
 
 
 def test_crash_is_an_outcome_with_its_error_and_is_tried_again(make, recipe):
-    outcome = make("raise MemoryError('no more')").run("lora seed 0", recipe, 0)
+    outcome = make("input(); raise MemoryError('no more')").run("lora seed 0", recipe, 0)
     assert outcome.status == "crashed"
     assert outcome.error.startswith("MemoryError: no more (exit code 1")
     assert make(GOOD).run("lora seed 0", recipe, 0).status == "done"
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_runs_share_a_process_unless_they_are_to_have_their_own(make, recipe, tmp_path, separate):
+    runner = make(GOOD, 3, separate=separate)
+    runner.together([lambda seed=seed: runner.run(f"lora seed {seed}", recipe, seed) for seed in range(3)])
+    assert len(set(processes(tmp_path))) == (3 if separate else 1)
+    assert not any(_alive(int(pid)) for pid in processes(tmp_path))
+
+
+def test_what_was_measured_in_a_shared_process_is_measured_again_for_one_of_its_own(make, recipe, tmp_path):
+    for separate, cached in ((False, False), (False, True), (True, False), (True, True), (False, True)):
+        assert make(GOOD, separate=separate).run("lora seed 0", recipe, 0).cached is cached
+    assert len(processes(tmp_path)) == 2
+
+
+def test_run_after_one_that_crashed_has_another_process(make, recipe, tmp_path):
+    code = GOOD.replace("    print(json.dumps({\"ended\"", "    if job['recipe']['training']['seed'] == 1:\n"
+                        "        raise ValueError('first words\\nseed one')\n    print(json.dumps({\"ended\"")  # fmt: skip
+    runner = make(code, 3)
+    outcomes = [runner.run(f"lora seed {seed}", recipe, seed) for seed in range(3)]
+    assert [outcome.status for outcome in outcomes] == ["done", "crashed", "done"]
+    assert outcomes[1].error.startswith("ValueError: first words")
+    first, second, third = processes(tmp_path)
+    assert first == second != third
+
+
+def test_process_that_ended_between_runs_is_a_crash_of_the_next_one_only(make, recipe, tmp_path):
+    runner = make(GOOD.replace("for line in sys.stdin:", "for line in [sys.stdin.readline()]:"), 3)
+    statuses = []
+    for seed in range(3):
+        statuses.append(runner.run(f"lora seed {seed}", recipe, seed).status)
+        if seed == 0:
+            runner.hands[0].process.wait()
+    assert statuses == ["done", "crashed", "done"]
+
+
 def test_kill_is_told_as_what_it_often_means(make, recipe):
-    outcome = make("import os; os.kill(os.getpid(), 9)").run("lora seed 0", recipe, 0)
+    outcome = make("import os; input(); os.kill(os.getpid(), 9)").run("lora seed 0", recipe, 0)
     assert (outcome.status, outcome.error) == ("crashed", "killed by SIGKILL (often: out of memory)")
 
 
-def test_refusal_is_told_in_the_workers_words(make, recipe):
-    code = 'import sys; print(\'{"refused": "no bias to train"}\'); sys.exit(2)'
-    outcome = make(code).run("bitfit seed 0", recipe, 0)
+def test_refusal_is_told_in_the_workers_words_and_its_process_goes_on(make, recipe, tmp_path):
+    first = "result = "
+    code = GOOD.replace(first, "if job['recipe']['training']['seed'] == 0:\n"
+                        "        print(json.dumps({'ended': 'no bias to train'}), flush=True)\n"
+                        "        continue\n    result = ")  # fmt: skip
+    runner = make(code)
+    outcome = runner.run("bitfit seed 0", recipe, 0)
     assert (outcome.status, outcome.error) == ("refused", "no bias to train")
-
-
-def test_trial_that_is_stopped_is_killed_and_remembered(make, recipe):
-    slow = GOOD.replace("result =", "import time; time.sleep(600); result =")
-    began = time.monotonic()
-    outcome = make(slow).run("lora trial 1", recipe, 0, trial=True, stop=lambda step, loss: step == 2)
-    assert time.monotonic() - began < 300
-    assert (outcome.status, outcome.values) == ("pruned", ((1, 5.0), (2, 4.0)))
-    again = make(slow).run("lora trial 1", recipe, 0, trial=True)
-    assert (again.status, again.cached, again.values) == ("pruned", True, outcome.values)
+    assert runner.run("bitfit seed 1", recipe, 1).status == "done"
+    assert len(set(processes(tmp_path))) == 1
 
 
 def test_progress_and_the_time_left_are_told(make, recipe):
@@ -151,7 +188,7 @@ def test_progress_and_the_time_left_are_told(make, recipe):
 
 MEETING = """
 import json, pathlib, sys, time
-folder = pathlib.Path(sys.argv[1])
+folder = pathlib.Path(input())
 job = json.loads((folder / "job.json").read_text())
 told = folder.parent.parent / job["recipe"]["model"]["device"]
 told.write_text("x")
@@ -160,6 +197,7 @@ while len(list(told.parent.glob("cuda:*"))) < 2:
 print(json.dumps({"progress": [1, 2]}), flush=True)
 result = {"items": [1.0], "metric": "accuracy", "loss": 0.1, "total_s": 1.0, "at_once": job["at_once"]}
 (folder / "result.json").write_text(json.dumps({**result, "key": job["key"]}))
+print(json.dumps({"ended": None}), flush=True)
 """
 
 
@@ -175,7 +213,7 @@ def test_runs_at_once_have_a_device_each_and_are_found_again_by_one_alone(make, 
 
 
 def test_what_one_of_the_runs_at_once_raises_ends_the_others(make, recipe, tmp_path):
-    runner = make("import sys, time; open(sys.argv[1] + '/here', 'w'); time.sleep(600)", 2, ("cpu", "cpu"))
+    runner = make("import time; open(input() + '/here', 'w'); time.sleep(600)", 2, ("cpu", "cpu"))
 
     def fail():
         while not list(tmp_path.glob("runs/*/here")):

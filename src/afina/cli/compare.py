@@ -34,6 +34,9 @@ def compare(
         int,
         typer.Option(help="Runs at once, on a GPU each or on the processor's cores; times are not compared then."),
     ] = 1,
+    separate: Annotated[
+        bool, typer.Option("--separate", help="A process for each run, so that one's memory hides nothing of another's.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""
@@ -52,7 +55,7 @@ def compare(
                           expected="one", fix="start it without torchrun, accelerate or srun")  # fmt: skip
     rates = 0 if no_tune else tune
     request = Request(source, methods or DEFAULT_METHODS, tuple(overrides), seeds, _ranks(ranks), rates, max_steps, out,
-                      parallel)  # fmt: skip
+                      parallel, separate)  # fmt: skip
     check(request)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)

@@ -28,7 +28,8 @@ _FULL = "full"
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for; `overrides` are the recipe's own, `tune` is how many rates are tried for each
-    method (0: none), `out` the folder of everything, `parallel` how many runs are made at once."""
+    method (0: none), `out` the folder of everything, `parallel` how many runs are made at once, `separate` whether each has a
+    process of its own."""
 
     source: str
     methods: str
@@ -39,6 +40,7 @@ class Request:
     max_steps: int | None = None
     out: Path | None = None
     parallel: int = 1
+    separate: bool = False
 
 
 @dataclass
@@ -71,7 +73,7 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
     shared = prepare(base, folder / "data", reporter, request.parallel)
     for entry in entries:
         fill_rate(entry.recipe, shared.rows[0], reporter)
-    runner = Runner(folder / "runs", shared, reporter, devices=devices)
+    runner = Runner(folder / "runs", shared, reporter, devices=devices, separate=request.separate)
     if tuned := [entry for entry in entries if request.tune and not entry.candidate.learning_rate_given]:
         _tune(tuned, request.tune, base.training.seed + request.seeds, shared, folder / "rates", reporter)
     _run_all(entries, runner, request, base.training.seed)
@@ -133,6 +135,7 @@ def _summary(base: Recipe, request: Request, shared: Shared, entries: Sequence[E
         "recipe": request.source, "overrides": [f"{k}={v}" for k, v in request.overrides], "task": base.task,
         "base_model": base.model.path, "metric": metric, "higher_is_better": higher, "majority": shared.majority,
         "seeds": seeds, "steps": shared.steps, "at_once": at_once,
+        "separate": all(r.get("separate", True) for results in done.values() for r in results.values()),
         "rows_per_step": base.training.batch_size * base.training.gradient_accumulation,
         "train_rows": shared.rows[0], "held_out_rows": shared.rows[1],
         "tune": {"trials": request.tune, "train_rows": shared.rows[2], "held_out_rows": shared.rows[3]}

@@ -1,11 +1,13 @@
-"""One run in a process of its own: `python -m afina.compare.worker FOLDER` does the job in FOLDER/job.json.
+"""What makes the runs: `python -m afina.compare.worker` reads the folders of jobs, a line each, and does what their
+job.json says, one after the other on one base.
 
-Standard output carries one JSON object a line: `{"progress": [step, steps]}` and `{"value": [step, loss]}`; what went
-wrong goes to standard error. `result.json` is written last.
+Standard output carries one JSON object a line: `{"progress": [step, steps]}`, and at a job's end `{"ended": null}`, or
+`{"ended": "why it was refused"}`; what went wrong goes to standard error. `result.json` is written last.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,58 @@ from ..train.recipe.sections import Recipe
 from ..train.report.events import Progress, Reporter, Stage
 
 JOB, RESULT, MODEL = "job.json", "result.json", "model"
-REFUSED = 2
-"""Exit code where the job cannot be done as it was asked for."""
-_PROBES = 4
-"""How often a trial tells its loss."""
 _CURVE_POINTS = 200
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Bases:
+    """The base of a worker's runs, which is loaded once; and what it says of itself before any of them."""
+
+    def __init__(self) -> None:
+        self.key, self.shared, self.sums = "", None, {}  # type: tuple[str, Any, dict[str, Any]]
+        self.general: dict[str, float | None] = {}
+
+    def giving(self, recipe: Recipe) -> AbstractContextManager[None]:
+        """While a run loads its base, it gets this one; one that trains the whole model gets its own."""
+        from ..methods.baselines.full import FullConfig
+        from ..train.base.given_base import loaded_by
+        from ..train.fleet.shared_base import SharedBase
+        from ..train.recipe.settings import method_config
+
+        key = json.dumps([recipe.task, recipe.model.model_dump(mode="json")])
+        if key != self.key:
+            self.general = {}
+        if isinstance(method_config(recipe), FullConfig):  # two copies may not fit
+            self.key, self.shared = key, None
+            return nullcontext()
+        if key != self.key or self.shared is None or not self._intact():
+            self.key, self.shared, self.sums = key, SharedBase(), {}
+        return loaded_by(self.shared.load)
+
+    def _intact(self) -> bool:
+        """Whether the last run left its weights as they were."""
+        return not self.sums or (not self.shared.touched() and self.sums == _sums(self.shared.first))
+
+    def keep(self) -> None:
+        """Remember what the weights are, before the first run trains on them."""
+        if self.shared is not None and self.shared.first is not None and not self.sums:
+            self.sums = _sums(self.shared.first)
+
+
+def _sums(model: Any) -> dict[str, Any]:
+    """Of every weight its dtype and its sum, which hardly anything that changes it leaves as it was."""
+    import torch
+
+    with torch.no_grad():
+        return {name: (tensor.dtype, float(tensor.detach().sum(dtype=torch.float64))) for name, tensor
+                in [*model.named_parameters(), *model.named_buffers()]}  # fmt: skip
 
 
 class Recorder(Reporter):
     """Measures a run as it passes its stages."""
 
-    def __init__(self, trial: bool, tell: Callable[[dict[str, Any]], None]) -> None:
-        self.trial, self.tell = trial, tell
+    def __init__(self, bases: Bases, tell: Tell) -> None:
+        self.bases, self.tell = bases, tell
         self.found: dict[str, Any] = {}
         self.peak: Any = None
         self.clocks = (0.0, 0.0)
@@ -47,6 +90,7 @@ class Recorder(Reporter):
         from .peak import Peak
 
         if stage == "base":
+            self.bases.keep()
             self.peak = Peak(parts["model"])
             self.found["base_parameters"] = sum(p.numel() for p in parts["model"].parameters())
         elif stage == "ready":
@@ -60,51 +104,27 @@ class Recorder(Reporter):
         from ..evidence.items import general_loss
         from ..train.loop.adapt import as_it_came
 
-        trainer = parts["trainer"]
+        trainer, known = parts["trainer"], self.bases.general
         trainer.args.save_strategy = SaveStrategy.NO  # a comparison's run starts anew when it was cut off
-        if self.trial:
-            self.found["values"] = []
-            trainer.add_callback(_probe(parts, self._value))
-        else:
+        if "before" not in known:  # it is the base's, whatever lies on it
             with as_it_came(parts["recipe"], trainer.model, parts["data"].tasks):
-                self.found["forgetting"] = {"before": general_loss(parts)}
+                known["before"] = general_loss(parts)
+        self.found["forgetting"] = dict(known)
         self.peak.start()
         self.clocks = time.process_time(), time.monotonic()
 
-    def _value(self, step: int, loss: float) -> None:
-        self.found["values"].append([step, loss])
-        self.tell({"value": [step, loss]})
-
     def _trained(self, parts: Mapping[str, Any]) -> None:
-        from ..evidence.items import general_loss, held_out_loss, quality
+        from ..evidence.items import general_loss, quality
 
         cpu, wall = time.process_time() - self.clocks[0], time.monotonic() - self.clocks[1]
         self.found |= {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2), "memory_mb": self.peak.above_base_mb()}
-        if self.trial:
-            self.found["loss"] = held_out_loss(parts)
-            return
         self.tell({"measuring": True})
         self.found["forgetting"]["after"] = general_loss(parts)
         self.found |= quality(parts)
         self.found["device"] = str(parts["trainer"].model.device)
 
 
-def _probe(parts: Mapping[str, Any], tell: Callable[[int, float], None]) -> Any:
-    """A callback that tells the held-out loss on the way, so that a bad trial can be stopped early."""
-    from transformers import TrainerCallback
-
-    from ..evidence.items import held_out_loss
-
-    class Probe(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-            every = max(1, state.max_steps // _PROBES)
-            if state.global_step % every == 0 and state.global_step < state.max_steps:
-                tell(state.global_step, held_out_loss(parts))
-
-    return Probe()
-
-
-def measured(folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measured(folder: Path, bases: Bases, tell: Tell) -> dict[str, Any]:
     """Do the job in `folder` and return its result.
 
     Raises:
@@ -113,10 +133,11 @@ def measured(folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, 
     from ..train.loop.run import run
 
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    recorder = Recorder(job["trial"], tell)
+    recipe, recorder = Recipe.model_validate(job["recipe"]), Recorder(bases, tell)
     started = time.monotonic()
     shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was cut off
-    done = run(Recipe.model_validate(job["recipe"]), recorder)
+    with bases.giving(recipe):
+        done = run(recipe, recorder)
     report, history = done.report, _history(done.folder)
     out = {
         **recorder.found,
@@ -128,10 +149,10 @@ def measured(folder: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, 
         "curve": history[:: max(1, len(history) // _CURVE_POINTS)],
         "size_bytes": sum(path.stat().st_size for path in done.folder.glob("*.safetensors")),
     }
-    whole = not (done.folder / "adapter_config.json").is_file()
-    if job["trial"] or whole:  # an adapter is small enough to be kept; a whole model of every seed is not
-        shutil.rmtree(done.folder)
-    return {**out, "at_once": job["at_once"], "total_s": round(time.monotonic() - started, 1)}
+    if not (done.folder / "adapter_config.json").is_file():
+        shutil.rmtree(done.folder)  # an adapter is small enough to be kept; a whole model of every seed is not
+    kept = {key: job[key] for key in ("at_once", "separate", "key")}
+    return {**out, **kept, "total_s": round(time.monotonic() - started, 1)}
 
 
 def _history(folder: Path) -> list[list[float]]:
@@ -147,11 +168,12 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> int:
-    """The process's whole life; the exit code is 0, or 2 for a job that is refused."""
+    """The process's whole life, until there are no more jobs."""
     from ..train.report.results import write_json
+    from .peak import hand_back
 
-    folder = Path(sys.argv[1])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    bases = Bases()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
         os.dup2(2, 1)  # whatever a library prints must not come between the events
 
@@ -159,13 +181,17 @@ def main() -> int:
             events.write(json.dumps(event) + "\n")
             events.flush()
 
-        try:
-            result = measured(folder, tell)
-        except AfinaError as error:
-            tell({"refused": " ".join(str(error).splitlines())})
-            return REFUSED
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    write_json(folder / RESULT, {**result, "key": job["key"]})
+        for line in sys.stdin:
+            folder, refused = Path(line.rstrip("\n")), None
+            try:
+                result = measured(folder, bases, tell)
+            except AfinaError as error:
+                refused = " ".join(str(error).splitlines())
+            else:
+                write_json(folder / RESULT, result)
+            gc.collect()
+            hand_back()
+            tell({"ended": refused})
     return 0
 
 
