@@ -141,8 +141,9 @@ def test_what_was_measured_in_a_shared_process_is_measured_again_for_one_of_its_
 
 
 def test_run_after_one_that_crashed_has_another_process(make, recipe, tmp_path):
-    code = GOOD.replace("    print(json.dumps({\"ended\"", "    if job['recipe']['training']['seed'] == 1:\n"
-                        "        raise ValueError('first words\\nseed one')\n    print(json.dumps({\"ended\"")  # fmt: skip
+    fail = "    if job['recipe']['training']['seed'] == 1:\n        raise ValueError('first words\\nseed one')\n"
+    end = "    print(json.dumps({'ended'"
+    code = GOOD.replace('"ended"', "'ended'").replace(end, fail + end)
     runner = make(code, 3)
     outcomes = [runner.run(f"lora seed {seed}", recipe, seed) for seed in range(3)]
     assert [outcome.status for outcome in outcomes] == ["done", "crashed", "done"]

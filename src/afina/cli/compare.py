@@ -34,9 +34,7 @@ def compare(
         int,
         typer.Option(help="Runs at once, on a GPU each or on the processor's cores; times are not compared then."),
     ] = 1,
-    separate: Annotated[
-        bool, typer.Option("--separate", help="A process for each run, so that one's memory hides nothing of another's.")
-    ] = False,
+    separate: Annotated[bool, typer.Option("--separate", help="A process for each run, for its exact memory.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train one task with many methods and seeds, and say which to take. A comparison that was stopped goes on."""

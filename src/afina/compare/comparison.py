@@ -28,8 +28,8 @@ _FULL = "full"
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for; `overrides` are the recipe's own, `tune` is how many rates are tried for each
-    method (0: none), `out` the folder of everything, `parallel` how many runs are made at once, `separate` whether each has a
-    process of its own."""
+    method (0: none), `out` the folder of everything, `parallel` how many runs are made at once, `separate` whether each
+    has a process of its own."""
 
     source: str
     methods: str

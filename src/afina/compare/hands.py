@@ -42,7 +42,8 @@ class Hand:
         """
         began = self.log.stat().st_size if self.process is not None else 0
         process = self._begun()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(f"{folder}\n")
             process.stdin.flush()

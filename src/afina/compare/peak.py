@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..devices.memory_use import peak_bytes, reset_peak, resident_kib
 
 _RESET = Path("/proc/self/clear_refs")
+_LIBRARIES = ("transformers.trainer", "datasets", "torch.utils.tensorboard")
+"""What a trainer loads (100 MiB), which is no method's."""
 
 
 class Peak:
@@ -16,6 +20,9 @@ class Peak:
 
     def __init__(self, base: Any) -> None:
         # Weights come into memory where they are first read; unread ones would count as the training's own.
+        for name in _LIBRARIES:
+            with suppress(ImportError):
+                import_module(name)
         self.device = next(base.parameters()).device
         self.base_bytes = sum(p.numel() * p.element_size() for p in base.parameters())
         for parameter in base.parameters():

@@ -105,12 +105,14 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
     where = machine["gpu"] or f"{machine['processor']} ({machine['cores']} cores)"
     lines = [
         _intervals(comparison),
-        "Memory: the process's resident memory at its peak in training less that with the base loaded; libraries that "
-        "load while training count. On a GPU: the allocator's peak less the base's weights.",
+        "Memory: the process's resident memory at its peak in training less that with the base and the libraries "
+        "loaded. On a GPU: the allocator's peak less the base's weights.",
     ]
     if not comparison.get("separate", True):
-        lines.append("Runs followed one another in one process, on a base that was loaded once; what the first one loaded "
-                     "(libraries, compiled parts) does not count for the next. --separate gives each its own process.")  # fmt: skip
+        lines.append(
+            "Runs followed one another in one process, on a base that was loaded once; freed memory that the system "
+            "did not get back is not counted for the next one. --separate gives each a process of its own."
+        )
     if comparison["majority"] is not None:
         lines.insert(0, f"Always giving the commonest label is right in {comparison['majority']:.1%}.")
     if any(row.get("forgetting") for row in comparison["rows"]):

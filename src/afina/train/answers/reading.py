@@ -68,10 +68,11 @@ def _takes_places(model: Any) -> bool:
     """Whether a model makes outputs at named positions alone; one whose head is adapted is not asked to."""
     from torch import nn
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(base, nn.Module) or "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base, "get_output_embeddings"):
         return False
-    return type(base.get_output_embeddings()) is nn.Linear
+    takes = "logits_to_keep" in inspect.signature(type(base).forward).parameters
+    return takes and type(base.get_output_embeddings()) is nn.Linear
 
 
 def _read(logits: Any, labels: Any, shifted: bool) -> Iterator[Read]:

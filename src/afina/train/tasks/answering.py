@@ -80,7 +80,8 @@ class Answering(Task):
             read: what the model said of each encoded row, which spares decoding what is known from it.
         """
         rows, recipe = job.data.split.held_out, job.recipe
-        assert rows is not None and job.data.held_out is not None
+        assert rows is not None
+        assert job.data.held_out is not None
         column = recipe.data.label_column
         expected = [label_of(rows, i, column, labels) for i in range(len(rows))]
         prompts = [self.prompt(job.prompter, rows, i) for i in range(len(rows))]
@@ -114,7 +115,8 @@ class Answering(Task):
     ) -> dict[int, str]:  # fmt: skip
         """The answers that are known without decoding, by their numbers, and a batch of them that was decoded."""
         rows, encoded = job.data.split.held_out, job.data.held_out
-        assert rows is not None and encoded is not None
+        assert rows is not None
+        assert encoded is not None
         seen = self.seen(job.prompter, rows)
         asked = [one.ids for one in seen] if seen else prompt_ids(job.prompter, prompts, self.encoder)
         known = foretold(job.trainer.model, job.prompter, encoded, read, asked, encoder=self.encoder,
