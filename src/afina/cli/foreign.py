@@ -1,4 +1,4 @@
-"""`afina import`"""
+"""`afina import`: recipes and adapters of other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import RecipeError
+from ..errors import ConfigError, RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
 
@@ -19,17 +19,36 @@ if TYPE_CHECKING:
 @guarded
 def import_recipe(
     file: Annotated[
-        Path, typer.Argument(help="LLaMA-Factory's, Axolotl's or torchtune's YAML, or a PEFT script's command.")
+        Path,
+        typer.Argument(
+            help="LLaMA-Factory's, Axolotl's or torchtune's YAML, a PEFT script's command; or the folder of an adapter."
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="File to write; without it the recipe is printed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; without it a recipe is printed. Folder, for an adapter.")
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option("--from", help="llama-factory, axolotl, torchtune or peft-script; without it by the keys."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
+    base: Annotated[str | None, typer.Option("--base", help="Of an adapter: its base model, to be named.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Of an adapter: read a pickle's tensors; code in it is refused.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is to be written.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn another tool's recipe into one of ours, and name what has no counterpart."""
+    """Turn another tool's recipe into one of ours, and name what has no counterpart; or another program's adapter."""
+    if file.is_dir():
+        from .foreign_adapter import import_adapter
+
+        if source is not None:
+            raise ConfigError("it says nothing of an adapter", where="--from", got=source)
+        import_adapter(file, out, base, allow_pickle, overwrite, as_json)
+        return
+    if base is not None or allow_pickle:
+        raise ConfigError("it says nothing of a recipe", where="--base" if base is not None else "--allow-pickle",
+                          fix="give the folder of an adapter")  # fmt: skip
     from ..train.recipe.dialects import DIALECTS, import_recipe, written
     from ..train.recipe.settings import recipe_of_text
 

@@ -7,12 +7,12 @@ import torch
 
 from afina.train.answers.foretold import foretold
 from afina.train.answers.generate import answers, prompt_ids
-from afina.train.answers.reading import Read, read_items
+from afina.train.answers.item_pass import Read, read_items
 from afina.train.data.encode import Encoded
 
 from ..data.test_encode import prompter
+from .test_item_pass import llama
 from .test_judge import collate, item
-from .test_reading import llama
 
 PROMPTS = ["abc", "d", "efghij"]
 

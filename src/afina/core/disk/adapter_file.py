@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,8 +24,13 @@ NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_versi
 
 @dataclass
 class AdapterFile:
-    """An adapter on disk, its header read and checked, its tensors not yet."""
+    """An adapter on disk, its header read and checked, its tensors not yet.
 
+    Attributes:
+        needs_model: whether only a model tells what the tensors are.
+    """
+
+    needs_model: ClassVar[bool] = False
     path: Path
     config: PeftConfig
     header: Header
@@ -38,9 +43,13 @@ class AdapterFile:
         """Where its configuration lies."""
         return self.path.with_name(CONFIG_NAME)
 
+    def stored(self) -> dict[str, Tensor]:
+        """Read all tensors into memory, by their names in files of this library's layout."""
+        return read_tensors(self.path, self.notes.get("tensors_sha256"))
+
     def tensors(self) -> dict[str, Tensor]:
-        """Read all tensors into memory; keys without the wrappers' prefixes."""
-        return self._own_keys(read_tensors(self.path, self.notes.get("tensors_sha256")))
+        """The same with keys without the wrappers' prefixes."""
+        return self._own_keys(self.stored())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Key (without wrappers' prefixes) -> shape, from the header."""

@@ -21,6 +21,7 @@ from ..files.tensorfile import Header, check_finite, read_header, read_tensors, 
 from ..layers.sharded import ready
 from . import embeddings, fingerprint
 from .adapter_file import NO_MATHS, AdapterFile, foreign_file
+from .held_file import open_pickle
 from .load_plan import LoadPlan, LoadResult
 from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 from .shares import refuse_parts
@@ -140,7 +141,7 @@ def open_adapter(
     allow_pickle: bool = False,
     **hub: Any,
 ) -> AdapterFile:
-    """Find an adapter's files and check them as far as that needs no model.
+    """Find an adapter's files and check what needs no model.
 
     Args:
         allow_pickle: read other libraries' pickles, with `weights_only`.
@@ -156,12 +157,10 @@ def open_adapter(
     try:
         path = locate(source, WEIGHTS_NAME, subfolder=subfolder, **hub)
     except CheckpointError:
-        if (config_path.parent / PICKLE_NAME).exists():
-            raise CheckpointError(
-                "only a pickle is here, and loading a pickle can run code", where=config_path.parent / PICKLE_NAME,
-                fix=f"convert it to {WEIGHTS_NAME} where nothing can be harmed",
-            ) from None  # fmt: skip
-        raise
+        pickle = config_path.parent / PICKLE_NAME
+        if not pickle.exists() and not allow_pickle:
+            raise
+        return open_pickle(locate(source, PICKLE_NAME, subfolder=subfolder, **hub), config, allow_pickle)
     header = read_header(path)
     notes = _notes(header, path)
     values = _matching_config(config_path, notes)

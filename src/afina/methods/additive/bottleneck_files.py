@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ...core.disk.adapter_file import AdapterFile
-from ...core.files.tensorfile import Header, check_finite, read_header
+from ...core.disk.held_file import header_of, unpickled
+from ...core.files.tensorfile import check_finite, read_header
 from ...errors import AfinaWarning, CheckpointError
 from .bottleneck_config import BottleneckConfig
 from .bottleneck_hub import LEAVES, hub_path, is_hub_config, read_config
@@ -32,16 +31,17 @@ _KEY = re.compile(
 class HubFile(AdapterFile):
     """An adapter in AdapterHub's layout; its tensors have no names of ours before `fitted` saw the model."""
 
+    needs_model: ClassVar[bool] = True
     model_type: str = ""
     hub_name: str = ""
     held: dict[str, Tensor] | None = None
     names: dict[str, str] = field(default_factory=dict)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Tensor]:
         if self.held is None:
-            return super().tensors()
+            return super().stored()
         check_finite(self.held, self.path)
-        return self._own_keys(self.held)
+        return self.held
 
     def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
         return {self.names.get(name, name): value for name, value in values.items()}
@@ -97,18 +97,6 @@ def open_hub(
                 fix="allow_pickle=True reads it with torch's weights_only, which refuses code; "
                 "or save it again with use_safetensors=True",
             ) from None  # fmt: skip
-        held = _unpickled(path)
-        shapes = {n: tuple(t.shape) for n, t in held.items()}
-        kinds = {n: "F32" if t.is_floating_point() else str(t.dtype) for n, t in held.items()}
-        return HubFile(path, config, Header(shapes, kinds, {}), {}, kind, name, held)
+        held = unpickled(path)
+        return HubFile(path, config, header_of(held), {}, kind, name, held)
     return HubFile(path, config, read_header(path), {}, kind, name)
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError("not a file of tensors", where=path, got=str(error).partition("\n")[0][:200]) from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise CheckpointError("not a file of tensors", where=path, got=type(found).__name__)
-    return {str(n): t for n, t in found.items()}

@@ -31,6 +31,7 @@ from .lora_config import LoraConfig, counts_once
 from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
+from .lora_mlx import open_mlx
 
 LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
     {"lora_A": (None, 1), "lora_A0": (None, 1), "lora_B": (0, None), "lora_B0": (0, None), "lora_bias": (0, None)}
@@ -42,6 +43,7 @@ class Lora(LoraFast, LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
     steady: ClassVar[bool] = True
+    open_foreign = staticmethod(open_mlx)
     prefix = "lora_"
     attention_note = "the output projection's update counts twice, as in files of the reference up to 0.21.2"
     reference_attributes = frozenset({"r", "lora_alpha", "scaling", "lora_dropout"})

@@ -13,7 +13,7 @@ from typing import Any
 from ..data.encode import IGNORED, Encoded
 from ..data.prompts import Prompter
 from .generate import end_tokens
-from .reading import Read
+from .item_pass import Read
 
 
 def foretold(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..answers.evaluate import share_right
 from ..answers.foretold import foretold
 from ..answers.generate import answers, longest_label, prompt_ids
-from ..answers.reading import Read
+from ..answers.item_pass import Read
 from ..conversations.processor import Seen
 from ..data.labels import checked_labels, is_right, label_of, task_numbers
 from ..data.prompts import Prompter

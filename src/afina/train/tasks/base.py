@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...core.config import PeftConfig
 from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
+from ..answers.item_pass import Read, read_items
 from ..answers.judge import of_positions
-from ..answers.reading import Read, read_items
 from ..base.base_model import load_tokenizer
 from ..base.given_base import loaded
 from ..base.whole_base import whole_base
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-_PROBE_TOKENS = 128
-_JUDGED_AT_ONCE = 8
+_PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Rows: a language model's logits of a larger batch can be larger than the model."""
 BEFORE, AFTER = "before", "after"
 """Stages of a run at which its model is measured."""
@@ -269,22 +268,20 @@ class Task(ABC):
         return left_padded([token_ids(prompter, text, first=True)[:_PROBE_TOKENS]], 0, device)
 
     def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
-        """The loss of every encoded item."""
+        """Of encoded items."""
         return [one.loss for one in self.read(job, items)]
 
     def read(self, job: Job, items: Sequence[dict[str, Any]]) -> list[Read]:
         """What the model says of every encoded item."""
-        collate = self.collator(job.prompter.tokenizer)
-        shifted = self.task_type == "CAUSAL_LM"
-        return read_items(job.trainer.model, collate, items, shifted=shifted, batch_size=_JUDGED_AT_ONCE)
+        return read_items(job.trainer.model, self.collator(job.prompter.tokenizer), items,
+                          shifted=self.task_type == "CAUSAL_LM", batch_size=_JUDGED_AT_ONCE)  # fmt: skip
 
     def position_losses(self, given: Mapping[str, Any], output: Any) -> tuple[Any, Any, int]:
-        """What the loss of a training step was taken of, as `of_positions` has it; `given` is what the model was."""
+        """What a training step's loss was taken of, as `of_positions` has it; `given` is what the model was."""
         return of_positions(output.logits, given["labels"], shifted=self.task_type == "CAUSAL_LM")
 
     def items(self, job: Job) -> tuple[list[float], list[float] | None]:
-        """Of all held-out rows, the loss of each, and how right the model is on each, from 0 to 1 (None where rows have
-        a loss only)."""
+        """Of all held-out rows, the losses, and how right the model is (0 to 1; None where rows have a loss only)."""
         assert job.data.held_out is not None
         return self.item_losses(job, job.data.held_out.items), self.items_right(job)
 

@@ -56,14 +56,6 @@ def read_items(
     return [back[i] for i in range(len(items))]
 
 
-def item_losses(
-    model: Any, collate: Callable[[list[dict[str, Any]]], Any], items: Sequence[dict[str, Any]], *, shifted: bool,
-    batch_size: int,
-) -> list[float]:  # fmt: skip
-    """The loss of every item; of sequences the mean over their trained tokens."""
-    return [one.loss for one in read_items(model, collate, items, shifted=shifted, batch_size=batch_size)]
-
-
 def _takes_places(model: Any) -> bool:
     """Whether a model makes outputs at named positions alone; one whose head is adapted is not asked to."""
     from torch import nn

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afina import LoraConfig, PromptTuningConfig, get_peft_model
-from afina.train.answers.reading import item_losses, read_items
+from afina.train.answers.item_pass import read_items
 
 from .test_judge import ITEMS, ROWS, TABLE, Table, collate, item, log_prob
 
@@ -16,7 +16,7 @@ from .test_judge import ITEMS, ROWS, TABLE, Table, collate, item, log_prob
 @pytest.mark.parametrize("shifted", [False, True])
 def test_loss_of_an_item_is_the_mean_over_its_trained_tokens(shifted, encoder):
     model = Table(encoder)
-    found = item_losses(model, collate, ITEMS, shifted=shifted, batch_size=3)
+    found = [one.loss for one in read_items(model, collate, ITEMS, shifted=shifted, batch_size=3)]
     for each, got in zip(ITEMS, found, strict=True):
         ids, labels = each["input_ids"], each["labels"]
         pairs = zip(ids[:-1], labels[1:], strict=True) if shifted else zip(ids, labels, strict=True)
@@ -31,7 +31,7 @@ def test_loss_of_a_class_is_that_of_its_item():
         return {**collate(items), "labels": torch.tensor([e["labels"][0] for e in items])}
 
     items = [item(row, [i % 4] * len(row)) for i, row in enumerate(ROWS)]
-    found = item_losses(Table(pooled=True), classes, items, shifted=False, batch_size=3)
+    found = [one.loss for one in read_items(Table(pooled=True), classes, items, shifted=False, batch_size=3)]
     for i, (row, got) in enumerate(zip(ROWS, found, strict=True)):
         assert got == pytest.approx(-float(TABLE[row].sum(0)[:4].log_softmax(-1)[i % 4]), abs=1e-5)
 
