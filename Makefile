@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-zero  every method with DeepSpeed's engine in two processes; installs it (a quarter of an hour)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
+	@echo "make docs      build the site of the documentation into site/ (links are checked)"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
@@ -86,18 +87,28 @@ test-zero: $(VENV)-zero/.ready
 	PATH="$(abspath $(VENV))-zero/bin:$$PATH" DS_ACCELERATOR=cpu AFINA_ZERO=1 OMP_NUM_THREADS=1 \
 	  $(VENV)-zero/bin/python -m pytest --size all tests/battery/test_zero.py tests/train/loop/test_zero.py $(TEST_ARGS)
 
+# In an environment of its own: the site needs nothing of the library.
+$(VENV)-docs/.ready: Makefile
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check "mkdocs-material>=9.5,<10"
+	@touch $@
+
+docs: $(VENV)-docs/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet
+
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
-# Also renews docs/methods.md, docs/api.md, docs/conversations.md, docs/learning-rates.md and the type stub, which tests
+# Also renews docs/methods.md, docs/api.md, docs/errors.md, docs/conversations.md, docs/learning-rates.md and the type stub, which tests
 # compare with the code.
 format: $(READY)
 	$(BIN)/python scripts/methods_table.py
 	$(BIN)/python scripts/api_page.py
 	$(BIN)/python scripts/conversations_page.py
 	$(BIN)/python scripts/rates_page.py
+	$(BIN)/python scripts/errors_page.py
 	$(BIN)/ruff check --fix src tests benchmarks scripts
 	$(BIN)/ruff format src tests benchmarks scripts
 
 clean:
-	rm -rf $(VENV) $(VENV)-zero dist build
+	rm -rf $(VENV) $(VENV)-zero $(VENV)-docs dist build site
