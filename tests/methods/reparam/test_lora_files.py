@@ -155,4 +155,5 @@ def test_patterns_of_a_reference_file_that_name_parameters_are_read(tmp_path):
     ).eval()
     theirs.save_pretrained(tmp_path)
     ours = afina.PeftModel.from_pretrained(kind.build(), tmp_path)
-    assert torch.equal(ours(*kind.inputs()), theirs(*kind.inputs()))
+    # The update is added to the output here, to the weight there.
+    assert torch.allclose(ours(*kind.inputs()), theirs(*kind.inputs()), atol=1e-5)

@@ -128,6 +128,8 @@ class Lora(LoraFast, LoraForm):
         return weight + self.delta(weight), bias
 
     def forward(self, inner: View, x: Any) -> Any:
+        if self.experts and self.is_product and not torch.compiler.is_compiling():
+            return self.among_experts(inner, x)
         if not inner.base.additive:
             return super().forward(inner, x)
         if self.reads_as_is(inner.base, x):

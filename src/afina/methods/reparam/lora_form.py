@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ...core.combine.low_rank_form import Factors, LowRankForm
 from ...core.config import LayerConfig
+from ...core.hosts.view import View
+from ...core.layers.updated_experts import updated
 from .lora_config import LoraConfig
 from .lora_files import LoraFiles
 
@@ -49,6 +51,14 @@ class LoraForm(LoraFiles, LowRankForm):
         count = A.shape[0] // self.r
         # Experts lie one below the other in A; in B they are the fastest axis, as the reference stores them.
         return A.view(count, self.r, -1), B.view(B.shape[0], self.r, count).permute(2, 0, 1)
+
+    def among_experts(self, inner: View, x: Any) -> Any:
+        """The experts' output with their updates, which are not formed."""
+        weight, bias = inner.params()
+        A_ERI, B_EOR = self.as_matrices(*self.factors())
+        if type(weight) not in (Tensor, nn.Parameter) or len(A_ERI) != len(weight):
+            return inner.apply(x, *self.merged(weight, bias))
+        return inner.apply(x, updated(weight, float(self.scaling) * B_EOR, A_ERI), bias)
 
     def take_thin(self, A: Tensor, B: Tensor) -> None:
         self.assign({"lora_A": A, "lora_B": B})
