@@ -24,3 +24,9 @@ def test_a_frozen_layer_costs_two_products_and_a_trained_one_three():
 
 def test_the_speed_is_measured_here():
     assert flops_per_second(torch.float32) > 1e8
+
+
+def test_a_torch_that_is_built_for_a_gpu_measures_the_processor_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert flops_per_second(torch.float32) > 1e8

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from ..version import __version__
 from .chat import chat
 from .compare import compare
 from .convert import convert
@@ -22,12 +25,28 @@ from .versions import version
 
 app = typer.Typer(
     name="afina",
-    help="Fine-tune pretrained models with few parameters: train, compare, use, merge.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _asked(value: bool) -> None:
+    if value:
+        typer.echo(f"afina {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_asked, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Fine-tune pretrained models with few parameters: train, compare, use, merge."""
+
+
 app.command(context_settings={"ignore_unknown_options": True})(train)
 app.command(context_settings={"ignore_unknown_options": True})(tune)
 app.command(context_settings={"ignore_unknown_options": True})(compare)

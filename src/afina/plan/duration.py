@@ -34,5 +34,7 @@ def step_flops(
 
 def flops_per_second(dtype: torch.dtype) -> float:
     """What this machine reaches in large products of that dtype, measured for a moment."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A torch that is built for a GPU names it where there is none.
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = there or torch.device("cpu")
     return 2 * 2 * _SIZE * _SIZE * (_SIZE // 2) / product_seconds(dtype, device, _SIZE, rounds=5)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ...core.combine.low_rank_form import Factors, LowRankForm
 from ...core.config import LayerConfig
 from ...core.hosts.view import View
-from ...core.layers.updated_experts import updated
 from .lora_config import LoraConfig
 from .lora_files import LoraFiles
+from .updated_experts import updated
 
 
 class LoraForm(LoraFiles, LowRankForm):

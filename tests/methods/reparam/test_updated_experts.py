@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import afina
-from afina.core.layers import updated_experts
-from afina.core.layers.updated_experts import UpdatedExperts, updated
+from afina.methods.reparam import updated_experts
 from afina.methods.reparam.lora import Lora
+from afina.methods.reparam.updated_experts import UpdatedExperts, updated
 
-from ..tiny import nudge
+from ...core.tiny import nudge
 
 EXPERTS, OUT, IN, RANK = 3, 8, 16, 5
 OFFSETS = torch.tensor([2, 2, 7], dtype=torch.int32)

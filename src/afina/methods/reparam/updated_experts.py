@@ -29,9 +29,7 @@ class UpdatedExperts(Tensor):
 
     @staticmethod
     def __new__(cls: type[UpdatedExperts], frozen: Tensor, left: Tensor, right: Tensor) -> UpdatedExperts:
-        out: UpdatedExperts = Tensor._make_wrapper_subclass(
-            cls, frozen.shape, dtype=frozen.dtype, device=frozen.device
-        )
+        out: UpdatedExperts = Tensor._make_wrapper_subclass(cls, frozen.shape, dtype=frozen.dtype, device=frozen.device)
         out.frozen, out.left, out.right = frozen, left, right
         return out
 
