@@ -56,7 +56,8 @@ def test_help_writes_only_itself():
 def test_commands_without_a_model_write_only_ours(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder)
     assert others(("methods",), ("methods", "lora"), ("version",), ("--version",), ("schema",),
-                  ("data", tmp_path / "train.jsonl"), ("train",), ("train", "--print-recipe", "ia3"), ("train", recipe, "--dry-run"),
+                  ("data", tmp_path / "train.jsonl"), ("train",), ("train", "--print-recipe", "ia3"),
+                  ("train", recipe, "--dry-run"),
                   ("inspect", model_folder, "--methods", "lora,ia3")) == ""  # fmt: skip
 
 
