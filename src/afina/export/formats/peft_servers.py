@@ -1,0 +1,96 @@
+"""Adapters for servers that read PEFT's layout: plain LoRA on linear layers, one rank and one scaling for all layers.
+
+Whatever low-rank form an adapter was trained in (a start pair, ranks and scalings by pattern, rank-stabilised scaling),
+what is written is that plain form: smaller ranks are filled up with zeros, other scalings are folded into B.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.config import CONFIG_NAME
+from ...core.disk.checkpoint import WEIGHTS_NAME
+from ...core.files.jsonfile import plain, publish
+from ...core.files.tensorfile import to_bytes
+from ..contract import Format, Subject
+from ..factors import Factor
+
+SERVED = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
+    "fc1", "fc2", "c_attn", "c_proj", "c_fc", "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "out_proj",
+)  # fmt: skip
+"""The layers' names that decoders have whose adapters these servers read."""
+
+
+def plain_lora(factors: dict[str, Factor]) -> tuple[int, float, dict[str, Tensor]]:
+    """(rank, alpha, tensors under PEFT's names): the same updates with one rank and one scaling."""
+    rank, scaling = max(f.rank for f in factors.values()), next(iter(factors.values())).scaling
+    tensors = {}
+    for path, factor in factors.items():
+        missing, ratio = rank - factor.rank, factor.scaling / scaling
+        tensors[f"base_model.model.{path}.lora_A.weight"] = F.pad(factor.A, (0, 0, 0, missing)).contiguous()
+        B = factor.B if ratio == 1 else factor.B * ratio
+        tensors[f"base_model.model.{path}.lora_B.weight"] = F.pad(B, (0, missing)).contiguous()
+    return rank, scaling * rank, tensors
+
+
+class _Server(Format):
+    """A server that reads PEFT's layout."""
+
+    merged: ClassVar[bool] = False
+    file: ClassVar[str] = CONFIG_NAME
+    largest: ClassVar[int]
+    """The largest rank that it takes."""
+
+    def refusal(self, subject: Subject) -> str | None:
+        found = super().refusal(subject)
+        if found is not None:
+            return found
+        rank = max(f.rank for f in subject.factors.values())
+        if rank > self.largest:
+            return f"{self.target} takes ranks up to {self.largest}, not {rank}"
+        odd = [p for p in subject.factors if ".experts." in p or p.rpartition(".")[2] not in SERVED]
+        return f"{odd[0]}: {self.target} adapts no layer of this name" if odd else None
+
+    def write(self, subject: Subject, folder: Path) -> None:
+        rank, alpha, tensors = plain_lora(subject.factors)
+        like = subject.trained.model.peft_config[subject.name]
+        values: dict[str, Any] = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "bias": "none", "inference_mode": True,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0,
+            "base_model_name_or_path": like.base_model_name_or_path, "revision": like.revision,
+            "target_modules": sorted({p.rpartition(".")[2] for p in subject.factors}),
+        }  # fmt: skip
+        import json
+
+        text = json.dumps(plain(values), indent=2, sort_keys=True) + "\n"
+        publish(folder, {WEIGHTS_NAME: to_bytes(tensors, {}), CONFIG_NAME: text.encode()})
+
+    def task(self, subject: Subject, folder: Path) -> dict[str, Any]:
+        rank = max(f.rank for f in subject.factors.values())
+        return {"base": subject.base.name_or_path, "dtype": str(subject.base.dtype).removeprefix("torch."),
+                "rank": rank, "adapters": {"a": str(folder), "b": str(folder)}}  # fmt: skip
+
+
+class Vllm(_Server):
+    """For vLLM: `vllm serve BASE --enable-lora --max-lora-rank R --lora-modules NAME=FOLDER`."""
+
+    name: ClassVar[str] = "vllm"
+    target: ClassVar[str] = "vLLM"
+    module: ClassVar[str] = "vllm"
+    program: ClassVar[str] = "run_vllm.py"
+    largest: ClassVar[int] = 512
+
+
+class Sglang(_Server):
+    """For SGLang: `python -m sglang.launch_server --model-path BASE --lora-paths NAME=FOLDER`."""
+
+    name: ClassVar[str] = "sglang"
+    target: ClassVar[str] = "SGLang"
+    module: ClassVar[str] = "sglang"
+    program: ClassVar[str] = "run_sglang.py"
+    largest: ClassVar[int] = 512

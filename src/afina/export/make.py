@@ -1,0 +1,82 @@
+"""An export: refused with its reason, or written, loaded in its target, compared, and put in its place as a whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+
+from ..core.files import leftovers
+from ..core.files.overwriting import refuse_occupied, refuse_overwriting
+from ..core.files.unwritable import told_if_unwritable
+from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
+from .contract import Comparison, Format, Subject
+from .merged import publish
+
+CONVERT = (
+    "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
+)
+MERGE = "afina predict and chat use it as it is"
+
+
+def check_request(wanted: Format, storage: str | None, out: Path, overwrite: bool) -> None:
+    """Refuse what no adapter could be exported to, before one is loaded.
+
+    Raises:
+        ConfigError: the format has no such storage, or a package for it is missing.
+        CheckpointError: `out` holds something.
+    """
+    if storage is not None and storage not in wanted.storages:
+        raise ConfigError(f"{wanted.name} has no such storage", where="--dtype", got=storage,
+                          expected=", ".join(wanted.storages) or "nothing: numbers stay as they are")  # fmt: skip
+    missing = [name for name in wanted.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{wanted.name} cannot be written without {', '.join(missing)}", where="--to",
+                          fix="pip install 'afina[export]'")  # fmt: skip
+    refuse_occupied(out, f"an export ({wanted.file})", (out / wanted.file).is_file(), overwrite)
+
+
+def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False) -> Comparison:
+    """Export an adapter into a folder, if the target says the same as the adapter.
+
+    Raises:
+        NotMergeable: the target cannot hold it; nothing was written.
+        MergeError: the target cannot load what was written, or says something else; nothing was kept.
+        ConfigError, CheckpointError: the folder is an input, holds something, or cannot be written.
+    """
+    trained = subject.trained
+    if not trained.is_adapter:
+        raise NotMergeable("the whole model was trained, there is no adapter to export", where=trained.folder)
+    located = {"the adapter": trained.folder, "the base": Path(subject.base.name_or_path)}
+    refuse_overwriting(out, located | {"the base model": Path(trained.recipe.model.path).expanduser()}, "--out")
+    check_request(wanted, subject.storage, out, overwrite)
+    reason = wanted.refusal(subject)
+    if reason is not None:
+        raise NotMergeable(f"{wanted.name} cannot hold this adapter: {reason}", where=trained.folder,
+                           fix=MERGE if wanted.merged else CONVERT)  # fmt: skip
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        leftovers.sweep(out.absolute().parent, out.name)
+        work = Path(tempfile.mkdtemp(prefix=leftovers.prefix(out.name), dir=out.absolute().parent))
+    except OSError as error:
+        raise CheckpointError("cannot write the export", where=out, got=error.strerror) from error
+    try:
+        with told_if_unwritable(work):
+            wanted.write(subject, work)
+        found = wanted.check(subject, work)
+        _refuse_different(wanted, found, out)
+        publish(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _refuse_different(wanted: Format, found: Comparison, out: Path) -> None:
+    if found.difference is None or found.tolerance is None or found.difference <= found.tolerance:
+        return
+    raise MergeError(f"what {found.target} makes of the export differs from the adapter", where=out,
+                     got=f"{found.difference:.2e} of the largest logit ({found.what})",
+                     expected=f"at most {found.tolerance:.0e}",
+                     fix="nothing was kept; " + (f"--dtype {wanted.storages[0]}" if wanted.storages else
+                                                 "compare the versions"))  # fmt: skip
