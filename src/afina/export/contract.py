@@ -30,8 +30,9 @@ class Comparison:
         version: of the program; None where it was not run.
         what: what was compared, in words.
         same: share of the prompts with the same greedy text.
-        difference: largest difference of logits, relative to the largest; where a target gives no logits, the most by
-            which a token that it chose is less likely than the adapter's own choice, in the same unit.
+        difference: relative to the largest logit, the largest difference of logits or log-probabilities where the
+            target gives them, and the most by which the adapter's logit of a token that the target chose is below that
+            of its own choice.
         logprob: largest difference of the log-probabilities of the chosen tokens, where the target gives them.
         tolerance: what the difference was held to.
         missing: why nothing was compared; None where something was.

@@ -44,9 +44,7 @@ def merge_fault(model: Any, name: str) -> str | None:
     for path, host in hosts(model.get_base_model()):
         adapter = host.adapter(name)
         if adapter is not None and type(adapter).merged is Adapter.merged:
-            return (
-                f"{plain_path(path)}: the method acts on inputs or outputs, which no merged weight can hold"
-            )
+            return f"{plain_path(path)}: the method acts on inputs or outputs, which no merged weight can hold"
     return None
 
 
@@ -77,9 +75,7 @@ def _factor(path: str, host: Host, name: str) -> Factor:
     if name in host.biases or adapter is None:
         raise NotMergeable("a trained bias is no low-rank update", where=path)
     if host.parameter is not None:
-        raise NotMergeable(
-            "stacked experts and the like are no linear layer", where=f"{path}.{host.parameter}"
-        )
+        raise NotMergeable("stacked experts and the like are no linear layer", where=f"{path}.{host.parameter}")
     if host.base.kind != "linear":
         raise NotMergeable("the layer is not linear", where=path, got=host.base.kind)
     thin = adapter.thin() if isinstance(adapter, LowRankForm) and adapter.holds_any_update else None

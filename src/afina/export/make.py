@@ -14,9 +14,7 @@ from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
 from .contract import Comparison, Format, Subject
 from .merged import publish
 
-CONVERT = (
-    "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
-)
+CONVERT = "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
 MERGE = "afina predict and chat use it as it is"
 
 

@@ -50,18 +50,20 @@ class Held:
         regret: over all tokens that the target chose, the most by which the adapter's own logit for it lies below the
             adapter's largest there, relative to the largest logit; 0 where the text is the same.
         logprob: largest difference of the chosen tokens' log-probabilities; None where the target gives none.
+        relative: the same, relative to the largest logit.
         logits: largest difference of the logits behind the prompts, relative to the largest; None as above.
     """
 
     same: float
     regret: float
     logprob: float | None
+    relative: float
     logits: float | None
 
     @property
     def difference(self) -> float:
-        """What is held against the tolerance: of logits where there are some, else the regret."""
-        return self.regret if self.logits is None else max(self.logits, self.regret)
+        """The largest of all, relative to the largest logit; what is held against the tolerance."""
+        return max(self.regret, self.relative, self.logits or 0.0)
 
 
 def say(trained: Trained, count: int = len(TEXTS), new_tokens: int = NEW_TOKENS) -> Said:
@@ -102,7 +104,7 @@ def held(
         last: the target's logits behind each prompt: (vocabulary).
     """
     model.eval()
-    regret, worst = 0.0, 0.0
+    regret, worst, relative = 0.0, 0.0, 0.0
     for i, chosen in enumerate(ids):
         given = [*said.prompt_ids[i], *chosen]
         logits_TV = model(input_ids=torch.tensor([given], device=model.device)).logits[0].float().cpu()
@@ -112,9 +114,11 @@ def held(
         regret = max(regret, _number((logits_TV.amax(1) - own_T).max() / largest))
         if logprobs is not None:
             theirs = torch.tensor(logprobs[i])
-            worst = max(worst, _number((own_T - logits_TV.logsumexp(1) - theirs).abs().max()))
+            apart = (own_T - logits_TV.logsumexp(1) - theirs).abs().max()
+            worst, relative = max(worst, _number(apart)), max(relative, _number(apart / largest))
     same = sum(list(a) == list(b) for a, b in zip(said.ids, ids, strict=True)) / len(said.ids)
-    return Held(same, regret, None if logprobs is None else worst, None if last is None else _apart(said.last, last))
+    return Held(same, regret, None if logprobs is None else worst, relative,
+                None if last is None else _apart(said.last, last))  # fmt: skip
 
 
 def _apart(expected: Sequence[Tensor], got: Sequence[Tensor]) -> float:

@@ -8,9 +8,11 @@ from ...errors import ConfigError, did_you_mean
 from ..contract import Format
 from .peft_servers import Sglang, Vllm
 from .shards import Shards
+from .to_gguf import Gguf, GgufLora
+from .to_mlx import Mlx
 from .to_onnx import Onnx
 
-FORMATS = MappingProxyType({f.name: f for f in (Shards(), Onnx(), Vllm(), Sglang())})
+FORMATS = MappingProxyType({f.name: f for f in (Shards(), Gguf(), GgufLora(), Vllm(), Sglang(), Mlx(), Onnx())})
 
 
 def format_named(name: str) -> Format:
