@@ -48,7 +48,7 @@ _TURNED = ("self_attn.q_proj", "self_attn.k_proj")
 
 def refusal(config: Any) -> str | None:
     """Why a model cannot be written as GGUF here; None if it can."""
-    kind = getattr(config, "model_type", None)
+    kind = str(getattr(config, "model_type", None))
     if kind not in ARCHITECTURES:
         return f"models of type {kind} are not written as GGUF; these are: {', '.join(ARCHITECTURES)}"
     scaling = rope(config).get("rope_type", "default")

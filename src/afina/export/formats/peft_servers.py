@@ -6,9 +6,14 @@ what is written is that plain form: smaller ranks are filled up with zeros, othe
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,8 +21,12 @@ from ...core.config import CONFIG_NAME
 from ...core.disk.checkpoint import WEIGHTS_NAME
 from ...core.files.jsonfile import plain, publish
 from ...core.files.tensorfile import to_bytes
-from ..contract import Format, Subject
+from ..contract import Comparison, Format, Subject
 from ..factors import Factor
+from ..said import held, say
+
+BESIDE = 4
+"""Prompts that go through a second adapter in the same batch."""
 
 SERVED = (
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj",
@@ -44,6 +53,7 @@ class _Server(Format):
     merged: ClassVar[bool] = False
     file: ClassVar[str] = CONFIG_NAME
     largest: ClassVar[int]
+    _beside = ""
     """The largest rank that it takes."""
 
     def refusal(self, subject: Subject) -> str | None:
@@ -57,23 +67,45 @@ class _Server(Format):
         return f"{odd[0]}: {self.target} adapts no layer of this name" if odd else None
 
     def write(self, subject: Subject, folder: Path) -> None:
-        rank, alpha, tensors = plain_lora(subject.factors)
-        like = subject.trained.model.peft_config[subject.name]
-        values: dict[str, Any] = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "bias": "none", "inference_mode": True,
-            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0,
-            "base_model_name_or_path": like.base_model_name_or_path, "revision": like.revision,
-            "target_modules": sorted({p.rpartition(".")[2] for p in subject.factors}),
-        }  # fmt: skip
-        import json
+        _write(subject, subject.factors, folder)
 
-        text = json.dumps(plain(values), indent=2, sort_keys=True) + "\n"
-        publish(folder, {WEIGHTS_NAME: to_bytes(tensors, {}), CONFIG_NAME: text.encode()})
+    def check(self, subject: Subject, folder: Path) -> Comparison:
+        """The adapter, and beside it in the same batch one that changes nothing, which has to answer as the base."""
+        if missing := subject.environment.lacks(self.module, self.program):
+            return Comparison(self.target, missing=missing)
+        with tempfile.TemporaryDirectory(prefix="afina-beside-") as beside:
+            nothing = {p: Factor(f.A, torch.zeros_like(f.B), f.scaling) for p, f in subject.factors.items()}
+            _write(subject, nothing, Path(beside))
+            self._beside = beside
+            return super().check(subject, folder)
 
     def task(self, subject: Subject, folder: Path) -> dict[str, Any]:
         rank = max(f.rank for f in subject.factors.values())
         return {"base": subject.base.name_or_path, "dtype": str(subject.base.dtype).removeprefix("torch."),
-                "rank": rank, "adapters": {"a": str(folder), "b": str(folder)}}  # fmt: skip
+                "rank": rank, "adapter": folder, "beside": self._beside, "beside_prompts": BESIDE}  # fmt: skip
+
+    def compared(self, subject: Subject, told: Mapping[str, Any]) -> Comparison:
+        found = super().compared(subject, told)
+        count = min(BESIDE, subject.prompts)
+        with subject.trained.model.disable_adapter():
+            base = say(subject.trained, count, subject.new_tokens)
+            other = held(subject.trained.model, base, told["beside"])
+        assert found.difference is not None
+        what = f"{found.what}; {count} of them through a second adapter in the same batch, against the base"
+        return replace(found, what=what, difference=max(found.difference, other.regret))
+
+
+def _write(subject: Subject, factors: dict[str, Factor], folder: Path) -> None:
+    rank, alpha, tensors = plain_lora(factors)
+    like = subject.trained.model.peft_config[subject.name]
+    values: dict[str, Any] = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "bias": "none", "inference_mode": True,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0,
+        "base_model_name_or_path": like.base_model_name_or_path, "revision": like.revision,
+        "target_modules": sorted({p.rpartition(".")[2] for p in factors}),
+    }  # fmt: skip
+    text = json.dumps(plain(values), indent=2, sort_keys=True) + "\n"
+    publish(folder, {WEIGHTS_NAME: to_bytes(tensors, {}), CONFIG_NAME: text.encode()})
 
 
 class Vllm(_Server):

@@ -13,7 +13,8 @@ const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
 const model = await llama.loadModel({modelPath: task.model});
 const longest = Math.max(...task.prompt_ids.map((ids) => ids.length)) + task.new_tokens + 8;
 const lora = task.adapter ? {adapters: [{filePath: task.adapter, scale: 1}]} : undefined;
-const context = await model.createContext({contextSize: Math.max(64, longest), lora, threads: 1, flashAttention: false});
+const context = await model.createContext({contextSize: Math.max(64, longest), lora, threads: 1, flashAttention: false,
+    experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32"});
 
 function tokens(text) {
     const found = model.tokenize(text, true);

@@ -1,4 +1,4 @@
-"""vLLM: greedy text of one adapter, and of several at once in one batch."""
+"""vLLM: greedy text of an adapter, and of another one in the same batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a task; half of the prompts are asked under each of the adapter's two names, in one batch."""
+    """The answer to a task."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import vllm  # type: ignore[import-not-found,unused-ignore]
@@ -21,19 +21,20 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     longest = max(len(ids) for ids in task["prompt_ids"]) + task["new_tokens"] + 8
     model = vllm.LLM(
         task["base"], tokenizer=task.get("tokenizer") or task["base"], dtype=task["dtype"], enable_lora=True,
-        max_loras=len(task["adapters"]), max_lora_rank=next(r for r in ranks if r >= task["rank"]),
+        max_loras=2, max_lora_rank=next(r for r in ranks if r >= task["rank"]),
         max_model_len=max(longest, 64), max_num_seqs=8, enforce_eager=True, disable_log_stats=True,
         **({"gpu_memory_utilization": 0.3} if current_platform.is_cpu() else {}),
     )  # fmt: skip
-    names = sorted(task["adapters"])
-    loras = [LoRARequest(name, i + 1, task["adapters"][name]) for i, name in enumerate(names)]
+    loras = [LoRARequest(name, i + 1, task[name]) for i, name in enumerate(("adapter", "beside"))]
     sampling = vllm.SamplingParams(temperature=0, max_tokens=task["new_tokens"], ignore_eos=True, logprobs=1)
-    prompts = [{"prompt_token_ids": ids} for ids in task["prompt_ids"]]
-    requests = [loras[i % len(loras)] for i in range(len(prompts))]
+    asked = [(ids, loras[0]) for ids in task["prompt_ids"]]
+    asked += [(ids, loras[1]) for ids in task["prompt_ids"][: task["beside_prompts"]]]
+    prompts, requests = [{"prompt_token_ids": ids} for ids, _ in asked], [lora for _, lora in asked]
     made = [out.outputs[0] for out in model.generate(prompts, sampling, lora_request=requests, use_tqdm=False)]
     ids = [list(one.token_ids) for one in made]
     logprobs = [[step[token].logprob for token, step in zip(one.token_ids, one.logprobs, strict=True)] for one in made]
-    return {"version": vllm.__version__, "ids": ids, "logprobs": logprobs}
+    count = len(task["prompt_ids"])
+    return {"version": vllm.__version__, "ids": ids[:count], "logprobs": logprobs[:count], "beside": ids[count:]}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,232 @@
+"""Every format of `afina export`, written, loaded in its target and compared with the adapter, one row each.
+
+    python -m benchmarks.exports [--run RUN] [--targets FOLDER] [NAME ...]
+
+FOLDER has the targets' environments, as `make exports` sets them up: `llama` (node-llama-cpp), `light/bin/python`
+(onnx, mlx), `vllm/bin/python`. Without a run, `tweets` is trained for 20 steps. Results are kept row by row in
+benchmarks/results/exports.json; docs/exports.md has them as a table (`--page` writes it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afina import LoraConfig, get_peft_model
+from afina.export.contract import Comparison, Subject
+from afina.export.formats.all_formats import format_named
+from afina.export.make import make
+from afina.export.target import Environment
+from afina.train.recipe.sections import DataSection, ModelSection, OutputSection, Recipe
+from afina.train.report.events import Reporter
+from afina.train.tasks import named
+from afina.train.tasks.base import Trained
+from afina.train.use.trained import load_trained
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).parent / "results" / "exports.json"
+PAGE = ROOT / "docs" / "exports.md"
+MARK = "<!-- python -m benchmarks.exports --page -->"
+WHERE = {"gguf": "llama", "gguf-lora": "llama", "vllm": "vllm/bin/python", "mlx": "light/bin/python",
+         "onnx": "light/bin/python", "safetensors": None, "sglang": None}  # fmt: skip
+ROWS = {  # name -> (format, storage)
+    "safetensors": ("safetensors", None), "onnx": ("onnx", None), "vllm": ("vllm", None), "sglang": ("sglang", None),
+    "mlx": ("mlx", None), "gguf-lora": ("gguf-lora", None),
+    **{f"gguf {s}": ("gguf", s) for s in ("f32", "f16", "bf16", "q8_0", "q4_0")},
+}  # fmt: skip
+SHAPES: dict[str, Callable[[], Any]] = {}
+
+
+def shape(function: Callable[[], Any]) -> Callable[[], Any]:
+    SHAPES[function.__name__] = function
+    return function
+
+
+def _sizes() -> dict[str, Any]:
+    return {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 2,
+            "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.2}  # fmt: skip
+
+
+@shape
+def qwen2() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(Qwen2Config(**_sizes()))
+
+
+@shape
+def qwen3() -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**_sizes(), head_dim=32, tie_word_embeddings=True))
+
+
+@shape
+def llama3() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**_sizes(), attention_bias=True, mlp_bias=True, rope_parameters=rope))
+
+
+def tiny(name: str, folder: Path) -> Trained:
+    """A random model of a shape with a random adapter on all its layers."""
+    from tests.train.tiny import tokenizer
+
+    torch.manual_seed(0)
+    model = SHAPES[name]()
+    for key, value in model.named_parameters():
+        if key.endswith("bias"):
+            torch.nn.init.normal_(value, std=0.2)
+    model.save_pretrained(folder)
+    tokens = tokenizer()
+    tokens.save_pretrained(folder)
+    model = type(model).from_pretrained(folder)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    recipe = Recipe(task="causal_lm", model=ModelSection(path=str(folder)), data=DataSection(train=""),
+                    output=OutputSection(dir=str(folder / "run")))  # fmt: skip
+    return Trained(folder / "run", recipe, named("causal_lm"), model.eval(), tokens)
+
+
+@contextmanager
+def anonymous_memory(out: dict[str, float]) -> Iterator[None]:
+    """The growth of memory that is no mapped file, MiB, at its peak."""
+
+    def now() -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+    ended, before = threading.Event(), now()
+    seen = [before]
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            seen.append(now())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        out["growth_MiB"] = round(max(seen) - before)
+
+
+def shards(run: Path, folder: Path) -> dict[str, Any]:
+    """The memory of writing a base in shards of 60 MB, merged, beside the size of its largest shard."""
+    base, out = folder / "base", folder / "merged"
+    whole = load_trained(run, Reporter(), "none", dtype="auto", device="cpu")
+    whole.model.unload().save_pretrained(base, max_shard_size="60MB")
+    whole.tokenizer.save_pretrained(base)
+    del whole
+    subject = Subject(load_trained(run, Reporter(), "none", str(base), dtype="auto", device="cpu"))
+    writer, found = format_named("safetensors"), {}
+    _ = subject.trained.model(input_ids=torch.arange(8)[None])
+    out.mkdir()
+    subject.outputs = []
+    with anonymous_memory(found):
+        writer.write(subject, out)
+    files = sorted(out.glob("*.safetensors"))
+    sizes = [file.stat().st_size / 2**20 for file in files]
+    return {"shards": len(files), "largest_MiB": round(max(sizes)), "model_MiB": round(sum(sizes)), **found,
+            **asdict(writer.check(subject, out))}  # fmt: skip
+
+
+def row(name: str, run: Path, targets: Path, folder: Path) -> dict[str, Any]:
+    """One export."""
+    if name == "safetensors in shards":
+        return shards(run, folder)
+    shape_name, _, rest = name.partition("/")
+    trained = (tiny(shape_name, folder / "tiny") if rest else
+               load_trained(run, Reporter(), "none", dtype="auto", device="cpu"))  # fmt: skip
+    kind, storage = (rest, "f32") if rest else ROWS[name]
+    where = WHERE[kind]
+    environment = Environment(targets / where if where is not None else None)
+    began = time.monotonic()
+    found: Comparison = make(format_named(kind), Subject(trained, storage, environment), folder / "out")
+    size = sum(file.stat().st_size for file in (folder / "out").rglob("*") if file.is_file())
+    return {**asdict(found), "bytes": size, "seconds": round(time.monotonic() - began)}
+
+
+def page() -> None:
+    """Renew the table of docs/exports.md."""
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(MARK)
+    tail = rest.partition("<!-- end -->")[2]
+    PAGE.write_text(f"{head}{MARK}\n\n{table()}\n<!-- end -->{tail}", encoding="utf-8")
+
+
+def table() -> str:
+    """All kept rows."""
+    lines = ["| export | target | compared | same text | largest difference, of the largest logit | held to | size |",
+             "|---|---|---|---:|---:|---:|---:|"]  # fmt: skip
+    for name, one in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"].items():
+        if one.get("missing"):
+            lines.append(f"| {name} | {one['target']} | nothing: {one['missing']} | | | | |")
+            continue
+        same = "" if one["same"] is None else f"{one['same']:.0%}"
+        size = f"{one['bytes'] / 1e6:,.1f} MB" if "bytes" in one else f"{one['model_MiB']} MiB"
+        lines.append(f"| {name} | {one['target']} {one['version']} | {one['what']} | {same} | "
+                     f"{one['difference']:.1e} | {one['tolerance']:.0e} | {size} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    every = [*ROWS, "safetensors in shards", *(f"{s}/{f}" for s in SHAPES for f in ("gguf", "gguf-lora"))]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=", ".join(every))
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--targets", type=Path, default=ROOT / ".venv-exports")
+    parser.add_argument("--page", action="store_true")
+    given = parser.parse_args()
+    if given.page:
+        page()
+        return 0
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="afina-exports-") as work:
+        run = given.run or trained_here(Path(work) / "run")
+        for i, name in enumerate(given.names or every):
+            try:
+                found = row(name, run, given.targets, Path(work) / str(i))
+            except Exception as error:  # the other rows are still worth having
+                print(f"{name}: {error}", flush=True)
+                failed += 1
+                continue
+            keep(name, found)
+            print(f"{name}: {json.dumps(found)}", flush=True)
+    return failed
+
+
+def trained_here(folder: Path) -> Path:
+    words = ["train", "tweets", f"output.dir={folder}", "training.max_steps=20", "data.max_eval_rows=32"]
+    subprocess.run([sys.executable, "-m", "afina", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    return folder
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": {}}
+    kept["rows"][name] = found
+    kept |= {"torch": torch.__version__, "run": "tweets, LoRA of rank 8 on q_proj and v_proj, 20 steps"}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
