@@ -49,10 +49,8 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
     located = {"the adapter": trained.folder, "the base": Path(subject.base.name_or_path)}
     refuse_overwriting(out, located | {"the base model": Path(trained.recipe.model.path).expanduser()}, "--out")
     check_request(wanted, subject.storage, out, overwrite)
-    reason = wanted.refusal(subject)
-    if reason is not None:
-        raise NotMergeable(f"{wanted.name} cannot hold this adapter: {reason}", where=trained.folder,
-                           fix=MERGE if wanted.merged else CONVERT)  # fmt: skip
+    if (reason := wanted.refusal(subject)) is not None:
+        raise _refused(wanted, reason, trained.folder)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         leftovers.sweep(out.absolute().parent, out.name)
@@ -61,13 +59,21 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
         raise CheckpointError("cannot write the export", where=out, got=error.strerror) from error
     try:
         with told_if_unwritable(work):
-            wanted.write(subject, work)
+            try:
+                wanted.write(subject, work)
+            except NotMergeable as error:
+                raise _refused(wanted, f"{error.where}: {error.what}", trained.folder) from error
         found = wanted.check(subject, work)
         _refuse_different(wanted, found, out)
         publish(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _refused(wanted: Format, reason: str, folder: Path) -> NotMergeable:
+    return NotMergeable(f"{wanted.name} cannot hold this adapter: {reason}", where=folder,
+                        fix=MERGE if wanted.merged else CONVERT)  # fmt: skip
 
 
 def _refuse_different(wanted: Format, found: Comparison, out: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ...core.hosts.host import Host, hosts
-from ...core.hosts.host_kinds import ModulesToSaveWrapper
 from ...core.inject.places import plain_path
 from ...errors import CheckpointError, MergeError
 from ...train.answers.generate import end_tokens
@@ -62,7 +61,7 @@ class Shards(Format):
                 tensors = {}
                 for name in names:
                     own = shard.get_tensor(name)
-                    tensors[name] = _merged(changed[name], subject.name, name, own) if name in changed else own
+                    tensors[name] = _merged(*changed[name], subject.name, name, own) if name in changed else own
                 save_file(tensors, folder / file.name, said or {"format": "pt"})
             left -= set(names)
         if left:
@@ -108,13 +107,13 @@ def _fetched(name: str) -> list[Path]:
     return sorted(Path(config).parent.glob("*.safetensors")) if config else []
 
 
-def _changed(subject: Subject) -> dict[str, Host]:
-    """Name in the base's files -> the host that changes that tensor.
+def _changed(subject: Subject) -> dict[str, tuple[Host, str]]:
+    """Name in the base's files -> the host that changes that tensor, and its name below the host.
 
     Raises:
         MergeError: one of two tied embeddings would be changed.
     """
-    out: dict[str, Host] = {}
+    out: dict[str, tuple[Host, str]] = {}
     tied = getattr(subject.base.config, "tie_word_embeddings", False)
     ends = [subject.base.get_input_embeddings(), subject.base.get_output_embeddings()] if tied else []
     for path, host in hosts(subject.base):
@@ -124,25 +123,26 @@ def _changed(subject: Subject) -> dict[str, Host]:
             raise MergeError("the base's file has one tensor for both embeddings, and one of them is adapted",
                              where=plain_path(path), fix="afina merge writes the model from memory")  # fmt: skip
         name = plain_path(path).replace(".original_module", "")
-        out |= {f"{name}.{key}": host for key in _own(host)}
+        out |= {f"{name}.{key}": (host, key) for key in _own(host)}
     return out
 
 
 def _own(host: Host) -> Iterator[str]:
-    yield from (name for name, _ in host.get_base_layer().named_parameters())
+    if host.parameter is not None:
+        yield host.parameter.rpartition(".")[2]
+    else:
+        yield from (name for name, _ in host.get_base_layer().named_parameters())
 
 
 @torch.no_grad()
-def _merged(host: Host, adapter: str, name: str, own: Tensor) -> Tensor:
+def _merged(host: Host, below: str, adapter: str, name: str, own: Tensor) -> Tensor:
     """A tensor of a host's layer with the adapter in it, in the dtype of the file."""
-    leaf = name.rpartition(".")[2]
-    if isinstance(host, ModulesToSaveWrapper):
-        host.merge([adapter])
-        found: Any = host.result().get_parameter(leaf)
-        return _as(found, own, name)
     host.merge([adapter])
     try:
-        return _as(host.get_base_layer().get_parameter(leaf), own, name)
+        found: Any = host.result()  # of trained copies the copy
+        while isinstance(found, Host):
+            found = found.base_layer
+        return _as(found.get_parameter(below), own, name)
     finally:
         host.unmerge()
 

@@ -1,0 +1,135 @@
+"""An export counts as made only if its target said the same; otherwise nothing is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import afina
+from afina.errors import CheckpointError, ConfigError, MergeError
+from afina.export.contract import Subject
+from afina.export.formats.all_formats import FORMATS
+from afina.export.make import check_request, make
+from afina.export.target import Environment
+
+from .subjects import subject, write_base
+
+
+class Says(Environment):
+    """A target that answers as it is told to."""
+
+    wrong = 0
+
+    def lacks(self, module: str, program: str) -> str | None:
+        return None
+
+    def run(self, program: str, task: dict[str, Any]) -> dict[str, Any]:
+        said = TOLD[0].said
+        ids = [[(token + self.wrong) % 259 for token in row] for row in said.ids]
+        return {"version": "1", "ids": ids, "prompt_ids": said.prompt_ids, "last": [row.tolist() for row in said.last]}
+
+
+class SaysOther(Says):
+    wrong = 7
+
+
+TOLD: list[Subject] = []
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def lora(base: Path, environment: Environment | None = None) -> Subject:
+    out = subject(base, afina.LoraConfig(r=2, task_type="CAUSAL_LM"), None, environment)
+    TOLD[:] = [out]
+    return out
+
+
+def test_what_says_the_same_is_made(base: Path, tmp_path: Path) -> None:
+    found = make(FORMATS["mlx"], lora(base, Says()), tmp_path / "out")
+    assert (found.same, found.version, found.missing) == (1.0, "1", None)
+    assert found.difference == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapters.safetensors"]
+
+
+def test_what_says_something_else_is_not_kept(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(MergeError, match="differs from the adapter"):
+        make(FORMATS["mlx"], lora(base, SaysOther()), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_target_is_said_and_never_counts_as_compared(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "node_modules").mkdir()
+    found = make(FORMATS["mlx"], lora(base, Environment(tmp_path)), tmp_path / "out")
+    assert found.missing == f"mlx_lm is not installed in {tmp_path}"
+    assert found.difference is found.version is None
+    assert (tmp_path / "out" / "adapters.safetensors").is_file()
+    assert "node-llama-cpp is not installed" in str(Environment().lacks("node-llama-cpp", "run_llama_cpp.mjs"))
+
+
+def test_a_target_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
+    assert Environment().lacks("torch", "run_onnx.py") is None
+    assert "is not installed" in str(Environment().lacks("no_such_module", "run_onnx.py"))
+    with pytest.raises(MergeError, match="cannot load what was written") as told:
+        Environment().run("run_mlx.py", {})
+    assert "Error" in str(told.value)
+    with pytest.raises(ConfigError, match="neither an interpreter nor a folder"):
+        Environment(tmp_path)
+
+
+def test_requests_that_no_adapter_could_meet_are_refused_first(tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(ConfigError, match="gguf has no such storage"):
+        check_request(FORMATS["gguf"], "q2_k", tmp_path / "out", False)
+    monkeypatch.setattr(type(FORMATS["gguf"]), "packages", ("no_such_package",))
+    with pytest.raises(ConfigError, match="cannot be written without no_such_package"):
+        check_request(FORMATS["gguf"], None, tmp_path / "out", False)
+
+
+def test_inputs_and_what_is_in_the_way_are_kept(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match="holds something"):
+            make(FORMATS["vllm"], lora(base), tmp_path / "out", overwrite=overwrite)
+    with pytest.raises(ConfigError, match="would overwrite the base"):
+        make(FORMATS["safetensors"], lora(base), base, overwrite=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious.txt"]
+
+
+def test_a_former_export_is_replaced_when_asked_for(base: Path, tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        make(FORMATS["mlx"], lora(base, Says()), tmp_path / "out", overwrite=overwrite)
+    with pytest.raises(CheckpointError, match="holds something"):
+        make(FORMATS["mlx"], lora(base, Says()), tmp_path / "out")
+
+
+def test_tokens_that_the_target_reads_otherwise_are_a_difference(base: Path, tmp_path: Path) -> None:
+    class ReadsOther(Says):
+        def run(self, program: str, task: dict[str, Any]) -> dict[str, Any]:
+            told = super().run(program, task)
+            return {**told, "prompt_ids": [[*row, 5] for row in told["prompt_ids"]]}
+
+    with pytest.raises(MergeError, match="2 differ"):
+        make(FORMATS["mlx"], lora(base, ReadsOther()), tmp_path / "out")
+
+
+def test_the_regret_of_another_choice_is_measured_on_the_adapter(base: Path) -> None:
+    from afina.export.said import held
+
+    wanted = lora(base)
+    said = wanted.said
+    second = [[int(said.last[i].topk(2).indices[1])] for i in range(2)]
+    found = held(wanted.trained.model, said, second)
+    gaps = [float((row.max() - row[token[0]]) / row.abs().max()) for row, token in zip(said.last, second, strict=True)]
+    assert found.regret == pytest.approx(max(gaps), rel=1e-3)
+    assert found.same == 0
+    shifted = [row + torch.tensor(0.5) for row in said.last]
+    assert held(wanted.trained.model, said, said.ids, last=shifted).logits == pytest.approx(
+        max(0.5 / float(row.abs().max()) for row in said.last), rel=1e-3)  # fmt: skip
