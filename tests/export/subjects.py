@@ -47,7 +47,8 @@ def trained(base: Path, config: Any) -> Trained:
 
 def subject(base: Path, config: Any, storage: str | None = None, environment: Environment | None = None) -> Subject:
     """What is exported; little text, which is said quickly."""
-    return Subject(trained(base, config), storage, environment or Environment(), prompts=2, new_tokens=3)
+    return Subject(trained(base, config), storage, environment or Environment(), prompts=2, new_tokens=3,
+                   licence="apache-2.0", hub_base="owner/base")  # fmt: skip
 
 
 def config_of(method: str, folder: Path, base: Path) -> Any:

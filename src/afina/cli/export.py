@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ConfigError
 from .as_json import AsJson, say_json
 from .guard import guarded
 
@@ -29,6 +30,13 @@ def export(
     base: Annotated[
         str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
     ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the adapter, for a card: apache-2.0.")] = None,
+    hub_base: Annotated[str | None, typer.Option(help="The base's id on the hub, for a card.")] = None,
+    repository: Annotated[
+        str | None, typer.Option("--push", help="OWNER/NAME on the hub that the folder is uploaded to.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: list what would be uploaded.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former export in the folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,6 +47,7 @@ def export(
     from ..export.contract import Subject
     from ..export.formats.all_formats import format_named
     from ..export.make import check_request, make
+    from ..export.push import check_repository, listed, push
     from ..export.target import Environment
     from ..train.use.trained import load_trained
     from .console import ConsoleReporter
@@ -46,20 +55,32 @@ def export(
 
     wanted, environment = format_named(to), Environment(target)
     check_request(wanted, dtype, out, overwrite)
+    if repository is not None:
+        check_repository(repository)
+    elif dry_run or private:
+        raise ConfigError("it says nothing without a repository", where="--dry-run" if dry_run else "--private",
+                          fix="--push OWNER/NAME")  # fmt: skip
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")
-    found = make(wanted, Subject(trained, dtype, environment), out, overwrite=overwrite)
-    files = sorted(p for p in out.rglob("*") if p.is_file())
-    size = sum(p.stat().st_size for p in files)
+    subject = Subject(trained, dtype, environment, licence=licence, hub_base=hub_base)
+    found, files = make(wanted, subject, out, overwrite=overwrite), listed(out)
+    size = sum(length for _, length in files)
+    where = push(out, repository, private=private) if repository is not None and not dry_run else None
     if as_json:
         from dataclasses import asdict
 
-        say_json({"folder": out, "format": wanted.name, "bytes": size, "files": [p.name for p in files],
-                  "compared": found.missing is None, **asdict(found)})  # fmt: skip
+        say_json({"folder": out, "format": wanted.name, "bytes": size, "files": dict(files),
+                  "pushed": where, "compared": found.missing is None, **asdict(found)})  # fmt: skip
         return
     typer.echo(f"{wanted.name} in {out}: {len(files)} files, {size / 1e6:,.1f} MB")
     typer.echo(_told(found))
+    if where is not None:
+        typer.echo(f"uploaded: {where}")
+    elif repository is not None:
+        typer.echo(f"would be uploaded to {repository}:")
+        for name, length in files:
+            typer.echo(f"  {name}  {length:,} bytes")
 
 
 def _told(found: Comparison) -> str:

@@ -16,6 +16,8 @@ from .factors import Factor, factors_of, merge_fault
 from .said import NEW_TOKENS, TEXTS, Held, Said, held, say
 from .target import Environment
 
+MERGED, LOW_RANK, ANY = "merged", "low-rank", "any"
+"""What formats hold."""
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 5e-2, "bf16": 5e-2, "q8_0": 5e-2, "q4_0": 0.3}
 """Largest difference of logits over their largest size that storages may make: float32 sums in another order; what
 16, 8 and 4 bits round away, over tens of layers."""
@@ -58,6 +60,8 @@ class Subject:
         environment: where the target is installed.
         prompts, new_tokens: how much text is compared.
         outputs: what the adapter gives for whole inputs, where a format compares those.
+        licence: as the hub writes it, where a card is written.
+        hub_base: the base's id there, where the recipe does not say it.
     """
 
     trained: Trained
@@ -66,6 +70,8 @@ class Subject:
     prompts: int = len(TEXTS)
     new_tokens: int = NEW_TOKENS
     outputs: list[Any] | None = None
+    licence: str | None = None
+    hub_base: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,7 +128,7 @@ class Format(ABC):
     Attributes:
         name: as `--to` names it.
         target: the program that loads it.
-        merged: whether it holds the merged model, rather than a low-rank update.
+        holds: `MERGED` models, `LOW_RANK` updates, or adapters of `ANY` method.
         storages: what `--dtype` may be; the first is what is taken without it.
         writes: whether only models that write text can be held.
         module: what has to be installed for the comparison.
@@ -133,7 +139,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     target: ClassVar[str]
-    merged: ClassVar[bool]
+    holds: ClassVar[str]
     storages: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[bool] = True
     module: ClassVar[str]
@@ -145,8 +151,13 @@ class Format(ABC):
         """Why the target cannot hold this adapter; None if it can."""
         if self.writes and not subject.trained.task.streams:
             return f"{self.target} is given models that write after a prompt, not {subject.trained.task.name}"
-        if self.merged:
+        if self.holds == MERGED:
             return merge_fault(subject.trained.model, subject.name)
+        below = subject.trained.recipe.model
+        if below.adapter is not None and below.adapter_as == "base":
+            return "it stands on another adapter, which would be left out"
+        if self.holds == ANY:
+            return None
         try:
             _ = subject.factors
         except NotMergeable as error:

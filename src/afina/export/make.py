@@ -11,7 +11,7 @@ from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
-from .contract import Comparison, Format, Subject
+from .contract import LOW_RANK, Comparison, Format, Subject
 from .merged import publish
 
 CONVERT = "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
@@ -73,7 +73,7 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
 
 def _refused(wanted: Format, reason: str, folder: Path) -> NotMergeable:
     return NotMergeable(f"{wanted.name} cannot hold this adapter: {reason}", where=folder,
-                        fix=MERGE if wanted.merged else CONVERT)  # fmt: skip
+                        fix=CONVERT if wanted.holds == LOW_RANK else MERGE)  # fmt: skip
 
 
 def _refuse_different(wanted: Format, found: Comparison, out: Path) -> None:

@@ -46,7 +46,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_transformers_reads_from_it_what_the_adapter_says(family: str, tmp_path: Path) -> None:
     import transformers
 
-    # The reference's reader takes the size of a head for that of Qwen3's default.
+    # transformers' reader gives Qwen3 heads of its default size.
     folder = write_base(tmp_path / "base", family, **({"head_dim": 128} if family == "Qwen3" else {}))
     wanted = subject(folder, lora(), "f32")
     expected = logits(wanted.trained.model)

@@ -6,13 +6,14 @@ from types import MappingProxyType
 
 from ...errors import ConfigError, did_you_mean
 from ..contract import Format
+from .hub_folder import Hub
 from .peft_servers import Sglang, Vllm
 from .shards import Shards
 from .to_gguf import Gguf, GgufLora
 from .to_mlx import Mlx
 from .to_onnx import Onnx
 
-FORMATS = MappingProxyType({f.name: f for f in (Shards(), Gguf(), GgufLora(), Vllm(), Sglang(), Mlx(), Onnx())})
+FORMATS = MappingProxyType({f.name: f for f in (Shards(), Gguf(), GgufLora(), Vllm(), Sglang(), Mlx(), Onnx(), Hub())})
 
 
 def format_named(name: str) -> Format:

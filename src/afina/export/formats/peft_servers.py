@@ -21,7 +21,7 @@ from ...core.config import CONFIG_NAME
 from ...core.disk.checkpoint import WEIGHTS_NAME
 from ...core.files.jsonfile import plain, publish
 from ...core.files.tensorfile import to_bytes
-from ..contract import Comparison, Format, Subject
+from ..contract import LOW_RANK, Comparison, Format, Subject
 from ..factors import Factor
 from ..said import held, say
 
@@ -50,7 +50,7 @@ def plain_lora(factors: dict[str, Factor]) -> tuple[int, float, dict[str, Tensor
 class _Server(Format):
     """A server that reads PEFT's layout."""
 
-    merged: ClassVar[bool] = False
+    holds: ClassVar[str] = LOW_RANK
     file: ClassVar[str] = CONFIG_NAME
     largest: ClassVar[int]
     _beside = ""

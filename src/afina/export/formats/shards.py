@@ -19,7 +19,7 @@ from ...core.hosts.host import Host, hosts
 from ...core.inject.places import plain_path
 from ...errors import CheckpointError, MergeError
 from ...train.answers.generate import end_tokens
-from ..contract import TOLERANCES, Comparison, Format, Subject
+from ..contract import MERGED, TOLERANCES, Comparison, Format, Subject
 from ..merged import compare, encoded, logits, reloaded
 
 INDEX = "model.safetensors.index.json"
@@ -31,7 +31,7 @@ class Shards(Format):
 
     name: ClassVar[str] = "safetensors"
     target: ClassVar[str] = "transformers"
-    merged: ClassVar[bool] = True
+    holds: ClassVar[str] = MERGED
     writes: ClassVar[bool] = False
     module: ClassVar[str] = "transformers"
     program: ClassVar[str] = ""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...train.answers.generate import end_tokens
-from ..contract import Comparison, Format, Subject
+from ..contract import LOW_RANK, MERGED, Comparison, Format, Subject
 from . import gguf_names, gguf_tokens
 from .gguf_names import Names, stored
 from .modelfile import modelfile
@@ -45,7 +45,7 @@ class Gguf(_LlamaCpp):
     have 8 bits."""
 
     name: ClassVar[str] = "gguf"
-    merged: ClassVar[bool] = True
+    holds: ClassVar[str] = MERGED
     storages: ClassVar[tuple[str, ...]] = ("f16", "f32", "bf16", "q8_0", "q4_0")
     file: ClassVar[str] = MODEL
 
@@ -61,7 +61,7 @@ class GgufLora(_LlamaCpp):
     """`adapter.gguf`, which llama.cpp puts on a GGUF of the base (`--lora`), and a `Modelfile` for Ollama."""
 
     name: ClassVar[str] = "gguf-lora"
-    merged: ClassVar[bool] = False
+    holds: ClassVar[str] = LOW_RANK
     storages: ClassVar[tuple[str, ...]] = ("f32", "f16")
     file: ClassVar[str] = ADAPTER
 

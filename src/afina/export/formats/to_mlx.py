@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ...core.files.jsonfile import publish
 from ...core.files.tensorfile import to_bytes
-from ..contract import Format, Subject
+from ..contract import LOW_RANK, Format, Subject
 from .gguf_names import rope
 from .peft_servers import plain_lora
 
@@ -21,7 +21,7 @@ class Mlx(Format):
 
     name: ClassVar[str] = "mlx"
     target: ClassVar[str] = "mlx-lm"
-    merged: ClassVar[bool] = False
+    holds: ClassVar[str] = LOW_RANK
     module: ClassVar[str] = "mlx_lm"
     program: ClassVar[str] = "run_mlx.py"
     file: ClassVar[str] = WEIGHTS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MergeError
-from ..contract import TOLERANCES, Comparison, Format, Subject
+from ..contract import MERGED, TOLERANCES, Comparison, Format, Subject
 from ..merged import encoded, told
 
 OPSET = 18
@@ -41,7 +41,7 @@ class Onnx(Format):
 
     name: ClassVar[str] = "onnx"
     target: ClassVar[str] = "ONNX Runtime"
-    merged: ClassVar[bool] = True
+    holds: ClassVar[str] = MERGED
     storages: ClassVar[tuple[str, ...]] = ("f32",)
     writes: ClassVar[bool] = False
     module: ClassVar[str] = "onnxruntime"
