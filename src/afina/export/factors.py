@@ -48,8 +48,11 @@ def merge_fault(model: Any, name: str) -> str | None:
     return None
 
 
-def factors_of(model: Any, name: str) -> dict[str, Factor]:
-    """Module path -> the update there, for an adapter that is low-rank updates of linear layers and nothing else.
+def factors_of(model: Any, name: str, kinds: frozenset[str] = frozenset({"linear"})) -> dict[str, Factor]:
+    """Module path -> the update there, for an adapter that is low-rank updates and nothing else.
+
+    Args:
+        kinds: of layers that may be adapted; factors of convolutions have the kernel's dimensions too.
 
     Raises:
         NotMergeable: it is more than that; where, and what.
@@ -61,14 +64,14 @@ def factors_of(model: Any, name: str) -> dict[str, Factor]:
         fault = "the method decides anew for every input which updates apply"
     if fault is not None:
         raise NotMergeable(fault, where=name)
-    out = {plain_path(path): _factor(plain_path(path), host, name)
+    out = {plain_path(path): _factor(plain_path(path), host, name, kinds)
            for path, host in hosts(model.get_base_model()) if name in host.names()}  # fmt: skip
     if not out:
         raise NotMergeable("no layer's weights are updated", where=name)
     return out
 
 
-def _factor(path: str, host: Host, name: str) -> Factor:
+def _factor(path: str, host: Host, name: str, kinds: frozenset[str]) -> Factor:
     adapter = host.adapter(name)
     if isinstance(host, ModulesToSaveWrapper):
         raise NotMergeable("a trained copy of a whole module is no low-rank update", where=path)
@@ -76,8 +79,8 @@ def _factor(path: str, host: Host, name: str) -> Factor:
         raise NotMergeable("a trained bias is no low-rank update", where=path)
     if host.parameter is not None:
         raise NotMergeable("stacked experts and the like are no linear layer", where=f"{path}.{host.parameter}")
-    if host.base.kind != "linear":
-        raise NotMergeable("the layer is not linear", where=path, got=host.base.kind)
+    if host.base.kind not in kinds:
+        raise NotMergeable(f"the layer is not {' or '.join(sorted(kinds))}", where=path, got=host.base.kind)
     thin = adapter.thin() if isinstance(adapter, LowRankForm) and adapter.holds_any_update else None
     if thin is None:
         raise NotMergeable("the method changes the weight by more than a fixed low-rank product", where=path)
