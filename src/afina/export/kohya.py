@@ -7,6 +7,7 @@ A layer of the file that the models do not have is an error, so that no file loa
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class _Update:
     down: Tensor | None = None
     up: Tensor | None = None
     alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Rows of the first factor."""
+        return 0 if self.down is None else self.down.shape[0]
 
 
 def save(
@@ -174,11 +180,12 @@ def _check(model: nn.Module, path: str, update: _Update, file: Path) -> None:
 
 
 def _put(model: nn.Module, updates: Mapping[str, _Update], name: str) -> PeftModel:
-    ranks = {path: u.down.shape[0] for path, u in updates.items() if u.down is not None}
-    alphas = {path: float(ranks[path]) if u.alpha is None else u.alpha for path, u in updates.items()}
-    rank = max(ranks.values())
-    config = LoraConfig(r=rank, lora_alpha=rank, rank_pattern=dict(ranks), alpha_pattern=dict(alphas),
-                        target_modules=sorted(updates))  # fmt: skip
+    """One rank and one scaling for all layers, smaller ranks filled up with zeros: patterns by layer would be matched
+    layer by layer, and a UNet has hundreds."""
+    scalings = {path: 1.0 if u.alpha is None else u.alpha / u.rank for path, u in updates.items()}
+    rank = max(u.rank for u in updates.values())
+    common = Counter(scalings.values()).most_common(1)[0][0] or 1.0
+    config = LoraConfig(r=rank, lora_alpha=common * rank, target_modules=sorted(updates))
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         out = model
@@ -187,9 +194,12 @@ def _put(model: nn.Module, updates: Mapping[str, _Update], name: str) -> PeftMod
     for path, host in hosts(out.get_base_model()):
         adapter: Any = host.adapter(name)
         if adapter is not None:
-            update = updates[plain_path(path)]
+            update, ratio = updates[plain_path(path)], scalings[plain_path(path)] / common
+            A = adapter.lora_A.new_zeros(adapter.lora_A.shape)
+            B = adapter.lora_B.new_zeros(adapter.lora_B.shape)
             assert update.down is not None
             assert update.up is not None
-            adapter.assign({"lora_A": update.down.reshape(adapter.lora_A.shape),
-                            "lora_B": update.up.reshape(adapter.lora_B.shape)})  # fmt: skip
+            A[: update.rank] = update.down.reshape(update.rank, *A.shape[1:])
+            B[:, : update.rank] = update.up.reshape(len(B), update.rank, *B.shape[2:]) * ratio
+            adapter.assign({"lora_A": A, "lora_B": B})
     return out

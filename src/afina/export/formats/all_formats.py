@@ -7,8 +7,8 @@ from types import MappingProxyType
 from ...errors import ConfigError, did_you_mean
 from ..contract import Format
 from .hub_folder import Hub
+from .in_shards import Shards
 from .peft_servers import Sglang, Vllm
-from .shards import Shards
 from .to_gguf import Gguf, GgufLora
 from .to_mlx import Mlx
 from .to_onnx import Onnx
