@@ -24,11 +24,12 @@ def write_base(folder: Path, family: str = "Llama", tied: bool = False, **option
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=2, eos_token_id=1, pad_token_id=0,
-        attention_bias=family == "Llama", tie_word_embeddings=tied, initializer_range=0.2, **options,
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 2, "eos_token_id": 1,
+        "pad_token_id": 0, "attention_bias": family == "Llama", "tie_word_embeddings": tied, "initializer_range": 0.2,
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **options})
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder

@@ -87,9 +87,10 @@ def _told(found: Comparison) -> str:
     if found.missing is not None:
         return f"written, NOT compared: {found.missing}"
     assert found.difference is not None
-    assert found.tolerance is not None
+    held = "told, not held to anything" if found.tolerance is None else f"at most {found.tolerance:.0e}"
+    note = f"; {found.note}" if found.note else ""
     same = "" if found.same is None else f", {found.same:.0%} the same"
     return (
         f"loaded by {found.target} {found.version} and compared with the adapter: {found.what}{same}; "
-        f"largest difference {found.difference:.1e} of the largest logit (at most {found.tolerance:.0e})"
+        f"largest difference {found.difference:.1e} of the largest logit ({held}){note}"
     )

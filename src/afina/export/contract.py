@@ -36,8 +36,9 @@ class Comparison:
             target gives them, and the most by which the adapter's logit of a token that the target chose is below that
             of its own choice.
         logprob: largest difference of the log-probabilities of the chosen tokens, where the target gives them.
-        tolerance: what the difference was held to.
+        tolerance: what the difference was held to; None where it is only told.
         missing: why nothing was compared; None where something was.
+        note: what else is to be known.
     """
 
     target: str
@@ -48,6 +49,7 @@ class Comparison:
     logprob: float | None = None
     tolerance: float | None = None
     missing: str | None = None
+    note: str | None = None
 
 
 @dataclass

@@ -148,3 +148,22 @@ def test_an_adapted_embedding_that_the_head_shares_is_told(tmp_path: Path) -> No
     with pytest.raises(MergeError, match="one tensor for both embeddings"):
         make(FORMATS["safetensors"], wanted, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_in_four_bits_transformers_reads_what_was_rounded_and_the_loss_is_told(tmp_path: Path) -> None:
+    import bitsandbytes
+    from transformers import AutoModelForCausalLM
+
+    base = write_base(tmp_path / "base", hidden_size=64)  # its kernels for processors want whole blocks of 64
+    wanted = subject(base, afina.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM"), "nf4")
+    found = make(FORMATS["safetensors"], wanted, tmp_path / "out")
+    assert found.difference is not None
+    assert 1e-3 < found.difference < 1
+    assert str(found.note).startswith("rounding moved the adapted weights by 0.")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    layer = model.model.layers[0].mlp.up_proj
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit)
+    assert type(model.lm_head) is torch.nn.Linear
+    again = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    exact = wanted.trained.model.merge_and_unload().model.layers[0].mlp.up_proj.weight
+    assert 0 < (again - exact).norm() / exact.norm() < 0.15

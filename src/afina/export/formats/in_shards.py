@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,21 +21,24 @@ from ...errors import CheckpointError, MergeError
 from ...train.answers.generate import end_tokens
 from ..contract import MERGED, TOLERANCES, Comparison, Format, Subject
 from ..merged import compare, encoded, logits, reloaded
+from .in_four_bits import Rounding
 
 INDEX = "model.safetensors.index.json"
 _BESIDE = ("config.json", "generation_config.json")
 
 
 class Shards(Format):
-    """The files that the base has, in the dtypes that they have there, and the tokenizer."""
+    """The files that the base has, in the dtypes that they have there (or linear layers in NF4), and the tokenizer."""
 
     name: ClassVar[str] = "safetensors"
     target: ClassVar[str] = "transformers"
     holds: ClassVar[str] = MERGED
+    storages: ClassVar[tuple[str, ...]] = ("own", "nf4")
     writes: ClassVar[bool] = False
     module: ClassVar[str] = "transformers"
     program: ClassVar[str] = ""
     file: ClassVar[str] = "config.json"
+    _rounding: Rounding | None = None
 
     def refusal(self, subject: Subject) -> str | None:
         found = super().refusal(subject)
@@ -54,26 +57,46 @@ class Shards(Format):
 
         subject.outputs = logits(subject.trained.model, encoded(subject.trained))
         changed = _changed(subject)
-        left = set(changed)
+        self._rounding = Rounding.of(subject.base) if subject.storage == "nf4" else None
+        places: dict[str, str] = {}
+        left, size = set(changed), 0
         for file in _files(subject):
             with safe_open(file, "pt") as shard:
                 names, said = list(shard.keys()), shard.metadata()
-                tensors = {}
+                tensors: dict[str, Tensor] = {}
                 for name in names:
-                    own = shard.get_tensor(name)
-                    tensors[name] = _merged(*changed[name], subject.name, name, own) if name in changed else own
+                    tensors |= self._stored(name, shard.get_tensor(name), changed, subject)
                 save_file(tensors, folder / file.name, said or {"format": "pt"})
             left -= set(names)
+            places |= dict.fromkeys(tensors, file.name)
+            size += sum(tensor.nbytes for tensor in tensors.values())
         if left:
             raise MergeError("the base's files name their tensors otherwise than the model, or tie what the adapter "
                              "changes", where=min(left), fix="afina merge writes the model from memory")  # fmt: skip
+        if len(set(places.values())) > 1:
+            index = {"metadata": {"total_size": size}, "weight_map": places}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         self._beside(subject, folder)
+
+    def _stored(
+        self, name: str, own: Tensor, changed: Mapping[str, tuple[Host, str]], subject: Subject
+    ) -> dict[str, Tensor]:
+        """A tensor of the base's file as it is written: merged where the adapter changes it, rounded if asked for."""
+        made = _merged(*changed[name], subject.name, name, own) if name in changed else own
+        if self._rounding is None or name not in self._rounding.weights:
+            return {name: made}
+        return self._rounding.stored(name, made, own if name in changed else None)
 
     def _beside(self, subject: Subject, folder: Path) -> None:
         base = _files(subject)[0].parent
-        for name in (*_BESIDE, INDEX):
+        for name in _BESIDE:
             if (base / name).is_file():
                 shutil.copy(base / name, folder)
+        if self._rounding is not None:
+            file = folder / "config.json"
+            values = json.loads(file.read_text(encoding="utf-8"))
+            values["quantization_config"] = self._rounding.settings(subject.base.dtype)
+            file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         subject.trained.prompter.keep(folder)
         settings = folder / "generation_config.json"
         if subject.trained.task.streams and settings.is_file():
@@ -86,6 +109,9 @@ class Shards(Format):
 
         assert subject.outputs is not None
         found = compare(subject.outputs, logits(reloaded(folder, subject.base), encoded(subject.trained)))
+        if self._rounding is not None:  # what 4 bits do to a model is told, not judged
+            return Comparison(self.target, transformers.__version__, f"outputs for {found.probes} texts",
+                              found.agreement, found.difference, note=self._rounding.told)  # fmt: skip
         tolerance = TOLERANCES["f32" if subject.base.dtype.itemsize >= 4 else "bf16"]
         return Comparison(self.target, transformers.__version__, f"outputs for {found.probes} texts", found.agreement,
                           found.difference, None, tolerance)  # fmt: skip
