@@ -55,7 +55,8 @@ class Shards(Format):
         from safetensors import safe_open
         from safetensors.torch import save_file
 
-        subject.outputs = logits(subject.trained.model, encoded(subject.trained))
+        if subject.outputs is None:
+            subject.outputs = logits(subject.trained.model, encoded(subject.trained))
         changed = _changed(subject)
         self._rounding = Rounding.of(subject.base) if subject.storage == "nf4" else None
         places: dict[str, str] = {}
