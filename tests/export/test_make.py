@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def test_what_says_the_same_is_made(base: Path, tmp_path: Path) -> None:
     found = make(FORMATS["mlx"], lora(base, Says()), tmp_path / "out")
     assert (found.same, found.version, found.missing) == (1.0, "1", None)
     assert found.difference == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", "adapters.safetensors"]
+    files = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert files == ["adapter_config.json", "adapters.safetensors", "afina_export.json"]
+    record = json.loads((tmp_path / "out" / "afina_export.json").read_text())
+    assert (record["format"], record["target"], record["same"]) == ("mlx", "mlx-lm", 1.0)
 
 
 def test_what_says_something_else_is_not_kept(base: Path, tmp_path: Path) -> None:
@@ -95,12 +99,13 @@ def test_requests_that_no_adapter_could_meet_are_refused_first(tmp_path: Path, m
 def test_inputs_and_what_is_in_the_way_are_kept(base: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
+    (tmp_path / "out" / "adapter_config.json").write_text("{}")  # a run's own folder is no export
     for overwrite in (False, True):
         with pytest.raises(CheckpointError, match="holds something"):
             make(FORMATS["vllm"], lora(base), tmp_path / "out", overwrite=overwrite)
     with pytest.raises(ConfigError, match="would overwrite the base"):
         make(FORMATS["safetensors"], lora(base), base, overwrite=True)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["precious.txt"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["adapter_config.json", "precious.txt"]
 
 
 def test_a_former_export_is_replaced_when_asked_for(base: Path, tmp_path: Path) -> None:
@@ -133,3 +138,23 @@ def test_the_regret_of_another_choice_is_measured_on_the_adapter(base: Path) -> 
     shifted = [row + torch.tensor(0.5) for row in said.last]
     assert held(wanted.trained.model, said, said.ids, last=shifted).logits == pytest.approx(
         max(0.5 / float(row.abs().max()) for row in said.last), rel=1e-3)  # fmt: skip
+
+
+def test_what_a_base_in_16_bits_rounds_away_is_allowed_for(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = write_base(tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    wanted = lora(base, Says())
+    assert (wanted.base_storage, wanted.tolerance) == ("bf16", 5e-2)
+    assert make(FORMATS["mlx"], wanted, tmp_path / "out").tolerance == 5e-2
+    assert make(FORMATS["safetensors"], lora(base), tmp_path / "merged").tolerance == 5e-2
+
+
+def test_a_probability_of_nothing_is_infinitely_different(base: Path, tmp_path: Path) -> None:
+    class SaysNever(Says):
+        def run(self, program: str, task: dict[str, Any]) -> dict[str, Any]:
+            return {**super().run(program, task), "logprobs": [[None] * 3] * 2}
+
+    with pytest.raises(MergeError, match="differs from the adapter"):
+        make(FORMATS["mlx"], lora(base, SaysNever()), tmp_path / "out")

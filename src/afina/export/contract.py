@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from .target import Environment
 
 MERGED, LOW_RANK, ANY = "merged", "low-rank", "any"
 """What formats hold."""
+_STORAGES = {"float64": "f32", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 5e-2, "bf16": 5e-2, "q8_0": 5e-2, "q4_0": 0.3}
 """Largest difference of logits over their largest size that storages may make: float32 sums in another order; what
 16, 8 and 4 bits round away, over tens of layers."""
@@ -64,6 +66,7 @@ class Subject:
         outputs: what the adapter gives for whole inputs, where a format compares those.
         licence: as the hub writes it, where a card is written.
         hub_base: the base's id there, where the recipe does not say it.
+        base_storage: how the base stores numbers, as `TOLERANCES` names it.
     """
 
     trained: Trained
@@ -74,6 +77,16 @@ class Subject:
     outputs: list[Any] | None = None
     licence: str | None = None
     hub_base: str | None = None
+    base_storage: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Merging and writing may change the model's dtype."""
+        self.base_storage = _STORAGES[str(self.base.dtype).removeprefix("torch.")]
+
+    @property
+    def tolerance(self) -> float:
+        """What the base's own dtype lets two programs differ by."""
+        return TOLERANCES[self.base_storage]
 
     @property
     def name(self) -> str:
@@ -116,12 +129,15 @@ class Subject:
     def held(self, told: Mapping[str, Any]) -> Held:
         """What a target's program told, held against the adapter."""
         model = self.__dict__.get("merged", self.trained.model)
+        logprobs = told.get("logprobs")
+        if logprobs is not None:  # JSON has no infinity
+            logprobs = [[-inf if value is None else value for value in row] for row in logprobs]
         last = None
         if told.get("last") is not None:
             import torch
 
             last = [torch.tensor(row) for row in told["last"]]
-        return held(model, self.said, told["ids"], told.get("logprobs"), last)
+        return held(model, self.said, told["ids"], logprobs, last)
 
 
 class Format(ABC):
@@ -136,7 +152,6 @@ class Format(ABC):
         module: what has to be installed for the comparison.
         program: the file of `programs` that does it.
         packages: what has to be installed here for writing.
-        file: a file that its folders have, by which one is known.
     """
 
     name: ClassVar[str]
@@ -147,7 +162,6 @@ class Format(ABC):
     module: ClassVar[str]
     program: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
-    file: ClassVar[str]
 
     def refusal(self, subject: Subject) -> str | None:
         """Why the target cannot hold this adapter; None if it can."""
@@ -203,10 +217,8 @@ class Format(ABC):
             what += "; log-probabilities of the text"
         difference = float("inf") if "differ)" in what else found.difference
         return Comparison(self.target, str(told["version"]), what, found.same, difference, found.logprob,
-                          TOLERANCES[self.storage(subject)])  # fmt: skip
+                          max(TOLERANCES[self.storage(subject)], subject.tolerance))  # fmt: skip
 
     def storage(self, subject: Subject) -> str:
         """How numbers are stored, as `TOLERANCES` names it."""
-        if subject.storage is not None:
-            return subject.storage
-        return {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[str(subject.base.dtype).removeprefix("torch.")]
+        return subject.storage or subject.base_storage

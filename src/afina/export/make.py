@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
+from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
 from .merged import publish
 
+RECORD = "afina_export.json"
+"""What was compared; by it an export is known that may be replaced."""
 CONVERT = "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
 MERGE = "afina predict and chat use it as it is"
 
@@ -32,7 +37,7 @@ def check_request(wanted: Format, storage: str | None, out: Path, overwrite: boo
     if missing:
         raise ConfigError(f"{wanted.name} cannot be written without {', '.join(missing)}", where="--to",
                           fix="pip install 'afina[export]'")  # fmt: skip
-    refuse_occupied(out, f"an export ({wanted.file})", (out / wanted.file).is_file(), overwrite)
+    refuse_occupied(out, "an export", (out / RECORD).is_file(), overwrite)
 
 
 def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False) -> Comparison:
@@ -65,6 +70,8 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
                 raise _refused(wanted, f"{error.where}: {error.what}", trained.folder) from error
         found = wanted.check(subject, work)
         _refuse_different(wanted, found, out)
+        record = {"afina": __version__, "format": wanted.name, "storage": subject.storage, **asdict(found)}
+        (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         publish(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ class Environment:
         """Why a program cannot be run here; None if it can."""
         if program.endswith(".mjs"):
             there = self.given is not None and (self.given / "node_modules" / module).is_dir()
+            if there and shutil.which("node") is None:
+                return "node, which runs it, is not installed"
             return None if there else f"{module} is not installed (npm; --target FOLDER names where it is)"
         if self.given is not None and self.given.is_dir():
             return f"{module} is not installed in {self.given}"
@@ -65,8 +68,12 @@ class Environment:
             if program.endswith(".mjs"):
                 assert self.given is not None
                 words = ["node", str(file), str(self.given.absolute())]
-            done = subprocess.run([*words, str(there), str(answer)], capture_output=True, text=True, check=False,
-                                  cwd=work, timeout=_LONGEST_S)  # fmt: skip
+            try:
+                done = subprocess.run([*words, str(there), str(answer)], capture_output=True, text=True, check=False,
+                                      cwd=work, timeout=_LONGEST_S)  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                raise MergeError("the target did not answer", where=program, got=f"{_LONGEST_S} s",
+                                 fix="nothing was kept") from error  # fmt: skip
             if done.returncode or not answer.is_file():
                 said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
                 raise MergeError("the target cannot load what was written", where=program, fix="nothing was kept",

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...core.config import CONFIG_NAME
 from ...core.disk.checkpoint import save_adapter
 from ...errors import ConfigError
 from ...train.report.output import REPORT
@@ -37,7 +36,6 @@ class Hub(Format):
     writes: ClassVar[bool] = False
     module: ClassVar[str] = "afina"
     program: ClassVar[str] = ""
-    file: ClassVar[str] = CONFIG_NAME
 
     def refusal(self, subject: Subject) -> str | None:
         """Nothing that is an adapter is refused.

@@ -19,7 +19,7 @@ from ...core.hosts.host import Host, hosts
 from ...core.inject.places import plain_path
 from ...errors import CheckpointError, MergeError
 from ...train.answers.generate import end_tokens
-from ..contract import MERGED, TOLERANCES, Comparison, Format, Subject
+from ..contract import MERGED, Comparison, Format, Subject
 from ..merged import compare, encoded, logits, reloaded
 from .in_four_bits import Rounding
 
@@ -37,7 +37,6 @@ class Shards(Format):
     writes: ClassVar[bool] = False
     module: ClassVar[str] = "transformers"
     program: ClassVar[str] = ""
-    file: ClassVar[str] = "config.json"
     _rounding: Rounding | None = None
 
     def refusal(self, subject: Subject) -> str | None:
@@ -113,9 +112,8 @@ class Shards(Format):
         if self._rounding is not None:  # what 4 bits do to a model is told, not judged
             return Comparison(self.target, transformers.__version__, f"outputs for {found.probes} texts",
                               found.agreement, found.difference, note=self._rounding.told)  # fmt: skip
-        tolerance = TOLERANCES["f32" if subject.base.dtype.itemsize >= 4 else "bf16"]
         return Comparison(self.target, transformers.__version__, f"outputs for {found.probes} texts", found.agreement,
-                          found.difference, None, tolerance)  # fmt: skip
+                          found.difference, None, subject.tolerance)  # fmt: skip
 
 
 def _files(subject: Subject) -> list[Path]:

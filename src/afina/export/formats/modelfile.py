@@ -105,4 +105,4 @@ def modelfile(trained: Trained, model: str | None, adapter: str | None = None) -
         lines.append(f'SYSTEM """{trained.recipe.data.system}"""')
     ends = prompter.tokenizer.convert_ids_to_tokens(end_tokens(trained.model, prompter))
     lines += [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in ends]
-    return "\n".join([*lines, "PARAMETER temperature 0", ""])
+    return "\n".join([*lines, ""])

@@ -51,7 +51,6 @@ class _Server(Format):
     """A server that reads PEFT's layout."""
 
     holds: ClassVar[str] = LOW_RANK
-    file: ClassVar[str] = CONFIG_NAME
     largest: ClassVar[int]
     _beside = ""
     """The largest rank that it takes."""

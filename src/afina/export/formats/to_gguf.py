@@ -47,7 +47,6 @@ class Gguf(_LlamaCpp):
     name: ClassVar[str] = "gguf"
     holds: ClassVar[str] = MERGED
     storages: ClassVar[tuple[str, ...]] = ("f16", "f32", "bf16", "q8_0", "q4_0")
-    file: ClassVar[str] = MODEL
 
     def write(self, subject: Subject, folder: Path) -> None:
         _write_model(subject, subject.merged, folder / MODEL, self.storage(subject))
@@ -63,7 +62,6 @@ class GgufLora(_LlamaCpp):
     name: ClassVar[str] = "gguf-lora"
     holds: ClassVar[str] = LOW_RANK
     storages: ClassVar[tuple[str, ...]] = ("f32", "f16")
-    file: ClassVar[str] = ADAPTER
 
     def refusal(self, subject: Subject) -> str | None:
         found = super().refusal(subject)

@@ -24,7 +24,6 @@ class Mlx(Format):
     holds: ClassVar[str] = LOW_RANK
     module: ClassVar[str] = "mlx_lm"
     program: ClassVar[str] = "run_mlx.py"
-    file: ClassVar[str] = WEIGHTS
 
     def write(self, subject: Subject, folder: Path) -> None:
         rank, alpha, tensors = plain_lora(subject.factors)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import MergeError
-from ..contract import MERGED, TOLERANCES, Comparison, Format, Subject
+from ..contract import MERGED, Comparison, Format, Subject
 from ..merged import encoded, told
 
 OPSET = 18
@@ -47,7 +47,6 @@ class Onnx(Format):
     module: ClassVar[str] = "onnxruntime"
     program: ClassVar[str] = "run_onnx.py"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript")
-    file: ClassVar[str] = FILE
 
     def write(self, subject: Subject, folder: Path) -> None:
         example = encoded(subject.trained)[0]
@@ -79,10 +78,9 @@ class Onnx(Format):
             return super().check(subject, folder)
         if missing := subject.environment.lacks(self.module, self.program):
             return Comparison(self.target, missing=missing)
-        assert subject.outputs is not None
         probes = [{k: v.tolist() for k, v in probe.items()} for probe in encoded(subject.trained)]
         said = subject.environment.run(self.program, {"folder": folder, "file": FILE, "probes": probes})
-        return _compared(self.target, subject.outputs, said)
+        return _compared(self.target, subject, said)
 
 
 def _outputs(subject: Subject) -> list[Tensor]:
@@ -91,11 +89,12 @@ def _outputs(subject: Subject) -> list[Tensor]:
     return logits(subject.trained.model, encoded(subject.trained))
 
 
-def _compared(target: str, expected: list[Tensor], said: Mapping[str, Any]) -> Comparison:
+def _compared(target: str, subject: Subject, said: Mapping[str, Any]) -> Comparison:
+    assert subject.outputs is not None
     apart = [float((a - torch.tensor(b)).abs().max() / a.abs().max()) for a, b in
-             zip(expected, said["outputs"], strict=True)]  # fmt: skip
+             zip(subject.outputs, said["outputs"], strict=True)]  # fmt: skip
     return Comparison(target, said["version"], f"outputs for {len(apart)} texts of several lengths", None, max(apart),
-                      None, TOLERANCES["f32"])  # fmt: skip
+                      None, subject.tolerance)  # fmt: skip
 
 
 def _dynamic(tensor: Tensor) -> dict[int, Any]:
