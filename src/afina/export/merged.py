@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.config import method
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
@@ -104,8 +105,15 @@ def against(trained: Trained, merged: Path) -> Check:
 
 
 def encoded(trained: Trained) -> list[Any]:
-    """Six texts as the model takes them."""
-    return [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
+    """Six texts as the model takes them; of several tasks the first, or the one that it is asked about."""
+    import torch
+
+    config: Any = trained.model.active_peft_config if trained.is_adapter else None
+    more: dict[str, Any] = {}
+    if config is not None and "task_ids" in getattr(method(config).implementation, "inputs", ()):
+        more = {"task_ids": torch.tensor([trained.task_number or 0], device=trained.model.device)}
+    probes = [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
+    return [{**probe, **more} for probe in probes]
 
 
 def told(output: Any) -> Any:

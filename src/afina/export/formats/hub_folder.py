@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...core.disk.checkpoint import save_adapter
+from ...core.hosts.routing import routers
 from ...errors import ConfigError
 from ...train.report.output import REPORT
 from ...train.report.results import measured
@@ -38,7 +39,7 @@ class Hub(Format):
     program: ClassVar[str] = ""
 
     def refusal(self, subject: Subject) -> str | None:
-        """Nothing that is an adapter is refused.
+        """Only what stands on other adapters is refused.
 
         Raises:
             ConfigError: the card would have no licence, or no id of the base.
@@ -46,6 +47,9 @@ class Hub(Format):
         if not subject.licence:
             raise ConfigError("a card needs a licence", where="--licence", expected="as the hub writes it: apache-2.0")
         base_id(subject)
+        router = routers(subject.trained.model.base_model).get(subject.name)
+        if router is not None and router.routes:
+            return "it routes among other adapters, which its own files do not have"
         return super().refusal(subject)
 
     def write(self, subject: Subject, folder: Path) -> None:
