@@ -79,7 +79,9 @@ def test_what_was_not_compared_says_so(adapters, tmp_path, child):
     ("lora", ["--to", "vllm", "--push", "it"], "no name of a repository"),
     ("lora", ["--to", "hub"], "a card needs a licence"),
     ("lora", ["--to", "hub", "--licence", "mit"], "read from this machine"),
-    ("loha", ["--to", "vllm"], "afina convert"),
+    ("loha", ["--to", "vllm"], "--rank 16 makes LoRA of it first"),
+    ("loha", ["--to", "vllm", "--rank", "many"], "neither a rank nor a share"),
+    ("tokens", ["--to", "vllm", "--rank", "4"], "virtual tokens"),
     ("loha", ["--to", "gguf-lora"], "more than a fixed low-rank product"),
     ("tokens", ["--to", "gguf"], "virtual tokens"),
     ("nothing", ["--to", "vllm"], "not an adapter folder"),
@@ -95,3 +97,13 @@ def test_a_dry_run_lists_what_would_be_uploaded_and_asks_no_hub(adapters, tmp_pa
     listed = out.split("would be uploaded to me/it:\n")[1].splitlines()
     assert [line.split()[0] for line in listed] == sorted(p.name for p in (tmp_path / "out").iterdir())
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= {line.split()[0] for line in listed}
+
+
+def test_another_method_becomes_lora_first_and_what_that_keeps_is_told(adapters, tmp_path, child):
+    words = ("export", adapters / "loha", "--to", "vllm", "--out", tmp_path / "out", "--json", "--rank")
+    told = json.loads(ok(child(command, *words, "2")))
+    share = float(told["note"].removeprefix("as LoRA: ").split("%")[0])
+    assert 10 < share < 99
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 2
+    more = json.loads(ok(child(command, *words, "0.999", "--overwrite")))
+    assert float(more["note"].removeprefix("as LoRA: ").split("%")[0]) >= 99.9

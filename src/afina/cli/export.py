@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from .as_json import AsJson, say_json
+from .convert import rank_or_share
 from .guard import guarded
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     dtype: Annotated[
         str | None, typer.Option(help="How numbers are stored, where the format has a choice (gguf: f32 to q4_0).")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", "-r", help="Make LoRA of this rank, or of this share of the update, first.")
     ] = None,
     target: Annotated[
         Path | None,
@@ -44,6 +48,7 @@ def export(
 
     Where that program is not installed, the export is written and called not compared.
     """
+    from ..export.as_lora import as_lora
     from ..export.contract import Subject
     from ..export.formats.all_formats import format_named
     from ..export.make import check_request, make
@@ -53,7 +58,8 @@ def export(
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    wanted, environment = format_named(to), Environment(target)
+    wanted, environment, note = format_named(to), Environment(target), None
+    size_of_lora = None if rank is None else rank_or_share(rank)
     check_request(wanted, dtype, out, overwrite)
     if repository is not None:
         check_repository(repository)
@@ -63,7 +69,10 @@ def export(
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")
-    subject = Subject(trained, dtype, environment, licence=licence, hub_base=hub_base)
+    if size_of_lora is not None:
+        trained, retained = as_lora(trained, size_of_lora)
+        note = f"as LoRA: {retained}"
+    subject = Subject(trained, dtype, environment, licence=licence, hub_base=hub_base, note=note)
     found, files = make(wanted, subject, out, overwrite=overwrite), listed(out)
     size = sum(length for _, length in files)
     where = push(out, repository, private=private) if repository is not None and not dry_run else None
@@ -85,7 +94,7 @@ def export(
 
 def _told(found: Comparison) -> str:
     if found.missing is not None:
-        return f"written, NOT compared: {found.missing}"
+        return f"written, NOT compared: {found.missing}" + (f"; {found.note}" if found.note else "")
     assert found.difference is not None
     held = "told, not held to anything" if found.tolerance is None else f"at most {found.tolerance:.0e}"
     note = f"; {found.note}" if found.note else ""

@@ -66,6 +66,7 @@ class Subject:
         outputs: what the adapter gives for whole inputs, where a format compares those.
         licence: as the hub writes it, where a card is written.
         hub_base: the base's id there, where the recipe does not say it.
+        note: what was done to the adapter before.
         base_storage: how the base stores numbers, as `TOLERANCES` names it.
     """
 
@@ -77,6 +78,7 @@ class Subject:
     outputs: list[Any] | None = None
     licence: str | None = None
     hub_base: str | None = None
+    note: str | None = None
     base_storage: str = field(init=False)
 
     def __post_init__(self) -> None:

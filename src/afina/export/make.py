@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..core.files import leftovers
@@ -19,7 +19,7 @@ from .merged import publish
 
 RECORD = "afina_export.json"
 """What was compared; by it an export is known that may be replaced."""
-CONVERT = "afina convert makes LoRA of it first, and says what that loses; or take a format of merged models"
+CONVERT = "--rank 16 makes LoRA of it first (as afina convert does) and says what that loses; or a merged format"
 MERGE = "afina predict and chat use it as it is"
 
 
@@ -70,6 +70,7 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
                 raise _refused(wanted, f"{error.where}: {error.what}", trained.folder) from error
         found = wanted.check(subject, work)
         _refuse_different(wanted, found, out)
+        found = replace(found, note="; ".join(filter(None, (subject.note, found.note))) or None)
         record = {"afina": __version__, "format": wanted.name, "storage": subject.storage, **asdict(found)}
         (work / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         publish(work, out)

@@ -108,9 +108,10 @@ def card(subject: Subject) -> str:
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     lines += [f"# {title}", "", f"An adapter ({method}) for [{base}](https://huggingface.co/{base})."]
     lines += measured(values) if values is not None else ["", "Nothing was measured when it was trained."]
+    loader = trained.task.loader
     lines += ["", "## Use", "", "```python", "from afina import PeftModel  # or: from peft import PeftModel, where it "
-              "has the method", "from transformers import AutoModel  # or the class for the task", "",
-              f'model = PeftModel.from_pretrained(AutoModel.from_pretrained("{base}"), "this repository")', "```", "",
+              "has the method", f"from transformers import {loader}", "",
+              f'model = PeftModel.from_pretrained({loader}.from_pretrained("{base}"), "this repository")', "```", "",
               f"Made with afina {__version__}.", ""]  # fmt: skip
     return "\n".join(lines)
 
