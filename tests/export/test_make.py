@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import afina
-from afina.errors import CheckpointError, ConfigError, MergeError
+from afina.errors import CheckpointError, ConfigError, MergeError, NotMergeable
+from afina.export.as_lora import as_lora
 from afina.export.contract import Subject
 from afina.export.formats.all_formats import FORMATS
 from afina.export.make import check_request, make
@@ -149,6 +151,13 @@ def test_what_a_base_in_16_bits_rounds_away_is_allowed_for(tmp_path: Path) -> No
     assert (wanted.base_storage, wanted.tolerance) == ("bf16", 5e-2)
     assert make(FORMATS["mlx"], wanted, tmp_path / "out").tolerance == 5e-2
     assert make(FORMATS["safetensors"], lora(base), tmp_path / "merged").tolerance == 5e-2
+
+
+def test_a_model_that_was_trained_as_a_whole_has_no_adapter(base: Path) -> None:
+    whole = replace(lora(base).trained, is_adapter=False)
+    for made in (lambda: Subject(whole), lambda: as_lora(whole, 4)):
+        with pytest.raises(NotMergeable, match="the whole model was trained"):
+            made()
 
 
 def test_a_probability_of_nothing_is_infinitely_different(base: Path, tmp_path: Path) -> None:

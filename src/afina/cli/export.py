@@ -52,7 +52,7 @@ def export(
     from ..export.contract import Subject
     from ..export.formats.all_formats import format_named
     from ..export.make import check_request, make
-    from ..export.push import check_repository, listed, push
+    from ..export.push import listed, push
     from ..export.target import Environment
     from ..train.use.trained import load_trained
     from .console import ConsoleReporter
@@ -61,11 +61,7 @@ def export(
     wanted, environment, note = format_named(to), Environment(target), None
     size_of_lora = None if rank is None else rank_or_share(rank)
     check_request(wanted, dtype, out, overwrite)
-    if repository is not None:
-        check_repository(repository)
-    elif dry_run or private:
-        raise ConfigError("it says nothing without a repository", where="--dry-run" if dry_run else "--private",
-                          fix="--push OWNER/NAME")  # fmt: skip
+    _check_upload(repository, dry_run, private)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")
@@ -84,12 +80,25 @@ def export(
         return
     typer.echo(f"{wanted.name} in {out}: {len(files)} files, {size / 1e6:,.1f} MB")
     typer.echo(_told(found))
-    if where is not None:
-        typer.echo(f"uploaded: {where}")
-    elif repository is not None:
-        typer.echo(f"would be uploaded to {repository}:")
-        for name, length in files:
-            typer.echo(f"  {name}  {length:,} bytes")
+    if repository is not None:
+        typer.echo(f"uploaded: {where}" if where else f"would be uploaded to {repository}:")
+    for name, length in files if dry_run else ():
+        typer.echo(f"  {name}  {length:,} bytes")
+
+
+def _check_upload(repository: str | None, dry_run: bool, private: bool) -> None:
+    """Refuse options of an upload that there is none of.
+
+    Raises:
+        ConfigError: no repository, or no name of one.
+    """
+    from ..export.push import check_repository
+
+    if repository is not None:
+        check_repository(repository)
+    elif dry_run or private:
+        raise ConfigError("it says nothing without a repository", where="--dry-run" if dry_run else "--private",
+                          fix="--push OWNER/NAME")  # fmt: skip
 
 
 def _told(found: Comparison) -> str:

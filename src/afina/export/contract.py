@@ -54,6 +54,17 @@ class Comparison:
     note: str | None = None
 
 
+def refuse_whole(trained: Trained) -> None:
+    """Refuse what has no adapter.
+
+    Raises:
+        NotMergeable: the whole model was trained.
+    """
+    if not trained.is_adapter:
+        raise NotMergeable("the whole model was trained, there is no adapter to export", where=trained.folder,
+                           fix="its folder is a model as transformers has it")  # fmt: skip
+
+
 @dataclass
 class Subject:
     """A trained adapter that is to be exported.
@@ -83,7 +94,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         """Merging and writing may change the model's dtype."""
-        self.base_storage = _STORAGES[str(self.base.dtype).removeprefix("torch.")]
+        refuse_whole(self.trained)
+        self.base_storage = _STORAGES.get(str(self.base.dtype).removeprefix("torch."), "bf16")
 
     @property
     def tolerance(self) -> float:

@@ -49,8 +49,6 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
         ConfigError, CheckpointError: the folder is an input, holds something, or cannot be written.
     """
     trained = subject.trained
-    if not trained.is_adapter:
-        raise NotMergeable("the whole model was trained, there is no adapter to export", where=trained.folder)
     located = {"the adapter": trained.folder, "the base": Path(subject.base.name_or_path)}
     refuse_overwriting(out, located | {"the base model": Path(trained.recipe.model.path).expanduser()}, "--out")
     check_request(wanted, subject.storage, out, overwrite)
