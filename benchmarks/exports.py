@@ -88,17 +88,50 @@ def llama3() -> Any:
     return LlamaForCausalLM(LlamaConfig(**_sizes(), attention_bias=True, mlp_bias=True, rope_parameters=rope))
 
 
+SPLITS = {f"tokens of {name}": name for name in ("gpt-2", "smollm", "llama-bpe", "qwen2")}
+"""Ways in which tokenizers split texts, each with merges learnt here."""
+
+
+def learnt(name: str) -> Any:
+    """A tokenizer that splits texts in this way, with merges learnt on this project's pages."""
+    from tests.train.tiny import CHAT_TEMPLATE
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from afina.export.formats.gguf_tokens import SPLITS as PATTERNS
+
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=name in ("gpt-2", "smollm"))
+    before = {"gpt-2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}.get(name)
+    if before is None:
+        pattern = next(pattern for pattern, known in PATTERNS.items() if known == name)
+        before = [pre_tokenizers.Split(Regex(pattern), "isolated")]
+    core = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([*before, words]) if before else words
+    core.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<eos>", "<bos>", "<|user|>", "<|assistant|>", "<|system|>"]
+    core.train([str(path) for path in sorted((ROOT / "docs").glob("*.md"))], trainers.BpeTrainer(
+        vocab_size=3000, special_tokens=special, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    out = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>")
+    out.chat_template = CHAT_TEMPLATE
+    return out
+
+
 def tiny(name: str, folder: Path) -> Trained:
     """A random model of a shape with a random adapter on all its layers."""
     from tests.train.tiny import tokenizer
 
     torch.manual_seed(0)
-    model = SHAPES[name]()
+    if name in SPLITS:
+        tokens = learnt(SPLITS[name])
+        model = SHAPES["qwen3"]()
+        model.resize_token_embeddings(len(tokens))
+    else:
+        tokens, model = tokenizer(), SHAPES[name]()
     for key, value in model.named_parameters():
         if key.endswith("bias"):
             torch.nn.init.normal_(value, std=0.2)
     model.save_pretrained(folder)
-    tokens = tokenizer()
     tokens.save_pretrained(folder)
     model = type(model).from_pretrained(folder)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -202,7 +235,8 @@ def table() -> str:
 
 
 def main() -> int:
-    every = [*ROWS, "safetensors in shards", *(f"{s}/{f}" for s in SHAPES for f in ("gguf", "gguf-lora"))]
+    every = [*ROWS, "safetensors in shards", *(f"{s}/{f}" for s in SHAPES for f in ("gguf", "gguf-lora")),
+             *(f"{s}/gguf" for s in SPLITS)]  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(every))
     parser.add_argument("--run", type=Path)

@@ -147,7 +147,7 @@ def test_ways_of_splitting_have_the_names_that_llama_cpp_gives_them() -> None:
         return _core(pre_tokenizer={"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}}, plain]})  # fmt: skip
 
-    known = list(gguf_tokens._SPLITS)
+    known = list(gguf_tokens.SPLITS)
     assert [gguf_tokens.split_name(split(pattern)) for pattern in known] == ["llama-bpe", "qwen2"]
     assert gguf_tokens.split_name(_core()) == "gpt-2"
     both = {"type": "Sequence", "pretokenizers": [digits, _core()["pre_tokenizer"]]}

@@ -8,7 +8,7 @@ from typing import Any
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {
+SPLITS = {
     _LETTERS + r"\p{N}{1,3}" + _REST: "llama-bpe",
     _LETTERS + r"\p{N}" + _REST: "qwen2",
 }
@@ -41,7 +41,7 @@ def split_name(core: dict[str, Any]) -> str | None:
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits") and steps[1].get("use_regex", True):
         return "smollm"
     if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        return _SPLITS.get(steps[0]["pattern"].get("Regex", ""))
+        return SPLITS.get(steps[0]["pattern"].get("Regex", ""))
     return None
 
 
