@@ -153,11 +153,25 @@ def test_what_a_base_in_16_bits_rounds_away_is_allowed_for(tmp_path: Path) -> No
     assert make(FORMATS["safetensors"], lora(base), tmp_path / "merged").tolerance == 5e-2
 
 
-def test_a_model_that_was_trained_as_a_whole_has_no_adapter(base: Path) -> None:
-    whole = replace(lora(base).trained, is_adapter=False)
-    for made in (lambda: Subject(whole), lambda: as_lora(whole, 4)):
-        with pytest.raises(NotMergeable, match="the whole model was trained"):
-            made()
+def test_a_model_that_was_trained_as_a_whole_fits_the_formats_of_models(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trained = lora(base).trained
+    whole = replace(trained, model=trained.model.unload(), is_adapter=False)
+    for name, one in FORMATS.items():
+        wanted = Subject(whole, licence="mit", hub_base="owner/base", prompts=2, new_tokens=2)
+        assert (one.refusal(wanted) is None) == (one.holds == "merged"), name
+    with pytest.raises(NotMergeable, match="cannot hold this model: the whole model was trained"):
+        make(FORMATS["vllm"], Subject(whole), tmp_path / "out")
+    assert make(FORMATS["safetensors"], Subject(whole), tmp_path / "out").difference == 0
+    (tmp_path / "gguf").mkdir()
+    FORMATS["gguf"].write(Subject(whole, "f32", prompts=2, new_tokens=2), tmp_path / "gguf")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", gguf_file="model.gguf")
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, whole.model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(NotMergeable, match="no adapter to convert"):
+        as_lora(whole, 4)
 
 
 def test_a_probability_of_nothing_is_infinitely_different(base: Path, tmp_path: Path) -> None:

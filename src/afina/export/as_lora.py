@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..core.combine.low_rank_form import Retained
 from ..core.model.peft_model import PeftModel
+from ..errors import NotMergeable
 from ..methods.reparam.lora_conversion import save_as_lora
 from ..train.tasks.base import Trained
-from .contract import refuse_whole
 
 
 def as_lora(trained: Trained, rank: float) -> tuple[Trained, Retained]:
@@ -24,7 +24,8 @@ def as_lora(trained: Trained, rank: float) -> tuple[Trained, Retained]:
         NotMergeable: the method is no change of weights alone.
         ConfigError: neither a rank nor a share.
     """
-    refuse_whole(trained)
+    if not trained.is_adapter:
+        raise NotMergeable("the whole model was trained, there is no adapter to convert", where=trained.folder)
     with tempfile.TemporaryDirectory(prefix="afina-lora-") as folder:
         retained = save_as_lora(folder, trained.model, rank, adapter_name=trained.model.active_adapter)
         model = PeftModel.from_pretrained(trained.model.unload(), Path(folder))

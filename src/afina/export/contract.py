@@ -54,23 +54,12 @@ class Comparison:
     note: str | None = None
 
 
-def refuse_whole(trained: Trained) -> None:
-    """Refuse what has no adapter.
-
-    Raises:
-        NotMergeable: the whole model was trained.
-    """
-    if not trained.is_adapter:
-        raise NotMergeable("the whole model was trained, there is no adapter to export", where=trained.folder,
-                           fix="its folder is a model as transformers has it")  # fmt: skip
-
-
 @dataclass
 class Subject:
-    """A trained adapter that is to be exported.
+    """A trained adapter, or a model that was trained as a whole, which is to be exported.
 
     Attributes:
-        trained: the adapter on its base.
+        trained: the adapter on its base, or that model.
         storage: how the format stores numbers, as `--dtype` says; None for the format's own.
         environment: where the target is installed.
         prompts, new_tokens: how much text is compared.
@@ -94,7 +83,6 @@ class Subject:
 
     def __post_init__(self) -> None:
         """Merging and writing may change the model's dtype."""
-        refuse_whole(self.trained)
         self.base_storage = _STORAGES.get(str(self.base.dtype).removeprefix("torch."), "bf16")
 
     @property
@@ -110,7 +98,7 @@ class Subject:
     @property
     def base(self) -> Any:
         """The model below, with hosts in it as long as nothing was merged."""
-        return self.trained.model.get_base_model()
+        return self.trained.model.get_base_model() if self.trained.is_adapter else self.trained.model
 
     @cached_property
     def said(self) -> Said:
@@ -126,7 +114,9 @@ class Subject:
         """
         if self.trained.task.streams:
             _ = self.said
-        model = self.trained.model.merge_and_unload(safe_merge=True)
+        model = self.trained.model
+        if self.trained.is_adapter:
+            model = model.merge_and_unload(safe_merge=True)
         if self.trained.task.streams:
             keep_ends(model, self.trained.prompter)
         return model
@@ -181,8 +171,11 @@ class Format(ABC):
         """Why the target cannot hold this adapter; None if it can."""
         if self.writes and not subject.trained.task.streams:
             return f"{self.target} is given models that write after a prompt, not {subject.trained.task.name}"
+        whole = not subject.trained.is_adapter
         if self.holds == MERGED:
-            return merge_fault(subject.trained.model, subject.name)
+            return None if whole else merge_fault(subject.trained.model, subject.name)
+        if whole:
+            return "the whole model was trained, and there is no adapter"
         below = subject.trained.recipe.model
         if below.adapter is not None and below.adapter_as == "base":
             return "it stands on another adapter, which would be left out"

@@ -13,6 +13,7 @@ from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
+from ..train.tasks.base import Trained
 from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
 from .merged import publish
@@ -53,7 +54,7 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
     refuse_overwriting(out, located | {"the base model": Path(trained.recipe.model.path).expanduser()}, "--out")
     check_request(wanted, subject.storage, out, overwrite)
     if (reason := wanted.refusal(subject)) is not None:
-        raise _refused(wanted, reason, trained.folder)
+        raise _refused(wanted, reason, trained)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         leftovers.sweep(out.absolute().parent, out.name)
@@ -65,7 +66,7 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
             try:
                 wanted.write(subject, work)
             except NotMergeable as error:
-                raise _refused(wanted, f"{error.where}: {error.what}", trained.folder) from error
+                raise _refused(wanted, f"{error.where}: {error.what}", trained) from error
         found = wanted.check(subject, work)
         _refuse_different(wanted, found, out)
         found = replace(found, note="; ".join(filter(None, (subject.note, found.note))) or None)
@@ -77,9 +78,10 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
     return found
 
 
-def _refused(wanted: Format, reason: str, folder: Path) -> NotMergeable:
-    return NotMergeable(f"{wanted.name} cannot hold this adapter: {reason}", where=folder,
-                        fix=CONVERT if wanted.holds == LOW_RANK else MERGE)  # fmt: skip
+def _refused(wanted: Format, reason: str, trained: Trained) -> NotMergeable:
+    kind = "adapter" if trained.is_adapter else "model"
+    return NotMergeable(f"{wanted.name} cannot hold this {kind}: {reason}", where=trained.folder,
+                        fix=CONVERT if wanted.holds == LOW_RANK and trained.is_adapter else MERGE)  # fmt: skip
 
 
 def _refuse_different(wanted: Format, found: Comparison, out: Path) -> None:

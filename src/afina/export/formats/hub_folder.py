@@ -47,10 +47,13 @@ class Hub(Format):
         if not subject.licence:
             raise ConfigError("a card needs a licence", where="--licence", expected="as the hub writes it: apache-2.0")
         base_id(subject)
+        found = super().refusal(subject)
+        if found is not None:
+            return found
         router = routers(subject.trained.model.base_model).get(subject.name)
         if router is not None and router.routes:
             return "it routes among other adapters, which its own files do not have"
-        return super().refusal(subject)
+        return None
 
     def write(self, subject: Subject, folder: Path) -> None:
         model = subject.trained.model

@@ -141,7 +141,7 @@ def _changed(subject: Subject) -> dict[str, tuple[Host, str]]:
     out: dict[str, tuple[Host, str]] = {}
     tied = getattr(subject.base.config, "tie_word_embeddings", False)
     ends = [subject.base.get_input_embeddings(), subject.base.get_output_embeddings()] if tied else []
-    for path, host in hosts(subject.base):
+    for path, host in hosts(subject.base):  # a model that was trained as a whole has none
         if subject.name not in host.names():
             continue
         if any(host is end or getattr(host, "base_layer", None) is end for end in ends):
