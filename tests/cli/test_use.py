@@ -213,18 +213,18 @@ def merge_with_a_fault(adapter, out):
 
     from afina.export import merged
 
-    plain = merged._reloaded
+    plain = merged.reloaded
 
     def falsified(folder, model):
         again = plain(folder, model)
         next(again.parameters()).data[5:50] += 0.5
         return again
 
-    merged._reloaded = falsified
+    merged.reloaded = falsified
     try:
         return command("merge", adapter, Path(out))
     finally:
-        merged._reloaded = plain
+        merged.reloaded = plain
 
 
 def test_merged_model_that_differs_is_not_reported_as_made(adapters, tmp_path, child):

@@ -12,6 +12,7 @@ from .compare import compare
 from .convert import convert
 from .data import data
 from .doctor import doctor
+from .export import export
 from .foreign import import_recipe
 from .inspect import inspect
 from .list_runs import runs
@@ -54,6 +55,7 @@ app.command()(chat)
 app.command()(predict)
 app.command()(merge)
 app.command()(convert)
+app.command()(export)
 app.command()(methods)
 app.command()(inspect)
 app.command()(data)

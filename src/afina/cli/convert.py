@@ -32,7 +32,7 @@ def convert(
     """Write an adapter as LoRA, which more programs can serve, and say how much of it that loses."""
     if to != "lora":
         raise ConfigError("no such form", where="--to", got=to, expected="lora")
-    wanted = _rank(rank)
+    wanted = rank_or_share(rank)
     from .. import save_as_lora
     from ..core.files.overwriting import refuse_occupied, refuse_overwriting
     from ..train.use.trained import load_trained
@@ -65,7 +65,7 @@ def convert(
     typer.echo(f"LoRA in {out}")
 
 
-def _rank(text: str) -> float:
+def rank_or_share(text: str) -> float:
     """An int as it stands; anything with a point is a share.
 
     Raises:

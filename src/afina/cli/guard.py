@@ -19,6 +19,7 @@ _EXTRAS = MappingProxyType(
     {
         **dict.fromkeys(("datasets", "gguf", "matplotlib", "pydantic", "rich", "tensorboard", "trl", "yaml"), "train"),
         "optuna": "sweep",
+        **dict.fromkeys(("onnx", "onnxscript"), "export"),
     }
 )
 """Packages that only some commands need, and the extra that brings them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.config import method
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
@@ -60,8 +61,8 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     refuse_overwriting(out, {"the adapter": trained.folder, "the base model": base, "the base": located}, "OUT")
     is_model = (out / "config.json").is_file() and any(out.glob("*.safetensors"))
     refuse_occupied(out, "a model", is_model, overwrite)
-    probes = _encoded(trained)
-    expected = _logits(trained.model, probes)
+    probes = encoded(trained)
+    expected = logits(trained.model, probes)
     merged = trained.model.merge_and_unload(safe_merge=True)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
                 keep_ends(merged, trained.prompter)
             merged.save_pretrained(work)
             trained.prompter.keep(work)
-        check = _compare(expected, _logits(_reloaded(work, merged), probes))
+        check = compare(expected, logits(reloaded(work, merged), probes))
         tolerance = _TOLERANCE_32 if merged.dtype.itemsize >= 4 else _TOLERANCE_16
         if not check.difference <= tolerance:
             raise MergeError(
@@ -98,16 +99,24 @@ def against(trained: Trained, merged: Path) -> Check:
         trained: the adapter on that base.
         merged: folder of the merged model.
     """
-    probes = _encoded(trained)
+    probes = encoded(trained)
     model = _on(type(trained.model.get_base_model()), merged, "auto", trained.model.device)
-    return _compare(_logits(trained.model, probes), _logits(model, probes))
+    return compare(logits(trained.model, probes), logits(model, probes))
 
 
-def _encoded(trained: Trained) -> list[Any]:
-    return [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
+def encoded(trained: Trained) -> list[Any]:
+    """Six texts as the model takes them; of several tasks the first, or the one that it is asked about."""
+    import torch
+
+    config: Any = trained.model.active_peft_config if trained.is_adapter else None
+    more: dict[str, Any] = {}
+    if config is not None and "task_ids" in getattr(method(config).implementation, "inputs", ()):
+        more = {"task_ids": torch.tensor([trained.task_number or 0], device=trained.model.device)}
+    probes = [trained.task.probe(trained.prompter, text, trained.model.device) for text in _PROBES]
+    return [{**probe, **more} for probe in probes]
 
 
-def _told(output: Any) -> Any:
+def told(output: Any) -> Any:
     """What a model says: logits, those of the ends of an answer, or, of a model without a head, its hidden states."""
     import torch
 
@@ -116,15 +125,17 @@ def _told(output: Any) -> Any:
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-def _logits(model: Any, probes: list[Any]) -> list[Any]:
+def logits(model: Any, probes: list[Any]) -> list[Any]:
+    """What a model says to each of them, in float32."""
     import torch
 
     model.eval()
     with torch.no_grad():
-        return [_told(model(**probe)).float().cpu() for probe in probes]
+        return [told(model(**probe)).float().cpu() for probe in probes]
 
 
-def _reloaded(folder: Path, merged: Any) -> Any:
+def reloaded(folder: Path, merged: Any) -> Any:
+    """The model of a folder, of the class, dtype and device of another one."""
     return _on(type(merged), folder, merged.dtype, merged.device)
 
 
@@ -134,7 +145,7 @@ def _on(kind: Any, folder: Path, dtype: Any, device: Any) -> Any:
     return kind.from_pretrained(folder, dtype=dtype, **place)
 
 
-def _compare(expected: list[Any], got: list[Any]) -> Check:
+def compare(expected: list[Any], got: list[Any]) -> Check:
     """The comparison of logits; a value that is not finite counts as infinitely different."""
     difference, same, positions = 0.0, 0, 0
     for a, b in zip(expected, got, strict=True):

@@ -91,6 +91,14 @@ def told_by_set(sets: dict[str, dict[str, float]]) -> str:
 
 def card_section(values: dict[str, Any]) -> str:
     """The results as a section of the model card."""
+    parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
+    counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
+    told = f"Trained with {made_with}: {counts}; the settings are in `{RECIPE_NAME}`."
+    return "\n".join([*measured(values), "", told, ""])
+
+
+def measured(values: dict[str, Any]) -> list[str]:
+    """What was measured on held-out rows, as lines of the model card."""
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
     before, after = values["before"], values["after"]
     if before and after:
@@ -106,10 +114,7 @@ def card_section(values: dict[str, Any]) -> str:
         lines += ["", "; ".join([f"{after['rows']} rows", *Scores.from_dict(after).beside]) + "."]
     if after and after.get("confusion"):
         lines += ["", *_confusions(after["confusion"])]
-    parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
-    counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
-    lines += ["", f"Trained with {made_with}: {counts}; the settings are in `{RECIPE_NAME}`.", ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _confusions(table: dict[str, dict[str, int]]) -> list[str]:
