@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TASK_OF = MappingProxyType(
     {"preference": "preference", "judged": "kto", "labelled": "sequence_classification",
      "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings",
-     "pictured": "image_classification"}
+     "pictured": "image_classification", "spoken": "speech_recognition", "sounding": "audio_classification"}
 )  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
 _SHOWN = 2
@@ -199,7 +199,7 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
     found.notes = prompter.ledger.lines
     if prompter.ledger.unread:
         found.notes.append(f"nothing reads: {prompter.ledger.unread_line}")
-    if not task.pictures:
+    if task.medium == "texts":
         found.lengths["tokens of an example"] = _spread(lengths)
 
 
