@@ -35,6 +35,8 @@ REACHED = {
     "embeddings": ("accuracy", 0.5),
     "image_text_to_text": ("accuracy", 0.9),
     "image_classification": ("accuracy", 0.9),
+    "audio_classification": ("accuracy", 0.9),
+    "speech_recognition": ("accuracy", 0.9),
 }
 
 
@@ -103,6 +105,7 @@ def test_loaded_adapter_scores_as_the_trained_one_did(trained):
         assert done.scores.loss == pytest.approx(after["loss"], rel=1e-5)
         return
     assert done.scores.accuracy == pytest.approx(after["accuracy"])
+    assert done.scores.word_errors == after["word_errors"]
     assert done.scores.f1 == (pytest.approx(after["f1"]) if after["f1"] is not None else None)
 
 

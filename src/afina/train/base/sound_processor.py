@@ -132,7 +132,8 @@ def _speak(processor: SoundProcessor, section: ModelSection) -> None:
                           fix="leave it out")  # fmt: skip
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-    if language.lower() not in {*LANGUAGES, *TO_LANGUAGE_CODE}:
+    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    if code not in LANGUAGES or f"<|{code}|>" not in tokenizer.get_vocab():
         raise RecipeError("the model knows no such language", where="model.language", got=language,
                           expected="a name or code that Whisper has, e.g. english, en")  # fmt: skip
     tokenizer.set_prefix_tokens(language=language.lower(), task=section.speech, predict_timestamps=False)
