@@ -118,6 +118,8 @@ def _read(raw: bytes, file: Path) -> dict[str, Tensor]:
                 part = bytearray(raw[at : at + length])
                 out[name] = torch.frombuffer(part, dtype=getattr(torch, _DTYPES[dtype])).reshape(shape)
             at += length
+    except CheckpointError:
+        raise
     except (struct.error, UnicodeDecodeError, ValueError, RuntimeError) as error:
         raise _not_ours(file, "it ends too soon, or is damaged") from error
     return out

@@ -39,7 +39,8 @@ class SoundProcessor:
         """The longest sound."""
         if self.spectrogram:
             return float(self.extractor.max_length * _STEP)
-        return float(getattr(self.extractor, "chunk_length", None) or getattr(self.extractor, "seconds", LONGEST))
+        name = "chunk_length" if self.fixed else "seconds"
+        return float(getattr(self.extractor, name, LONGEST))
 
     @property
     def spectrogram(self) -> bool:

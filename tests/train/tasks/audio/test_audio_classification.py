@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from ...loop.test_run import Heard
 from ..test_tasks import resumed
 
 TASK = named("audio_classification")
+LONG = pytest.mark.skipif("AFINA_AUDIO" not in os.environ, reason="as those of images: make test-audio runs them")
 _OTHERS = pytest.mark.whole("the same way for all; wav2vec 2.0 stands for them")
 FEW = [name if name == "wav2vec2" else pytest.param(name, marks=_OTHERS) for name in tiny_sounds.CLASSIFIERS]
 
@@ -169,8 +171,8 @@ def test_a_run_resumes_to_the_bit(family, folders, birds, tmp_path, child):
 
 
 NOT_OF_SOUNDS = {
-    "ADAPTION_PROMPT": "match no module", "TRAINABLE_TOKENS": "cannot adapt this kind of layer",
-    "SHADOW": "takes none", "XLORA": "needs experts",
+    "ADAPTION_PROMPT": "match no module", "TRAINABLE_TOKENS": "embeds no tokens",
+    "SHADOW": "not a block of an encoder", "XLORA": "needs experts", "REFT": "width is not known",
     **dict.fromkeys(("CARTRIDGE", "CPT", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"),
                     "takes no tokens"),
 }  # fmt: skip
@@ -178,7 +180,7 @@ NOT_OF_SOUNDS = {
 
 
 @pytest.mark.parametrize("name", [
-    n if n in ("LORA", "PREFIX_TUNING") else pytest.param(n, marks=pytest.mark.whole("as those of images"))
+    n if n in ("LORA", "PREFIX_TUNING") else pytest.param(n, marks=LONG)
     for n in methods()
 ])  # fmt: skip
 def test_every_method_trains_on_a_wav2vec_or_says_why_not(name, folders, birds, tmp_path, child):

@@ -11,6 +11,7 @@ import json
 import sys
 import wave
 from pathlib import Path
+from typing import Any
 
 _RETRIEVE, _UTF8, _AT_CHARACTER = 1, 1, 1
 _SPEED, _PITCH = 1, 3
@@ -28,16 +29,16 @@ def speak(package: Path, folder: Path, sentences: list[tuple[str, str, str, int,
     library = ctypes.CDLL(str(package / _LIBRARIES.get(sys.platform, "libespeak-ng.so")))
     pieces: list[bytes] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def take(samples: object, count: int, events: object) -> int:
+    def take(samples: Any, count: int, events: object) -> int:
         if samples and count > 0:
-            pieces.append(ctypes.string_at(samples, 2 * count))  # type: ignore[arg-type]
+            pieces.append(ctypes.string_at(samples, 2 * count))
         return 0
 
     rate = library.espeak_Initialize(_RETRIEVE, 0, str(package).encode(), 0)
     if rate <= 0:
         sys.exit(f"eSpeak NG cannot begin ({rate})")
-    library.espeak_SetSynthCallback(take)
+    heard = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)(take)
+    library.espeak_SetSynthCallback(heard)
     for number, (name, text, voice, speed, pitch) in enumerate(sentences):
         pieces.clear()
         library.espeak_ng_SetRandSeed(ctypes.c_long(number))

@@ -167,7 +167,7 @@ class SpeechRecognition(Task):
         """A column `prediction` with what is said; of a sound that is too long, in its beginning."""
         data, processor = trained.recipe.data, trained.tokenizer
         prompter = trained.prompter
-        found = sound_items(rows, processor, prompter.ledger, lambda: None, checked=True, whole=False)  # type: ignore[arg-type]
+        found = sound_items(rows, processor, prompter.ledger, lambda: None, checked=True, whole=False)
         for line in prompter.ledger.lines:
             reporter.note(line)
         if found.truncated:
