@@ -57,6 +57,11 @@ class SoundProcessor:
         """Whether the tokenizer is of letters that a model hears one by one (CTC)."""
         return hasattr(self.tokenizer, "word_delimiter_token")
 
+    @property
+    def told_languages(self) -> bool:
+        """Whether the tokenizer has a token for each of many languages."""
+        return self.tokenizer is not None and "<|cy|>" in self.tokenizer.get_vocab()
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write it as transformers reads it."""
         self.whole.save_pretrained(folder, **options)
@@ -118,17 +123,13 @@ def _speak(processor: SoundProcessor, section: ModelSection) -> None:
     """Tell a tokenizer which language is spoken and what is to be written, where it has tokens for that.
 
     Raises:
-        RecipeError: it has none for the language, or it has some and the recipe names none.
+        RecipeError: it has none for the language.
     """
     tokenizer = processor.tokenizer
-    several = "<|cy|>" in tokenizer.get_vocab()
     language = section.language or getattr(tokenizer, "language", None)
-    if language is None and not several:
-        return
     if language is None:
-        raise RecipeError("the model hears many languages, and is told which", where="model.language",
-                          expected="the language of the sounds, e.g. english")  # fmt: skip
-    if not several:
+        return
+    if not processor.told_languages:
         raise RecipeError("the model has no tokens for languages", where="model.language", got=language,
                           fix="leave it out")  # fmt: skip
     from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE

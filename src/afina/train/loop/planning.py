@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...devices.memory_use import free_bytes, used_bytes
 from ...devices.place import place
 from ...devices.ranks import size
+from ...errors import RecipeError
 from ...plan.usage import told_bytes, told_seconds
 from ..base.base_model import base_location, config_of, vocab_size
 from ..base.new_tokens import trains_new_tokens
@@ -82,6 +83,8 @@ def _sizes(setting: Setting, processes: int) -> list[str]:
         return ["memory and time: not estimated for this task, whose trainer makes its batches itself"]
     try:
         found, (trainable, total) = _estimate(setting, batch)
+    except RecipeError:
+        raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return [f"memory: cannot be estimated for {recipe.method.type} ({got})"]

@@ -112,6 +112,7 @@ def learns_and_is_used(recipe, talks):
     assert done.scores.word_errors < 0.2
     right = next(row for row in done.rows if row["prediction"] == row["text"] == "odd")
     assert TASK.told(trained, str(talks.parent / right["audio"]), 6) == "odd"
+    assert TASK.told(trained, str(talks.parent / right["audio"]), 10_000) == "odd"  # more than there is room for
     assert merge(trained, result.folder / "merged").difference < 1e-4
     # Others load the merged model, and it writes the same, without being told the language again.
     theirs = pipeline("automatic-speech-recognition", str(result.folder / "merged"))
@@ -191,7 +192,6 @@ def test_more_letters_than_moments_are_refused(folders, talks, tmp_path, child):
 @pytest.mark.parametrize(
     ("family", "section", "said"),
     [
-        ("whisper", {}, "hears many languages"),
         ("whisper", {"language": "klingon"}, "knows no such language"),
         ("whisper", {"language": "cantonese"}, "knows no such language"),  # of later ones
         ("english", {"language": "welsh"}, "no tokens for languages"),
@@ -201,6 +201,11 @@ def test_more_letters_than_moments_are_refused(folders, talks, tmp_path, child):
 def test_languages_that_a_model_does_not_know_are_told(family, section, said, folders):
     with pytest.raises(RecipeError, match=said):
         processor_of(folders[family], **section)
+
+
+def test_a_model_of_many_languages_is_told_which(folders, talks, tmp_path):
+    with pytest.raises(RecipeError, match="hears many languages"):
+        planned(recipe_of(tmp_path, folders["whisper"], talks, "nobody's"), Reporter())
 
 
 def test_a_dry_run_says_what_speech_will_take_or_that_it_cannot(folders, talks, tmp_path):

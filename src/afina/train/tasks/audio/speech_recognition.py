@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ....errors import DataError, RecipeError
-from ...answers.batches import in_batches
-from ...answers.judge import judging, moved
 from ...base.sound_processor import SoundProcessor, load_sound_processor
 from ...conversations.image_files import found_at
 from ...conversations.processor import Sounds
-from ...data.encode import IGNORED, Data, Encoded
+from ...data.encode import Data, Encoded
 from ...data.labels import task_numbers
 from ...data.prompts import Prompter
 from ...data.rows import Rows
 from ...recipe.sections import DataSection, ModelSection, Recipe
-from ...report.events import Progress, Reporter, Span
+from ...report.events import Reporter, Span
 from ...report.scores import Scores
 from ..base import Job, Predictions, Task, Trained
 from .audio_classification import noise
 from .shortened import shorten
 from .sound_batches import SoundBatches, sound_items
+from .speech_batches import SpeechBatches
 from .word_errors import error_scores, plain
+from .writing import written
 
-_LONGEST_ANSWER = 200
-"""Tokens, where neither recipe nor command says."""
 _SHOWN = 6
 
 
@@ -50,10 +47,17 @@ class SpeechRecognition(Task):
         return "AutoModelForCTC" if tokenizer.spells else self.loader
 
     def loaded(self, model: Any, tokenizer: Any) -> None:
-        """Let it take sounds as long as its processor gives, and tell it what its tokenizer is told."""
+        """Let it take sounds as long as its processor gives, and tell it what its tokenizer is told.
+
+        Raises:
+            RecipeError: it has to be told which language it hears, and is not.
+        """
         shorten(model, tokenizer)
         settings = getattr(model, "generation_config", None)
         language = getattr(tokenizer.tokenizer, "language", None)
+        if language is None and tokenizer.told_languages:
+            raise RecipeError("the model hears many languages, and is told which", where="model.language",
+                              expected="the language of the sounds, e.g. english")  # fmt: skip
         if settings is not None and language is not None:
             settings.language, settings.task = language, tokenizer.tokenizer.task
 
@@ -94,7 +98,7 @@ class SpeechRecognition(Task):
 
     def collator(self, tokenizer: Any) -> Any:
         """Reads sounds, and pads texts."""
-        return _Batches(SoundBatches(tokenizer))
+        return SpeechBatches(SoundBatches(tokenizer))
 
     def arguments(self, recipe: Recipe, work: Path, learning_rate: float) -> Any:
         """The trainer's settings; sounds have no tokens to count."""
@@ -112,7 +116,7 @@ class SpeechRecognition(Task):
             for part in (data.train, data.held_out):
                 _check_moments(part, model)
         out = super().trainer(recipe, model, tokenizer.whole, data, arguments)
-        out.data_collator = _Batches(SoundBatches(tokenizer, model.dtype))
+        out.data_collator = SpeechBatches(SoundBatches(tokenizer, model.dtype))
         return out
 
     def score(self, job: Job) -> Scores:
@@ -147,7 +151,7 @@ class SpeechRecognition(Task):
         item = {"audio": found_at(text.strip(), Path(), "the message", "sound"), "where": text.strip()}
         numbers = trained.task_numbers(1)
         items = [{**item, "task_ids": numbers[0]} if numbers else item]
-        (out,) = written(trained.model, trained.tokenizer, items, 1, max_new_tokens, Reporter(), "")
+        (out,) = written(trained.model, trained.tokenizer, items, 1, max_new_tokens, Reporter(), "", cut=True)
         return out
 
     def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
@@ -180,33 +184,6 @@ class SpeechRecognition(Task):
         if not all(data.text_column in row for row in rows.values):
             return Predictions(out)
         return Predictions(out, error_scores(None, [said(rows, i, data.text_column) for i in range(len(rows))], got))
-
-
-class _Batches:
-    """Batches of sounds with their texts; a model that writes is told where it is, and learns what comes next."""
-
-    def __init__(self, sounds: SoundBatches) -> None:
-        self.sounds = sounds
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        out = self.sounds(items)
-        if "labels" not in items[0]:
-            return out
-        texts = [torch.tensor(item["labels"], dtype=torch.long) for item in items]
-        if self.sounds.processor.spells:
-            out["labels"] = pad_sequence(texts, batch_first=True, padding_value=IGNORED)
-            return out
-        told = [torch.tensor(item["prefix"], dtype=torch.long) for item in items]
-        pad = int(self.sounds.processor.tokenizer.pad_token_id)
-        read = [torch.cat([before, text[:-1]]) for before, text in zip(told, texts, strict=True)]
-        learnt = [torch.cat([torch.full_like(before[1:], IGNORED), text])
-                  for before, text in zip(told, texts, strict=True)]  # fmt: skip
-        out["decoder_input_ids"] = pad_sequence(read, batch_first=True, padding_value=pad)
-        out["labels"] = pad_sequence(learnt, batch_first=True, padding_value=IGNORED)
-        return out
 
 
 def _tokens(processor: SoundProcessor, text: str) -> tuple[list[int], list[int]]:
@@ -254,37 +231,3 @@ def _check_moments(part: Encoded | None, model: Any) -> None:
         if needed > moments:
             raise DataError("a text is too long for its sound", where=item["where"], got=f"{needed} letters",
                             expected=f"at most {moments}, so many moments the model hears")  # fmt: skip
-
-
-def written(
-    model: Any, processor: Any, items: Sequence[dict[str, Any]], batch_size: int, max_new_tokens: int | None,
-    reporter: Reporter, doing: str,
-) -> list[str]:  # fmt: skip
-    """What a model writes of every sound, greedily."""
-    batches, tokenizer = SoundBatches(processor), processor.tokenizer
-
-    def judge(part: list[dict[str, Any]]) -> list[str]:
-        given = moved(batches([{k: v for k, v in item.items() if k != "labels"} for item in part]), model)
-        if processor.spells:
-            ids = model(**given).logits.argmax(-1)
-            return [str(text).strip() for text in tokenizer.batch_decode(ids)]
-        ids = model.generate(**given, **_greedy(model, max_new_tokens, len(tokenizer.prefix_tokens)))
-        return [str(text).strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    with judging(model):
-        parts = in_batches(items, batch_size, judge,
-                           lambda done: reporter.progress(Progress(doing, done, len(items))))  # fmt: skip
-    return [text for part in parts for text in part]
-
-
-def _greedy(model: Any, max_new_tokens: int | None, prefix: int) -> dict[str, Any]:
-    """Settings of `generate` for reproducible answers.
-
-    Raises:
-        RecipeError: more is wanted than the model has places for.
-    """
-    room = model.config.max_target_positions - prefix
-    if max_new_tokens is not None and max_new_tokens > room:
-        raise RecipeError("the model has no room for so long an answer", where="max_new_tokens", got=max_new_tokens,
-                          expected=f"at most {room}")  # fmt: skip
-    return {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens or min(_LONGEST_ANSWER, room)}
