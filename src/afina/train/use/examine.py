@@ -194,7 +194,8 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
             found.masks[index] = _tokens(part.items[0], tokenizer)
         lengths += [part.length(i) for i in range(len(part))]
         if part.truncated:
-            found.problem(DataError(f"longer than max_length={data.max_length} tokens, and cut"), rows.where(index))
+            most = f"max_length={data.max_length} tokens" if task.medium == "texts" else "the model takes"
+            found.problem(DataError(f"longer than {most}, and cut"), rows.where(index))
     prompter.ledger.unread.update({f"column {name!r}": count for name, count in rows.unread().items()})
     found.notes = prompter.ledger.lines
     if prompter.ledger.unread:

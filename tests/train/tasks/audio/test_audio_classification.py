@@ -91,6 +91,27 @@ def test_a_batch_is_to_the_bit_what_the_models_extractor_gives(family, folders, 
     assert batch["labels"].tolist() == [0, 0, 1]
 
 
+def test_sounds_of_a_data_set_are_taken_as_they_are_stored(folders, monkeypatch, tmp_path):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    from afina.train.data.hub_rows import read_hub
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    kinds = datasets.Features({"audio": datasets.Audio(), "label": datasets.ClassLabel(names=["low", "high"])})
+    table = {"audio": [{"bytes": tiny_sounds.tone(i), "path": f"{i}.wav"} for i in range(4)], "label": [0, 1, 0, 1]}
+    (tmp_path / "set").mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.table(table).replace_schema_metadata(kinds.arrow_schema.metadata), tmp_path / "set" / "train.parquet"
+    )
+    rows = read_hub(f"hub:{tmp_path / 'set'}")
+    processor = load_sound_processor(str(folders["whisper"]), ModelSection(path=""), writes=False)
+    items = TASK.encode(rows, TASK.prompter(DataSection(train=""), processor), ["low", "high"], 0).items
+    assert [item["audio"] for item in items] == [tiny_sounds.tone(i) for i in range(4)]
+    assert [item["labels"] for item in items] == [0, 1, 0, 1]
+
+
 def test_what_was_resampled_averaged_and_cut_is_told(folders, birds):
     processor = load_sound_processor(str(folders["wav2vec2"]), ModelSection(path="", audio_seconds=0.25), writes=False)
     prompter = TASK.prompter(DataSection(train=""), processor)
