@@ -93,6 +93,7 @@ def test_the_loss_is_that_of_transformers_own_labels(folders, talks):
     assert own.loss > 1
 
 
+@pytest.mark.whole("learning among the tasks, the rest by models that spell")
 def test_a_run_learns_is_loaded_writes_and_merges(folders, talks, tmp_path, child):
     recipe = recipe_of(tmp_path, folders["whisper"], talks, training__max_steps=60, training__save_steps=60)
     child(learns_and_is_used, recipe, talks)
