@@ -156,6 +156,26 @@ def test_a_model_that_spells_resumes_to_the_bit(folders, talks, tmp_path, child)
     assert report["after"] == report_again["after"]
 
 
+@pytest.mark.whole("files are the same for all tasks")
+def test_the_reference_reads_the_adapter(folders, talks, tmp_path, child):
+    import peft
+    from transformers import AutoModelForSpeechSeq2Seq
+
+    recipe = recipe_of(tmp_path, folders["whisper"], talks, training__max_steps=3)
+    folder, batch, own = child(logits_of_run, recipe)
+    base = AutoModelForSpeechSeq2Seq.from_pretrained(folders["whisper"])
+    theirs = peft.PeftModel.from_pretrained(base, folder).eval()
+    torch.testing.assert_close(theirs(**batch).logits, own)
+    with theirs.disable_adapter():
+        assert (theirs(**batch).logits - own).abs().max() > 1e-3
+
+
+def logits_of_run(recipe):
+    trained = load_trained(run(recipe, Reporter()).folder, Reporter())
+    batch = TASK.probe(trained.prompter, "even", "cpu")
+    return trained.folder, batch, trained.model(**batch).logits.detach()
+
+
 @pytest.mark.whole("storage is the same for all tasks")
 def test_a_base_in_int8_is_taught_to_write(folders, talks, tmp_path, child):
     recipe = recipe_of(tmp_path, folders["whisper"], talks, model__quantize="int8", model__dtype="float32")
