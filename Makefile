@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports
+.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
+	@echo "make demo-audio   teach Whisper to write down Welsh, and to tell spoken digits apart; merge it (three minutes)"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
 	@echo "make test-spread  every method on bases that are spread over two processes (minutes)"
+	@echo "make test-audio  every method on models of sounds (minutes)"
 	@echo "make test-zero  every method with DeepSpeed's engine in two processes; installs it (a quarter of an hour)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
@@ -34,6 +36,12 @@ demo-vision: $(READY)
 	$(BIN)/afina train digits --live --overwrite $(DEMO_ARGS)
 	$(BIN)/afina merge runs/digits runs/digits-merged --overwrite
 	@sed -n '/^## Results/,$$p' runs/digits/README.md
+
+demo-audio: $(READY)
+	$(BIN)/afina train welsh --live --overwrite $(DEMO_ARGS)
+	$(BIN)/afina merge runs/welsh runs/welsh-merged --overwrite
+	$(BIN)/afina train spoken-digits --live --overwrite $(DEMO_ARGS)
+	@for run in welsh spoken-digits; do sed -n '/^## Results/,$$p' runs/$$run/README.md; done
 
 # One thread a worker: two workers on two cores are faster than one worker with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=30
@@ -72,6 +80,10 @@ bench: $(READY)
 # Every method, option and shape of model in two processes with a part of the base each.
 test-spread: $(READY)
 	AFINA_SPREAD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --size all tests/battery/test_spread.py
+
+# Every method on a Whisper and on a wav2vec 2.0.
+test-audio: $(READY)
+	AFINA_AUDIO=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --size all tests/train/tasks/audio
 
 # DeepSpeed in an environment of its own over .venv; without isolation, which would get a torch only to build with.
 $(VENV)-zero/.ready: $(READY)

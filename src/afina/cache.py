@@ -64,10 +64,11 @@ def open_up(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+def sha256(*paths: Path) -> str:
+    """The SHA-256 of a file, or of several one after the other, in hex."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from afina.evidence.prepare import prepare
 from afina.train.recipe.settings import recipe_of_text
 from afina.train.report.events import Reporter
 
-from ..train import tiny_images
+from ..train import tiny_images, tiny_sounds
 
 
 def test_rows_of_images_mean_the_same_in_the_folder_of_a_comparison(tmp_path):
@@ -22,3 +22,14 @@ def test_rows_of_images_mean_the_same_in_the_folder_of_a_comparison(tmp_path):
     rows = [json.loads(line) for path in (shared.train, shared.held_out) for line in path.read_text().splitlines()]
     assert {row["image"] for row in rows} == {str(path) for path in (tmp_path / "pets").rglob("*.png")}
     assert shared.labels == ["dark", "light"]
+
+
+def test_rows_of_sounds_mean_the_same_in_the_folder_of_a_comparison(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.wav").write_bytes(tiny_sounds.tone(i))
+    (tmp_path / "rows.csv").write_text("audio,text\n" + "".join(f"{i}.wav,word\n" for i in range(4)))
+    text = f"task: speech_recognition\nmodel: {{path: {tiny_sounds.write_whisper(tmp_path / 'w')}, language: cy}}"
+    text += f"\ndata: {{train: {tmp_path / 'rows.csv'}, eval_split: 0.5}}\noutput: {{dir: x}}"
+    shared = prepare(recipe_of_text(text, "r"), tmp_path / "cmp" / "data", Reporter())
+    rows = [json.loads(line) for path in (shared.train, shared.held_out) for line in path.read_text().splitlines()]
+    assert {row["audio"] for row in rows} == {str(tmp_path / f"{i}.wav") for i in range(4)}

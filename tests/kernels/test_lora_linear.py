@@ -43,6 +43,25 @@ def test_gradients_of_the_added_part_are_those_of_the_formula():
     assert torch.allclose(add_low_rank(y, x, a, b, scale), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("function", ["lora_linear", "add_low_rank", "differentiable_linear"])
+def test_what_it_gives_may_be_written_into(function):
+    """As wav2vec 2.0 blanks what is padding."""
+    from afina.kernels.cpu.products import differentiable_linear
+
+    x, w, a, b = (torch.randn(shape, requires_grad=True) for shape in ((2, 3, 8), (6, 8), (2, 8), (6, 2)))
+    run = {"lora_linear": lambda: lora_linear(x, w.detach(), None, a, b, 1.0),
+           "add_low_rank": lambda: add_low_rank(x @ w.mT, x, a, b, 1.0),
+           "differentiable_linear": lambda: differentiable_linear(x, w, None)}[function]  # fmt: skip
+    y, kept = run(), torch.ones(2, 3, dtype=torch.bool)
+    kept[1, 2:] = False
+    y[~kept] = 0
+    (got,) = torch.autograd.grad(y.square().sum(), x)
+    (expected,) = torch.autograd.grad((run() * kept[..., None]).square().sum(), x)
+    torch.testing.assert_close(got, expected)
+    assert (got[1, 2] == 0).all()
+    assert got[1, 1].abs().sum() > 0
+
+
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_scale_may_be_a_tensor(tokens):
     (x, w, bias, a, b), scale = numbers(tokens)

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from . import tiny, tiny_images
+from . import tiny, tiny_images, tiny_sounds
 
 
 @pytest.fixture(autouse=True)
@@ -27,5 +27,6 @@ def models(model_folder, tmp_path_factory):
         "encoder": tiny.write_encoder(tmp_path_factory.mktemp("encoder")),
         "mobilenet_v2": tiny_images.write_mobilenet_v2(tmp_path_factory.mktemp("mobilenet_v2")),
         "vit": tiny_images.write_vit(tmp_path_factory.mktemp("vit")),
+        "whisper": tiny_sounds.write_whisper(tmp_path_factory.mktemp("whisper")),
         "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3")),
     }

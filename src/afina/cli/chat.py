@@ -187,7 +187,7 @@ class Talk(Session):
         """Found now, so that a wrong name is told at once."""
         from ..train.conversations.image_files import found_at, opened
 
-        if self.trained.task.pictures:  # there is nothing else to say
+        if self.trained.task.medium != "texts":  # there is nothing else to say
             return self.trained.task.told(self.trained, path, self.sampling.max_new_tokens)
         if self.trained.prompter.images is None:
             return super().show(path)

@@ -26,7 +26,7 @@ def predict(
     file: Annotated[Path, typer.Argument(help="What data.train takes, with the columns of the training rows.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="JSONL to write; without it FILE.predictions.jsonl (of images: in this folder)."),
+        typer.Option(help="JSONL to write; without it FILE.predictions.jsonl (of images or sounds: in this folder)."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
@@ -42,11 +42,11 @@ def predict(
 ) -> None:
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
     from ..core.files.overwriting import refuse_overwriting
-    from ..train.data.readers.image_rows import is_image
+    from ..train.data.readers.media_rows import is_medium
 
     take_over_slurm()
-    # A file of rows in a folder of images would be taken for what the folder holds.
-    beside = Path() if file.is_dir() or is_image(file) else file.parent
+    # A file of rows in a folder of images or sounds would be taken for what the folder holds.
+    beside = Path() if file.is_dir() or is_medium(file) else file.parent
     target = out or beside / f"{file.absolute().stem}.predictions.jsonl"
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
@@ -107,5 +107,5 @@ def _predicted(
 
 
 def _not_text(value: object) -> str:
-    """What stands in the place of an image's bytes."""
+    """What stands in the place of an image's or a sound's bytes."""
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -29,6 +29,10 @@ _LOGGED = (
     ("transformers.trainer_utils", "The tokenizer has new PAD/BOS/EOS tokens"),
     # Checkpoints that are less than a second apart are put into order by their numbers.
     ("transformers.trainer_utils", "mtime may not be reliable"),
+    # Of Whisper on its own way of writing: its settings have a longest answer already, and sounds need no mask.
+    ("transformers.generation.utils", "Passing `generation_config` together with"),
+    ("transformers.generation.utils", "Both `max_new_tokens`"),
+    ("transformers.generation.utils", "The attention mask is not set"),
 )
 """Logger, and a part of what it says."""
 _WARNED: tuple[tuple[str, type[Warning]], ...] = (

@@ -16,6 +16,7 @@ _KNOWN = (
     ("bitsandbytes", "model.quantize: nf4, fp4, int8", "pip install 'afina[quant]'", _ALL),
     ("torchao", "model.quantize: int8wo, int4wo", "pip install 'afina[quant]'", _ALL),
     ("trl", "tasks on preferences", "pip install 'afina[train]'", _ALL),
+    ("soundfile", "tasks on sounds", "pip install 'afina[audio]'", _ALL),
     ("optuna", "compare --tune", "pip install 'afina[sweep]'", _ALL),
 )
 

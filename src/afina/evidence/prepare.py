@@ -89,8 +89,9 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
     column = [row.get(recipe.data.label_column) for row in split.held_out.values]
     if labels is not None and None not in column:
         majority = majority_share([str(value) for value in column])
-    sees = "Image" in named(recipe.task).loader
-    train, held_out = (_anchored(rows) if sees else rows.values for rows in (split.train, split.held_out))
+    task = named(recipe.task)
+    files = task.medium != "texts" or "Image" in task.loader
+    train, held_out = (_anchored(rows) if files else rows.values for rows in (split.train, split.held_out))
     steps = planned_steps(recipe, len(train))
     taken = steps * recipe.training.batch_size * recipe.training.gradient_accumulation
     inner, tune = _halved(train, max(_TUNE_FEW, taken // _TUNE_OF_STEPS))
@@ -104,7 +105,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
 
 
 def _anchored(rows: Rows) -> list[dict[str, Any]]:
-    """Rows as they can be written elsewhere: the paths of images in them count from their own folder."""
+    """Rows as they can be written elsewhere: the paths of images and sounds in them count from their own folder."""
     return [anchored(row, rows.folder(index)) for index, row in enumerate(rows.values)]
 
 

@@ -100,7 +100,7 @@ class _LoraLinear(torch.autograd.Function):
             y_NO = products.linear(x_NI, weight, bias).addmm_(t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, weight, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
         ctx.scale, ctx.dtypes, ctx.shape = s, (a.dtype, b.dtype), x.shape
-        return y_NO.view(*x.shape[:-1], y_NO.shape[1])
+        return products.shaped(y_NO, (*x.shape[:-1], y_NO.shape[1]))
 
     @staticmethod
     @once_differentiable
@@ -130,7 +130,7 @@ class _AddLowRank(torch.autograd.Function):
         out = torch.addmm(y_NO, t_NR, b_OR.mT, alpha=s)
         ctx.save_for_backward(x_NI, a_RI, b_OR, t_NR, scale if isinstance(scale, Tensor) else None)
         ctx.scale, ctx.dtypes, ctx.shape, ctx.y_dtype = s, (a.dtype, b.dtype), x.shape, y.dtype
-        return out.view(y.shape)
+        return products.shaped(out, y.shape)
 
     @staticmethod
     @once_differentiable

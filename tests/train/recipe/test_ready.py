@@ -44,10 +44,13 @@ def on_a_tiny_model(name, models, folder):
     family = "t5" if "Seq2Seq" in loader else "llama" if "Causal" in loader or "q_proj" in targets else "encoder"
     family = "idefics3" if "Image" in loader else family
     family = "mobilenet_v2" if loader.endswith("ImageClassification") else family
+    family = "whisper" if named(recipe.task).medium == "sounds" else family
     rows = rows_for(name, folder)
     given = {"model.path": str(models[family]), "data.train": rows, "data.eval": rows, "max_steps": "3",
              "batch_size": "2", "evaluation.batch_size": "4", "output.dir": str(folder / "out"),
              "data.max_length": "200", "evaluation.max_new_tokens": "3"}  # fmt: skip
+    if family == "whisper":
+        given |= {"model.audio_seconds": "2"} | ({"language": "cy"} if recipe.task == "speech_recognition" else {})
     if recipe.task == "grpo":
         given |= {"batch_size": "4", "generations": "4", "reinforcement.answer_tokens": "4", "rewards": "[json]"}
     return list(given.items())

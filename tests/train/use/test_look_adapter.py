@@ -58,3 +58,17 @@ def test_adapter_does_not_fit_another_base(adapter, model_folder, tmp_path, chil
     with pytest.raises(CheckpointError) as caught:
         child(fits, adapter[0], other)
     assert len(str(caught.value).splitlines()) <= 4
+
+
+def test_adapters_of_images_and_sounds_are_fitted_to_a_base_of_their_kind(tmp_path):
+    from transformers import AutoModelForAudioClassification
+
+    from afina import LoraConfig, get_peft_model
+
+    from .. import tiny_sounds
+
+    base = tiny_sounds.write_wav2vec2(tmp_path / "base")
+    model = AutoModelForAudioClassification.from_pretrained(base, num_labels=5)
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["projector", "classifier"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    assert look_adapter.check_fit(tmp_path / "adapter", str(base)) == 2 * 2 + 4

@@ -33,23 +33,37 @@ def installed(name: str, version: str | None, inside: PurePosixPath) -> Path | N
     return path if path.exists() and version in (None, found.version) else None
 
 
+def in_parts(reference: str) -> list[str]:
+    """The parts of a reference to a file that several packages share: `package:ONE/a.part1+package:TWO/a.part2`."""
+    return re.split(r"\+(?=package:)", reference)
+
+
 def model_folder(reference: str) -> str:
     """What transformers loads of a base that a config names: a package's folder, or what it says itself.
 
     Raises:
         ConfigError: the package is not here, or its GGUF model was not converted yet.
     """
-    match = REFERENCE.fullmatch(reference)
-    if match is None or match[1] != "package":
+    if not reference.startswith("package:"):
         return reference
-    _, name, version, inside = match.groups()
-    path = PurePosixPath(inside)
-    if path.is_absolute() or ".." in path.parts:
-        raise ConfigError("a reference stays inside its package", got=reference)
-    found = installed(name, version, path) or fetched_at("package", name, version) / "files" / path
-    if found.is_file():
-        found = converted_at(found, sha256(found))
+    files = [_path(part) for part in in_parts(reference)]
+    found = files[0]
+    if all(file.is_file() for file in files):
+        found = converted_at(found, sha256(*files))
     if not found.is_dir():
         raise ConfigError("the adapter's base is in a package that is not here", got=reference,
                           fix="afina predict or chat with it fetches the base once; or load it yourself")  # fmt: skip
     return str(found)
+
+
+def _path(reference: str) -> Path:
+    """Where a reference leads, whether or not it is there.
+
+    Raises:
+        ConfigError: it is malformed, or leads out of its package.
+    """
+    match = REFERENCE.fullmatch(reference)
+    path = PurePosixPath(match[4] if match else "..")
+    if match is None or path.is_absolute() or ".." in path.parts:
+        raise ConfigError("a reference stays inside its package", got=reference)
+    return installed(match[2], match[3], path) or fetched_at("package", match[2], match[3]) / "files" / path

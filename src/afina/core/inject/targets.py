@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ...errors import TargetError, nearest_to_all
 from ..config import LayerConfig
@@ -99,8 +100,10 @@ def linear_layers(model: nn.Module) -> list[str]:
 
 
 def biased(model: nn.Module) -> list[str]:
-    """The names of all modules that have a bias of their own."""
-    return [s.name for s in slots(model) if base_weight(plain_module(s.module)).bias is not None]
+    """The names of all modules that have a bias of their own, but for those whose weight is computed from others, as
+    weight norm does."""
+    plain = ((s.name, plain_module(s.module)) for s in slots(model))
+    return [name for name, module in plain if base_weight(module).bias is not None and not is_parametrized(module)]
 
 
 def normalisations(model: nn.Module) -> list[str]:

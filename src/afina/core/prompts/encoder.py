@@ -187,7 +187,7 @@ def _reads_tokens(model: nn.Module) -> bool:
     not, whatever their `get_input_embeddings` gives."""
     if not hasattr(model, "main_input_name"):
         return True
-    return bool({"input_ids", "inputs_embeds", "decoder_input_ids"} & set(inspect.signature(model.forward).parameters))
+    return bool({"input_ids", "inputs_embeds"} & set(inspect.signature(model.forward).parameters))
 
 
 def complete(config: PromptLearningConfig, model: nn.Module, goes_into: str) -> None:

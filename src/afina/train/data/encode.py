@@ -70,9 +70,10 @@ class Encoded(Dataset[dict[str, Any]]):
         return Encoded(items, source, self.truncated, self.masked, self.rows)
 
     def length(self, index: int) -> int:
-        """Tokens of an item."""
+        """Tokens of an item, or samples of a sound."""
         item = self.items[index]
-        return sum(len(item[key]) for key in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if key in item)
+        ids = (item[key] for key in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if key in item)
+        return int(item.get("samples", 0)) or sum(map(len, ids))
 
     def check_masked(self, rows: Rows, data: DataSection) -> None:
         """Refuse rows whose answers were cut away.

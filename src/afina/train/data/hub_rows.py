@@ -46,11 +46,14 @@ def read_hub(source: str) -> Rows:
     try:
         found = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, DatasetsError) as error:
-        got = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        cause = error.__cause__ or error  # datasets tells the reason in the error below
+        got = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
         raise DataError("cannot load the data set", where=source, got=got, expected=_SYNTAX) from error
     for column, feature in found.features.items():
-        if isinstance(feature, datasets.Image):  # as they are stored: they are read where they are used
-            found = found.cast_column(column, datasets.Image(decode=False))
+        if isinstance(
+            feature, datasets.Image | datasets.Audio
+        ):  # as they are stored: they are read where they are used
+            found = found.cast_column(column, type(feature)(decode=False))
     values = [{key: _named(value, found.features[key]) for key, value in row.items()} for row in found]
     if not values:
         raise DataError("the data set has no rows", where=source)

@@ -13,8 +13,8 @@ from typing import Any
 from ...cache import sha256
 from ...errors import DataError, did_you_mean
 from .readers.csv_rows import csv_rows, tsv_rows
-from .readers.image_rows import image_rows, is_image
 from .readers.json_rows import json_list, jsonl
+from .readers.media_rows import is_medium, media_rows
 from .readers.row_check import Numbered, Row, checked, decoded
 from .standard import mapping, nearly
 
@@ -120,16 +120,16 @@ def folder_of(path: Path) -> Path:
 
 def read_rows(path: Path) -> Rows:
     """All rows of a `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet` or `.txt` file (a row a line, column `text`), or of
-    all such files in a folder, in the order of their names; or images: one, a folder of them, or of a folder for each
-    class.
+    all such files in a folder, in the order of their names; or images or sounds: one, a folder of them, or of a folder
+    for each class.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, malformed or of an unknown kind.
     """
     if path.is_dir():
         return _read_folder(path)
-    if is_image(path) and path.is_file():
-        return _of_images(path, image_rows(path))
+    if is_medium(path) and path.is_file():
+        return _of_files(path, media_rows(path))
     readers = _readers()
     reader = readers.get(path.suffix.lower())
     if reader is None and path.suffix.lower() != ".parquet":
@@ -150,16 +150,16 @@ def _readers() -> dict[str, Callable[[str, Path], tuple[Numbered, str]]]:
 def _read_folder(folder: Path) -> Rows:
     known = {*_readers(), ".parquet"}
     parts = [read_rows(p) for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in known]
-    if not parts and (images := image_rows(folder)):
-        return _of_images(folder, images)
+    if not parts and (files := media_rows(folder)):
+        return _of_files(folder, files)
     if not parts:
-        expected = f"{', '.join(sorted(known))}, images, or a folder of images for each class"
+        expected = f"{', '.join(sorted(known))}, images, sounds, or a folder of them for each class"
         raise DataError("the folder has no data files", where=folder, expected=expected)
     values, lines = [row for p in parts for row in p.values], [line for p in parts for line in p.lines]
     return Rows(folder, values, lines, remarks=tuple(r for p in parts for r in p.remarks))
 
 
-def _of_images(path: Path, rows: list[Row]) -> Rows:
+def _of_files(path: Path, rows: list[Row]) -> Rows:
     return Rows(path, rows, list(range(1, len(rows) + 1)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
     "rejected", "tokens", "tags", "system", "tools", "history", "question", "context", "answers", "answer",
-    "anchor", "positive", "negative", "image", "images",
+    "anchor", "positive", "negative", "image", "images", "audio",
 )  # fmt: skip
 """Names that formats are recognised by."""
 

@@ -23,8 +23,12 @@ from ..tasks import named
 from .adapt import fill_rate
 from .fast_paths import check_offload
 
-_OF_IMAGES = ("model.image_size", "training.augment")
-_OF_TEXTS = ("model.new_tokens", "model.chat_template", "data.prompt", "data.completion", "data.system")
+_OF_A_MEDIUM = {
+    "images": ("model.image_size", "training.augment"),
+    "sounds": ("model.audio_seconds", "model.language"),
+    "texts": ("model.new_tokens", "model.chat_template", "data.prompt", "data.completion", "data.system"),
+}
+"""Settings that mean something where rows are images, sounds or texts only."""
 
 
 def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[str] | None]:
@@ -35,25 +39,24 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
-    _check_images(recipe)
+    _check_medium(recipe)
     named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
     labels = named(recipe.task).labels(recipe.data, split.parts)
     return from_first(lambda: _resolved(recipe, split, labels, reporter)), split, labels
 
 
-def _check_images(recipe: Recipe) -> None:
-    """Refuse settings of images where rows are none, and those of texts where they are.
+def _check_medium(recipe: Recipe) -> None:
+    """Refuse settings of images, sounds or texts where rows are others.
 
     Raises:
         RecipeError: names the setting.
     """
-    pictures = named(recipe.task).pictures
-    foreign = _OF_TEXTS if pictures else _OF_IMAGES
-    key = next((key for key in foreign if attrgetter(key)(recipe)), None)
-    if key is not None:
-        raise RecipeError(f"rows of this task are {'' if pictures else 'no '}images", where=key, got=recipe.task,
-                          fix="leave it out")  # fmt: skip
+    own = named(recipe.task).medium
+    foreign = [(key, medium) for medium, keys in _OF_A_MEDIUM.items() if medium != own for key in keys]
+    key, medium = next(((key, medium) for key, medium in foreign if attrgetter(key)(recipe)), ("", ""))
+    if key:
+        raise RecipeError(f"rows of this task are {own}, no {medium}", where=key, got=recipe.task, fix="leave it out")
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...devices.memory_use import free_bytes, used_bytes
 from ...devices.place import place
 from ...devices.ranks import size
+from ...errors import RecipeError
 from ...plan.usage import told_bytes, told_seconds
 from ..base.base_model import base_location, config_of, vocab_size
 from ..base.new_tokens import trains_new_tokens
@@ -82,22 +83,32 @@ def _sizes(setting: Setting, processes: int) -> list[str]:
         return ["memory and time: not estimated for this task, whose trainer makes its batches itself"]
     try:
         found, (trainable, total) = _estimate(setting, batch)
+    except RecipeError:
+        raise
     except (RuntimeError, NotImplementedError, ValueError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         return [f"memory: cannot be estimated for {recipe.method.type} ({got})"]
-    rows, *sizes = next(iter(batch.values())).shape
     saved = _stored(recipe, found)
     lines = [
         f"trained parameters: {trainable:,} of {total:,} ({trainable / total:.2%}); "
         f"{told_bytes(found.trained)} on disk, {told_bytes(3 * found.trained)} in each of "
         f"{recipe.training.keep_checkpoints} checkpoints",
-        f"memory: weights {told_bytes(found.weights - saved)}, a step of {rows} "
-        f"{f'rows of up to {sizes[0]} tokens' if len(sizes) < 3 else 'images of ' + ' x '.join(map(str, sizes))} "
+        f"memory: weights {told_bytes(found.weights - saved)}, a step of {_told_rows(batch)} "
         f"{told_bytes(found.working)}",
     ]
     if processes > 1 and not saved:
         lines += shared_lines(recipe, _base_without_data(setting), batch, found, processes)
     return [*lines, *_fits(setting, batch, found.peak - saved), _time(setting)]
+
+
+def _told_rows(batch: Mapping[str, Tensor]) -> str:
+    """How many rows a batch has, and of what size."""
+    first, value = next(iter(batch.items()))
+    rows, *sizes = value.shape
+    size = " x ".join(map(str, sizes))
+    if first == "input_ids":
+        return f"{rows} rows of up to {sizes[0]} tokens"
+    return f"{rows} images of {size}" if first == "pixel_values" else f"{rows} sounds as {size} numbers"
 
 
 def _fits(setting: Setting, batch: Mapping[str, Tensor], peak: int) -> list[str]:
@@ -171,7 +182,7 @@ def _batch(setting: Setting, *, longest: bool) -> dict[str, Tensor] | None:
     """The batch that takes most, of the longest rows; or one of rows of all lengths, as they are drawn."""
     items, rows = setting.data.train.by_length().items, setting.recipe.training.batch_size
     items = items[:rows] if longest else items[:: max(1, len(items) // rows)][:rows]
-    if not items or not {"input_ids", "image"} & {*items[0]}:
+    if not items or not {"input_ids", "image", "audio"} & {*items[0]}:
         return None
     made = named(setting.recipe.task).collator(setting.tokenizer)(items)
     dtype = _dtype(setting.recipe)
@@ -263,7 +274,8 @@ def _shapes_of(setting: Setting) -> Any:
         setattr(config, key, value)
     if vocabulary := vocab_size(setting.location, recipe.model, setting.tokenizer):
         config.get_text_config().vocab_size = vocabulary
-    base: Any = getattr(transformers, task.loader).from_config(config, dtype=_dtype(recipe))
+    base: Any = getattr(transformers, task.model_class(setting.tokenizer)).from_config(config, dtype=_dtype(recipe))
+    task.loaded(base, setting.tokenizer)
     if recipe.training.gradient_checkpointing:
         base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})

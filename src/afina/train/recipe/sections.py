@@ -35,6 +35,18 @@ class ModelSection(Section):
         ge=8,
         description="pixels of a side, for models of images that take any; without it the model's own",
     )
+    audio_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest sound, in seconds; a model of sounds of one length (Whisper) then takes this; without it "
+        "the model's own, or 30",
+    )
+    language: str | None = Field(
+        default=None, description="of what is said, for models with a token for each language (Whisper): welsh, or cy"
+    )
+    speech: Literal["transcribe", "translate"] = Field(
+        default="transcribe", description="such a model's task; translate: the texts are English, whatever is spoken"
+    )
     adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
     adapter_as: Literal["auto", "start", "base"] = Field(
         default="auto",

@@ -25,10 +25,12 @@ TASK_TYPES: Mapping[str, str | None] = MappingProxyType(
         "embeddings": "FEATURE_EXTRACTION",
         "image_text_to_text": "CAUSAL_LM",
         "image_classification": None,
+        "audio_classification": None,
+        "speech_recognition": None,
     }
 )
-"""An adapter of a type that several tasks have is taken for one of the first of them. There is no type for images: as
-scripts for the reference have it, such adapters name their heads in `modules_to_save`."""
+"""An adapter of a type that several tasks have is taken for one of the first of them. There is no type for images
+and sounds: as scripts for the reference have it, such adapters name their heads in `modules_to_save`."""
 
 if TYPE_CHECKING:
     TaskName = str

@@ -102,8 +102,9 @@ def measured(values: dict[str, Any]) -> list[str]:
     lines = ["", "## Results on held-out rows", "", "| | before | after |", "|---|---|---|"]
     before, after = values["before"], values["after"]
     if before and after:
-        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", f"{after['f1_of']} F1")):
-            if after[key] is not None:
+        for key, name in (("loss", "loss"), ("accuracy", after["metric"]), ("f1", f"{after['f1_of']} F1"),
+                          ("word_errors", "word error rate")):  # fmt: skip
+            if after.get(key) is not None:
                 lines.append(f"| {name} | {before[key]:.3f} | {after[key]:.3f} |")
         for name, loss in (after.get("sets") or {}).items():
             lines.append(f"| loss on {name} | {before['sets'][name]:.3f} | {loss:.3f} |")

@@ -24,6 +24,7 @@ class Scores:
         metric: what `accuracy` is called.
         confusion: label -> answer -> how many rows of the label got it, where rows have labels and answers are some.
         wrong: some of the rows whose answer is wrong, as `samples` are.
+        word_errors: words that are wrong, missing or too many, in shares of the words that were said.
     """
 
     loss: float | None
@@ -39,6 +40,7 @@ class Scores:
     sets: dict[str, float] | None = None
     confusion: dict[str, dict[str, int]] | None = None
     wrong: tuple[tuple[str, str, str], ...] = ()
+    word_errors: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
@@ -67,6 +69,8 @@ class Scores:
             parts.append(f"{self.metric} {self.accuracy:.3f}{beside}")
         if self.f1 is not None:
             parts.append(f"{self.f1_of} F1 {self.f1:.3f}")
+        if self.word_errors is not None:
+            parts.append(f"word error rate {self.word_errors:.3f}")
         if self.loss is not None:
             parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
         if self.sets is not None:

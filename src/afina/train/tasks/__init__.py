@@ -15,6 +15,8 @@ from .alignment.kto import KTO
 from .alignment.orpo import ORPO
 from .alignment.preference import Preference
 from .alignment.reward import Reward
+from .audio.audio_classification import AudioClassification
+from .audio.speech_recognition import SpeechRecognition
 from .base import Predictions, Task
 from .causal_lm import CausalLM
 from .extractive_qa import ExtractiveQA
@@ -29,6 +31,7 @@ from .vision.image_classification import ImageClassification
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
     ExtractiveQA, GRPO, ORPO, Embeddings, ImageTextToText, ImageClassification,
+    AudioClassification, SpeechRecognition,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 

@@ -29,11 +29,9 @@ from .arguments import training_arguments
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
-"""Rows: a language model's logits of a larger batch can be larger than the model."""
-BEFORE, AFTER = "before", "after"
-"""Stages of a run at which its model is measured."""
+"""Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
+BEFORE, AFTER = "before", "after"  # stages of a run at which its model is measured
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Trained:
 
 
 class Task(ABC):
-    """How a model is loaded, fed, trained and judged for one task.
+    """How a model is loaded, fed, trained and judged.
 
     Attributes:
         name: as recipes write it; a row of `recipe.task_types`.
@@ -117,7 +115,7 @@ class Task(ABC):
         shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
             mean over its own rows; or "never".
         reader_file: what a folder has where it has what `reader` loads.
-        pictures: whether a row is an image, so that settings of images apply.
+        medium: what a row is: texts, images or sounds; settings of the others do not apply.
     """
 
     name: ClassVar[str]
@@ -135,7 +133,7 @@ class Task(ABC):
     loss_over_step: ClassVar[bool] = False
     shares: ClassVar[str] = "nearly"
     reader_file: ClassVar[str] = "tokenizer_config.json"
-    pictures: ClassVar[bool] = False
+    medium: ClassVar[str] = "texts"
 
     @property
     def fresh_heads(self) -> tuple[str, ...]:
@@ -170,6 +168,10 @@ class Task(ABC):
         """The config, told of heads that are trained along, where its type (`task_type`) does not say it."""
         return config
 
+    def model_class(self, tokenizer: Any) -> str:
+        """Transformers' auto class, where it is not always `loader`."""
+        return self.loader
+
     def load_options(self, labels: list[str] | None) -> dict[str, Any]:
         """What the model is loaded with beside its dtype."""
         return {}
@@ -177,9 +179,7 @@ class Task(ABC):
     def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need nothing
         """Finish a model that was just loaded."""
 
-    def load(
-        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
-    ) -> PreTrainedModel:
+    def load(self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any) -> PreTrainedModel:
         """The base model for this task; a classifier gets a fresh head with the labels' names.
 
         Raises:
@@ -190,8 +190,8 @@ class Task(ABC):
     def _load(
         self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: PreTrainedTokenizerBase
     ) -> PreTrainedModel:
-        options = self.load_options(labels)
-        model: PreTrainedModel = whole_base(section, location, self.loader, options, self.fresh_heads, tokenizer)
+        kind, options = self.model_class(tokenizer), self.load_options(labels)
+        model: PreTrainedModel = whole_base(section, location, kind, options, self.fresh_heads, tokenizer)
         self.loaded(model, tokenizer)
         return model
 

@@ -64,13 +64,13 @@ def encode(
 
 
 def _told(prompter: Prompter, rows: int, reporter: Reporter) -> Prompter:
-    """The prompter, telling how far it is where rows have images, which take their time."""
+    """The prompter, telling how far it is where rows have images or sounds, which take their time."""
     if prompter.images is None:
         return prompter
-    done = itertools.count(1)
+    done, what = itertools.count(1), f"reading {prompter.images.what}"
 
     def heard() -> None:  # of conversations every answer is one
-        reporter.progress(Progress("reading images", min(next(done), rows), rows))
+        reporter.progress(Progress(what, min(next(done), rows), rows))
 
     return replace(prompter, images=replace(prompter.images, heard=heard))
 

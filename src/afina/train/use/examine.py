@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _TASK_OF = MappingProxyType(
     {"preference": "preference", "judged": "kto", "labelled": "sequence_classification",
      "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings",
-     "pictured": "image_classification"}
+     "pictured": "image_classification", "spoken": "speech_recognition", "sounding": "audio_classification"}
 )  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
 _SHOWN = 2
@@ -194,12 +194,13 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
             found.masks[index] = _tokens(part.items[0], tokenizer)
         lengths += [part.length(i) for i in range(len(part))]
         if part.truncated:
-            found.problem(DataError(f"longer than max_length={data.max_length} tokens, and cut"), rows.where(index))
+            most = f"max_length={data.max_length} tokens" if task.medium == "texts" else "the model takes"
+            found.problem(DataError(f"longer than {most}, and cut"), rows.where(index))
     prompter.ledger.unread.update({f"column {name!r}": count for name, count in rows.unread().items()})
     found.notes = prompter.ledger.lines
     if prompter.ledger.unread:
         found.notes.append(f"nothing reads: {prompter.ledger.unread_line}")
-    if not task.pictures:
+    if task.medium == "texts":
         found.lengths["tokens of an example"] = _spread(lengths)
 
 

@@ -15,11 +15,10 @@ from ...core.disk.checkpoint import open_adapter
 from ..recipe.task_types import TASK_TYPES, of_task_type
 from ..report.output import REPORT
 from ..tasks import named
-from ..tasks.vision.image_classification import ImageClassification
 from .look_model import on_meta
 
-_OF_IMAGES = "ForImageClassification"
-"""How transformers' classes for images end, which no task type names."""
+_CLASSIFIER = "Classification"
+"""How transformers' classes end that classify; no task type names those of images and sounds."""
 _PLAIN = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 
 
@@ -102,9 +101,10 @@ def check_fit(folder: Path, base: str) -> int:
     settings: dict[str, Any] = {}
     made_for = _task(file.config)
     kind = named(of_task_type(made_for)).loader if made_for in TASK_TYPES.values() else None
-    if str((file.config.auto_mapping or {}).get("base_model_class")).endswith(_OF_IMAGES):
-        kind = ImageClassification.loader
-    if kind == ImageClassification.loader or file.config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+    named_class = str((file.config.auto_mapping or {}).get("base_model_class"))
+    if file.config.task_type is None and named_class.endswith(_CLASSIFIER):
+        kind = named_class
+    if kind == named_class or file.config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
         names = {number: f"LABEL_{number}" for number in range(_labels(file))}
         settings |= {"id2label": names, "label2id": {name: number for number, name in names.items()}}
     model = on_meta(base, kind, **settings)
@@ -114,5 +114,6 @@ def check_fit(folder: Path, base: str) -> int:
 
 def _labels(file: AdapterFile) -> int:
     """Outputs of the classification head that the file holds; 2, transformers' own default, where it holds none."""
-    heads = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "classifier.1.weight")
+    heads = ("score.weight", "classifier.weight", "classifier.out_proj.weight", "classifier.1.weight",
+             "classifier.dense.weight")  # fmt: skip
     return next((shape[0] for name, shape in file.shapes().items() if name.endswith(heads)), 2)

@@ -73,8 +73,8 @@ def load_trained(
     own = folder / task.reader_file
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it
-    # The folder's tokenizer has the new tokens, its image processor the size.
-    known = {"new_tokens": None, "image_size": None}
+    # The folder's tokenizer has the new tokens, its processor of images or sounds their size.
+    known = {"new_tokens": None, "image_size": None, "audio_seconds": None}
     section = recipe.model.model_copy(update=known) if own.is_file() else recipe.model
     tokenizer = task.reader(str(folder) if own.is_file() else location, section, reporter)
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)

@@ -20,7 +20,8 @@ from afina.train.recipe.sections import DataSection, ModelSection
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.tasks import named
-from afina.train.tasks.vision.image_classification import confusion_of, image_items
+from afina.train.tasks.files.file_classes import confusion_of
+from afina.train.tasks.vision.image_classification import image_items
 from afina.train.use.predictions import predict
 from afina.train.use.trained import load_trained
 

@@ -1,0 +1,1 @@
+"""What tasks share whose rows name files: of images, of sounds."""
