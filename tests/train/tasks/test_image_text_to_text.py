@@ -10,7 +10,7 @@ import yaml
 from afina.errors import CheckpointError, DataError
 from afina.train.base.base_model import load_tokenizer
 from afina.train.data.rows import read_rows
-from afina.train.loop.planning import planned
+from afina.train.loop.plans.planning import planned
 from afina.train.loop.run import run
 from afina.train.recipe.sections import DataSection, ModelSection
 from afina.train.recipe.settings import load_recipe

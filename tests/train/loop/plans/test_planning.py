@@ -7,12 +7,12 @@ import pytest
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
-from .. import tiny
+from ... import tiny
 
 
 def told(path, overrides=(), free=2**36):
     """The plan's lines on a machine with so much free memory."""
-    from afina.train.loop import planning
+    from afina.train.loop.plans import planning
 
     real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:
@@ -62,7 +62,7 @@ def test_what_each_of_several_devices_takes_is_said_for_every_engine_or_the_reci
 
 def told_for(path, overrides, processes):
     """The plan's lines about engines."""
-    from afina.train.loop.planning import planned
+    from afina.train.loop.plans.planning import planned
 
     return [line for line in planned(load_recipe(str(path), overrides), Reporter(), processes) if " devices: " in line]
 
@@ -87,7 +87,7 @@ def test_quantised_weights_take_less(tmp_path, model_folder, child):
 
 
 def fitting(path, free):
-    from afina.train.loop import planning
+    from afina.train.loop.plans import planning
 
     real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:
