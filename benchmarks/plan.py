@@ -4,8 +4,8 @@
 
 Each case trains in a process of its own, after a tiny run of the same kind, so that libraries are loaded before the
 baseline is taken: the resident memory right before the model is read. The peak is the kernel's (VmHWM, reset at the
-baseline). Then the same process plans the same recipe. Results are kept as they come (`results/plan.json`), so that what
-was stopped goes on; docs/plan-results.md is made of all of them.
+baseline). Then the same process plans the same recipe. Results are kept as they come (`results/plan.json`), so that
+what was stopped goes on; docs/plan-results.md is made of all of them.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def _model(family: str, tiny: bool) -> Any:
     if family.endswith("encoder"):
         return t.BertModel(t.BertConfig(**sizes, num_attention_heads=heads, max_position_embeddings=2048, **ends))
     return t.LlamaForCausalLM(t.LlamaConfig(**sizes, num_attention_heads=heads, num_key_value_heads=heads // 2,
-                                            max_position_embeddings=4096, tie_word_embeddings=True, **ends))  # fmt: skip
+                                            max_position_embeddings=4096, tie_word_embeddings=True,
+                                            **ends))  # fmt: skip
 
 
 def byte_tokenizer() -> Any:

@@ -70,6 +70,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     known = kind.forward is nn.Linear.forward or (kind.__name__ == "Conv1D" and hasattr(module, "nf"))
     return (
         known
+        and weight is not None
         and runs_whole(weight)
         and weight.is_floating_point()
         and not any(p is not None and p.requires_grad for p in module._parameters.values())

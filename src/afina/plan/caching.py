@@ -1,8 +1,8 @@
 """CUDA's caching allocator, as a model: what it takes of a device for blocks that come and go in some order.
 
-Blocks are multiples of 512 bytes; up to 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB, else
-segments have the size in multiples of 2 MiB; the smallest free block that is large enough is taken, and split where
-enough is left over; neighbours merge as they are freed; segments stay until there is no room
+Blocks are multiples of 512 bytes; up to 1 MiB they come from segments of 2 MiB, below 10 MiB from segments of 20 MiB,
+else segments have the size in multiples of 2 MiB; the smallest free block that is large enough is taken, and split
+where enough is left over; neighbours merge as they are freed; segments stay until there is no room
 (c10/cuda/CUDACachingAllocator.cpp at its defaults). Estimators replay a step through these rules: DNNMem, Gao et al.
 2020 (ESEC/FSE).
 """

@@ -11,7 +11,7 @@ from .heap import Busy
 from .trace import PARTS, Event
 
 GAPS = 1.08
-"""What a process's heap is larger than the model's of the same calls (measured with all calls of six runs: 1.06 to 1.09)."""
+"""How many times larger a process's heap is than the model's of the same calls (six runs: 1.06 to 1.09)."""
 BESIDE = 15 * 2**19
 """Bytes of a process on its first steps, of the libraries' code and Python's objects (measured: 7 to 8 MiB)."""
 
@@ -21,7 +21,8 @@ class Peak:
     """The most that a run takes, in bytes.
 
     Attributes:
-        parts: what it is made of, by `trace.PARTS`; `allocator`: what the allocator takes beyond that.
+        parts: what it is made of when most tensors are alive, by `trace.PARTS`; `allocator`: what the allocator takes
+            beyond that.
         alive: the most that tensors alone take.
         fits: whether the allocator found room in the device's memory, where that was said.
     """
@@ -36,7 +37,9 @@ class Peak:
         return sum(self.parts.values())
 
 
-def on_processor(events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0) -> Peak:
+def on_processor(
+    events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0
+) -> Peak:
     """The peak in main memory, beside what the process had before.
 
     Args:
@@ -79,26 +82,27 @@ def on_cuda(
 
 
 class _Watch:
-    """What is alive, and was so at the peak."""
+    """What is alive, what of it when most was, and the most that the device took."""
 
     def __init__(self, parts: Mapping[int, str], weights: Mapping[int, int]) -> None:
-        self.of, self.weights, self.alive = parts, sum(weights.values()), 0
+        self.of, self.own, self.weights = parts, {**weights}, sum(weights.values())
         self.now: Counter[str] = Counter({"weights": self.weights})
-        self.own = {**weights}
+        self.live = self.alive = self.weights
         self.most, self.then = 0, Counter(self.now)
 
     def see(self, event: Event) -> None:
         if event.key in self.own:  # of the base: its bytes may be fewer than its tensor's
-            if event.size < 0:
-                gone = self.own.pop(event.key)
-                self.now["weights"], self.weights = self.now["weights"] - gone, self.weights - gone
+            size = -self.own.pop(event.key) if event.size < 0 else 0
+            self.weights += size
         else:
-            self.now[self.of[event.key]] += event.size
-        self.alive = max(self.alive, sum(self.now.values()))
+            size = event.size
+        self.now[self.of[event.key]] += size
+        self.live += size
+        if self.live > self.alive:
+            self.alive, self.then = self.live, Counter(self.now)
 
     def at(self, taken: int) -> None:
-        if taken > self.most or (taken == self.most and sum(self.now.values()) > sum(self.then.values())):
-            self.most, self.then = taken, Counter(self.now)
+        self.most = max(self.most, taken)
 
     def peak(self, beside: Mapping[str, int], fits: bool = True) -> Peak:
         found = {part: self.then[part] for part in PARTS}

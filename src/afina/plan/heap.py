@@ -1,8 +1,8 @@
 """The GNU C library's malloc, as a model: what a process takes for blocks that come and go in some order.
 
 malloc/malloc.c of 2.36 with one arena. Blocks of 32 MiB and more (the threshold of a process that has read rows and a
-model behind it) are mapped and given back by themselves. Smaller ones come best fit from a heap, which shrinks at its end
-only.
+model behind it) are mapped and given back by themselves. Smaller ones come best fit from a heap, which shrinks at its
+end only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _SMALL, _FAST, _CACHED = 1040, 128, 7
 """Spans up to which size are kept as they are, seven of each (tcache), and of which all wait (fastbins)."""
 _TO_A_TENSOR, _LASTING, _TENSORS, _SHORT = 4, 0.1, 0.2, 18
 _LONG, _SIZES = (60, 200, 800, 3000), (24, 32, 16, 8, 56, 64, 176, 96, 224, 112, 464, 472, 480, 600, 300)
-"""Of the small blocks of a `Busy` heap: to a tensor, the part that lasts, the part that is aligned, lives in blocks that
-come meanwhile, and bytes."""
+"""Of the small blocks of a `Busy` heap: to a tensor, the part that lasts, the part that is aligned, lives in blocks
+that come meanwhile, and bytes."""
 
 
 class Heap:

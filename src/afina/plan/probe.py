@@ -1,4 +1,4 @@
-"""How fast a device is: products at three sizes, memory, and what an operation costs to start; a second, kept in the cache.
+"""How fast a device is: products at three sizes, memory, and what it costs to start an operation; kept in the cache.
 
 Seconds are the process's own where the device is the processor and one thread works, so that others on the machine do
 not count.
@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Speed:
     def product(self, product: Product) -> float:
         """Seconds of a product; between sizes the speed goes with the logarithm of the operations."""
         known = [2.0 * a * b * c for a, b, c in SIZES]
-        one = max(product.flops / product.count, 1.0)
+        one = max(product.flops / product.matrices, 1.0)
         at = _between(math.log(one), [math.log(k) for k in known], list(self.flops))
         return product.flops / at
 
@@ -63,7 +64,7 @@ class Speed:
 def _between(x: float, places: list[float], values: list[float]) -> float:
     if x <= places[0]:
         return values[0]
-    for (a, b), (u, v) in zip(zip(places, places[1:], strict=False), zip(values, values[1:], strict=False), strict=True):
+    for (a, b), (u, v) in zip(pairwise(places), pairwise(values), strict=True):
         if x <= b:
             return u + (v - u) * (x - a) / (b - a)
     return values[-1]
@@ -126,7 +127,8 @@ def _start(device: torch.device) -> float:
 def _best(run: Callable[[], Any], device: torch.device) -> float:
     """The shortest of some rounds after one that warms up, each long enough for the clock."""
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    times, repeats, began = [], 1, time.perf_counter()
+    times: list[float] = []
+    repeats, began = 1, time.perf_counter()
     run()
     while len(times) < _ROUNDS and (not times or time.perf_counter() - began < _SECONDS):
         start = clock()

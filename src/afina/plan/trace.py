@@ -24,9 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..kernels.cpu.native.traced import TRACED
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "temporary", "libraries")
-"""What an allocation is for (`libraries`: kernels that oneDNN keeps for the shapes that it met); `allocator` is what the device takes beyond all of them."""
-
-
+"""What an allocation is for; `libraries`: kernels that oneDNN keeps for the shapes that it met."""
 KERNEL = 560 * 2**10
 """Bytes that oneDNN keeps in its cache for every product of another shape (measured: 0.53 to 0.59 MiB)."""
 _KERNELS = 1024
@@ -45,10 +43,10 @@ class Event(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A matrix product of `count` matrices of (rows, inner) with (inner, columns)."""
+    """A matrix product of `matrices` times (rows, inner) with (inner, columns)."""
 
     dtype: torch.dtype
-    count: int
+    matrices: int
     rows: int
     inner: int
     columns: int
@@ -56,7 +54,7 @@ class Product(NamedTuple):
     @property
     def flops(self) -> int:
         """Its floating-point operations."""
-        return 2 * self.count * self.rows * self.inner * self.columns
+        return 2 * self.matrices * self.rows * self.inner * self.columns
 
 
 @dataclass
@@ -204,11 +202,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Any:
         self._token = TRACED.set(self.ran)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         TRACED.reset(self._token)
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def by_onednn(name: str, product: Product) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import DTYPES, library

@@ -9,10 +9,10 @@ import torch
 from ....devices.found import Device
 from ....devices.memory_use import free_bytes
 from ....devices.place import place
+from ....plan.footprint import Peak, on_cuda, on_processor
 from ....plan.probe import Speed, speed_of
 from ....plan.published import Figures, published
-from ....plan.footprint import Peak, on_cuda, on_processor
-from .rehearsal import Rehearsal, rehearse
+from .rehearsal import STEPS, Rehearsal, rehearse
 from .setting import Setting
 from .unread import unread_bytes
 
@@ -89,20 +89,13 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
     Raises:
         Untold: with the reason.
     """
-    found = rehearse(setting, gpu=target.gpu)
+    found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
     if target.gpu:
         peak = on_cuda(found.events, found.parts, found.weights, target.free)
     else:
         peak = on_processor(found.events, found.parts, found.weights, unread_bytes(setting, found.base))
     if not timed:
         return Forecast(target, peak, found)
-    usual = rehearse(setting, gpu=target.gpu, steps=2, longest=False) if _is_uneven(setting) else found
     dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
-    seconds = target.speed(dtype).step(usual.work) * setting.recipe.training.gradient_accumulation
-    return Forecast(target, peak, found, seconds, usual.work.flops)
-
-
-def _is_uneven(setting: Setting) -> bool:
-    """Whether rows differ in length, so that the longest ones do not tell the time of the others."""
-    lengths = {tuple(len(v) for v in item.values() if isinstance(v, list)) for item in setting.data.train.items}
-    return len(lengths) > 1
+    seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
+    return Forecast(target, peak, found, seconds, found.usual.flops)

@@ -14,9 +14,9 @@ from ...recipe.sections import Recipe
 from ...report.events import Reporter
 from ..adapt import plan
 from ..begin import begin_config
-from .remedies import remedies
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
+from .remedies import remedies
 from .setting import Setting, setting_of
 from .sharing_plan import shared_lines
 

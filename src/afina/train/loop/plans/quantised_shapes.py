@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from ...recipe.sections import ModelSection
 
-BITS: Mapping[str, float] = MappingProxyType(
-    {"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0}
-)
+BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
 """Bits that a weight takes with its scales."""
 
 

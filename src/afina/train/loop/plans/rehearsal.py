@@ -31,7 +31,9 @@ from .setting import Setting
 STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
 
-_UNTOLD: Mapping[str, str] = MappingProxyType({"grpo": "its answers are drawn as the steps go, and their lengths decide"})
+_UNTOLD: Mapping[str, str] = MappingProxyType(
+    {"grpo": "its answers are drawn as the steps go, and their lengths decide"}
+)
 """Tasks that cannot be rehearsed, and why."""
 
 
@@ -47,7 +49,7 @@ class Rehearsal:
         events: allocations from the adapter on, in order.
         parts: what each is for.
         weights: bytes of the base's tensors, by their keys.
-        work: of a step.
+        work, usual: of a step with the batch that takes most, and of one with rows of all lengths.
         trainable, total: numbers of parameters.
         trained: bytes of the trained ones.
         sizes: rows and tokens of the batch.
@@ -59,6 +61,7 @@ class Rehearsal:
     parts: Mapping[int, str]
     weights: Mapping[int, int]
     work: Work
+    usual: Work
     trainable: int
     total: int
     trained: int
@@ -72,20 +75,20 @@ def _fakes() -> Any:
     """One for all rehearsals: what libraries keep between them is of the same kind then."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    class Fakes(FakeTensorMode):
+    class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
         def __deepcopy__(self, memo: Any) -> Any:
             return self  # tensors that are copied stay of this one
 
     return Fakes()
 
 
-def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS, longest: bool = True) -> Rehearsal:
+def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
     """Rehearse the first steps of a run, with its batch that takes most.
 
     Args:
         gpu: the optimizer is the one of GPUs. Kernels are those of this machine's processor, which keep what those
             of GPUs keep.
-        longest: of the longest rows; else of rows of all lengths, as they are drawn.
+        steps: with that batch; one more of rows as they are drawn follows where rows differ in length.
 
     Raises:
         Untold: with the reason.
@@ -101,13 +104,13 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS, longest
     trace.keeps_kernels = not gpu
     try:
         with _unwatched(), tempfile.TemporaryDirectory() as folder, _fakes(), trace:
-            return _steps(setting, trace, Path(folder), gpu, steps, longest)
+            return _steps(setting, trace, Path(folder), gpu, steps)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise Untold(f"memory and time cannot be told for {setting.recipe.method.type}", got=got) from error
 
 
-def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int, longest: bool) -> Rehearsal:
+def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) -> Rehearsal:
     recipe, task = setting.recipe, named(setting.recipe.task)
     base = _base(setting)
     weights = trace.sizes()
@@ -125,19 +128,17 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int, 
         speed_up_run(recipe, model, setting.tokenizer, setting.data, setting.steps, Reporter())
     trace.number = 1.0
     trainer = task.trainer(recipe, model, setting.tokenizer, setting.data, task.arguments(recipe, folder, 1e-3))
-    with _disable_current_modes():
-        made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
-        made = _of_tokens(made, setting.tokens) if setting.tokens else made
-        trace.supervised = _supervised(made)
-    batch = {k: _fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in made.items()}
+    made = _batch(setting, trainer, longest=True)
     run = _Stepping(trace, trainer, gpu)
-    for step in range(1, steps + 1):
-        trace.step = step
-        run.step({**batch})
+    for _ in range(steps):
+        run.step(made)
+    events, work = trace.events[began:], trace.works[steps]
+    if _is_uneven(setting) and not setting.tokens:
+        run.step(_batch(setting, trainer, longest=False))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     shape = next((tuple(v.shape) for v in made.values() if isinstance(v, Tensor)), ())
-    return Rehearsal(trace.events[began:], trace.parts, weights, trace.works[steps], *counts(model), trained, shape,
+    return Rehearsal(events, trace.parts, weights, work, trace.works[trace.step], *counts(model), trained, shape,
                      inner, made)  # fmt: skip
 
 
@@ -177,8 +178,12 @@ class _Stepping:
         if self.trace.part in ("activations", "loss"):
             self.trace.part = part
 
-    def step(self, inputs: dict[str, Any]) -> None:
+    def step(self, batch: Mapping[str, Any]) -> None:
         """One step of the optimizer, of one batch."""
+        self.trace.step += 1
+        with _disable_current_modes():
+            self.trace.supervised = _supervised(batch)
+        inputs = {k: _fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with self.trace.of("activations"):
             self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
@@ -215,6 +220,18 @@ def _base(setting: Setting) -> Any:
     return base
 
 
+def _batch(setting: Setting, trainer: Any, *, longest: bool) -> dict[str, Any]:
+    """A batch as the trainer makes it, with its numbers."""
+    with _disable_current_modes():
+        made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
+        return _of_tokens(made, setting.tokens) if setting.tokens else made
+
+
+def _is_uneven(setting: Setting) -> bool:
+    """Whether rows differ in length, so that the longest ones do not tell the time of the others."""
+    return len({_length(item) for item in setting.data.train.items}) > 1
+
+
 def _chosen(setting: Setting, longest: bool) -> list[int]:
     """Rows of a batch: the longest, or some of all lengths."""
     items, rows = setting.data.train.items, setting.recipe.training.batch_size
@@ -247,7 +264,7 @@ def _unwatched() -> Iterator[None]:
     """Modules change their dtype by new parameters; torch would swap what is looked at by the trace. Remarks of torch
     on tensors without data stay unsaid."""
     own: Any = nn.Module._apply
-    nn.Module._apply = _apply  # type: ignore[method-assign, assignment]
+    nn.Module._apply = _apply  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")

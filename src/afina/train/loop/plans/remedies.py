@@ -77,10 +77,11 @@ def _tokens(setting: Setting, found: Forecast) -> int | None:
         return None
     most = getattr(config_of(setting.location, setting.recipe.model).get_text_config(), "max_position_embeddings", None)
     short, long = 128, 256
-    taken = [_bytes(replace(setting, tokens=count), found.target) for count in (short, long)]
-    if None in taken:
+    try:
+        made = [forecast(replace(setting, tokens=count), found.target, timed=False) for count in (short, long)]
+    except Untold:
         return None
-    fit = _last(short, long, taken, found.target.free)
+    fit = _last(short, long, [_taken(one, found) for one in made], found.target.free)
     return fit if most is None else min(fit, int(most))
 
 
@@ -89,25 +90,21 @@ def _layers(setting: Setting, found: Forecast) -> tuple[int, int] | None:
     if own is None:
         return None
     few, more = 1, 3
-    made = []
-    for count in (few, more):
-        try:
-            made.append(forecast(replace(setting, layers=count), found.target, timed=False))
-        except Untold:
-            return None
-    fit = _last(few, more, [one.peak.bytes for one in made], found.target.free)
+    try:
+        made = [forecast(replace(setting, layers=count), found.target, timed=False) for count in (few, more)]
+    except Untold:
+        return None
+    fit = _last(few, more, [_taken(one, found) for one in made], found.target.free)
     each = (made[1].rehearsal.total - made[0].rehearsal.total) // (more - few)
     return fit, made[0].rehearsal.total + (fit - few) * each
 
 
-def _bytes(setting: Setting, target: Target) -> int | None:
-    try:
-        return forecast(setting, target, timed=False).peak.bytes
-    except Untold:
-        return None
+def _taken(one: Forecast, found: Forecast) -> float:
+    """Bytes of a small forecast, with as much of an allocator's as the run itself has: its own goes in large steps."""
+    return one.peak.alive * found.peak.bytes / found.peak.alive
 
 
-def _last(low: int, high: int, taken: list[Any], free: int | None) -> int:
+def _last(low: int, high: int, taken: list[float], free: int | None) -> int:
     """The largest count for which a straight line through two points stays below; at least 0."""
     slope = max(1e-9, (taken[1] - taken[0]) / (high - low))
     return max(0, int(low + ((free or 0) - taken[0]) / slope))

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from .rehearsal import Rehearsal
 
 
-def shared_lines(
-    recipe: Recipe, found: Rehearsal, working: int, processes: int
-) -> Iterator[str]:
+def shared_lines(recipe: Recipe, found: Rehearsal, working: int, processes: int) -> Iterator[str]:
     """A line for the recipe's engine, or for each where the recipe leaves it open.
 
     Args:
