@@ -46,7 +46,7 @@ CASES = {
     "lora, deep": Case("deep"),
     "lora, large vocabulary": Case("vocabulary"),
     "lora, rank 64": Case(method={**_LORA, "r": 64}),
-    "lora, packed": Case(tokens=256, settings={"training__packing": True}),
+    "lora, packed": Case(tokens=256, settings={"training__packing": True, "training__fast": False}),
     "lora, 4 batches a step": Case(settings={"training__gradient_accumulation": 4}),
     "lora, loss on prompts": Case(settings={"training__loss_on_prompt": True}),
     # dtypes and storages

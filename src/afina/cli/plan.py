@@ -12,7 +12,7 @@ from .guard import guarded
 from .train import split_arguments
 
 if TYPE_CHECKING:
-    from ..train.loop.plans.told import Plan
+    from ..train.loop.plans.whole_plan import Plan
 
 
 @guarded
@@ -27,7 +27,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run would take, before anything is loaded: memory by part, time, what fits."""
-    from ..train.loop.plans.told import make
+    from ..train.loop.plans.whole_plan import make
     from ..train.recipe.settings import load_recipe
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
