@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
+.PHONY: bench-plan test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -17,6 +17,7 @@ help:
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
+	@echo "make bench-plan  how far the plan is from what forty runs take (half an hour; goes on where it was stopped)"
 	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
 
 $(READY): pyproject.toml constraints.txt
@@ -85,6 +86,10 @@ $(VENV)-zero/.ready: $(READY)
 test-zero: $(VENV)-zero/.ready
 	PATH="$(abspath $(VENV))-zero/bin:$$PATH" DS_ACCELERATOR=cpu AFINA_ZERO=1 OMP_NUM_THREADS=1 \
 	  $(VENV)-zero/bin/python -m pytest --size all tests/battery/test_zero.py tests/train/loop/test_zero.py $(TEST_ARGS)
+
+# One thread, because the plan's times are held to the process's own seconds.
+bench-plan: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan $(BENCH_ARGS)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)

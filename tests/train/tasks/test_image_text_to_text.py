@@ -254,7 +254,7 @@ def test_tasks_of_text_refuse_images(task, models, tmp_path, pictures):
 
 def test_a_dry_run_says_what_it_will_take(folders, rows, tmp_path):
     lines = planned(recipe_of(tmp_path, folders["llava"], rows), Reporter())
-    assert any(line.startswith("memory: cannot be estimated") for line in lines)
+    assert any(line.startswith("memory and time cannot be told for lora (Image features") for line in lines)
 
 
 def test_rows_with_images_are_recognised_as_such(tmp_path, pictures):

@@ -36,7 +36,7 @@ def planned(recipe: Recipe, reporter: Reporter, processes: int = 1) -> list[str]
     try:
         found = forecast(setting, target)
     except Untold as error:
-        return [*outline(setting), f"memory and time: {' '.join(str(error).splitlines())}"]
+        return [*outline(setting), f"{error.what} ({error.fix or error.got})"]
     lines = [*outline(setting), *_memory(setting, found)]
     if processes > 1 and setting.recipe.model.quantize == "none":
         lines += shared_lines(setting.recipe, found.rehearsal, working(found), processes)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +22,7 @@ from ...tasks import named
 from ..adapt import adapted, counts
 from ..begin import begin_config
 from ..fast_paths import speed_up_run
+from .pretence import chunks, fakes, unwatched
 from .quantised_shapes import FewBits, quantised, stored_bytes
 from .setting import Setting
 
@@ -70,18 +68,6 @@ class Rehearsal:
     batch: Mapping[str, Any]
 
 
-@functools.cache
-def _fakes() -> Any:
-    """One for all rehearsals: what libraries keep between them is of the same kind then."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
-        def __deepcopy__(self, memo: Any) -> Any:
-            return self  # tensors that are copied stay of this one
-
-    return Fakes()
-
-
 def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
     """Rehearse the first steps of a run, with its batch that takes most.
 
@@ -103,7 +89,7 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehe
     trace = Trace()
     trace.keeps_kernels = not gpu
     try:
-        with _unwatched(), tempfile.TemporaryDirectory() as folder, _fakes(), trace:
+        with unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
             return _steps(setting, trace, Path(folder), gpu, steps)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -183,7 +169,7 @@ class _Stepping:
         self.trace.step += 1
         with _disable_current_modes():
             self.trace.supervised = _supervised(batch)
-        inputs = {k: _fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with self.trace.of("activations"):
             self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
@@ -257,33 +243,3 @@ def _supervised(batch: Mapping[str, Any]) -> tuple[int, int]:
     if not isinstance(labels, Tensor) or labels.dim() != 2:
         return 0, 0
     return labels.numel(), int((labels != -100).sum())
-
-
-@contextmanager
-def _unwatched() -> Iterator[None]:
-    """Modules change their dtype by new parameters; torch would swap what is looked at by the trace. Remarks of torch
-    on tensors without data stay unsaid."""
-    own: Any = nn.Module._apply
-    nn.Module._apply = _apply  # type: ignore[method-assign]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-            warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable. is deprecated")
-            yield
-    finally:
-        nn.Module._apply = own  # type: ignore[method-assign]
-
-
-def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
-    for child in module.children() if recurse else ():
-        _apply(child, change)
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            with torch.no_grad():
-                new = change(parameter)
-            if new.dtype != parameter.dtype:
-                module._parameters[name] = nn.Parameter(new, parameter.requires_grad)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = change(buffer)
-    return module

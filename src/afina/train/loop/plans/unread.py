@@ -17,7 +17,10 @@ _AROUND = 64 * 2**10
 def unread_bytes(setting: Setting, base: Any) -> int:
     """Bytes of the frozen input embedding that no step touches; 0 where it is the output head too, is trained, or does
     not lie in the model's files as it is."""
-    embedding = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    try:
+        embedding = base.get_input_embeddings()
+    except NotImplementedError:  # models of images alone
+        return 0
     weight = getattr(embedding, "weight", None)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or weight.requires_grad:
