@@ -17,6 +17,7 @@ class Case:
         model: a family of `MODELS`.
         tokens: of a row; a fifth of them are the answer.
         rows: of a batch.
+        uneven: whether rows have four lengths, up to `tokens`.
         settings: the recipe's own, `section__key`.
     """
 
@@ -25,6 +26,7 @@ class Case:
     method: dict[str, Any] = field(default_factory=lambda: {"type": "lora", "r": 8, "target_modules": "all-linear"})
     tokens: int = 256
     rows: int = 2
+    uneven: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,7 +48,7 @@ CASES = {
     "lora, deep": Case("deep"),
     "lora, large vocabulary": Case("vocabulary"),
     "lora, rank 64": Case(method={**_LORA, "r": 64}),
-    "lora, packed": Case(tokens=256, settings={"training__packing": True, "training__fast": False}),
+    "lora, rows of four lengths": Case(uneven=True),
     "lora, 4 batches a step": Case(settings={"training__gradient_accumulation": 4}),
     "lora, loss on prompts": Case(settings={"training__loss_on_prompt": True}),
     # dtypes and storages
@@ -136,7 +138,7 @@ def write(case: Case, folder: Path, *, tiny: bool) -> Path:
     del model
     tokens, rows = (32, 2) if tiny else (case.tokens, case.rows)
     steps = 2 if tiny else 6
-    lines = [json.dumps(_row(case.task, tokens, i)) for i in range(rows * steps + 2)]
+    lines = [json.dumps(_row(case.task, tokens // (1 + i % 4 * case.uneven), i)) for i in range(rows * steps + 2)]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     recipe: dict[str, Any] = {
         "task": case.task,

@@ -9,6 +9,8 @@ def test_blocks_from_a_threshold_on_are_mapped_and_leave_at_once():
     assert MAPPED < heap.taken <= MAPPED + 2 * PAGE
     heap.free(0)
     assert heap.taken == 0
+    heap.allocate(1, MAPPED)  # whose size is below the threshold now
+    assert heap.mapped == 0 < heap.taken
 
 
 def test_a_heap_keeps_what_is_freed_below_its_end():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,8 @@ def test_a_step_takes_its_products_its_bytes_and_its_starts():
     work = Work(near=2 * 10**9, far=10**8, calls=1000)
     work.products[Product(torch.float32, 1, 1000, 1000, 1000)] = 3
     assert abs(speed.step(work) - (6 + 2 + 1 + 1e-3)) < 1e-9
+    assert abs(replace(speed, overlaps=True).step(work) - 9) < 1e-9
+    assert abs(replace(speed, overlaps=True, start=1).step(work) - 1000) < 1e-9
 
 
 def test_small_products_are_slower_as_they_were_measured():

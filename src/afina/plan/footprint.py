@@ -55,7 +55,7 @@ def on_processor(
             heap.allocate(event.key, event.size)
         else:
             heap.free(event.key)
-        watch.at(round(GAPS * heap.taken) + watch.weights)
+        watch.at(round(GAPS * (heap.taken - heap.mapped)) + heap.mapped + watch.weights)
     return watch.peak({"weights": -unread, "libraries": BESIDE})
 
 

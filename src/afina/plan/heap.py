@@ -1,8 +1,8 @@
 """The GNU C library's malloc, as a model: what a process takes for blocks that come and go in some order.
 
-malloc/malloc.c of 2.36 with one arena. Blocks of 32 MiB and more (the threshold of a process that has read rows and a
-model behind it) are mapped and given back by themselves. Smaller ones come best fit from a heap, which shrinks at its
-end only.
+malloc/malloc.c of 2.36 with one arena. Blocks from a threshold on are mapped and given back by themselves; each that is
+freed raises the threshold to its size, up to 32 MiB. Smaller ones come best fit from a heap, which shrinks at its end
+only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from heapq import heappop, heappush
 from .spans import Free, Span, merged, rounded
 
 KIB, MIB = 2**10, 2**20
-PAGE, MAPPED, PADDING = 4 * KIB, 32 * MIB, 128 * KIB
-"""A page, from where blocks are mapped, and what the heap's end keeps."""
+PAGE, MAPPED, MOST_MAPPED, PADDING = 4 * KIB, 16 * MIB, 32 * MIB, 128 * KIB
+"""A page; from where blocks are mapped in a process that has read rows and a model (seen between 7 and 26 MiB), and
+from where in any; what the heap's end keeps."""
 _HEADER, _LEAST, _ALIGNMENT = 16, 32, 64
 _SMALL, _FAST, _CACHED = 1040, 128, 7
 """Spans up to which size are kept as they are, seven of each (tcache), and of which all wait (fastbins)."""
@@ -28,12 +29,12 @@ class Heap:
     """Of one process. What was never written is not in memory: tensors are taken to be written whole.
 
     Attributes:
-        taken: bytes of memory that it has now.
+        taken, mapped: bytes of memory that it has now, and of them those of mapped blocks.
     """
 
     def __init__(self) -> None:
-        self.taken = 0
-        self._free = Free()
+        self.taken = self.mapped = 0
+        self._free, self._threshold = Free(), MAPPED
         self._mapped: dict[int, int] = {}
         self._blocks: dict[int, Span] = {}
         self._cached: dict[int, list[Span]] = {}
@@ -58,9 +59,9 @@ class Heap:
             for span in waiting:
                 self._give(span)
         found = self._free.best(need)
-        if found is None and need > self._room and need >= MAPPED:
+        if found is None and need > self._room and need >= self._threshold:
             self._mapped[key] = rounded(need + _HEADER, PAGE)
-            self.taken += self._mapped[key]
+            self.taken, self.mapped = self.taken + self._mapped[key], self.mapped + self._mapped[key]
             return
         if found is None:
             found = self._extended(need)
@@ -103,7 +104,9 @@ class Heap:
     def free(self, key: int) -> None:
         """The end of a block; a mapped one leaves at once."""
         if key in self._mapped:
-            self.taken -= self._mapped.pop(key)
+            size = self._mapped.pop(key)
+            self.taken, self.mapped = self.taken - size, self.mapped - size
+            self._threshold = max(self._threshold, min(size, MOST_MAPPED))
         elif key in self._blocks:
             self._put_by(self._blocks.pop(key))
 
@@ -127,7 +130,7 @@ class Heap:
         if span.before is not None:
             span.before.after = None
         self._room += span.size
-        if self._room >= 2 * MAPPED:
+        if self._room >= 2 * self._threshold:
             left = span.start + PADDING
             self.taken -= max(0, self._touched - left)
             self._touched, self._room = min(self._touched, left), PADDING

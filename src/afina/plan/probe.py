@@ -40,6 +40,7 @@ class Speed:
         near, far: bytes a second that an operation reads and writes, of 2 MiB, and of tensors that no cache holds.
         start: seconds of an operation on a few numbers, with its part of the backward pass.
         measured: False where the figures are published ones.
+        overlaps: whether operations start while others run, as on a GPU, so that the longer of both counts.
     """
 
     flops: tuple[float, ...]
@@ -47,6 +48,7 @@ class Speed:
     far: float
     start: float
     measured: bool = True
+    overlaps: bool = False
 
     def product(self, product: Product) -> float:
         """Seconds of a product; between sizes the speed goes with the logarithm of the operations."""
@@ -58,7 +60,8 @@ class Speed:
     def step(self, work: Work) -> float:
         """Seconds of a step."""
         products = sum(times * self.product(one) for one, times in work.products.items())
-        return products + work.near / self.near + work.far / self.far + work.calls * self.start
+        runs, starts = products + work.near / self.near + work.far / self.far, work.calls * self.start
+        return max(runs, starts) if self.overlaps else runs + starts
 
 
 def _between(x: float, places: list[float], values: list[float]) -> float:
@@ -107,7 +110,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Speed:
         seconds = _best(lambda x=x, w=weight: multiply(x, w), device)  # type: ignore[misc]
         flops.append(2 * rows * inner * columns / seconds)
     near, far = (_bandwidth(count, dtype, device) for count in (_NEAR, _FAR))
-    return Speed(tuple(flops), near, far, _start(device))
+    return Speed(tuple(flops), near, far, _start(device), overlaps=device.type != "cpu")
 
 
 def _bandwidth(count: int, dtype: torch.dtype, device: torch.device) -> float:

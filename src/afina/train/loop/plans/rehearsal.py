@@ -219,10 +219,19 @@ def _is_uneven(setting: Setting) -> bool:
 
 
 def _chosen(setting: Setting, longest: bool) -> list[int]:
-    """Rows of a batch: the longest, or some of all lengths."""
-    items, rows = setting.data.train.items, setting.recipe.training.batch_size
-    order = sorted(range(len(items)), key=lambda i: -_length(items[i]))
-    return order[:rows] if longest else order[:: max(1, len(order) // rows)][:rows]
+    """Rows of a batch: the longest, or those of the batch whose longest row is nearest to the mean of all batches'."""
+    data, rows = setting.data.train, setting.recipe.training.batch_size
+    lengths = [_length(item) for item in data.items]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if longest:
+        return order[:rows]
+    drawn = (
+        order if hasattr(data, "set_epoch") else [*range(len(lengths))]
+    )  # like lengths stand together, or as they come
+    batches = [drawn[i : i + rows] for i in range(0, len(drawn), rows)]
+    most = [max(lengths[i] for i in batch) for batch in batches]
+    mean = sum(most) / len(most)
+    return min(zip(most, batches, strict=True), key=lambda found: abs(found[0] - mean))[1]
 
 
 def _of_tokens(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
