@@ -18,8 +18,8 @@ GIB, TERA = 2**30, 1e12
 CONTEXT = GIB // 2
 """Bytes that a CUDA context takes of a device, about."""
 REACHED = 0.66
-"""The part of published throughput that large products are taken to reach, and of the bandwidth (a large model's products
-reached 0.65 to 0.68 on an H200); `SIZES` of the probe reach less."""
+"""The part of published throughput that large products are taken to reach, and of the bandwidth (products
+of a large model reached 0.65 to 0.68 on an H200); `SIZES` of the probe reach less."""
 _SMALL = (0.02, 0.2, REACHED)
 _START = 1e-5
 """Seconds of an operation from Python on (a step of small operations on an H200)."""

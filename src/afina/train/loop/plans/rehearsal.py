@@ -90,7 +90,7 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehe
     trace.keeps_kernels = not gpu
     try:
         with unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
-            return _steps(setting, trace, Path(folder), gpu, steps)
+            return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
         got = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise Untold(f"memory and time cannot be told for {setting.recipe.method.type}", got=got) from error
@@ -225,9 +225,7 @@ def _chosen(setting: Setting, longest: bool) -> list[int]:
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if longest:
         return order[:rows]
-    drawn = (
-        order if hasattr(data, "set_epoch") else [*range(len(lengths))]
-    )  # like lengths stand together, or as they come
+    drawn = order if hasattr(data, "set_epoch") else [*range(len(lengths))]  # grouped by length, or as they come
     batches = [drawn[i : i + rows] for i in range(0, len(drawn), rows)]
     most = [max(lengths[i] for i in batch) for batch in batches]
     mean = sum(most) / len(most)

@@ -39,6 +39,12 @@ class Setting:
         training = self.recipe.training.model_copy(update=changes)
         return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
+    def on_processor(self) -> Setting:
+        """The same on this machine's processor, where every run can be rehearsed."""
+        model = self.recipe.model.model_copy(update={"device": "cpu"})
+        training = self.recipe.training.model_copy(update={"offload": "none"})
+        return replace(self, recipe=self.recipe.model_copy(update={"model": model, "training": training}))
+
     def stored(self, storage: str) -> Setting:
         """The same with the base's weights in another storage."""
         model = self.recipe.model.model_copy(update={"quantize": storage})
