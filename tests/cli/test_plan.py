@@ -13,6 +13,7 @@ def recipe(tmp_path_factory, model_folder):
     return tiny.write_recipe(tmp_path_factory.mktemp("plan"), model_folder)
 
 
+@pytest.mark.whole("the figures behind it are tested where they are made")
 def test_a_plan_tells_parts_and_what_fits_on_a_device_that_is_not_here(recipe, child):
     code, out, err = child(command, "plan", str(recipe), "--device", "h100", "--json")
     assert code == 0, err
