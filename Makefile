@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio
+.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 	@echo "make exports   every export, loaded in its target and compared; installs the targets (4 GB, half an hour)"
+	@echo "make bench-plan  how far the plan is from what forty runs take (half an hour; goes on where it was stopped)"
 	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
 
 $(READY): pyproject.toml constraints.txt
@@ -131,6 +132,10 @@ $(VENV)-exports/.ready: $(READY)
 exports: $(VENV)-exports/.ready
 	$(VENV)-exports/light/bin/python -m benchmarks.exports --targets $(VENV)-exports $(EXPORTS_ARGS)
 	$(BIN)/python -m benchmarks.exports --page
+
+# One thread, because the plan's times are held to the process's own seconds.
+bench-plan: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan $(BENCH_ARGS)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)

@@ -115,3 +115,23 @@ def test_traffic_follows_the_rings() -> None:
     assert made["zero2"].adapter == made["ddp"].adapter - 20 - 30  # buckets, and three quarters of the moments
     assert (made["zero3_offload"].base, made["zero3_offload"].host) == (0, made["zero3"].base + 10)
     assert "tp" not in made
+
+
+def test_full_fine_tuning_is_cut_as_torch_cuts_it_and_counted_once(child: Any) -> None:
+    import transformers
+
+    with torch.device("meta"):
+        config = transformers.LlamaConfig(num_hidden_layers=1, **SHAPES)
+        model = spreadable(transformers.LlamaForCausalLM(config).to(torch.bfloat16))
+    assert model.full
+    assert not spreadable(llama().get_base_model()).full
+    found = {engine: cost for engine, cost in costs(model, 8, activations=8, tokens=1) if cost is not None}
+    whole = model.all.frozen
+    part = child(fully_sharded, 8)
+    assert (found["fsdp2"].base, found["fsdp2"].adapter) == (part, 3 * part)
+    assert found["fsdp2"].memory - found["fsdp2"].gathered == 4 * part + 1
+    assert found["fsdp2"].gathered == model.outside.frozen + 2 * model.block.frozen
+    assert found["ddp"].adapter == 4 * whole  # gradients, DDP's buckets, two moments
+    assert found["zero2"].adapter == whole + 2 * part
+    assert (found["zero3_offload"].base, found["zero3_offload"].host) == (0, 3 * part)
+    assert "tp" not in found

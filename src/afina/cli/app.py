@@ -18,6 +18,7 @@ from .inspect import inspect
 from .list_runs import runs
 from .merge import merge
 from .methods import methods
+from .plan import plan
 from .predict import predict
 from .schema import schema
 from .train import train
@@ -49,6 +50,7 @@ def _before(
 
 
 app.command(context_settings={"ignore_unknown_options": True})(train)
+app.command(context_settings={"ignore_unknown_options": True})(plan)
 app.command(context_settings={"ignore_unknown_options": True})(tune)
 app.command(context_settings={"ignore_unknown_options": True})(compare)
 app.command()(chat)

@@ -128,7 +128,7 @@ def _followed(recipe: Recipe, reporter: Reporter, live: bool, **how: Any) -> Res
 
 def _plan(recipe: Recipe, processes: int) -> list[str]:
     """What the run would be and take."""
-    from ..train.loop.planning import planned
+    from ..train.loop.plans.planning import planned
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 

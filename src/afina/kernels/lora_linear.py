@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..core.layers.sharded import runs_whole
 from .cpu import products
 
 
@@ -69,8 +70,8 @@ def is_plain_linear(module: nn.Module) -> bool:
     known = kind.forward is nn.Linear.forward or (kind.__name__ == "Conv1D" and hasattr(module, "nf"))
     return (
         known
-        and type(weight) is nn.Parameter
-        and type(weight.data) is Tensor
+        and weight is not None
+        and runs_whole(weight)
         and weight.is_floating_point()
         and not any(p is not None and p.requires_grad for p in module._parameters.values())
         and not (module._forward_hooks or module._forward_pre_hooks)

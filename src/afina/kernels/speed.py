@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.layers.sharded import ready, units, whole_parts
+from ..core.layers.sharded import ready, runs_whole, units, whole_parts
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
 from . import backends
@@ -131,7 +131,7 @@ def _siblings(base: Any) -> str:
 
 def _products(base: nn.Module) -> str:
     linear = (m for part in whole_parts(base) for m in part.modules() if type(m) is nn.Linear)
-    layers = [m for m in linear if type(m.weight.data) is Tensor and m.weight.dtype == torch.float32
+    layers = [m for m in linear if runs_whole(m.weight) and m.weight.dtype == torch.float32
               and m.weight.device.type == "cpu"]  # fmt: skip
     if not layers or not products.ONEDNN:
         return "products: torch's own"

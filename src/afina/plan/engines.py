@@ -65,12 +65,14 @@ class Spreadable:
         block: the largest block.
         blocks: all of them together.
         heads: of the keys, over which tensor parallel shares attention out; None where there is no plan for it.
+        full: whether the base itself trains; its weights stand in `frozen` all the same.
     """
 
     outside: Part
     block: Part
     blocks: Part
     heads: int | None
+    full: bool = False
 
     @property
     def all(self) -> Part:
@@ -123,7 +125,9 @@ def spreadable(model: nn.Module) -> Spreadable:
     text = None if config is None else config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
     largest = max(blocks, key=lambda part: part.frozen, default=Part())
-    return Spreadable(outside, largest, sum(blocks, Part()), heads if plan else None)
+    hosts = any(isinstance(module, Host) for _, module in outside_adapters(model))
+    full = not hosts and any(p.requires_grad for p in model.parameters())
+    return Spreadable(outside, largest, sum(blocks, Part()), heads if plan else None, full)
 
 
 def tensor_parallel_plan(model: nn.Module) -> Mapping[str, str]:
@@ -198,6 +202,8 @@ def cost(
         again: whether blocks run again in the backward pass (gradient checkpointing).
         logits: bytes of all rows' logits and what the loss makes of them, which tensor parallel has at once.
     """
+    if model.full:
+        return _full(engine, model, devices, activations, passes)
     whole, n = model.all, devices
     state = whole.trained * (2 + MOMENTS)
     ring = (n - 1) / n
@@ -222,6 +228,29 @@ def cost(
         return Cost(base, round(live), adapter, rows, 0, traffic)
     copied = 2 * passes * base + _share(2 * whole.trained, n)
     return Cost(0, round(live), adapter - moments, rows, base + moments, traffic, copied)
+
+
+def _full(engine: str, model: Spreadable, n: int, activations: int, passes: int) -> Cost | None:
+    """Of full fine-tuning, where gradients and moments are the weights' size: whole in each process with ddp; with
+    fsdp2 and ZeRO-3 slices as the weights are; with ZeRO-2 gradients whole as they come, moments in slices."""
+    size, ring, rows = model.all.frozen, (n - 1) / n, activations // n
+    part = _share(size, n)
+    summed = round(2 * ring * size)
+    if engine == "ddp":
+        return Cost(size, 0, (2 + MOMENTS) * size, rows, 0, summed)
+    if engine == "zero2":
+        return Cost(size, 0, size + MOMENTS * part, rows, 0, summed)
+    if engine == "fsdp2":
+        gathered = model.outside.frozen + 2 * model.block.frozen
+        traffic = round(ring * passes * (model.outside.frozen + 2 * model.blocks.frozen + size))
+        return Cost(part, gathered, (1 + MOMENTS) * part, rows, 0, traffic)
+    if engine == "tp":
+        return None
+    live = round(min(1, _LIVE / model.all.numbers) * size)
+    traffic = round(ring * passes * 3 * size)
+    if engine == "zero3":
+        return Cost(part, live, (1 + MOMENTS) * part, rows, 0, traffic)
+    return Cost(0, live, part, rows, (1 + MOMENTS) * part, traffic, 2 * passes * part + 2 * part)
 
 
 def _tensor_parallel(model: Spreadable, n: int, activations: int, tokens: int, again: bool) -> Cost | None:

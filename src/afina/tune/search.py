@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import AfinaError, RecipeError, StoppedError
 from ..evidence.prepare import Shared, digest, key_of, prepare
 from ..train.fleet.fleet import Fleet, Trained
-from ..train.loop.planning import fitting
+from ..train.loop.plans.planning import fitting
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
 from ..train.report.checkpoints import look

@@ -36,7 +36,7 @@ class Looked(Reporter):
 
 def looked(recipe, free=None, **how):
     """A run's folder and report, what was said, and how the base lies."""
-    from afina.train.loop import planning
+    from afina.train.loop.plans import planning
     from afina.train.loop.run import run
 
     own, reporter = planning.free_bytes, Looked()

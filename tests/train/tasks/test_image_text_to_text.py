@@ -10,7 +10,7 @@ import yaml
 from afina.errors import CheckpointError, DataError
 from afina.train.base.base_model import load_tokenizer
 from afina.train.data.rows import read_rows
-from afina.train.loop.planning import planned
+from afina.train.loop.plans.planning import planned
 from afina.train.loop.run import run
 from afina.train.recipe.sections import DataSection, ModelSection
 from afina.train.recipe.settings import load_recipe
@@ -254,7 +254,7 @@ def test_tasks_of_text_refuse_images(task, models, tmp_path, pictures):
 
 def test_a_dry_run_says_what_it_will_take(folders, rows, tmp_path):
     lines = planned(recipe_of(tmp_path, folders["llava"], rows), Reporter())
-    assert any(line.startswith("memory: cannot be estimated") for line in lines)
+    assert any(line.startswith("memory and time cannot be told for lora (Image features") for line in lines)
 
 
 def test_rows_with_images_are_recognised_as_such(tmp_path, pictures):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import CheckpointError
 from .partitioned import frees, gathered_in, is_placeholder, read
@@ -82,8 +83,8 @@ def all_here(what: str) -> None:
 
 
 def runs_whole(tensor: Any) -> bool:
-    """Whether a parameter is an ordinary tensor while its module runs."""
-    return type(tensor) is nn.Parameter and type(tensor.data) is Tensor
+    """Whether a parameter is an ordinary tensor while its module runs, or stands for one without data."""
+    return type(tensor) in (nn.Parameter, FakeTensor) and type(tensor.data) in (Tensor, FakeTensor)
 
 
 def is_spread(module: nn.Module) -> bool:

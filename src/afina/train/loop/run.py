@@ -41,7 +41,7 @@ from .contents import contents
 from .cutting import save_part
 from .fast_paths import offload, speed_up_run
 from .method_state import read_method_state
-from .planning import Setting
+from .plans.setting import Setting
 from .scoring import scored
 from .sharing import choose, forget_measuring, share_model, tell_sharing
 from .steps.by_set import by_set

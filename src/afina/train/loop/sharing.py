@@ -25,7 +25,7 @@ from .cutting import check_cut, check_heads, share_all_rows, tell_cut
 from .zero import forget_engines, has_engine, look_no_more, share_by_engine
 
 if TYPE_CHECKING:
-    from .planning import Setting
+    from .plans.setting import Setting
 
 
 def tell_sharing(recipe: Recipe, reporter: Reporter) -> None:
@@ -97,7 +97,7 @@ def why_whole(recipe: Recipe) -> tuple[str, object] | None:
 
 def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     """Whether the model is to be spread over the processes: as the recipe says, or where it does not fit a device."""
-    from .planning import too_large
+    from .plans.planning import too_large
 
     if size() == 1 or recipe.distributed in ("ddp", "zero2"):
         return False

@@ -13,7 +13,7 @@ from afina.core.config import methods
 from afina.errors import AfinaError, DataError, RecipeError
 from afina.train.base.sound_processor import load_sound_processor
 from afina.train.data.rows import read_rows
-from afina.train.loop.planning import planned
+from afina.train.loop.plans.planning import planned
 from afina.train.loop.run import run
 from afina.train.recipe.sections import DataSection, ModelSection
 from afina.train.recipe.settings import load_recipe
@@ -175,8 +175,8 @@ def learns_and_is_used(recipe, birds):
         assert float(probabilities.max()) == pytest.approx(row["probability"], abs=0.02)  # padding is heard a little
 
 
-def test_a_dry_run_says_what_sounds_will_take(folders, birds, tmp_path):
-    lines = planned(recipe_of(tmp_path, folders["whisper"], birds), Reporter())
+def test_a_dry_run_says_what_sounds_will_take(folders, birds, tmp_path, child):
+    lines = child(planned, recipe_of(tmp_path, folders["whisper"], birds), Reporter())
     assert any("a step of 5 sounds as 8 x 200 numbers" in line for line in lines)
     assert any(line.startswith("time: training") for line in lines)
 

@@ -14,7 +14,7 @@ from afina.core.config import methods
 from afina.errors import AfinaError, DataError, RecipeError
 from afina.train.base.image_processor import load_image_processor
 from afina.train.data.rows import read_rows
-from afina.train.loop.planning import planned
+from afina.train.loop.plans.planning import planned
 from afina.train.loop.run import run
 from afina.train.recipe.sections import DataSection, ModelSection
 from afina.train.recipe.settings import load_recipe

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import DTYPES, library
+from .traced import TRACED
 
 OVERWRITES = False
 """`gated_backward` leaves its inputs as they are."""
@@ -30,17 +32,24 @@ def fits(*tensors: Tensor) -> bool:
 
 
 def _is_watched() -> bool:
-    """Whether somebody follows torch's operations, of which these are none."""
+    """Whether somebody follows torch's operations, of which these are none, and is not told of them (`TRACED`)."""
+    if TRACED.get() is not None:
+        return False
     jit: Any = torch.jit
     return torch.compiler.is_compiling() or jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor lies here and is no subclass."""
-    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter)
+    """Whether a tensor lies here and is no subclass but one that stands for such a tensor without data."""
+    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter, FakeTensor)
 
 
 def _run(name: str, dtype: torch.dtype, *values: Any) -> None:
+    tensors = [x for x in values if isinstance(x, Tensor)]
+    if any(isinstance(x, FakeTensor) for x in tensors):
+        if (tell := TRACED.get()) is not None:
+            tell(tensors)
+        return
     kernel = getattr(library(), f"afina_{name}_{DTYPES[dtype]}")
     kernel.restype = None
     kernel(*(_argument(x) for x in values), ctypes.c_int64(torch.get_num_threads()))
@@ -59,7 +68,7 @@ def losses(z_NV: Tensor, y_N1: Tensor, smoothing: float, backward: bool) -> Tens
     """The cross-entropies of logits, (N,), in float64; if `backward`, their sum's gradient takes the logits' place."""
     assert y_N1.numel() == len(z_NV)
     y_N1 = y_N1.long().contiguous()
-    if len(y_N1) and not bool(((y_N1 >= 0) & (y_N1 < z_NV.shape[1])).all()):
+    if len(y_N1) and not isinstance(y_N1, FakeTensor) and not bool(((y_N1 >= 0) & (y_N1 < z_NV.shape[1])).all()):
         raise IndexError(f"a label is not in the vocabulary of {z_NV.shape[1]}: {y_N1.min()} to {y_N1.max()}")
     each = torch.empty(len(z_NV), dtype=torch.float64)
     _run("cross_entropy", z_NV.dtype, z_NV, *z_NV.shape, y_N1, smoothing, int(backward), each)
@@ -117,6 +126,10 @@ def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> 
     """
     (b, _, t, d), tensors, made = q.shape, (_Turned * 2)(), []
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    if isinstance(q, FakeTensor):
+        made = [x.new_empty(b, t, x.shape[1], d).transpose(1, 2) for x in (q, k)]
+        _run("turn", q.dtype, q, k, *made, cos, sin)
+        return made[0], made[1]
     for place, x in zip(tensors, (q, k), strict=True):
         out = x.new_empty(b, t, x.shape[1], d).transpose(1, 2)
         place.source, place.target, place.heads = x.data_ptr(), out.data_ptr(), x.shape[1]

@@ -6,39 +6,36 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...plan.engines import ENGINES, Cost, Part, cost, spreadable
-from ...plan.usage import told_bytes
-from ..recipe.sections import Recipe
+from ....plan.engines import ENGINES, Cost, Part, cost, spreadable
+from ....plan.usage import told_bytes
+from ...recipe.sections import Recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from ...plan.memory import StepMemory
+    from .rehearsal import Rehearsal
 
 
-def shared_lines(
-    recipe: Recipe, base: nn.Module, batch: Mapping[str, Tensor], found: StepMemory, processes: int
-) -> Iterator[str]:
+def shared_lines(recipe: Recipe, found: Rehearsal, working: int, processes: int) -> Iterator[str]:
     """A line for the recipe's engine, or for each where the recipe leaves it open.
 
     Args:
-        base: the model with its adapter inside; without data.
-        batch: of all rows.
-        found: what a step with them takes of one device.
+        found: a step with all rows on one device.
+        working: bytes that it takes beside the base's weights.
     """
-    rows, tokens = next(iter(batch.values())).shape[:2]
-    looked, training = spreadable(base), recipe.training
-    beside = found.trained - looked.all.trained  # shared by all layers, or virtual tokens
+    rows, tokens = found.sizes[:2]
+    looked, training = spreadable(found.base), recipe.training
+    beside = 0 if looked.full else found.trained - looked.all.trained  # shared by all layers, or virtual tokens
     looked = replace(looked, outside=looked.outside + Part(trained=beside))
-    activations = max(0, found.working - 3 * found.trained)
+    activations = max(0, working - (3 if looked.full else 4) * found.trained)
     for engine in ENGINES if recipe.distributed == "auto" else (recipe.distributed,):
         made = cost(engine, looked, processes, activations=activations, tokens=rows * tokens,
                     passes=training.gradient_accumulation, again=training.gradient_checkpointing,
-                    logits=_logits(base, batch))  # fmt: skip
+                    logits=_logits(found.base, found.batch))  # fmt: skip
         yield f"{engine} on {processes} devices: {_told(made)}"
 
 
-def _logits(base: nn.Module, batch: Mapping[str, Tensor]) -> int:
+def _logits(base: nn.Module, batch: Mapping[str, Any]) -> int:
     """Bytes of the logits of supervised positions, in the base's dtype and twice in float32; 0 where there are none."""
     head: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None or "labels" not in batch or not hasattr(head, "out_features"):

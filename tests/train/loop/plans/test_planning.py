@@ -7,12 +7,12 @@ import pytest
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 
-from .. import tiny
+from ... import tiny
 
 
 def told(path, overrides=(), free=2**36):
     """The plan's lines on a machine with so much free memory."""
-    from afina.train.loop import planning
+    from afina.train.loop.plans import planning
 
     real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:
@@ -34,13 +34,23 @@ def test_plan_says_rows_steps_parameters_and_memory(tmp_path, model_folder, chil
     assert re.match(r"trained parameters: 8,192 of [\d,]+ \(\d+\.\d+%\); 32 KiB on disk, 96 KiB in each of 3", lines[2])
     assert "a step of 4 rows of up to" in lines[3]
     assert lines[4].endswith("64.0 GiB are free: it fits")
-    assert re.search(r"the allocator's gaps up to .*, beside [\d.]+ [GM]iB of the libraries;", lines[4])
-    assert re.match(r"time: training \d+ (s|min) to \d+ (s|min) here", lines[5])
+    assert re.search(r"in all \d+ MiB \(weights 105 KiB, adapters 32 KiB, .*\), beside [\d.]+ [GM]iB of the", lines[4])
+    assert re.match(r"time: training about \d+ (s|min) here, [\d.]+ s a step", lines[5])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("task", ["causal_lm", "sequence_classification"])
-@pytest.mark.parametrize("method", ["lora", "full", "prompt_tuning", "prefix_tuning", "last_layers", "oft"])
+_OTHERS = pytest.mark.whole("other pairs of the same methods and tasks are estimated")
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("causal_lm", "full"), ("causal_lm", "prefix_tuning"), ("sequence_classification", "prompt_tuning"),
+        *(pytest.param("causal_lm", method, marks=_OTHERS) for method in ("prompt_tuning", "last_layers", "oft")),
+        *(pytest.param("sequence_classification", method, marks=_OTHERS)
+          for method in ("lora", "full", "prefix_tuning", "last_layers", "oft")),
+    ],
+)  # fmt: skip
 def test_memory_is_estimated_for_every_kind_of_method(tmp_path, model_folder, child, task, method):
     path = tiny.write_recipe(tmp_path, model_folder, task=task)
     lines = child(told, path, (("method", method),))
@@ -52,7 +62,7 @@ def test_what_each_of_several_devices_takes_is_said_for_every_engine_or_the_reci
     every = child(told_for, path, (), 2)
     assert [line.split()[0] for line in every] == ["ddp", "fsdp2", "zero2", "zero3", "zero3_offload", "tp"]
     sizes = {line.split()[0]: float(line.split(": ")[1].split()[0]) for line in every}
-    assert sizes["zero2"] < sizes["ddp"]
+    assert sizes["zero2"] <= sizes["ddp"]
     assert "base 105 KiB" in every[0]
     assert "base 52 KiB" in every[1]
     assert child(told_for, path, (("distributed", "tp"),), 2) == [every[-1]]
@@ -62,7 +72,7 @@ def test_what_each_of_several_devices_takes_is_said_for_every_engine_or_the_reci
 
 def told_for(path, overrides, processes):
     """The plan's lines about engines."""
-    from afina.train.loop.planning import planned
+    from afina.train.loop.plans.planning import planned
 
     return [line for line in planned(load_recipe(str(path), overrides), Reporter(), processes) if " devices: " in line]
 
@@ -73,9 +83,11 @@ def test_what_does_not_fit_is_told_with_what_would(tmp_path, model_folder, child
     lines = child(told, path, (), 1000)
     assert lines[4].endswith("are free: it does not fit")
     assert [line.split(" with ")[1] for line in lines[5:-1]] == [
-        "training.gradient_checkpointing=true", "training.batch_size=1",
-        "training.gradient_checkpointing=true training.batch_size=1",
-    ]  # fmt: skip
+        "training.gradient_checkpointing=true",
+        "training.gradient_checkpointing=true training.batch_size=1 training.gradient_accumulation=4",
+        "training.gradient_checkpointing=true training.batch_size=1 training.gradient_accumulation=4 "
+        "model.quantize=nf4",
+    ]
     assert len(lines) > len(fits)
 
 
@@ -87,7 +99,7 @@ def test_quantised_weights_take_less(tmp_path, model_folder, child):
 
 
 def fitting(path, free):
-    from afina.train.loop import planning
+    from afina.train.loop.plans import planning
 
     real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:

@@ -1,0 +1,194 @@
+"""How far the plan is from what runs take: peak memory and time a step, of runs on this machine's processor.
+
+    python -m benchmarks.plan [--only CASE ...] [--again]
+
+Each case trains in a process of its own, after a tiny run of the same kind, so that libraries are loaded before the
+baseline is taken: the resident memory right before the model is read. The peak is the kernel's (VmHWM, reset at the
+baseline). Then the same process plans the same recipe. Results are kept as they come (`results/plan.json`), so that
+what was stopped goes on; docs/plan-results.md is made of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .plan_cases import CASES, write
+from .timing import RESULTS, child, machine
+
+FILE = RESULTS / "plan.json"
+PAGE = Path(__file__).parents[1] / "docs" / "plan-results.md"
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One case, in this process: what it takes, and what the plan says."""
+    import torch
+
+    torch.set_num_threads(1)
+    from afina.train.loop.run import run
+    from afina.train.recipe.settings import load_recipe
+
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        small, real = (write(case, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
+        run(load_recipe(str(small)), Watch())
+        watch = Watch()
+        before = _planned(real)["seconds"]
+        done = run(load_recipe(str(real)), watch)
+        plan = _planned(real)
+    steps = watch.steps[1:]
+    measured = {"peak": watch.peak, "ready": watch.ready, "seconds": statistics.median(steps), "least": min(steps),
+                "steps": len(watch.steps), "loss": done.report["training"]["loss"]}  # fmt: skip
+    plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
+    return {"measured": measured, "plan": plan}
+
+
+def replan(name: str) -> dict[str, Any]:
+    """What the plan says of one case, without running it."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        return _planned(write(CASES[name], Path(folder), tiny=False))
+
+
+def _planned(path: Path) -> dict[str, Any]:
+    """The plan's figures, with the machine's speed as it is now."""
+    import torch
+
+    from afina.devices.place import place
+    from afina.plan.probe import speed_of
+    from afina.train.loop.plans.forecast import forecast, target_of
+    from afina.train.loop.plans.setting import setting_of
+    from afina.train.recipe.settings import load_recipe
+    from afina.train.report.events import Reporter
+
+    recipe = load_recipe(str(path))
+    speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
+    found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
+    return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
+            "gflop": round(found.flops / 1e9, 2)}  # fmt: skip
+
+
+def _watch() -> type[Any]:
+    from transformers import TrainerCallback
+
+    from afina.devices.memory_use import resident_kib
+    from afina.train.report.events import Reporter
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        def __init__(self, into: list[float]) -> None:
+            self.into, self.began = into, 0.0
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.began = time.process_time()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.into.append(time.process_time() - self.began)
+
+    class Watching(Reporter):
+        """Bytes and seconds as a run passes its stages."""
+
+        def __init__(self) -> None:
+            self.steps: list[float] = []
+            self.base = self.peak = self.ready = 0
+
+        def examples(self, examples: Any) -> None:  # told right before the model is read
+            _trim()
+            self.base = int(1024 * resident_kib())
+            Path("/proc/self/clear_refs").write_text("5")
+
+        def reached(self, stage: Any, parts: Any) -> None:
+            if stage == "ready":
+                self.ready = int(1024 * resident_kib()) - self.base
+                parts["trainer"].add_callback(Steps(self.steps))
+            elif stage == "trained":
+                self.peak = int(1024 * resident_kib("VmHWM")) - self.base
+
+    return Watching
+
+
+def Watch() -> Any:  # noqa: N802 - a class that needs transformers
+    return _watch()()
+
+
+def _trim() -> None:
+    """Give back what the tiny run left."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def read() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """The errors as Markdown."""
+    cases = {name: case for name, case in found["cases"].items() if "measured" in case}
+    errors = {n: (_off(c, "bytes", "peak"), _off(c, "seconds", "seconds")) for n, c in cases.items()}
+    lines = [
+        "# The plan: measured", "",
+        f"{found['date']}; {found['machine']['processor']}, one thread; seconds are the process's own, because others "
+        "worked on the machine. Made by `make bench-plan`; what the columns mean is in [plan.md](plan.md).", "",
+        _summary("memory", [memory for memory, _ in errors.values()], 0.05),
+        _summary("time", [seconds for _, seconds in errors.values()], 0.2), "",
+        "| run | peak, MiB | planned | error | step, s | planned | error |", "|---|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for name, case in cases.items():
+        peak, seconds = case["measured"]["peak"] / 2**20, case["measured"]["seconds"]
+        lines.append(f"| {name} | {peak:.0f} | {case['plan']['bytes'] / 2**20:.0f} | {errors[name][0]:+.1%} | "
+                     f"{seconds:.3f} | {case['plan']['seconds']:.3f} | {errors[name][1]:+.0%} |")  # fmt: skip
+    failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
+    return "\n".join([*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), ""])
+
+
+def _off(case: dict[str, Any], planned: str, measured: str) -> float:
+    return case["plan"][planned] / case["measured"][measured] - 1
+
+
+def _summary(what: str, errors: list[float], aim: float) -> str:
+    sizes = sorted(map(abs, errors))
+    return (f"Of {len(sizes)} runs {sum(size <= aim for size in sizes)} are within {aim:.0%} in {what}; "
+            f"the median error is {statistics.median(sizes):.1%}, the largest {sizes[-1]:.1%}, the mean with its sign "
+            f"{statistics.mean(errors):+.1%}.\n")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--one", choices=CASES, help="measure it in this process")
+    parser.add_argument("--replan-one", choices=CASES, help="plan it in this process")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*CASES])
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured")
+    parser.add_argument("--replan", action="store_true", help="plan anew what was measured; times stay as they were")
+    given = parser.parse_args()
+    if given.one or given.replan_one:
+        print("RESULT " + json.dumps(measure(given.one) if given.one else replan(given.replan_one)))
+        return
+    for name in given.only or CASES:
+        cases = read().get("cases", {})
+        done = "measured" in cases.get(name, {})
+        if done and not given.again and not given.replan:
+            continue
+        print(f"{name} ...", flush=True)
+        if given.replan and done:
+            new = child("plan", "--replan-one", name)
+            cases[name]["plan"].update({k: new[k] for k in ("bytes", "parts", "gflop")} if "error" not in new else {})
+        else:
+            cases[name] = child("plan", "--one", name)
+        print(json.dumps(cases[name]), flush=True)
+        found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "cases": cases}
+        FILE.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(read()))
+
+
+if __name__ == "__main__":
+    main()

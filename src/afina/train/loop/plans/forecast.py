@@ -1,0 +1,101 @@
+"""What a run takes of one device: the peak of its memory by part, and the time of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ....devices.found import Device
+from ....devices.memory_use import free_bytes
+from ....devices.place import place
+from ....plan.footprint import Peak, on_cuda, on_processor
+from ....plan.probe import Speed, speed_of
+from ....plan.published import Figures, published
+from .rehearsal import STEPS, Rehearsal, rehearse
+from .setting import Setting
+from .unread import unread_bytes
+
+
+@dataclass(frozen=True)
+class Target:
+    """The device that a run is planned for.
+
+    Attributes:
+        device: of this machine; None where it is another one.
+        figures: published ones of a device that is not here.
+        free: bytes that a run may take; None where that is not known.
+    """
+
+    name: str
+    device: Device | None
+    figures: Figures | None
+    free: int | None
+
+    @property
+    def gpu(self) -> bool:
+        """Whether memory is CUDA's, with its caching allocator."""
+        return self.device is None or self.device.kind != "cpu"
+
+    def speed(self, dtype: str) -> Speed:
+        """How fast it is in a dtype: measured, or by its published figures."""
+        if self.device is None:
+            assert self.figures is not None
+            return self.figures.speed(dtype)
+        return speed_of(self.device, getattr(torch, dtype))
+
+
+def target_of(wanted: str, other: str | None = None) -> Target:
+    """The device of this machine, or the published one of the name `other`.
+
+    Raises:
+        RecipeError: there is no such.
+    """
+    if other is None:
+        device = place(wanted)
+        return Target(device.name, device, None, free_bytes(device.name))
+    name, figures = published(other)
+    return Target(name, None, figures, figures.free)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was found of a setting on a target.
+
+    Attributes:
+        seconds: of a step of the optimizer, with all its batches; None where it was not asked for.
+        flops: of a batch's products.
+    """
+
+    target: Target
+    peak: Peak
+    rehearsal: Rehearsal
+    seconds: float | None = None
+    flops: int = 0
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is room; None where nothing is known of the device's memory."""
+        free = self.target.free
+        return None if free is None else self.peak.fits and self.peak.bytes <= free
+
+
+def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecast:
+    """What a run takes.
+
+    Args:
+        timed: tell the time too.
+
+    Raises:
+        Untold: with the reason.
+    """
+    found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
+    if target.gpu:
+        peak = on_cuda(found.events, found.parts, found.weights, target.free)
+    else:
+        peak = on_processor(found.events, found.parts, found.weights, unread_bytes(setting, found.base))
+    if not timed:
+        return Forecast(target, peak, found)
+    dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
+    seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
+    return Forecast(target, peak, found, seconds, found.usual.flops)

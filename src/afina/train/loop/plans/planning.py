@@ -1,0 +1,153 @@
+"""What a run will be and take, said before it runs: rows, steps, parameters, memory, time, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ....devices.memory_use import free_bytes, used_bytes
+from ....devices.place import place
+from ....devices.ranks import size
+from ....plan.usage import told_bytes, told_seconds
+from ...base.base_model import config_of
+from ...base.rates import width_of
+from ...recipe.sections import Recipe
+from ...report.events import Reporter
+from ..adapt import plan
+from ..begin import begin_config
+from .forecast import Forecast, Target, forecast
+from .rehearsal import Untold
+from .remedies import remedies
+from .setting import Setting, setting_of
+from .sharing_plan import shared_lines
+
+
+def planned(recipe: Recipe, reporter: Reporter, processes: int = 1) -> list[str]:
+    """Lines that say what will happen. Weights are not loaded.
+
+    Args:
+        processes: how many are to share the run, on a device each.
+
+    Raises:
+        AfinaError: what would stop the run at its beginning.
+    """
+    setting = setting_of(recipe, reporter)
+    device = place(setting.recipe.model.device)
+    target = Target(device.name, device, None, free_bytes(device.name))
+    try:
+        found = forecast(setting, target)
+    except Untold as error:
+        return [*outline(setting), f"{error.what} ({error.fix or error.got})"]
+    lines = [*outline(setting), *_memory(setting, found)]
+    if processes > 1 and setting.recipe.model.quantize == "none":
+        lines += shared_lines(setting.recipe, found.rehearsal, working(found), processes)
+    return [*lines, *_fits(setting, found), told_time(setting, found)]
+
+
+def outline(setting: Setting) -> list[str]:
+    """What a run is: its method, steps and rows."""
+    recipe, data = setting.recipe, setting.data
+    held_out = len(data.held_out) if data.held_out is not None else 0
+    width = width_of(config_of(setting.location, recipe.model))
+    return [plan(recipe, begin_config(recipe, setting.steps), setting.steps, width),
+            f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
+
+
+def working(found: Forecast) -> int:
+    """Bytes that a run takes beside the base's weights."""
+    return found.peak.bytes - found.peak.parts["weights"]
+
+
+def _memory(setting: Setting, found: Forecast) -> Iterator[str]:
+    trainable, total, kept = found.rehearsal.trainable, found.rehearsal.total, found.rehearsal.trained
+    yield (
+        f"trained parameters: {trainable:,} of {total:,} ({trainable / total:.2%}); "
+        f"{told_bytes(kept)} on disk, {told_bytes(3 * kept)} in each of "
+        f"{setting.recipe.training.keep_checkpoints} checkpoints"
+    )
+    yield (
+        f"memory: weights {told_bytes(found.peak.parts['weights'])}, a step of {_told_rows(found)} "
+        f"{told_bytes(working(found))}"
+    )
+
+
+def _told_rows(found: Forecast) -> str:
+    """How many rows a batch has, and of what size."""
+    first = next((name for name, value in found.rehearsal.batch.items() if isinstance(value, Tensor)), "")
+    rows, *sizes = found.rehearsal.sizes
+    if len(sizes) < 2 and first != "input_values":
+        return f"{rows} rows of up to {sizes[0]} tokens"
+    of = " x ".join(map(str, sizes))
+    return f"{rows} images of {of}" if first == "pixel_values" else f"{rows} sounds as {of} numbers"
+
+
+def told_parts(found: Forecast) -> str:
+    """The peak by part."""
+    return ", ".join(f"{part} {told_bytes(count)}" for part, count in found.peak.parts.items() if count >= 2**10)
+
+
+def _fits(setting: Setting, found: Forecast) -> Iterator[str]:
+    """Whether it fits, and what would make it."""
+    needed = f"in all {told_bytes(found.peak.bytes)} ({told_parts(found)})"
+    if not found.target.gpu:
+        needed += f", beside {told_bytes(used_bytes())} of the libraries"
+    yield f"memory: {needed}{told_room(found)}"
+    if found.fits is False:
+        for words, other in remedies(setting, found.target):
+            yield f"memory: {told_bytes(other.peak.bytes)} with {words}"
+
+
+def told_room(found: Forecast) -> str:
+    """Whether there is room, as the end of a sentence."""
+    if found.fits is None:
+        return ""
+    return f"; {told_bytes(found.target.free or 0)} are free: it {'fits' if found.fits else 'does not fit'}"
+
+
+def told_time(setting: Setting, found: Forecast) -> str:
+    """What training takes, without measuring before and after."""
+    assert found.seconds is not None
+    where = f"on {found.target.name} by its published figures" if found.target.figures else "here"
+    step = f"{found.seconds:.2g} s" if found.seconds < 10 else told_seconds(found.seconds)
+    return (f"time: training about {told_seconds(found.seconds * setting.steps)} {where}, {step} a step "
+            f"({found.flops / 1e9:,.1f} GFLOP a batch), with nothing else running")  # fmt: skip
+
+
+def too_large(setting: Setting) -> str | None:
+    """Why a run does not fit one device; None where it does, or where that cannot be told.
+
+    Processes on one machine's processor share its memory.
+    """
+    device = place(setting.recipe.model.device)
+    free = free_bytes(device.name)
+    if free is None:
+        return None
+    free //= size() if device.kind == "cpu" else 1
+    try:
+        found = forecast(setting, Target(device.name, device, None, free), timed=False)
+    except Untold:
+        return None
+    if found.fits:
+        return None
+    return f"it takes {told_bytes(found.peak.bytes)} and {told_bytes(free)} are free on {device.name}"
+
+
+def fitting(recipe: Recipe) -> int | None:
+    """How many runs such as this one fit the device at once, with the base's weights in memory once; at least 1, and
+    None where that cannot be told."""
+    setting = setting_of(recipe, Reporter())
+    device = place(setting.recipe.model.device)
+    free = free_bytes(device.name)
+    if free is None:
+        return None
+    try:
+        found = forecast(setting, Target(device.name, device, None, free), timed=False)
+    except Untold:
+        return None
+    return at_once(found, free)
+
+
+def at_once(found: Forecast, free: int) -> int:
+    """How many runs fit in so many bytes, with one base for all."""
+    return max(1, (free - found.peak.parts["weights"]) // max(working(found), 1))

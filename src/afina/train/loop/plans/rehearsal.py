@@ -1,0 +1,259 @@
+"""A run's first steps on tensors without data: its own model, adapter, kernels, trainer, loss and optimizer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ....devices.ranks import size
+from ....errors import AfinaError, RecipeError
+from ....plan.trace import Event, Trace, Work
+from ...base.base_model import config_of, vocab_size
+from ...base.new_tokens import trains_new_tokens
+from ...report.events import Reporter
+from ...tasks import named
+from ..adapt import adapted, counts
+from ..begin import begin_config
+from ..fast_paths import speed_up_run
+from .pretence import chunks, fakes, unwatched
+from .quantised_shapes import FewBits, quantised, stored_bytes
+from .setting import Setting
+
+STEPS = 3
+"""The first one makes the optimizer's state; a heap has found its size by the third."""
+
+_UNTOLD: Mapping[str, str] = MappingProxyType(
+    {"grpo": "its answers are drawn as the steps go, and their lengths decide"}
+)
+"""Tasks that cannot be rehearsed, and why."""
+
+
+class Untold(AfinaError):
+    """What a run takes cannot be told before it runs."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was written down.
+
+    Attributes:
+        events: allocations from the adapter on, in order.
+        parts: what each is for.
+        weights: bytes of the base's tensors, by their keys.
+        work, usual: of a step with the batch that takes most, and of one with rows of all lengths.
+        trainable, total: numbers of parameters.
+        trained: bytes of the trained ones.
+        sizes: rows and tokens of the batch.
+        base: the model with its adapter inside, without data.
+        batch: what the trainer was given.
+    """
+
+    events: list[Event]
+    parts: Mapping[int, str]
+    weights: Mapping[int, int]
+    work: Work
+    usual: Work
+    trainable: int
+    total: int
+    trained: int
+    sizes: tuple[int, ...]
+    base: nn.Module
+    batch: Mapping[str, Any]
+
+
+def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
+    """Rehearse the first steps of a run, with its batch that takes most.
+
+    Args:
+        gpu: the optimizer is the one of GPUs. Kernels are those of this machine's processor, which keep what those
+            of GPUs keep.
+        steps: with that batch; one more of rows as they are drawn follows where rows differ in length.
+
+    Raises:
+        Untold: with the reason.
+    """
+    from ....compat import stand_in
+    from ....kernels.cpu.native import library
+
+    if why := _UNTOLD.get(setting.recipe.task):
+        raise Untold("memory and time cannot be told of this task", where="task", got=setting.recipe.task, fix=why)
+    stand_in()
+    library()  # compiled outside
+    trace = Trace()
+    trace.keeps_kernels = not gpu
+    try:
+        with unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
+            return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
+    except RecipeError:  # what would stop the run
+        raise
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise Untold(f"memory and time cannot be told for {setting.recipe.method.type}", got=got) from error
+
+
+def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) -> Rehearsal:
+    recipe, task = setting.recipe, named(setting.recipe.task)
+    base = _base(setting)
+    weights = trace.sizes()
+    for module in base.modules():
+        if isinstance(module, FewBits):
+            key = trace.live[module.weight.untyped_storage()._cdata]
+            weights[key] = stored_bytes(recipe.model, module.weight)
+    began = len(trace.events)
+    with trace.of("adapters"):
+        config = trains_new_tokens(begin_config(recipe, setting.steps), base, setting.tokenizer, recipe.model)
+        model = adapted(recipe, base, config, setting.data.tasks, begin=False)
+    trace.mark((p for p in base.parameters() if p.requires_grad and not _is_base(trace, p, weights)), "adapters")
+    trace.number = 0.0  # so that kernels are found to agree
+    with trace.of("temporary"):
+        speed_up_run(recipe, model, setting.tokenizer, setting.data, setting.steps, Reporter())
+    trace.number = 1.0
+    trainer = task.trainer(recipe, model, setting.tokenizer, setting.data, task.arguments(recipe, folder, 1e-3))
+    if size() > 1 and type(trainer).__module__.partition(".")[0] != "transformers":
+        raise Untold("memory and time cannot be told of this task in one of several processes", where="task",
+                     got=recipe.task, fix="its trainer would wait for the others")  # fmt: skip
+    made = _batch(setting, trainer, longest=True)
+    run = _Stepping(trace, trainer, gpu)
+    for _ in range(steps):
+        run.step(made)
+    events, work = trace.events[began:], trace.works[steps]
+    if _is_uneven(setting) and not setting.tokens:
+        run.step(_batch(setting, trainer, longest=False))
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    shape = next((tuple(v.shape) for v in made.values() if isinstance(v, Tensor)), ())
+    return Rehearsal(events, trace.parts, weights, work, trace.works[trace.step], *counts(model), trained, shape,
+                     inner, made)  # fmt: skip
+
+
+def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
+    return trace.live.get(parameter.untyped_storage()._cdata) in weights
+
+
+class _Stepping:
+    """A trainer's steps, each part of them told to the trace."""
+
+    def __init__(self, trace: Trace, trainer: Any, gpu: bool) -> None:
+        self.trace, self.trainer, self.gpu = trace, trainer, gpu
+        self.model = trainer.model.train()
+        self.optimizer = trainer.create_optimizer()
+        for group in self.optimizer.param_groups if gpu else ():
+            if "foreach" in group:
+                group["foreach"] = True
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        trainer._prepare_inputs = lambda inputs: inputs  # they lie where the model does
+        own = trainer.accelerator.backward
+
+        def backward(loss: Tensor, **how: Any) -> None:
+            with trace.of("temporary"):
+                own(loss, **how)
+
+        trainer.accelerator.backward = backward
+        self._tell_loss()
+
+    def _tell_loss(self) -> None:
+        """What comes after the decoder or encoder is of the loss."""
+        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        inner = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
+        if isinstance(inner, nn.Module):
+            inner.register_forward_pre_hook(lambda *_: self._now("activations"))
+            inner.register_forward_hook(lambda *_: self._now("loss"))
+
+    def _now(self, part: str) -> None:
+        if self.trace.part in ("activations", "loss"):
+            self.trace.part = part
+
+    def step(self, batch: Mapping[str, Any]) -> None:
+        """One step of the optimizer, of one batch."""
+        self.trace.step += 1
+        with _disable_current_modes():
+            self.trace.supervised = _supervised(batch)
+        inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        with self.trace.of("activations"):
+            self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
+        self.trace.mark((p.grad for p in parameters if p.grad is not None), "gradients")
+        with self.trace.of("temporary"):
+            if self.trainer.args.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, self.trainer.args.max_grad_norm, foreach=self.gpu or None)
+            self.optimizer.step()
+            state = [t for kept in self.optimizer.state.values() for t in kept.values() if isinstance(t, Tensor)]
+            self.trace.mark(state, "optimizer")
+            self.optimizer.zero_grad()
+
+
+def _base(setting: Setting) -> Any:
+    """The base as `from_pretrained` makes it, of its config alone."""
+    import transformers
+
+    recipe, task = setting.recipe, named(setting.recipe.task)
+    config = config_of(setting.location, recipe.model)
+    for key, value in task.load_options(setting.data.labels).items():
+        setattr(config, key, value)
+    if vocabulary := vocab_size(setting.location, recipe.model, setting.tokenizer):
+        config.get_text_config().vocab_size = vocabulary
+    if setting.layers:
+        config.get_text_config().num_hidden_layers = setting.layers
+        config.get_text_config().layer_types = (getattr(config, "layer_types", None) or [])[: setting.layers] or None
+    dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
+    base: Any = getattr(transformers, task.model_class(setting.tokenizer)).from_config(config, dtype=dtype)
+    task.loaded(base, setting.tokenizer)
+    base = quantised(recipe.model, base)
+    if recipe.training.gradient_checkpointing:
+        base.enable_input_require_grads()
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    return base
+
+
+def _batch(setting: Setting, trainer: Any, *, longest: bool) -> dict[str, Any]:
+    """A batch as the trainer makes it, with its numbers."""
+    with _disable_current_modes():
+        made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
+        return _of_tokens(made, setting.tokens) if setting.tokens else made
+
+
+def _is_uneven(setting: Setting) -> bool:
+    """Whether rows differ in length, so that the longest ones do not tell the time of the others."""
+    return len({_length(item) for item in setting.data.train.items}) > 1
+
+
+def _chosen(setting: Setting, longest: bool) -> list[int]:
+    """Rows of a batch: the longest, or those of the batch whose longest row is nearest to the mean of all batches'."""
+    data, rows = setting.data.train, setting.recipe.training.batch_size
+    lengths = [_length(item) for item in data.items]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    if longest:
+        return order[:rows]
+    drawn = order if hasattr(data, "set_epoch") else [*range(len(lengths))]  # grouped by length, or as they come
+    batches = [drawn[i : i + rows] for i in range(0, len(drawn), rows)]
+    most = [max(lengths[i] for i in batch) for batch in batches]
+    mean = sum(most) / len(most)
+    return min(zip(most, batches, strict=True), key=lambda found: abs(found[0] - mean))[1]
+
+
+def _of_tokens(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """A batch whose rows are cut or repeated to a length."""
+    longest = max((v.shape[1] for v in batch.values() if isinstance(v, Tensor) and v.dim() == 2), default=0)
+    places = torch.arange(tokens) % max(1, longest)
+    of_tokens = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.dim() == 2 and v.shape[1] == longest}
+    return {**batch, **{k: v[:, places] for k, v in of_tokens.items()}}
+
+
+def _length(item: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in item.values() if isinstance(value, (list, tuple)))
+
+
+def _supervised(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """Positions of a batch, and how many have a label; (0, 0) where labels are something else."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        return 0, 0
+    return labels.numel(), int((labels != -100).sum())

@@ -1,0 +1,65 @@
+"""What a run is planned from: its recipe with all filled in, its rows as its trainer takes them, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...base.base_model import base_location, vocab_size
+from ...data.encode import Data
+from ...recipe.sections import Recipe
+from ...report.events import Reporter
+from ...tasks import named
+from ...tasks.examples import encode
+from ..adapt import planned_steps
+from ..begin import prepared
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run before its model is read.
+
+    Attributes:
+        location: of the base.
+        tokenizer: or what else reads the rows.
+        steps: of the optimizer.
+        tokens, layers: of rows and of the model, where others are to be planned with than there are.
+    """
+
+    recipe: Recipe
+    location: str
+    tokenizer: Any
+    data: Data
+    steps: int
+    tokens: int | None = None
+    layers: int | None = None
+
+    def training(self, **changes: Any) -> Setting:
+        """The same with other settings of training; the rows stay as they are."""
+        training = self.recipe.training.model_copy(update=changes)
+        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
+
+    def on_processor(self) -> Setting:
+        """The same on this machine's processor, where every run can be rehearsed."""
+        model = self.recipe.model.model_copy(update={"device": "cpu"})
+        training = self.recipe.training.model_copy(update={"offload": "none"})
+        return replace(self, recipe=self.recipe.model_copy(update={"model": model, "training": training}))
+
+    def stored(self, storage: str) -> Setting:
+        """The same with the base's weights in another storage."""
+        model = self.recipe.model.model_copy(update={"quantize": storage})
+        return replace(self, recipe=self.recipe.model_copy(update={"model": model}))
+
+
+def setting_of(recipe: Recipe, reporter: Reporter) -> Setting:
+    """The setting of a recipe. Weights are not read.
+
+    Raises:
+        AfinaError: what would stop the run at its beginning.
+    """
+    recipe, split, labels = prepared(recipe, reporter)
+    location = base_location(recipe.model, reporter)
+    task = named(recipe.task)
+    tokenizer = task.reader(location, recipe.model, reporter)
+    data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
+    return Setting(recipe, location, tokenizer, data, planned_steps(recipe, task.examples(recipe, len(data.train))))
