@@ -30,7 +30,7 @@ class Figures:
     """Of one device.
 
     Attributes:
-        memory: GiB. bfloat16, float32: 10^12 operations a second. bandwidth: 10^12 bytes a second.
+        memory: GiB that CUDA names, which for the largest are fewer than in the name. bfloat16, float32: 10^12 operations a second. bandwidth: 10^12 bytes a second.
     """
 
     memory: int
@@ -63,9 +63,9 @@ DEVICES: Mapping[str, Figures] = MappingProxyType(
         "L4 24GB": Figures(24, 121, 30.3, 0.3),
         "L40S 48GB": Figures(48, 362, 91.6, 0.864),
         "A100 40GB": Figures(40, 312, 19.5, 1.555),
-        "A100 80GB": Figures(80, 312, 19.5, 2.039),
-        "H100 80GB": Figures(80, 989, 67, 3.35),
-        "H200 141GB": Figures(141, 989, 67, 4.8),
+        "A100 80GB": Figures(79, 312, 19.5, 2.039),
+        "H100 80GB": Figures(79, 989, 67, 3.35),
+        "H200 141GB": Figures(139, 989, 67, 4.8),
         "B200 180GB": Figures(180, 2250, 80, 8.0),
         "MI300X 192GB": Figures(192, 1307, 163, 5.3),
     }
