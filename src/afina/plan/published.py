@@ -30,7 +30,9 @@ class Figures:
     """Of one device.
 
     Attributes:
-        memory: GiB that CUDA names, which for the largest are fewer than in the name. bfloat16, float32: 10^12 operations a second. bandwidth: 10^12 bytes a second.
+        memory: GiB that CUDA names, which for the largest are fewer than in the name.
+        bfloat16, float32: 10^12 operations a second.
+        bandwidth: 10^12 bytes a second.
     """
 
     memory: int
