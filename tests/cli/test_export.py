@@ -77,6 +77,7 @@ def test_what_was_not_compared_says_so(adapters, tmp_path, child):
     ("lora", ["--to", "vllm", "--target", "/nowhere"], "neither an interpreter"),
     ("lora", ["--to", "vllm", "--dry-run"], "without a repository"),
     ("lora", ["--to", "vllm", "--push", "it"], "no name of a repository"),
+    ("lora", ["--to", "vllm", "--licence", "mit"], "only the hub's card has it"),
     ("lora", ["--to", "hub"], "a card needs a licence"),
     ("lora", ["--to", "hub", "--licence", "mit"], "read from this machine"),
     ("loha", ["--to", "vllm"], "--rank 16 makes LoRA of it first"),
@@ -84,6 +85,7 @@ def test_what_was_not_compared_says_so(adapters, tmp_path, child):
     ("tokens", ["--to", "vllm", "--rank", "4"], "virtual tokens"),
     ("loha", ["--to", "gguf-lora"], "more than a fixed low-rank product"),
     ("tokens", ["--to", "gguf"], "virtual tokens"),
+    ("tokens", ["--to", "vllm"], "afina predict and chat use it as it is"),
     ("nothing", ["--to", "vllm"], "not an adapter folder"),
 ], ids=str)  # fmt: skip
 def test_mistakes_write_nothing(adapter, words, says, adapters, tmp_path, child):

@@ -70,3 +70,13 @@ def test_options_of_adapters_say_nothing_of_recipes(tmp_path: Path) -> None:
         code, _, err = command("import", tmp_path / "r.yaml", *words)
         assert code == 2
         assert words[0] in err
+
+
+def test_folders_of_something_else_are_told_as_what_they_are(tmp_path: Path) -> None:
+    for name, told in (("config.json", "a whole model"), ("model.gguf", "GGUF is written, not read")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        code, _, err = command("import", folder, "--out", tmp_path / "new")
+        assert code == 2
+        assert told in err

@@ -140,6 +140,12 @@ def test_predict_does_not_depend_on_the_batch(adapters, tmp_path, child):
     assert files[0].read_text() == files[1].read_text()
 
 
+def test_predict_writes_no_file_where_a_folder_is_and_misses_one_that_is_not_there(tmp_path):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 2)
+    assert "a folder is here" in mistake(command("predict", tmp_path, rows, "--out", tmp_path, "--overwrite"))
+    assert "no such file or folder" in mistake(command("predict", tmp_path, tmp_path / "nope"))
+
+
 def test_predict_keeps_an_existing_file(adapters, tmp_path, child):
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 2)
     (tmp_path / "rows.predictions.jsonl").write_text("mine")

@@ -15,7 +15,7 @@ from afina.compare import runs
 from afina.compare.comparison import Request, check, compare
 from afina.compare.rate_search import Tried
 from afina.compare.table import notes
-from afina.errors import RecipeError
+from afina.errors import CheckpointError, RecipeError
 from afina.train.report.events import Reporter
 
 from ..train import tiny
@@ -177,6 +177,20 @@ def test_comparison_without_held_out_rows_is_refused(tmp_path, model_folder):
     recipe = tiny.write_recipe(tmp_path, model_folder, data__eval=None, data__eval_split=0)
     with pytest.raises(RecipeError, match="no held-out rows"):
         compare(Request(str(recipe), "lora", out=tmp_path / "out"), Reporter())
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder of something else"])
+def test_comparison_is_not_written_into_what_is_none(tmp_path, model_folder, what):
+    out = tmp_path / "out"
+    if what == "a file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "mine").write_text("mine")
+    recipe = tiny.write_recipe(tmp_path, model_folder)
+    with pytest.raises(CheckpointError, match="the output holds something"):
+        compare(Request(str(recipe), "lora", out=out), Reporter())
+    assert (out if what == "a file" else out / "mine").read_text() == "mine"
 
 
 def test_seeds_share_one_split_where_the_recipe_names_no_held_out_rows(tmp_path, model_folder):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from afina.plan.caching import BLOCK, LARGE_SEGMENT, MIB, SMALL_SEGMENT, Caching
 
 
@@ -59,3 +61,15 @@ def test_free_segments_are_given_back_before_it_is_full():
     assert (device.taken, device.full) == (36 * MIB, False)
     device.allocate(2, 36 * MIB)
     assert device.full
+
+
+def test_segments_of_any_sizes_lie_apart():
+    device = Caching()
+    for key, size in enumerate((1000 * MIB, 40 * MIB, 1, 3 * MIB, 40 * MIB)):
+        device.allocate(key, size)
+    spans = sorted((span.start, span.start + span.size) for span in device._blocks.values())
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
+    for key in range(5):
+        device.free(key)
+    device.allocate(5, 1000 * MIB)
+    assert device.taken == 1000 * MIB + 2 * 40 * MIB + SMALL_SEGMENT + LARGE_SEGMENT

@@ -62,6 +62,9 @@ def export(
     size_of_lora = None if rank is None else rank_or_share(rank)
     check_request(wanted, dtype, out, overwrite)
     _check_upload(repository, dry_run, private)
+    for option, given in {"--licence": licence, "--hub-base": hub_base}.items():
+        if given is not None and wanted.name != "hub":
+            raise ConfigError("only the hub's card has it", where=option, got=f"--to {wanted.name}", fix="--to hub")
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")

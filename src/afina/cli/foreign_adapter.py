@@ -26,6 +26,7 @@ def import_adapter(
         raise ConfigError("no folder to write the adapter to", where="--out", fix="afina import FOLDER --out ANOTHER")
     refuse_overwriting(out, {"the adapter": folder}, "--out")
     refuse_occupied(out, "an adapter", (out / "adapter_config.json").is_file(), overwrite)
+    _refuse_others(folder)
     file = open_adapter(folder, allow_pickle=allow_pickle)
     if file.needs_model:
         raise CheckpointError("its tensors have names that only its model tells", where=folder,
@@ -46,3 +47,18 @@ def import_adapter(
         typer.echo("  its base model is not named: --base MODEL")
     else:
         typer.echo(f"next:\n  afina chat {out}")
+
+
+def _refuse_others(folder: Path) -> None:
+    """Refuse folders that hold something else than an adapter.
+
+    Raises:
+        CheckpointError: says what.
+    """
+    if (folder / "adapter_config.json").exists():
+        return
+    if any(folder.glob("*.gguf")):
+        raise CheckpointError("GGUF is written, not read", where=folder, fix="export the adapter's own folder anew")
+    if (folder / "config.json").exists():
+        raise CheckpointError("a whole model, in which no adapter is", where=folder,
+                              fix="name it as model.path, or load it by transformers")  # fmt: skip

@@ -48,6 +48,8 @@ def predict(
     # A file of rows in a folder of images or sounds would be taken for what the folder holds.
     beside = Path() if file.is_dir() or is_medium(file) else file.parent
     target = out or beside / f"{file.absolute().stem}.predictions.jsonl"
+    if target.is_dir():
+        raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ..core.files.overwriting import refuse_occupied
 from ..devices.place import apart
 from ..errors import RecipeError
 from ..evidence.candidates import Candidate, candidates, recipe_for
@@ -69,6 +70,7 @@ def compare(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]
     if request.max_steps is not None:
         base.training.max_steps = request.max_steps
     folder = request.out or Path(f"{base.output.dir}-comparison")
+    refuse_occupied(folder, "a comparison", (folder / "data").is_dir(), overwrite=True)
     devices = apart(base.model.device, request.parallel, "--parallel") if request.parallel > 1 else []
     shared = prepare(base, folder / "data", reporter, request.parallel)
     for entry in entries:

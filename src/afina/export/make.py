@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
 from ..train.tasks.base import Trained
 from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
+from .factors import merge_fault
 from .merged import publish
 
 RECORD = "afina_export.json"
@@ -80,8 +81,10 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
 
 def _refused(wanted: Format, reason: str, trained: Trained) -> NotMergeable:
     kind = "adapter" if trained.is_adapter else "model"
+    as_lora = (wanted.holds == LOW_RANK and trained.is_adapter and trained.task.streams
+               and merge_fault(trained.model, str(trained.model.active_adapter)) is None)  # fmt: skip
     return NotMergeable(f"{wanted.name} cannot hold this {kind}: {reason}", where=trained.folder,
-                        fix=CONVERT if wanted.holds == LOW_RANK and trained.is_adapter else MERGE)  # fmt: skip
+                        fix=CONVERT if as_lora else MERGE)  # fmt: skip
 
 
 def _refuse_different(wanted: Format, found: Comparison, out: Path) -> None:

@@ -12,7 +12,7 @@ from ..core.config import method
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
-from ..errors import CheckpointError, MergeError
+from ..errors import CheckpointError, MergeError, NotMergeable
 from ..train.answers.generate import keep_ends
 from ..train.tasks.base import Trained
 
@@ -63,7 +63,11 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     refuse_occupied(out, "a model", is_model, overwrite)
     probes = encoded(trained)
     expected = logits(trained.model, probes)
-    merged = trained.model.merge_and_unload(safe_merge=True)
+    try:
+        merged = trained.model.merge_and_unload(safe_merge=True)
+    except NotMergeable as error:
+        raise NotMergeable(error.what, where=trained.folder, got=error.got or trained.recipe.method.type,
+                           fix=error.fix or "afina predict and chat use it as it is") from error  # fmt: skip
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         leftovers.sweep(out.absolute().parent, out.name)

@@ -59,8 +59,8 @@ class Caching:
             self._give_back()
             self.full = self.full or self.taken + whole > self.capacity
         self.taken += whole
-        self._end += 2 * whole  # so that no two segments touch
-        return Span(self._end, whole, small)
+        start, self._end = self._end, self._end + 2 * whole  # so that no two segments touch
+        return Span(start, whole, small)
 
     def _give_back(self) -> None:
         for pool in self._pools.values():

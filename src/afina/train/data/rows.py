@@ -133,6 +133,8 @@ def read_rows(path: Path) -> Rows:
     readers = _readers()
     reader = readers.get(path.suffix.lower())
     if reader is None and path.suffix.lower() != ".parquet":
+        if not path.exists():
+            raise DataError("no such file or folder", where=path)
         raise DataError("unknown kind of data file", where=path, got=path.suffix,
                         expected=", ".join([*readers, ".parquet"]))  # fmt: skip
     found, remark = (_parquet(path), "") if reader is None else reader(decoded(path), path)
