@@ -252,8 +252,8 @@ def test_tasks_of_text_refuse_images(task, models, tmp_path, pictures):
         text.encode(read_rows(path), text.prompter(DataSection(train=""), tokenizer), None, 259)
 
 
-def test_a_dry_run_says_what_it_will_take(folders, rows, tmp_path):
-    lines = planned(recipe_of(tmp_path, folders["llava"], rows), Reporter())
+def test_a_dry_run_says_what_it_will_take(folders, rows, tmp_path, child):
+    lines = child(planned, recipe_of(tmp_path, folders["llava"], rows), Reporter())
     assert any(line.startswith("memory and time cannot be told for lora (Image features") for line in lines)
 
 

@@ -260,8 +260,8 @@ def goes_on_after_a_change(recipe, file):
     run(recipe, Reporter(), resume=True)
 
 
-def test_a_dry_run_says_what_images_will_take(folders, pets, tmp_path):
-    lines = planned(recipe_of(tmp_path, folders["resnet"], pets), Reporter())
+def test_a_dry_run_says_what_images_will_take(folders, pets, tmp_path, child):
+    lines = child(planned, recipe_of(tmp_path, folders["resnet"], pets), Reporter())
     assert any("a step of 6 images of 3 x 32 x 32" in line for line in lines)
     assert any(line.startswith("time: training") for line in lines)
 
