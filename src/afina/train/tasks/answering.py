@@ -86,16 +86,19 @@ class Answering(Task):
         expected = [label_of(rows, i, column, labels) for i in range(len(rows))]
         prompts = [self.prompt(job.prompter, rows, i) for i in range(len(rows))]
         limit = recipe.evaluation.max_new_tokens or longest_label(job.prompter, labels)
-        ask = self._asking(job, prompts, limit)
-        got = self._foretold(job, prompts, limit, read, ask) if read is not None else {}
+        seen = self.seen(job.prompter, rows)
+        ask = self._asking(job, prompts, seen, limit)
+        got = self._foretold(job, prompts, seen, limit, read, ask) if read is not None else {}
         got |= ask([i for i in range(len(prompts)) if i not in got])
         return prompts, expected, [got[i] for i in range(len(prompts))]
 
-    def _asking(self, job: Job, prompts: Sequence[str], limit: int) -> Callable[[Sequence[int]], dict[int, str]]:
+    def _asking(
+        self, job: Job, prompts: Sequence[str], seen: list[Seen] | None, limit: int
+    ) -> Callable[[Sequence[int]], dict[int, str]]:
         """What decodes the answers to some of the prompts, by their numbers."""
         rows, recipe = job.data.split.held_out, job.recipe
         assert rows is not None
-        seen, tasks = self.seen(job.prompter, rows), task_numbers(rows, recipe.data.task_column)
+        tasks = task_numbers(rows, recipe.data.task_column)
 
         def ask(part: Sequence[int]) -> dict[int, str]:
             done = len(prompts) - len(part)
@@ -110,14 +113,12 @@ class Answering(Task):
         return ask
 
     def _foretold(
-        self, job: Job, prompts: Sequence[str], limit: int, read: Sequence[Read],
+        self, job: Job, prompts: Sequence[str], seen: list[Seen] | None, limit: int, read: Sequence[Read],
         ask: Callable[[Sequence[int]], dict[int, str]],
     ) -> dict[int, str]:  # fmt: skip
         """The answers that are known without decoding, by their numbers, and a batch of them that was decoded."""
-        rows, encoded = job.data.split.held_out, job.data.held_out
-        assert rows is not None
+        encoded = job.data.held_out
         assert encoded is not None
-        seen = self.seen(job.prompter, rows)
         asked = [one.ids for one in seen] if seen else prompt_ids(job.prompter, prompts, self.encoder)
         known = foretold(job.trainer.model, job.prompter, encoded, read, asked, encoder=self.encoder,
                          max_new_tokens=limit)  # fmt: skip
