@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import afina
-from afina.methods.reparam import updated_experts
+from afina.methods.reparam import lora_form, updated_experts
 from afina.methods.reparam.lora import Lora
 from afina.methods.reparam.updated_experts import UpdatedExperts, updated
 
@@ -151,3 +151,16 @@ def test_mixtures_are_what_they_are_with_the_sum_in_every_way_of_running_experts
         if parameter.requires_grad:
             assert torch.allclose(found[name], parameter.grad, atol=1e-5), name
             assert parameter.grad.abs().max() > 0
+
+
+def test_a_rehearsal_without_numbers_runs_them_as_a_run_does() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = afina.LoraConfig(r=3, target_modules=[], target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    made = []
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), never_formed():
+        patch.setattr(lora_form, "updated", lambda *parts: made.append(1) or updated(*parts))
+        model = afina.get_peft_model(mixture("mixtral", "batched_mm"), config)
+        ids = torch.ones(2, 6, dtype=torch.long)
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert len(made) == 2 * 2  # of every layer

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...core.combine.low_rank_form import Factors, LowRankForm
 from ...core.config import LayerConfig
 from ...core.hosts.view import View
+from ...core.layers.sharded import is_sharded
 from .lora_config import LoraConfig
 from .lora_files import LoraFiles
 from .updated_experts import updated
@@ -56,7 +57,7 @@ class LoraForm(LoraFiles, LowRankForm):
         """The experts' output with their updates, which are not formed."""
         weight, bias = inner.params()
         A_ERI, B_EOR = self.as_matrices(*self.factors())
-        if type(weight) not in (Tensor, nn.Parameter) or len(A_ERI) != len(weight):
+        if is_sharded(weight) or len(A_ERI) != len(weight):
             return inner.apply(x, *self.merged(weight, bias))
         return inner.apply(x, updated(weight, float(self.scaling) * B_EOR, A_ERI), bias)
 
