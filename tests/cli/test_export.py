@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ..train.child import command
+from .test_use import mistake, ok
 
 
 def make_adapters(model, folder):
@@ -36,21 +37,6 @@ def adapters(tmp_path_factory, model_folder, child):
         patch.setenv("AFINA_CACHE", str(folder / "cache"))
         child(make_adapters, str(model_folder), str(folder))
     return folder
-
-
-def ok(done):
-    code, out, err = done
-    assert code == 0, err
-    return out
-
-
-def mistake(done):
-    code, out, err = done
-    assert code == 2, out + err
-    message = err[err.index("error: ") :]
-    assert len(message.splitlines()) <= 4
-    assert "Traceback" not in err
-    return message
 
 
 def test_a_merged_model_is_compared_where_transformers_loads_it(adapters, tmp_path, child):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
-from ..errors import CheckpointError, ConfigError, MergeError, NotMergeable
+from ..errors import ConfigError, MergeError, NotMergeable
 from ..train.tasks.base import Trained
 from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
@@ -56,12 +55,7 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
     check_request(wanted, subject.storage, out, overwrite)
     if (reason := wanted.refusal(subject)) is not None:
         raise _refused(wanted, reason, trained)
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        leftovers.sweep(out.absolute().parent, out.name)
-        work = Path(tempfile.mkdtemp(prefix=leftovers.prefix(out.name), dir=out.absolute().parent))
-    except OSError as error:
-        raise CheckpointError("cannot write the export", where=out, got=error.strerror) from error
+    work = leftovers.room_beside(out, "the export")
     try:
         with told_if_unwritable(work):
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..core.config import method
 from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
-from ..errors import CheckpointError, MergeError, NotMergeable
+from ..errors import MergeError, NotMergeable
 from ..train.answers.generate import keep_ends
 from ..train.tasks.base import Trained
 
@@ -68,12 +67,7 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     except NotMergeable as error:
         raise NotMergeable(error.what, where=trained.folder, got=error.got or trained.recipe.method.type,
                            fix=error.fix or "afina predict and chat use it as it is") from error  # fmt: skip
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        leftovers.sweep(out.absolute().parent, out.name)
-        work = Path(tempfile.mkdtemp(prefix=leftovers.prefix(out.name), dir=out.absolute().parent))
-    except OSError as error:
-        raise CheckpointError("cannot write the merged model", where=out, got=error.strerror) from error
+    work = leftovers.room_beside(out, "the merged model")
     try:
         with told_if_unwritable(work, lambda: sum(int(p.nbytes) for p in merged.parameters())):
             if trained.task.streams:

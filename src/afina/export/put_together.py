@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,7 @@ def put_together(folder: Path, out: Path, *, overwrite: bool = False) -> int:
     if (fault := fault_of(folder)) is not None:  # torch takes the parts that it finds for all
         raise CheckpointError("the checkpoint is not whole", where=folder, got=fault, fix="take another checkpoint")
     found = parts(folder)
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    leftovers.sweep(out.absolute().parent, out.name)
-    work = Path(tempfile.mkdtemp(prefix=leftovers.prefix(out.name), dir=out.absolute().parent))
+    work = leftovers.room_beside(out, "the model")
     try:
         with told_if_unwritable(work, lambda: sum(path.stat().st_size for path in found)):
             count = _written(folder, work)

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from afina.core.files import leftovers
 from afina.core.files.jsonfile import publish
+from afina.errors import CheckpointError
 
 KILLED = """
 import os, signal, sys
@@ -44,3 +47,12 @@ def test_old_temporary_files_go_whoever_made_them(tmp_path):
         os.utime(path, (0, 0))
     leftovers.sweep(tmp_path, "a")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_where_there_is_no_room_beside_an_output_it_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="cannot write the model"):
+        leftovers.room_beside(tmp_path / "file" / "out", "the model")
+    work = leftovers.room_beside(tmp_path / "new" / "out", "the model")
+    assert work.is_dir()
+    assert work.parent == tmp_path / "new"

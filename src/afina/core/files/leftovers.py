@@ -6,9 +6,12 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import time
 import zlib
 from pathlib import Path
+
+from ...errors import CheckpointError
 
 _OLD_S = 24 * 3600
 """By then no save that is still running is as old, on whatever machine it runs."""
@@ -32,6 +35,24 @@ def sweep(folder: Path, name: str) -> None:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError:
             continue  # another process was quicker, or it is not ours to remove
+
+
+def room_beside(out: Path, what: str) -> Path:
+    """A temporary folder beside `out`, in which what will be put there can be made.
+
+    Args:
+        what: is made: "the merged model".
+
+    Raises:
+        CheckpointError: there is no place for it.
+    """
+    folder = out.absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, out.name)
+        return Path(tempfile.mkdtemp(prefix=prefix(out.name), dir=folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {what}", where=out, got=error.strerror) from error
 
 
 def _is_left(path: Path, rest: str) -> bool:
