@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ..kernels.cpu.native.traced import TRACED
+from .known import Known
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "temporary", "libraries")
 """What an allocation is for; `libraries`: kernels that oneDNN keeps for the shapes that it met."""
@@ -93,7 +94,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         keeps_kernels: whether products leave oneDNN's kernels in memory.
         step: that runs; `works` has what each computes.
         number: the answer where code asks for a tensor's floating-point number.
-        supervised: positions of the batch, and how many of them a mask leaves that has at least as many.
+        known: numbers of integers and masks, by which code takes its way and shapes are decided.
     """
 
     def __init__(self) -> None:
@@ -102,40 +103,64 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.parts: dict[int, str] = {}
         self.part, self.step, self.number = "weights", 0, 1.0
         self.works: dict[int, Work] = {}
-        self.supervised = (0, 0)
+        self.known = Known()
         self.live: dict[int, int] = {}
         self.kernels: set[Any] = set()
         self.keeps_kernels = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.rpartition("::")[2]
-        if name == "_local_scalar_dense":  # a mask is taken to hide something, a count to be one
-            return False if args[0].dtype == torch.bool else 1 if not args[0].is_floating_point() else self.number
+        if name == "_local_scalar_dense":
+            return self._number(args[0])
         if name in ("equal", "allclose"):
             return True
+        real = self.known.computed(func, args, kwargs or {})
         if name in _INDEXED and len(args) > 1:
             args = (args[0], [part for index in args[1] for part in self._places(index)], *args[2:])
-        if name == "nonzero":
-            out = args[0].new_empty((self._count_of(args[0]), args[0].dim()), dtype=torch.long)
+        if name in _BY_NUMBERS:
+            out = self._by_numbers(name, args, real)
         else:
             out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if real is not None:
+            self.known.keep(tensors, real)
         for tensor in tensors:
             self._see(tensor.untyped_storage())
         if not _is_view(func):
             self._count(name, args, kwargs or {}, tensors)
         return out
 
-    def _count_of(self, mask: Tensor) -> int:
-        """How many places a mask is taken to leave."""
-        size, (positions, count) = mask.numel(), self.supervised
-        return min(count, size) if size >= positions > 0 else size
+    def _number(self, tensor: Tensor) -> bool | int | float:
+        """What code asks a tensor for; of one that is not known, a mask is taken to hide something, a count to be one."""
+        found = self.known.of(tensor)
+        if found is not None:
+            with _disable_current_modes():  # type: ignore[no-untyped-call]
+                return found.item()
+        return False if tensor.dtype == torch.bool else 1 if not tensor.is_floating_point() else self.number
+
+    def _by_numbers(self, name: str, args: Any, real: list[Tensor] | None) -> Tensor:
+        """The result of an operation whose shape numbers decide; without them a mask is taken to leave all places."""
+        if real is not None:
+            return args[0].new_empty(real[0].shape, dtype=real[0].dtype)  # type: ignore[no-any-return]
+        if name == "nonzero":
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)  # type: ignore[no-any-return]
+        mask = self.known.of(args[1])
+        with _disable_current_modes():  # type: ignore[no-untyped-call]
+            count = int(mask.sum()) if mask is not None else args[0].numel()
+        return args[0].new_empty(count)  # type: ignore[no-any-return]
 
     def _places(self, index: Any) -> list[Any]:
         """An index by numbers; a mask becomes one for each of its dimensions."""
         if not isinstance(index, Tensor) or index.dtype != torch.bool:
             return [index]
-        return [index.new_empty(self._count_of(index), dtype=torch.long) for _ in range(index.dim())]
+        mask, count = self.known.of(index), index.numel()
+        with _disable_current_modes():  # type: ignore[no-untyped-call]
+            real = mask.nonzero().unbind(1) if mask is not None else None
+            count = len(real[0]) if real else count
+        out = [index.new_empty(count, dtype=torch.long) for _ in range(index.dim())]
+        if real:
+            self.known.keep(out, real)
+        return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self.live:
@@ -244,6 +269,7 @@ def _product(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> list[Pro
     return None
 
 
+_BY_NUMBERS = ("nonzero", "masked_select")
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 _GEMMS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "linear")
 

@@ -252,9 +252,12 @@ def test_tasks_of_text_refuse_images(task, models, tmp_path, pictures):
         text.encode(read_rows(path), text.prompter(DataSection(train=""), tokenizer), None, 259)
 
 
-def test_a_dry_run_says_what_it_will_take(folders, rows, tmp_path, child):
-    lines = child(planned, recipe_of(tmp_path, folders["llava"], rows), Reporter())
-    assert any(line.startswith("memory and time cannot be told for lora (Image features") for line in lines)
+@pytest.mark.parametrize("family", tiny_images.FAMILIES)
+def test_a_dry_run_says_what_it_will_take(family, folders, rows, tmp_path, child):
+    """The tokens of images are known, so that their places are found as in the run."""
+    lines = child(planned, recipe_of(tmp_path, folders[family], rows), Reporter())
+    assert any(line.startswith("memory: in all") for line in lines)
+    assert any(line.startswith("time: training about") for line in lines)
 
 
 def test_rows_with_images_are_recognised_as_such(tmp_path, pictures):

@@ -48,10 +48,12 @@ def chunks(gpu: bool) -> Iterator[None]:
 
 @contextmanager
 def unwatched() -> Iterator[None]:
-    """Modules change their dtype by new parameters; torch would swap what is looked at by the trace. Remarks of torch
-    on tensors without data stay unsaid."""
-    own: Any = nn.Module._apply
+    """Modules change their dtype by new parameters; torch would swap what is looked at by the trace. What a model
+    checks of its tensors' numbers holds. Remarks of torch on tensors without data stay unsaid."""
+    of_torch: Any = torch
+    own, checks = nn.Module._apply, of_torch._check_tensor_all_with
     nn.Module._apply = _apply  # type: ignore[method-assign]
+    of_torch._check_tensor_all_with = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
@@ -59,6 +61,7 @@ def unwatched() -> Iterator[None]:
             yield
     finally:
         nn.Module._apply = own  # type: ignore[method-assign]
+        of_torch._check_tensor_all_with = checks
 
 
 def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:

@@ -174,9 +174,10 @@ class _Stepping:
     def step(self, batch: Mapping[str, Any]) -> None:
         """One step of the optimizer, of one batch."""
         self.trace.step += 1
-        with _disable_current_modes():
-            self.trace.supervised = _supervised(batch)
         inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        for key, value in inputs.items():
+            if isinstance(value, Tensor):
+                self.trace.known.tell(value, batch[key])
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with self.trace.of("activations"):
             self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
@@ -249,11 +250,3 @@ def _of_tokens(batch: Mapping[str, Any], tokens: int) -> dict[str, Any]:
 
 def _length(item: Mapping[str, Any]) -> int:
     return sum(len(value) for value in item.values() if isinstance(value, (list, tuple)))
-
-
-def _supervised(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """Positions of a batch, and how many have a label; (0, 0) where labels are something else."""
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor) or labels.dim() != 2:
-        return 0, 0
-    return labels.numel(), int((labels != -100).sum())
