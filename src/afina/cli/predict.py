@@ -71,9 +71,14 @@ def predict(
         scores = done.scores.as_dict() if done.scores is not None else None
         say_json({"file": target, "rows": len(done.rows), "scores": scores})
         return
-    typer.echo(f"{len(done.rows)} predictions in {target}")
+    typer.echo(f"{len(done.rows)} predictions in {target}" + (f", files in {_files_of(target)}" if done.files else ""))
     if done.scores is not None:
         typer.echo(str(done.scores))
+
+
+def _files_of(target: Path) -> Path:
+    """The folder of what was made beside the rows."""
+    return target.with_suffix("")
 
 
 def _predicted(
@@ -104,6 +109,8 @@ def _predicted(
         out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
                     for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
         lines = [json.dumps(row, ensure_ascii=False, default=_not_text) for row in out_rows]
+        for name, content in done.files.items():
+            write_bytes(_files_of(target) / name, content)
         write_bytes(target, "".join(f"{line}\n" for line in lines).encode())
     return done
 
