@@ -52,6 +52,9 @@ def predict(
         raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
+    if _files_of(target).exists() and _files_of(target) != target and not overwrite:
+        raise DataError("the folder for files that are made exists", where=_files_of(target),
+                        fix="--overwrite, or --out another file")  # fmt: skip
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
@@ -109,6 +112,8 @@ def _predicted(
         out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
                     for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
         lines = [json.dumps(row, ensure_ascii=False, default=_not_text) for row in out_rows]
+        if done.files:
+            _files_of(target).mkdir(exist_ok=True)
         for name, content in done.files.items():
             write_bytes(_files_of(target) / name, content)
         write_bytes(target, "".join(f"{line}\n" for line in lines).encode())

@@ -26,7 +26,7 @@ from ..core.model.peft_model import PeftModel
 from ..errors import CheckpointError, ConfigError, NumericError, nearest_to_all
 from ..methods.reparam.lora_config import LoraConfig
 from .diffusion_names import PREFIXES, attended, clip_name, original_name, table
-from .factors import factors_of
+from .factors import Factor, factors_of
 
 KINDS = frozenset({"linear", "conv"})
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight")
@@ -65,14 +65,27 @@ def save(
         ConfigError: a part or layout of this name is not known.
         NumericError: a tensor is not finite.
     """
+    write(file, {part: (model.get_base_model(), factors_of(model, adapter_name, KINDS))
+                 for part, model in parts.items()}, layout=layout, original=original)  # fmt: skip
+
+
+def write(
+    file: str | os.PathLike[str], parts: Mapping[str, tuple[nn.Module, Mapping[str, Factor]]], *,
+    layout: str = "kohya", original: bool = False,
+) -> None:  # fmt: skip
+    """As `save`, of each part's model with the updates at its paths.
+
+    Raises:
+        ConfigError, NumericError: as `save`.
+    """
     if layout not in ("kohya", "diffusers"):
         raise ConfigError("no such layout", where="layout", got=layout, expected="kohya or diffusers")
     tensors: dict[str, Tensor] = {}
-    for part, model in parts.items():
+    for part, (model, factors) in parts.items():
         if part not in PREFIXES:
             raise ConfigError("no such part of a pipeline", where=part, expected=", ".join(PREFIXES))
-        with_attention = attended(_layers(model.get_base_model()))
-        for path, factor in factors_of(model, adapter_name, KINDS).items():
+        with_attention = attended(_layers(model))
+        for path, factor in factors.items():
             if layout == "diffusers":  # there alpha is the rank
                 tensors[f"{part}.{path}.lora_A.weight"] = factor.A.contiguous()
                 tensors[f"{part}.{path}.lora_B.weight"] = (factor.scaling * factor.B).contiguous()

@@ -50,7 +50,8 @@ class Scores:
         """Plain values; samples as objects."""
         lists = {"samples": self.samples, "wrong": self.wrong}
         told = {key: [{"prompt": p, "expected": e, "got": g} for p, e, g in rows] for key, rows in lists.items()}
-        return {**asdict(self), **told}
+        plain = {"losses": list(self.losses), "lowered": None if self.lowered is None else list(self.lowered)}
+        return {**asdict(self), **plain, **told}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scores:

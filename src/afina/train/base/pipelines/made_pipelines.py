@@ -41,7 +41,7 @@ def _tiny_sd(folder: Path) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = _byte_tokenizer(folder)
+        tokenizer = byte_tokenizer(folder)
         unet = UNet2DConditionModel(
             sample_size=_SIDE, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=8, attention_head_dim=8,
@@ -94,7 +94,7 @@ def identity_vae() -> Any:
     return vae
 
 
-def _byte_tokenizer(folder: Path) -> Any:
+def byte_tokenizer(folder: Path) -> Any:
     """CLIP's tokenizer with a token for each byte, within and at the end of a word."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer

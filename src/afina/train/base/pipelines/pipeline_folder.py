@@ -45,8 +45,22 @@ def _fetched(section: ModelSection) -> Path:
     """The snapshot of a hub pipeline; its folder is named by the commit."""
     from diffusers import DiffusionPipeline
 
-    with unloadable("pipeline", section.path):
+    with unloadable("pipeline", section.path), without_bars():
         return Path(DiffusionPipeline.download(section.path, revision=section.revision))
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep diffusers' own progress bars off the terminal within."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

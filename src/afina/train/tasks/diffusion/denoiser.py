@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from ....errors import RecipeError
-from ...base.pipelines.pipeline_folder import load_part, unloadable
+from ...base.pipelines.pipeline_folder import load_part, unloadable, without_bars
 from .families import family_of
 from .noising import Noising
 
@@ -88,20 +88,25 @@ class Denoiser(nn.Module):
         out: torch.dtype = self.parts[self.family.denoiser].dtype
         return out
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute activations in every part."""
+    def gradient_checkpointing_enable(self, **how: Any) -> None:
+        """Recompute activations in every part, as each does it by itself."""
         for name, part in self.parts.items():
             if name == self.family.denoiser:
                 part.enable_gradient_checkpointing()
             else:
-                part.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+                part.gradient_checkpointing_enable()
         self.is_gradient_checkpointing = True
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+    """The same under the name that newer releases of transformers ask for."""
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations."""
         for name, part in self.parts.items():
-            getattr(part, f"{'' if name == self.family.denoiser else 'gradient_checkpointing_'}"
-                          f"disable{'_gradient_checkpointing' if name == self.family.denoiser else ''}")()  # fmt: skip
+            if name == self.family.denoiser:
+                part.disable_gradient_checkpointing()
+            else:
+                part.gradient_checkpointing_disable()
         self.is_gradient_checkpointing = False
 
     def save_pretrained(self, folder: str | Path, state_dict: Any = None, **kwargs: Any) -> None:
@@ -122,7 +127,7 @@ class Denoiser(nn.Module):
         """
         from diffusers import DiffusionPipeline
 
-        with unloadable("pipeline", self.name_or_path):
+        with unloadable("pipeline", self.name_or_path), without_bars():
             made = DiffusionPipeline.from_pretrained(self.name_or_path, torch_dtype=self.dtype, **self.parts)
         made.set_progress_bar_config(disable=True)
         return made.to(self.device)

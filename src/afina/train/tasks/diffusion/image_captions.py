@@ -30,9 +30,9 @@ def caption_of(rows: Rows, index: int, prompter: Prompter) -> str:
     Raises:
         DataError: the row does not say it, and the recipe has no caption for all.
     """
-    if prompter.data.instance_prompt is not None:
-        return prompter.data.instance_prompt
     column = prompter.data.text_column
+    if prompter.data.instance_prompt is not None and column not in rows.values[index]:
+        return prompter.data.instance_prompt
     if column not in rows.values[index]:
         raise DataError("an image without a caption", where=rows.where(index),
                         got=f"columns {', '.join(map(repr, rows.values[index]))}",

@@ -18,6 +18,7 @@ from ...conversations.image_files import opened, thumbnail
 from ...conversations.processor import Images
 from ...data.encode import Data, Encoded
 from ...data.prompts import Prompter
+from ...data.readers.media_rows import IMAGES
 from ...data.rows import Rows
 from ...recipe.sections import DataSection, DiffusionSection, ModelSection, Recipe
 from ...report.events import Progress, Reporter, Span
@@ -28,7 +29,8 @@ from .captions import PipelineReader
 from .denoiser import Denoiser
 from .drawing import as_png, drawn
 from .dreambooth import check_prior, with_prior
-from .image_captions import NoisyBatches, held_still, image_items
+from .image_captions import NoisyBatches, caption_of, held_still, image_items
+from .noising import FIXED
 from .samples import Samples
 
 
@@ -113,7 +115,7 @@ class TextToImage(Task):
         """The trainer's settings; it has no tokens to count, and no labels."""
         out = super().arguments(recipe, work, learning_rate)
         out.include_num_input_tokens_seen, out.label_names = "no", ["timesteps"]
-        out.remove_unused_columns = False
+        out.per_device_eval_batch_size = -(-recipe.evaluation.batch_size // FIXED)
         return out
 
     def trainer(self, recipe: Recipe, model: Any, tokenizer: Any, data: Data, arguments: Any) -> Any:
@@ -138,17 +140,24 @@ class TextToImage(Task):
 
     def item_losses(self, job: Job, items: Sequence[dict[str, Any]]) -> list[float]:
         """Of held-out images, each at all of its timesteps."""
-        model, collate = job.trainer.model, self.collator(job.prompter.tokenizer)
-        stage, total = f"measuring ({job.stage})", len(items)
+        return self._losses(job.trainer.model, job.prompter, items, job.recipe.evaluation.batch_size, job.reporter,
+                            f"measuring ({job.stage})")  # fmt: skip
+
+    def _losses(
+        self, model: Any, prompter: Prompter, items: Sequence[dict[str, Any]], batch_size: int, reporter: Reporter,
+        stage: str,
+    ) -> list[float]:  # fmt: skip
+        collate = self.collator(prompter.tokenizer)
 
         def judge(part: list[dict[str, Any]]) -> list[float]:
             batch = {k: v.to(model.device) for k, v in collate(part).items()}
             return list(model(**batch).losses.view(len(part), -1).mean(1).tolist())
 
-        with judging(model):
-            batches = in_batches(items, max(1, job.recipe.evaluation.batch_size // 4), judge,
-                                 lambda done: job.reporter.progress(Progress(stage, done, total)))  # fmt: skip
-        return list(chain.from_iterable(batches))
+        def progress(done: int) -> None:
+            reporter.progress(Progress(stage, done, len(items)))
+
+        with judging(model):  # each comes once for each of its timesteps
+            return list(chain.from_iterable(in_batches(items, -(-batch_size // FIXED), judge, progress)))
 
     def position_losses(self, given: Mapping[str, Any], output: Any) -> tuple[Any, Any, int]:
         """A loss for each image of the rows, without those of the class."""
@@ -190,9 +199,17 @@ class TextToImage(Task):
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:
-        """An image of every row's text, in a column `prediction` that names its file."""
-        column = trained.recipe.data.text_column
-        images = self._drawn(trained, [rows.text(i, column) for i in range(len(rows))], batch_size, reporter)
+        """An image of every row's text, in a column `prediction` that names its file; and of rows that have an image
+        already its loss."""
+        prompts = [caption_of(rows, i, trained.prompter) for i in range(len(rows))]
+        images = self._drawn(trained, prompts, batch_size, reporter)
         names = [f"{number:04}.png" for number in range(1, len(rows) + 1)]
         out = [{**row, "prediction": name} for row, name in zip(rows.values, names, strict=True)]
-        return Predictions(out, files={n: as_png(i) for n, i in zip(names, images, strict=True)})
+        files = {n: as_png(i) for n, i in zip(names, images, strict=True)}
+        if any(IMAGES.column not in row for row in rows.values):
+            return Predictions(out, None, files)
+        items = image_items(rows, trained.prompter).items
+        held_still(items)
+        trained.tokenizer.release()  # type: ignore[attr-defined]
+        losses = self._losses(trained.model, trained.prompter, items, batch_size, reporter, "measuring")
+        return Predictions(out, Scores(sum(losses) / len(losses), len(losses)), files)
