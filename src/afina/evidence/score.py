@@ -17,7 +17,6 @@ from typing import Any
 from ..train.answers.evaluate import t_quantile
 
 
-
 @dataclass(frozen=True)
 class Interval:
     """A mean with its 95 % interval."""

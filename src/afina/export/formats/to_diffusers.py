@@ -36,7 +36,9 @@ class Diffusers(Format):
         try:
             _by_part(subject)
         except NotMergeable as error:
-            return f"{self.target} holds low-rank updates of linear layers and convolutions; {error.where}: {error.what}"
+            return (
+                f"{self.target} holds low-rank updates of linear layers and convolutions; {error.where}: {error.what}"
+            )
         return None
 
     def write(self, subject: Subject, folder: Path) -> None:
@@ -67,8 +69,8 @@ class Diffusers(Format):
             try:
                 pipeline.load_lora_weights(str(folder), weight_name=self.file)
             except (ValueError, KeyError, RuntimeError, OSError) as error:
-                raise MergeError("diffusers cannot load the file", where=folder / self.file,
-                                 got=(str(error).splitlines() or [type(error).__name__])[0][:200]) from error  # fmt: skip
+                got = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                raise MergeError("diffusers cannot load the file", where=folder / self.file, got=got) from error
         found = compare(subject.outputs, logits(fresh, probes))
         what = f"what the denoiser predicts for {found.probes} captions"
         return Comparison("diffusers", diffusers.__version__, what, difference=found.difference,

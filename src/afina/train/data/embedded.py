@@ -277,5 +277,6 @@ _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
      "entities": _entities, "entity-questions": _entity_questions,
-     "shapes": _shapes, "digits": _digits, "digits-drawn": _digits_drawn, "welsh-numbers": _welsh_numbers, "spoken-digits": _spoken_digits}
+     "shapes": _shapes, "digits": _digits, "digits-drawn": _digits_drawn,
+     "welsh-numbers": _welsh_numbers, "spoken-digits": _spoken_digits}
 )  # fmt: skip

@@ -125,7 +125,8 @@ class DataSection(Section):
         default=None, description="one caption for all images, e.g. 'a photo of sks dog' (text_to_image)"
     )
     class_prompt: str | None = Field(
-        default=None, description="DreamBooth: what the subject is one of, e.g. 'a photo of a dog', which is kept as it is"
+        default=None,
+        description="DreamBooth: what the subject is one of, e.g. 'a photo of a dog', which is kept as it is",
     )
     class_images: str | None = Field(
         default=None, description="folder of images of that; without it the base makes them beforehand"

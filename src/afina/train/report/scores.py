@@ -81,7 +81,9 @@ class Scores:
         if self.loss is not None:
             parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
         if self.lowered is not None:
-            parts.append("lower than before by {:.4f} (95 % interval {:.4f} to {:.4f}, row by row)".format(*self.lowered))
+            parts.append(
+                "lower than before by {:.4f} (95 % interval {:.4f} to {:.4f}, row by row)".format(*self.lowered)
+            )
         if self.sets is not None:
             parts.append("by data set " + ", ".join(f"{name} {loss:.3f}" for name, loss in self.sets.items()))
         return ", ".join(parts)

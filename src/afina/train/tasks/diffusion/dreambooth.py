@@ -1,5 +1,5 @@
-"""DreamBooth's prior preservation (Ruiz et al., 2022, arXiv 2208.12242): beside a subject's images, images of what it is
-one of, made by the base before it learns, so that the words for those keep their meaning."""
+"""DreamBooth's prior preservation (Ruiz et al., 2022, arXiv 2208.12242): beside a subject's images, images of what it
+is one of, made by the base before it learns, so that the words for those keep their meaning."""
 
 from __future__ import annotations
 

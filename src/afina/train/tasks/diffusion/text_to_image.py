@@ -14,7 +14,6 @@ from ...answers.batches import in_batches
 from ...answers.judge import check_loss, judging
 from ...base.adapter_below import with_adapter_below
 from ...base.pipelines.pipeline_folder import INDEX, pipeline_location
-from ...conversations.image_files import opened, thumbnail
 from ...conversations.processor import Images
 from ...data.encode import Data, Encoded
 from ...data.prompts import Prompter
