@@ -15,6 +15,7 @@ from typing import Any
 from ..cache import sha256
 from ..devices.place import place
 from ..errors import DataError, RecipeError
+from ..train.base.pipelines.part_files import weights_of
 from ..train.conversations.image_files import anchored
 from ..train.data.labels import majority_share
 from ..train.data.rows import Rows
@@ -132,8 +133,7 @@ def _facts(recipe: Recipe, reporter: Reporter, at_once: int) -> dict[str, Any]:
     import transformers
 
     location = Path(named(recipe.task).location(recipe.model, reporter))
-    kinds = ("*.safetensors", "*.bin", "config.json")
-    weights = [path for within in ("", "*/") for kind in kinds for path in location.glob(within + kind)]
+    weights = [path for kind in ("*.safetensors", "*.bin", "config.json") for path in weights_of(location, kind)]
     return {
         "model": {str(path.relative_to(location)): sha256(path) for path in sorted(weights)} or str(location),
         "versions": {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,

@@ -13,7 +13,7 @@ from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import MergeError, NotMergeable
 from ..train.answers.generate import keep_ends
-from ..train.base.pipelines.pipeline_folder import INDEX
+from ..train.base.pipelines.part_files import INDEX
 from ..train.tasks.base import Trained
 
 # Text of several kinds; what matters is that the two models see the same.

@@ -101,7 +101,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
 
     refuse_other_state(recipe, output.checkpoint)
     location = named(recipe.task).location(recipe.model, reporter)
-    from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
+    from_first(lambda: stand_on(contents(split, recipe.model, location, recipe.data.class_images), output, reporter))
     tokenizer = named(recipe.task).reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))

@@ -107,6 +107,7 @@ class Live(Reporter):
             self.write(ended)
 
     def _values(self, ended: str) -> dict[str, Any]:
+        assert self.folder is not None
         lines = self._metrics()
 
         def series(key: str) -> list[tuple[int, float]]:
@@ -117,7 +118,7 @@ class Live(Reporter):
             "name": self.path.name.removesuffix(".live.html"), "about": self.about, "running": not ended,
             "refresh_ms": round(1000 * EVERY), "step": self.training.done, "steps": self.training.total,
             "facts": self._facts(ended, lines), "samples": self._samples(), **self._mistakes(),
-            "drawn": as_pictures(self.folder) if self.folder is not None else {},
+            "drawn": as_pictures(self.folder),
             "series": {"loss": series("loss"), "held_out": series("eval_loss"), "rate": series("learning_rate"),
                        "norm": series("grad_norm"), "speed": thinned(self.speed), "memory": thinned(mib)},
         }  # fmt: skip

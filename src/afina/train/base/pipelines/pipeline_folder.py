@@ -14,8 +14,7 @@ from ...recipe.sections import ModelSection
 from ...report.events import Reporter
 from ..assets import is_reference, locate, looked
 from .made_pipelines import PREFIX, made
-
-INDEX = "model_index.json"
+from .part_files import INDEX
 
 
 def pipeline_location(section: ModelSection, reporter: Reporter) -> str:

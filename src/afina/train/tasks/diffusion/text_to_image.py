@@ -13,7 +13,8 @@ from ....errors import RecipeError
 from ...answers.batches import in_batches
 from ...answers.judge import check_loss, judging
 from ...base.adapter_below import with_adapter_below
-from ...base.pipelines.pipeline_folder import INDEX, pipeline_location
+from ...base.pipelines.part_files import INDEX
+from ...base.pipelines.pipeline_folder import pipeline_location
 from ...conversations.processor import Images
 from ...data.encode import Data, Encoded
 from ...data.prompts import Prompter
