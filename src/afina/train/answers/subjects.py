@@ -17,6 +17,8 @@ from ..report.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..tasks.base import Task
+
 BEFORE, AFTER = "before", "after"  # stages of a run at which its model is measured
 
 
@@ -59,7 +61,7 @@ class Trained:
 
     folder: Path
     recipe: Recipe
-    task: Any
+    task: Task
     model: Any
     tokenizer: PreTrainedTokenizerBase
     is_adapter: bool = True
@@ -73,8 +75,7 @@ class Trained:
     @property
     def prompter(self) -> Prompter:
         """Renders prompts as in training."""
-        made: Prompter = self.task.prompter(self.recipe.data, self.tokenizer)
-        return made
+        return self.task.prompter(self.recipe.data, self.tokenizer)
 
     @property
     def labels(self) -> list[str] | None:

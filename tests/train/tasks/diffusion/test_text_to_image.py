@@ -250,8 +250,8 @@ def trained_and_exported(recipe, folder):
 
 
 def test_the_merged_pipeline_draws_what_the_adapter_draws(folders, walls, tmp_path, child):
-    recipe = recipe_of(tmp_path, folders["sd"], walls, diffusion={"sample_steps": 3, "samples": TEXTS[:2], "sample_every": 4},
-                       training__max_steps=6)  # fmt: skip
+    diffusion = {"sample_steps": 3, "samples": TEXTS[:2], "sample_every": 4}
+    recipe = recipe_of(tmp_path, folders["sd"], walls, diffusion=diffusion, training__max_steps=6)
     result, done, merged, difference, page = child(drawn_and_merged, recipe, walls)
     assert difference < 1e-4
     assert result.after.lowered is not None

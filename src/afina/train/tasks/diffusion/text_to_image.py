@@ -101,7 +101,7 @@ class TextToImage(Task):
             del item["noise"]
         if recipe.data.class_prompt is None:
             return train
-        return with_prior(recipe, train, prompter.tokenizer, reporter)  # type: ignore[arg-type]
+        return with_prior(recipe, train, prompter.tokenizer, reporter)
 
     def rendered(self, item: dict[str, Any], tokenizer: Any, labels: list[str] | None) -> list[Span]:
         """The file and its caption."""
@@ -210,6 +210,6 @@ class TextToImage(Task):
             return Predictions(out, None, files)
         items = image_items(rows, trained.prompter).items
         held_still(items)
-        trained.tokenizer.release()  # type: ignore[attr-defined]
+        trained.tokenizer.release()
         losses = self._losses(trained.model, trained.prompter, items, batch_size, reporter, "measuring")
         return Predictions(out, Scores(sum(losses) / len(losses), len(losses)), files)
