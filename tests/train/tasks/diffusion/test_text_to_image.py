@@ -281,6 +281,9 @@ def test_the_merged_pipeline_draws_what_the_adapter_draws(folders, walls, tmp_pa
 
 
 def drawn_and_merged(recipe, walls):
+    from afina.export.contract import Subject
+    from afina.export.formats.all_formats import FORMATS
+    from afina.export.make import make
     from afina.export.merged import merge
 
     live = Live(Reporter(), walls.parent / "live.html")
@@ -289,6 +292,8 @@ def drawn_and_merged(recipe, walls):
     trained = load_trained(result.folder, Reporter())
     done = predict(trained, read_rows(walls), Reporter(), batch_size=8)
     out = result.folder.parent / "merged"
+    found = make(FORMATS["diffusers"], Subject(load_trained(result.folder, Reporter())), result.folder.parent / "lora")
+    assert found.difference < 1e-5
     return result, done, out, merge(trained, out).difference, live.path.read_text()
 
 
