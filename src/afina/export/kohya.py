@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def save(
         ConfigError: a part or layout of this name is not known.
         NumericError: a tensor is not finite.
     """
+    _check_known(parts, layout)
     write(file, {part: (model.get_base_model(), factors_of(model, adapter_name, KINDS))
                  for part, model in parts.items()}, layout=layout, original=original)  # fmt: skip
 
@@ -78,12 +79,9 @@ def write(
     Raises:
         ConfigError, NumericError: as `save`.
     """
-    if layout not in ("kohya", "diffusers"):
-        raise ConfigError("no such layout", where="layout", got=layout, expected="kohya or diffusers")
+    _check_known(parts, layout)
     tensors: dict[str, Tensor] = {}
     for part, (model, factors) in parts.items():
-        if part not in PREFIXES:
-            raise ConfigError("no such part of a pipeline", where=part, expected=", ".join(PREFIXES))
         with_attention = attended(_layers(model))
         for path, factor in factors.items():
             if layout == "diffusers":  # there alpha is the rank
@@ -99,6 +97,14 @@ def write(
             tensors[f"{name}.alpha"] = torch.tensor(factor.scaling * factor.rank)
     target = Path(file)
     publish(target.parent, {target.name: to_bytes(tensors, {"format": "pt"})})
+
+
+def _check_known(parts: Iterable[str], layout: str) -> None:
+    if layout not in ("kohya", "diffusers"):
+        raise ConfigError("no such layout", where="layout", got=layout, expected="kohya or diffusers")
+    other = next((part for part in parts if part not in PREFIXES), None)
+    if other is not None:
+        raise ConfigError("no such part of a pipeline", where=other, expected=", ".join(PREFIXES))
 
 
 def load(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ....devices.place import place
 from ....errors import RecipeError
 from ...answers.batches import in_batches
 from ...answers.judge import check_loss, judging
@@ -81,8 +82,6 @@ class TextToImage(Task):
         return Prompter(data, tokenizer, Images(tokenizer))
 
     def _load(self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any) -> Any:
-        from ....devices.place import place
-
         tokenizer.release()
         dtype = torch.float32 if section.dtype == "auto" else getattr(torch, section.dtype)
         made = Denoiser.from_pretrained(location, dtype=dtype, device_map={"": place(section.device).name},
