@@ -9,7 +9,7 @@ help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
 	@echo "make demo-audio   teach Whisper to write down Welsh, and to tell spoken digits apart; merge it (three minutes)"
-	@echo "make demo-diffusion  teach a pipeline to write digits, then a subject (DreamBooth); draw, export, merge it (five minutes)"
+	@echo "make demo-diffusion  teach a pipeline to write digits, then a subject (DreamBooth); draw, export, merge it (some minutes)"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
@@ -44,6 +44,7 @@ demo-diffusion: $(READY)
 	$(BIN)/python -m benchmarks.drawn_digits runs/handwriting
 	$(BIN)/afina train dreambooth --live --overwrite $(DEMO_ARGS)
 	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth
+	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth --guidance 1
 	$(BIN)/afina export runs/dreambooth --to diffusers --out runs/dreambooth-lora --overwrite
 	$(BIN)/afina merge runs/dreambooth runs/dreambooth-merged --overwrite
 	@for run in handwriting dreambooth; do sed -n '/^## Results/,$$p' runs/$$run/README.md; done

@@ -1,6 +1,6 @@
 """How many of the digits that a trained pipeline draws a classifier of real ones reads as what their prompt names.
 
-    python -m benchmarks.drawn_digits runs/handwriting [--each 10]
+    python -m benchmarks.drawn_digits runs/handwriting [--each 10] [--guidance 1]
 
 The classifier is a support vector machine on scikit-learn's digits, all of them real.
 """
@@ -35,10 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--each", type=int, default=10)
+    parser.add_argument("--guidance", type=float, help="without it the recipe's")
     given = parser.parse_args()
     from PIL import Image
 
     trained = load_trained(given.folder, Reporter())
+    if given.guidance is not None:
+        trained.recipe.diffusion.guidance = given.guidance
     wanted = [(f"a handwritten {name}", digit) for digit, name in enumerate(NAMES)] + [(NIGHT, 7)]
     values = [{"text": text} for text, _ in wanted for _ in range(given.each)]
     rows = Rows(given.folder, values, list(range(1, len(values) + 1)))

@@ -40,8 +40,8 @@ def predict(
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write a prediction for every row of FILE, and the accuracy if the rows are labelled. Images that are drawn stand in
-    a folder beside the file to write."""
+    """Write a prediction for every row of FILE, and the accuracy if the rows are labelled. Images that are drawn stand
+    in a folder beside the file to write."""
     from ..core.files.overwriting import refuse_overwriting
     from ..train.data.readers.media_rows import is_medium
 
