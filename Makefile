@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs test-spread test-zero demo demo-vision test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
+.PHONY: docs test-spread test-zero demo demo-vision demo-diffusion test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
 	@echo "make demo-audio   teach Whisper to write down Welsh, and to tell spoken digits apart; merge it (three minutes)"
+	@echo "make demo-diffusion  teach a pipeline to write digits, then a subject (DreamBooth); draw, export, merge it (some minutes)"
 	@echo "make test      run the tests: of products of parameters, such as method by layer by storage, all pairs"
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
@@ -37,6 +38,16 @@ demo-vision: $(READY)
 	$(BIN)/afina train digits --live --overwrite $(DEMO_ARGS)
 	$(BIN)/afina merge runs/digits runs/digits-merged --overwrite
 	@sed -n '/^## Results/,$$p' runs/digits/README.md
+
+demo-diffusion: $(READY)
+	$(BIN)/afina train handwriting --live --overwrite $(DEMO_ARGS)
+	$(BIN)/python -m benchmarks.drawn_digits runs/handwriting
+	$(BIN)/afina train dreambooth --live --overwrite $(DEMO_ARGS)
+	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth
+	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth --guidance 1
+	$(BIN)/afina export runs/dreambooth --to diffusers --out runs/dreambooth-lora --overwrite
+	$(BIN)/afina merge runs/dreambooth runs/dreambooth-merged --overwrite
+	@for run in handwriting dreambooth; do sed -n '/^## Results/,$$p' runs/$$run/README.md; done
 
 demo-audio: $(READY)
 	$(BIN)/afina train welsh --live --overwrite $(DEMO_ARGS)

@@ -5,7 +5,7 @@ import signal
 import pytest
 import torch
 
-from . import tiny, tiny_images, tiny_sounds
+from . import tiny, tiny_images, tiny_pipelines, tiny_sounds
 
 
 @pytest.fixture(autouse=True)
@@ -28,5 +28,6 @@ def models(model_folder, tmp_path_factory):
         "mobilenet_v2": tiny_images.write_mobilenet_v2(tmp_path_factory.mktemp("mobilenet_v2")),
         "vit": tiny_images.write_vit(tmp_path_factory.mktemp("vit")),
         "whisper": tiny_sounds.write_whisper(tmp_path_factory.mktemp("whisper")),
+        "sd": tiny_pipelines.write_sd(tmp_path_factory.mktemp("sd")),
         "idefics3": tiny_images.write_idefics3(tmp_path_factory.mktemp("idefics3")),
     }

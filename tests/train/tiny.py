@@ -127,6 +127,8 @@ def task_rows(task: str, n: int, start: int = 0) -> list[dict]:
         return [{"prompt": "which?", "image": _image(i), "completion": "teal" if i % 2 else "red"} for i in numbers]
     if task == "image_classification":
         return [{"image": _image(i), "label": label[i]} for i in numbers]
+    if task == "text_to_image":
+        return [{"image": _image(i), "text": "a teal wall" if i % 2 else "a red wall"} for i in numbers]
     if task == "audio_classification":
         return [{"audio": as_url(tone(i)), "label": label[i]} for i in numbers]
     if task == "speech_recognition":
@@ -150,13 +152,13 @@ def _image(number: int) -> str:
 
 def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> Path:
     """The recipe of a task with rows and a model that fit; `models` has a "llama", a "t5", an "encoder", an
-    "idefics3", a "vit" and a "whisper"."""
+    "idefics3", a "vit", an "sd" and a "whisper"."""
     for name, n, start in (("rows.jsonl", 24, 0), ("held-out.jsonl", 10, 100)):
         text = "".join(json.dumps(row) + "\n" for row in task_rows(task, n, start))
         (folder / name).write_text(text, encoding="utf-8")
     model = models[
         {"seq2seq": "t5", "token_classification": "encoder", "extractive_qa": "encoder", "embeddings": "encoder",
-         "image_text_to_text": "idefics3", "image_classification": "vit",
+         "image_text_to_text": "idefics3", "image_classification": "vit", "text_to_image": "sd",
          "audio_classification": "whisper", "speech_recognition": "whisper"}.get(task, "llama")
     ]  # fmt: skip
     own = {"data__train": str(folder / "rows.jsonl"), "data__eval": str(folder / "held-out.jsonl")}
@@ -166,6 +168,8 @@ def write_task(folder: Path, task: str, models: dict[str, Path], **changes) -> P
         own |= {"data__labels": ["red", "teal"], "data__label_column": "completion"}
     if task == "speech_recognition":
         own |= {"model__language": "english", "evaluation__max_new_tokens": 6}
+    if task == "text_to_image":
+        own |= {"diffusion": {"samples": ["a red wall"], "sample_steps": 2}}
     if task == "grpo":
         code = "def letters(prompts, answers, rows):\n    return [sum(c.isalpha() for c in a) / 8 for a in answers]\n"
         (folder / "reward.py").write_text(code)

@@ -90,7 +90,6 @@ def _plan(
 def _examined(
     plan: tuple[DataSection, ModelSection | None, str | None, int], reporter: ConsoleReporter, lines: list[int]
 ) -> list[tuple[str, Rows, Findings]]:
-    from ..train.base.base_model import base_location
     from ..train.data.columns import check_columns
     from ..train.data.joined import joined, named_sets
     from ..train.data.split import rows_of
@@ -113,7 +112,7 @@ def _examined(
     if model is not None:
         quiet_libraries(reporter)
         fitting = fitting_task(next(iter(sources.values())), section, task)
-        tokenizer = fitting.reader(base_location(model, reporter), model, reporter)
+        tokenizer = fitting.reader(fitting.location(model, reporter), model, reporter)
     out = []
     for name, rows in sources.items():
         out.append((name, rows, examine(rows, section, tokenizer, task, shown[name])))

@@ -40,7 +40,8 @@ def predict(
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write a prediction for every row of FILE, and the accuracy if the rows are labelled."""
+    """Write a prediction for every row of FILE, and the accuracy if the rows are labelled. Images that are drawn stand
+    in a folder beside the file to write."""
     from ..core.files.overwriting import refuse_overwriting
     from ..train.data.readers.media_rows import is_medium
 
@@ -52,6 +53,9 @@ def predict(
         raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
+    if _files_of(target).exists() and _files_of(target) != target and not overwrite:
+        raise DataError("the folder for files that are made exists", where=_files_of(target),
+                        fix="--overwrite, or --out another file")  # fmt: skip
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
@@ -71,9 +75,14 @@ def predict(
         scores = done.scores.as_dict() if done.scores is not None else None
         say_json({"file": target, "rows": len(done.rows), "scores": scores})
         return
-    typer.echo(f"{len(done.rows)} predictions in {target}")
+    typer.echo(f"{len(done.rows)} predictions in {target}" + (f", files in {_files_of(target)}" if done.files else ""))
     if done.scores is not None:
         typer.echo(str(done.scores))
+
+
+def _files_of(target: Path) -> Path:
+    """The folder of what was made beside the rows."""
+    return target.with_suffix("")
 
 
 def _predicted(
@@ -104,6 +113,10 @@ def _predicted(
         out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
                     for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
         lines = [json.dumps(row, ensure_ascii=False, default=_not_text) for row in out_rows]
+        if done.files:
+            _files_of(target).mkdir(exist_ok=True)
+        for name, content in done.files.items():
+            write_bytes(_files_of(target) / name, content)
         write_bytes(target, "".join(f"{line}\n" for line in lines).encode())
     return done
 

@@ -38,6 +38,8 @@ _LOGGED = (
 _WARNED: tuple[tuple[str, type[Warning]], ...] = (
     # TRL asks for it by its former name at every step.
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),
+    # diffusers on a name that its older releases know alone.
+    ("`torch_dtype` is deprecated", FutureWarning),
     # torch on itself, when bitsandbytes compiles something.
     ("`torch.jit.script_method` is deprecated", DeprecationWarning),
 )

@@ -15,7 +15,7 @@ from typing import Any
 from ..cache import sha256
 from ..devices.place import place
 from ..errors import DataError, RecipeError
-from ..train.base.base_model import base_location
+from ..train.base.pipelines.part_files import weights_of
 from ..train.conversations.image_files import anchored
 from ..train.data.labels import majority_share
 from ..train.data.rows import Rows
@@ -132,10 +132,10 @@ def _facts(recipe: Recipe, reporter: Reporter, at_once: int) -> dict[str, Any]:
     import torch
     import transformers
 
-    location = Path(base_location(recipe.model, reporter))
-    weights = [*location.glob("*.safetensors"), *location.glob("*.bin"), *location.glob("config.json")]
+    location = Path(named(recipe.task).location(recipe.model, reporter))
+    weights = [path for kind in ("*.safetensors", "*.bin", "config.json") for path in weights_of(location, kind)]
     return {
-        "model": {path.name: sha256(path) for path in sorted(weights)} or str(location),
+        "model": {str(path.relative_to(location)): sha256(path) for path in sorted(weights)} or str(location),
         "versions": {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "python": platform.python_version()},
         "machine": machine(recipe.model.device, at_once),

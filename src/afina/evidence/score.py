@@ -14,9 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_CERTAIN = 0.95
-_MOST_DEGREES = 10_000
-"""Of freedom; with more t is the normal distribution to three digits."""
+from ..train.answers.evaluate import t_quantile
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,6 @@ def interval(scores: Any) -> Interval:
         return Interval(mean, mean, mean)
     half = t_quantile(variance**2 / spread) * variance**0.5
     return Interval(mean, mean - half, mean + half)
-
-
-def t_quantile(degrees: float) -> float:
-    """Student's t that 2.5 % lie above, for 1 degree of freedom and more (fewer are taken for 1).
-
-    With t = sqrt(df) tan(a) the density of a is proportional to cos(a)^(df - 1).
-    """
-    import numpy as np
-
-    degrees = min(max(degrees, 1.0), _MOST_DEGREES)
-    angles = np.linspace(0.0, min(np.pi / 2, 12 / degrees**0.5), 4001)
-    density = np.cos(angles) ** (degrees - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = np.interp(_CERTAIN * below[-1], below, angles)
-    return float(degrees**0.5 * np.tan(angle))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..core.model.peft_model import PeftModel
 from ..errors import CheckpointError, ConfigError, NumericError, nearest_to_all
 from ..methods.reparam.lora_config import LoraConfig
 from .diffusion_names import PREFIXES, attended, clip_name, original_name, table
-from .factors import factors_of
+from .factors import Factor, factors_of
 
 KINDS = frozenset({"linear", "conv"})
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_linear_layer.down.weight")
@@ -65,14 +65,25 @@ def save(
         ConfigError: a part or layout of this name is not known.
         NumericError: a tensor is not finite.
     """
-    if layout not in ("kohya", "diffusers"):
-        raise ConfigError("no such layout", where="layout", got=layout, expected="kohya or diffusers")
+    _check_known(parts, layout)
+    write(file, {part: (model.get_base_model(), factors_of(model, adapter_name, KINDS))
+                 for part, model in parts.items()}, layout=layout, original=original)  # fmt: skip
+
+
+def write(
+    file: str | os.PathLike[str], parts: Mapping[str, tuple[nn.Module, Mapping[str, Factor]]], *,
+    layout: str = "kohya", original: bool = False,
+) -> None:  # fmt: skip
+    """As `save`, of each part's model with the updates at its paths.
+
+    Raises:
+        ConfigError, NumericError: as `save`.
+    """
+    _check_known(parts, layout)
     tensors: dict[str, Tensor] = {}
-    for part, model in parts.items():
-        if part not in PREFIXES:
-            raise ConfigError("no such part of a pipeline", where=part, expected=", ".join(PREFIXES))
-        with_attention = attended(_layers(model.get_base_model()))
-        for path, factor in factors_of(model, adapter_name, KINDS).items():
+    for part, (model, factors) in parts.items():
+        with_attention = attended(_layers(model))
+        for path, factor in factors.items():
             if layout == "diffusers":  # there alpha is the rank
                 tensors[f"{part}.{path}.lora_A.weight"] = factor.A.contiguous()
                 tensors[f"{part}.{path}.lora_B.weight"] = (factor.scaling * factor.B).contiguous()
@@ -86,6 +97,14 @@ def save(
             tensors[f"{name}.alpha"] = torch.tensor(factor.scaling * factor.rank)
     target = Path(file)
     publish(target.parent, {target.name: to_bytes(tensors, {"format": "pt"})})
+
+
+def _check_known(parts: Iterable[str], layout: str) -> None:
+    if layout not in ("kohya", "diffusers"):
+        raise ConfigError("no such layout", where="layout", got=layout, expected="kohya or diffusers")
+    other = next((part for part in parts if part not in PREFIXES), None)
+    if other is not None:
+        raise ConfigError("no such part of a pipeline", where=other, expected=", ".join(PREFIXES))
 
 
 def load(

@@ -13,6 +13,7 @@ from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import MergeError, NotMergeable
 from ..train.answers.generate import keep_ends
+from ..train.base.pipelines.part_files import INDEX
 from ..train.tasks.base import Trained
 
 # Text of several kinds; what matters is that the two models see the same.
@@ -58,7 +59,8 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     base = Path(trained.recipe.model.path).expanduser()
     located = Path(trained.model.get_base_model().name_or_path)
     refuse_overwriting(out, {"the adapter": trained.folder, "the base model": base, "the base": located}, "OUT")
-    is_model = (out / "config.json").is_file() and any(out.glob("*.safetensors"))
+    kinds = ("config.json", "*.safetensors"), (INDEX, "*/*.safetensors")
+    is_model = any((out / config).is_file() and any(out.glob(weights)) for config, weights in kinds)
     refuse_occupied(out, "a model", is_model, overwrite)
     probes = encoded(trained)
     expected = logits(trained.model, probes)
@@ -115,12 +117,14 @@ def encoded(trained: Trained) -> list[Any]:
 
 
 def told(output: Any) -> Any:
-    """What a model says: logits, those of the ends of an answer, or, of a model without a head, its hidden states."""
+    """What a model says: logits, those of the ends of an answer, what a denoiser predicts, or, of a model without a
+    head, its hidden states."""
     import torch
 
     if hasattr(output, "start_logits"):
         return torch.stack([output.start_logits, output.end_logits], -1)
-    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+    kinds = ("logits", "sample", "last_hidden_state")
+    return next(getattr(output, kind) for kind in kinds if hasattr(output, kind))
 
 
 def logits(model: Any, probes: list[Any]) -> list[Any]:

@@ -18,7 +18,9 @@ from afina.export.make import make
 from ..subjects import config_of, subject, write_base
 
 METHODS = sorted({*methods()} - {"FULL"})
-LOW = {name for name, one in FORMATS.items() if one.holds == "low-rank"}
+PIPELINES = {"diffusers", "kohya"}
+TEXTS = {name: one for name, one in FORMATS.items() if name not in PIPELINES}
+LOW = {name for name, one in TEXTS.items() if one.holds == "low-rank"}
 IDS = torch.arange(3, 40)[None]
 
 
@@ -57,7 +59,7 @@ def served_as_trained(wanted: Any, base: Path, folder: Path, plain: torch.Tensor
 
 def reasons(wanted: Any) -> dict[str, str]:
     """Format -> why it refuses the adapter."""
-    found = {name: one.refusal(wanted) for name, one in FORMATS.items()}
+    found = {name: one.refusal(wanted) for name, one in TEXTS.items()}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
@@ -98,8 +100,8 @@ def test_of_all_methods_some_fit_everywhere_some_only_merged_and_some_nowhere(ba
              for method in ("LORA", "LOHA", "PROMPT_TUNING", "IA3", "XLORA")}  # fmt: skip
     assert kinds["LORA"] == frozenset()
     assert kinds["LOHA"] == kinds["IA3"] == LOW
-    assert kinds["PROMPT_TUNING"] == {*FORMATS} - {"hub"}
-    assert kinds["XLORA"] == {*FORMATS}
+    assert kinds["PROMPT_TUNING"] == {*TEXTS} - {"hub"}
+    assert kinds["XLORA"] == {*TEXTS}
 
 
 @pytest.mark.parametrize(("more", "says"), [
@@ -136,6 +138,11 @@ def test_ranks_that_a_server_does_not_take_are_refused(base: Path, monkeypatch: 
     wanted = subject(base, afina.LoraConfig(r=4, task_type="CAUSAL_LM"))
     monkeypatch.setattr(type(FORMATS["vllm"]), "largest", 3)
     assert "ranks up to 3, not 4" in str(FORMATS["vllm"].refusal(wanted))
+
+
+def test_formats_of_pipelines_hold_no_language_model(base: Path) -> None:
+    wanted = subject(base, afina.LoraConfig(r=2, task_type="CAUSAL_LM"))
+    assert all("pipelines that make images, not causal_lm" in str(FORMATS[name].refusal(wanted)) for name in PIPELINES)
 
 
 def test_formats_are_known_by_name() -> None:

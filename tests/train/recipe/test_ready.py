@@ -45,12 +45,15 @@ def on_a_tiny_model(name, models, folder):
     family = "idefics3" if "Image" in loader else family
     family = "mobilenet_v2" if loader.endswith("ImageClassification") else family
     family = "whisper" if named(recipe.task).medium == "sounds" else family
+    family = "sd" if recipe.task == "text_to_image" else family
     rows = rows_for(name, folder)
     given = {"model.path": str(models[family]), "data.train": rows, "data.eval": rows, "max_steps": "3",
              "batch_size": "2", "evaluation.batch_size": "4", "output.dir": str(folder / "out"),
              "data.max_length": "200", "evaluation.max_new_tokens": "3"}  # fmt: skip
     if family == "whisper":
         given |= {"model.audio_seconds": "2"} | ({"language": "cy"} if recipe.task == "speech_recognition" else {})
+    if family == "sd":
+        given |= {"samples": "[a wall]", "sample_every": "2", "sample_steps": "2", "class_count": "2"}
     if recipe.task == "grpo":
         given |= {"batch_size": "4", "generations": "4", "reinforcement.answer_tokens": "4", "rewards": "[json]"}
     return list(given.items())

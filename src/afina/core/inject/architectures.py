@@ -47,6 +47,8 @@ DEFAULT_TARGETS: Mapping[str, list[str] | str] = MappingProxyType(
         "phi": ["q_proj", "v_proj", "fc1", "fc2"],
         "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
         "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        # Attention in a pipeline's denoiser, and in its text encoders where they train.
+        "diffusion": ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj"],
         "rwkv": ["key", "value", "receptance", "output"],
         "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
     }

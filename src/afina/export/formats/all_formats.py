@@ -9,11 +9,14 @@ from ..contract import Format
 from .hub_folder import Hub
 from .in_shards import Shards
 from .peft_servers import Sglang, Vllm
+from .to_diffusers import Diffusers, Kohya
 from .to_gguf import Gguf, GgufLora
 from .to_mlx import Mlx
 from .to_onnx import Onnx
 
-FORMATS = MappingProxyType({f.name: f for f in (Shards(), Gguf(), GgufLora(), Vllm(), Sglang(), Mlx(), Onnx(), Hub())})
+FORMATS = MappingProxyType(
+    {f.name: f for f in (Shards(), Gguf(), GgufLora(), Vllm(), Sglang(), Mlx(), Onnx(), Hub(), Diffusers(), Kohya())}
+)
 
 
 def format_named(name: str) -> Format:

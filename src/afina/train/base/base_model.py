@@ -22,6 +22,7 @@ from .assets import is_reference, locate, looked
 from .gguf import converted
 from .in_parts import read_in_parts, spread_read, why_read_whole
 from .new_tokens import added
+from .pipelines.part_files import weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -206,7 +207,7 @@ def settled(device: str, location: str, reporter: Reporter, copies: int = 1) -> 
     Raises:
         RecipeError: the device is not there.
     """
-    bytes_ = copies * sum(path.stat().st_size for path in Path(location).glob("*.safetensors"))
+    bytes_ = copies * sum(path.stat().st_size for path in weights_of(Path(location)))
     there = found()
     chosen, first = place(device, needs=bytes_, there=there), place(device, there=there)
     small = f", because the weights take {bytes_ / 2**30:.1f} GiB and {told(first)} is too small"

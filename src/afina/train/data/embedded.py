@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import random
 import re
@@ -16,6 +14,7 @@ from ...cache import cache_dir, make_once, sha256
 from ...errors import RecipeError, did_you_mean
 from ..base.assets import SYNTAX, locate
 from ..report.events import Reporter
+from .drawings.handwritten import captioned, digit_rows, night_sevens
 from .readers.row_check import Row
 from .sounds.spoken import english_digits, welsh_numbers
 from .spans.entities import entities
@@ -28,7 +27,7 @@ _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
 _MENUS_TEST, _ENTITIES_TEST = 200, 400
 _SHAPES_TEST, _SHAPES_TRAIN = 400, 4000
-_DIGITS_TEST, _DIGITS_SIDE = 500, 8
+_DIGITS_TEST = 500
 _NUMBERS_TEST, _NUMBERS_TRAIN = 60, 240
 _SPOKEN_TEST, _SPOKEN_TRAIN = 200, 240
 _ASKED: Mapping[str, str] = MappingProxyType(
@@ -223,14 +222,24 @@ def _digits(work: Path, reporter: Reporter) -> None:
     """Handwritten digits of 8 x 8 pixels in 17 shades of grey (E. Alpaydin, C. Kaynak, 1998; UCI, CC BY 4.0), as
     scikit-learn ships them, with a white ground like paper."""
     source = locate("package:scikit-learn/sklearn/datasets/data/digits.csv.gz", reporter)
-    rows: list[Row] = []
-    for number, line in enumerate(gzip.decompress(source.read_bytes()).decode().split()):
-        *shades, digit = map(int, map(float, line.split(",")))
-        name = f"{number}.png"
-        (work / name).write_bytes(_grey_png([round(255 * (16 - shade) / 16) for shade in shades], _DIGITS_SIDE))
-        rows.append({"image": name, "label": str(digit)})
-    random.Random(_SEED).shuffle(rows)
+    rows = _shuffled(digit_rows(work, source))
     _write_split(work, rows, _DIGITS_TEST, source)
+
+
+def _shuffled(rows: list[Row]) -> list[Row]:
+    random.Random(_SEED).shuffle(rows)
+    return rows
+
+
+def _digits_drawn(work: Path, reporter: Reporter) -> None:
+    """The same digits and split, with captions; and `subject.jsonl` and `subject-test.jsonl`, sevens in white on black,
+    of which the rest has none."""
+    source = locate("package:scikit-learn/sklearn/datasets/data/digits.csv.gz", reporter)
+    rows = _shuffled(digit_rows(work, source))
+    _write_split(work, captioned(rows), _DIGITS_TEST, source)
+    for name, part in (("subject", rows[_DIGITS_TEST:]), ("subject-test", rows[:_DIGITS_TEST])):
+        lines = [json.dumps(row) + "\n" for row in night_sevens(work, part)]
+        (work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _welsh_numbers(work: Path, reporter: Reporter) -> None:
@@ -243,15 +252,6 @@ def _spoken_digits(work: Path, reporter: Reporter) -> None:
     """Digits, spoken in English of four accents by eSpeak NG."""
     rows, source = english_digits(work, _SPOKEN_TEST, _SPOKEN_TRAIN, _SEED, reporter)
     _write_split(work, rows, _SPOKEN_TEST, source)
-
-
-def _grey_png(shades: list[int], side: int) -> bytes:
-    """A square image of shades from 0 to 255, row by row, as PNG."""
-    from PIL import Image
-
-    made = io.BytesIO()
-    Image.frombytes("L", (side, side), bytes(shades)).save(made, "PNG")
-    return made.getvalue()
 
 
 def _names(sources: Sequence[Path]) -> list[str]:
@@ -277,5 +277,6 @@ _DATASETS: Mapping[str, Callable[[Path, Reporter], None]] = MappingProxyType(
     {"tweets": _tweets, "tweet-pairs": _tweet_pairs, "tweet-order": _tweet_order,
      "tweet-verdicts": _tweet_verdicts, "menus": _menus,
      "entities": _entities, "entity-questions": _entity_questions,
-     "shapes": _shapes, "digits": _digits, "welsh-numbers": _welsh_numbers, "spoken-digits": _spoken_digits}
+     "shapes": _shapes, "digits": _digits, "digits-drawn": _digits_drawn,
+     "welsh-numbers": _welsh_numbers, "spoken-digits": _spoken_digits}
 )  # fmt: skip

@@ -14,7 +14,7 @@ from ...cache import sha256
 from ...errors import DataError, did_you_mean
 from .readers.csv_rows import csv_rows, tsv_rows
 from .readers.json_rows import json_list, jsonl
-from .readers.media_rows import is_medium, media_rows
+from .readers.media_rows import captions, is_medium, media_rows, of_metadata
 from .readers.row_check import Numbered, Row, checked, decoded
 from .standard import mapping, nearly
 
@@ -151,14 +151,24 @@ def _readers() -> dict[str, Callable[[str, Path], tuple[Numbered, str]]]:
 
 def _read_folder(folder: Path) -> Rows:
     known = {*_readers(), ".parquet"}
-    parts = [read_rows(p) for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in known]
-    if not parts and (files := media_rows(folder)):
-        return _of_files(folder, files)
+    beside = set(captions(folder).values())
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p not in beside]
+    parts = [_read_part(p) for p in files if p.suffix.lower() in known]
+    if not parts and (found := media_rows(folder)):
+        return _of_files(folder, found)
     if not parts:
         expected = f"{', '.join(sorted(known))}, images, sounds, or a folder of them for each class"
         raise DataError("the folder has no data files", where=folder, expected=expected)
     values, lines = [row for p in parts for row in p.values], [line for p in parts for line in p.lines]
     return Rows(folder, values, lines, remarks=tuple(r for p in parts for r in p.remarks))
+
+
+def _read_part(path: Path) -> Rows:
+    """A file of a folder; those named metadata say which image or sound a row is of."""
+    rows = read_rows(path)
+    if path.stem != "metadata":
+        return rows
+    return Rows(path, list(map(of_metadata, rows.values)), rows.lines, remarks=rows.remarks)
 
 
 def _of_files(path: Path, rows: list[Row]) -> Rows:

@@ -16,8 +16,7 @@ from ...core.prompts.encoder import PromptEncoder
 from ...errors import RecipeError
 from ...methods.baselines.full import Full, FullConfig
 from ..base.assets import is_reference
-from ..base.base_model import base_location, config_of
-from ..base.rates import own_rate, width_of
+from ..base.rates import own_rate
 from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
@@ -112,8 +111,9 @@ def planned_steps(recipe: Recipe, rows: int) -> int:
 def fill_rate(recipe: Recipe, rows: int, reporter: Reporter) -> None:
     """Give a recipe without a learning rate that of its method, for its base and the steps that so many rows make."""
     if recipe.training.learning_rate is None:
-        width = width_of(config_of(base_location(recipe.model, reporter), recipe.model))
-        steps = planned_steps(recipe, named(recipe.task).examples(recipe, rows))
+        task = named(recipe.task)
+        width = task.width(task.location(recipe.model, reporter), recipe.model)
+        steps = planned_steps(recipe, task.examples(recipe, rows))
         recipe.training.learning_rate = own_rate(type(method_config(recipe)), width, steps)
 
 

@@ -16,10 +16,10 @@ from ..base.adapter_below import config_below
 from ..conversations.messages import shared_system
 from ..data.split import Split, read_split
 from ..recipe.anchoring import absolute
-from ..recipe.sections import Recipe
+from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter
-from ..tasks import named
+from ..tasks import TASKS, named
 from .adapt import fill_rate
 from .fast_paths import check_offload
 
@@ -57,6 +57,12 @@ def _check_medium(recipe: Recipe) -> None:
     key, medium = next(((key, medium) for key, medium in foreign if attrgetter(key)(recipe)), ("", ""))
     if key:
         raise RecipeError(f"rows of this task are {own}, no {medium}", where=key, got=recipe.task, fix="leave it out")
+    plain = Recipe(model=ModelSection(path=""), data=DataSection(train=""), output=OutputSection(dir=""))
+    for task in TASKS.values():
+        for key in () if task.name == recipe.task else task.own_settings:
+            if attrgetter(key)(recipe) != attrgetter(key)(plain):
+                raise RecipeError(f"{task.name} alone reads this setting", where=key, got=recipe.task,
+                                  fix="leave it out")  # fmt: skip
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

@@ -14,8 +14,9 @@ from ...devices.place import place
 from ...devices.ranks import cut, from_first, is_first, joined, size, spread_out
 from ...errors import StoppedError
 from ...kernels.frozen import FrozenPrefix
+from ..answers.evaluate import against
 from ..answers.generate import keep_ends
-from ..base.base_model import base_location, vocab_size
+from ..base.base_model import vocab_size
 from ..base.new_tokens import trains_new_tokens
 from ..base.rates import own_rate, width_of
 from ..data.encode import Data
@@ -99,8 +100,8 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     from transformers import set_seed
 
     refuse_other_state(recipe, output.checkpoint)
-    location = base_location(recipe.model, reporter)
-    from_first(lambda: stand_on(contents(split, recipe.model, location), output, reporter))
+    location = named(recipe.task).location(recipe.model, reporter)
+    from_first(lambda: stand_on(contents(split, recipe.model, location, recipe.data.class_images), output, reporter))
     tokenizer = named(recipe.task).reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     shown = range(min(2, len(data.train)))
@@ -161,6 +162,8 @@ def _measured(
     setup.stop.raise_if_stopped(done.global_step, trainer.state.max_steps)
     job = Job(recipe, trainer, data, prompter, reporter, AFTER)
     after = scored(job) if measure else None
+    if before is not None and after is not None:
+        after = against(before, after)
     trainable, total = counts(trainer.model)
     training = {"steps": done.global_step, "seconds": round(seconds, 1), "loss": done.training_loss,
                 "tokens": int(trainer.state.num_input_tokens_seen), **_descended(recipe, setup, reporter)}  # fmt: skip
@@ -226,6 +229,6 @@ def _save(
     (work / "README.md").unlink(missing_ok=True)  # TRL's, which its checkpoints leave
     save(setup.trainer.model, recipe, work, state)
     with (work / "README.md").open("a", encoding="utf-8") as card:
-        card.write(card_section(values))
+        card.write(card_section(values, named(recipe.task).card(work)))
     write_json(work / REPORT, values)
     (work / BEFORE_FILE).unlink(missing_ok=True)

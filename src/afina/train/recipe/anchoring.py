@@ -78,7 +78,7 @@ _Place = Callable[[str, Path], str]
 _PLACES: Mapping[tuple[str, str], _Place] = MappingProxyType(
     {
         ("model", "path"): _model, ("model", "adapter"): _model, ("model", "chat_template"): _path,
-        ("data", "train"): _rows, ("data", "eval"): _rows, ("output", "dir"): _path,
+        ("data", "train"): _rows, ("data", "eval"): _rows, ("data", "class_images"): _path, ("output", "dir"): _path,
         ("reinforcement", "rewards"): _function,
     }
 )  # fmt: skip

@@ -11,7 +11,8 @@ from .sections import Recipe
 
 _FREE = frozenset(
     {"training.keep_checkpoints", "training.save_steps", "training.report_to", "training.workers",
-     "evaluation.enabled", "evaluation.batch_size", "distributed"}
+     "evaluation.enabled", "evaluation.batch_size", "distributed",
+     "diffusion.sample_every"}
 )  # fmt: skip
 """Settings that change no bit of the result."""
 

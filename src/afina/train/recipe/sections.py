@@ -47,6 +47,9 @@ class ModelSection(Section):
     speech: Literal["transcribe", "translate"] = Field(
         default="transcribe", description="such a model's task; translate: the texts are English, whatever is spoken"
     )
+    train_text_encoder: bool = Field(
+        default=False, description="of a pipeline (text_to_image): adapt what reads its captions too"
+    )
     adapter: str | None = Field(default=None, description="folder or hub id of an adapter to begin from")
     adapter_as: Literal["auto", "start", "base"] = Field(
         default="auto",
@@ -118,6 +121,17 @@ class DataSection(Section):
         default=None, description="column with the number of a row's task, for methods that learn several tasks"
     )
     labels: list[str] | None = Field(default=None, description="the labels in order; without it those found in train")
+    instance_prompt: str | None = Field(
+        default=None, description="one caption for all images, e.g. 'a photo of sks dog' (text_to_image)"
+    )
+    class_prompt: str | None = Field(
+        default=None,
+        description="DreamBooth: what the subject is one of, e.g. 'a photo of a dog', which is kept as it is",
+    )
+    class_images: str | None = Field(
+        default=None, description="folder of images of that; without it the base makes them beforehand"
+    )
+    class_count: int = Field(default=100, ge=1, description="of such images that the base makes")
     max_length: int = Field(default=1024, ge=2, description="tokens; longer examples are cut at the end, and counted")
     max_train_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
     max_eval_rows: int | None = Field(default=None, ge=1, description="use only the first rows")
@@ -220,6 +234,21 @@ class ReinforcementSection(Section):
     kl: float = Field(default=0.0, ge=0, description="how far the model is held to the reference")
 
 
+class DiffusionSection(Section):
+    """Images that are made from noise (task text_to_image)."""
+
+    prior_weight: float = Field(default=1.0, ge=0, description="of the loss on images of data.class_prompt")
+    caption_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of rows trained without their caption, which guidance needs"
+    )
+    samples: list[str] = Field(default_factory=list, description="prompts whose images show how training goes")
+    sample_every: int | None = Field(
+        default=None, ge=1, description="steps between them; without it before and after training alone"
+    )
+    sample_steps: int = Field(default=25, ge=1, description="from noise to an image")
+    guidance: float = Field(default=7.5, ge=1, description="how far a caption outweighs none; 1: off")
+
+
 class EvaluationSection(Section):
     """The proof: held-out loss and, for labelled rows, accuracy, before and after."""
 
@@ -248,6 +277,7 @@ class Recipe(Section):
     method: MethodSection = Field(default_factory=MethodSection)
     training: TrainingSection = Field(default_factory=TrainingSection)
     reinforcement: ReinforcementSection = Field(default_factory=ReinforcementSection)
+    diffusion: DiffusionSection = Field(default_factory=DiffusionSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     distributed: Literal["auto", "ddp", "fsdp2", "tp", "zero2", "zero3", "zero3_offload"] = Field(
         default="auto",

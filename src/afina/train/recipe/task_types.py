@@ -27,6 +27,7 @@ TASK_TYPES: Mapping[str, str | None] = MappingProxyType(
         "image_classification": None,
         "audio_classification": None,
         "speech_recognition": None,
+        "text_to_image": None,
     }
 )
 """An adapter of a type that several tasks have is taken for one of the first of them. There is no type for images

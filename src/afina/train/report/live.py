@@ -16,6 +16,7 @@ from typing import Any
 from ...plan.usage import told_bytes, told_seconds
 from .events import Progress, Reporter, Span, Stage
 from .output import REPORT
+from .sampled import as_pictures
 
 EVERY = 2.0
 """Seconds between two versions of the page."""
@@ -106,6 +107,7 @@ class Live(Reporter):
             self.write(ended)
 
     def _values(self, ended: str) -> dict[str, Any]:
+        assert self.folder is not None
         lines = self._metrics()
 
         def series(key: str) -> list[tuple[int, float]]:
@@ -116,6 +118,7 @@ class Live(Reporter):
             "name": self.path.name.removesuffix(".live.html"), "about": self.about, "running": not ended,
             "refresh_ms": round(1000 * EVERY), "step": self.training.done, "steps": self.training.total,
             "facts": self._facts(ended, lines), "samples": self._samples(), **self._mistakes(),
+            "drawn": as_pictures(self.folder),
             "series": {"loss": series("loss"), "held_out": series("eval_loss"), "rate": series("learning_rate"),
                        "norm": series("grad_norm"), "speed": thinned(self.speed), "memory": thinned(mib)},
         }  # fmt: skip

@@ -13,13 +13,14 @@ from ...errors import RecipeError
 from ...version import __version__
 from .checkpoints import checkpoints, clear, is_sealed, look
 from .interrupts import postponed
+from .sampled import SAMPLES
 
 _LOCK = ".lock"
 MARK, RECIPE_NAME, REPORT = "afina_run.json", "recipe.yaml", "report.json"
 """Of a folder that a run took; of its settings; and written last: a folder that has it holds a finished run."""
 BEFORE = "before.json"
 """What was measured before training; until the report has it."""
-_BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", BEFORE)
+_BEGUN = ("checkpoint-*", "tensorboard", "metrics.jsonl", BEFORE, SAMPLES)
 """What a run writes before it has a checkpoint."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,12 @@ def told_by_set(sets: dict[str, dict[str, float]]) -> str:
     return ", ".join(f"{name} {loss['first']:.3f} to {loss['last']:.3f}" for name, loss in sets.items())
 
 
-def card_section(values: dict[str, Any]) -> str:
-    """The results as a section of the model card."""
+def card_section(values: dict[str, Any], more: Sequence[str] = ()) -> str:
+    """The results as a section of the model card, and further lines after them."""
     parameters, made_with = values["parameters"], f"afina {values['versions']['afina']} ({values['method']})"
     counts = f"{parameters['trainable']:,} of {parameters['total']:,} parameters"
     told = f"Trained with {made_with}: {counts}; the settings are in `{RECIPE_NAME}`."
-    return "\n".join([*measured(values), "", told, ""])
+    return "\n".join([*measured(values), *more, "", told, ""])
 
 
 def measured(values: dict[str, Any]) -> list[str]:

@@ -24,6 +24,8 @@ class Scores:
         metric: what `accuracy` is called.
         confusion: label -> answer -> how many rows of the label got it, where rows have labels and answers are some.
         wrong: some of the rows whose answer is wrong, as `samples` are.
+        losses: of each row, where they are kept to be compared.
+        lowered: by how much the loss of a row is lower than before, in the mean, and the 95 % interval of that.
         word_errors: words that are wrong, missing or too many, in shares of the words that were said.
     """
 
@@ -41,19 +43,24 @@ class Scores:
     confusion: dict[str, dict[str, int]] | None = None
     wrong: tuple[tuple[str, str, str], ...] = ()
     word_errors: float | None = None
+    losses: tuple[float, ...] = ()
+    lowered: tuple[float, float, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; samples as objects."""
         lists = {"samples": self.samples, "wrong": self.wrong}
         told = {key: [{"prompt": p, "expected": e, "got": g} for p, e, g in rows] for key, rows in lists.items()}
-        return {**asdict(self), **told}
+        plain = {"losses": list(self.losses), "lowered": None if self.lowered is None else list(self.lowered)}
+        return {**asdict(self), **plain, **told}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Scores:
         """The scores that `as_dict` gave."""
         lists = {key: tuple((s["prompt"], s["expected"], s["got"]) for s in values.get(key, ()))
                  for key in ("samples", "wrong")}  # fmt: skip
-        return cls(**{**values, **lists})
+        known = {"losses": tuple(values.get("losses", ())),
+                 "lowered": tuple(values["lowered"]) if values.get("lowered") else None}  # fmt: skip
+        return cls(**{**values, **lists, **known})
 
     @property
     def beside(self) -> list[str]:
@@ -73,6 +80,10 @@ class Scores:
             parts.append(f"word error rate {self.word_errors:.3f}")
         if self.loss is not None:
             parts.append(f"held-out loss {self.loss:.3f} on {self.rows} rows")
+        if self.lowered is not None:
+            parts.append(
+                "lower than before by {:.4f} (95 % interval {:.4f} to {:.4f}, row by row)".format(*self.lowered)
+            )
         if self.sets is not None:
             parts.append("by data set " + ", ".join(f"{name} {loss:.3f}" for name, loss in self.sets.items()))
         return ", ".join(parts)

@@ -19,6 +19,7 @@ from .audio.audio_classification import AudioClassification
 from .audio.speech_recognition import SpeechRecognition
 from .base import Predictions, Task
 from .causal_lm import CausalLM
+from .diffusion.text_to_image import TextToImage
 from .extractive_qa import ExtractiveQA
 from .image_text_to_text import ImageTextToText
 from .pretraining import Pretraining
@@ -31,7 +32,7 @@ from .vision.image_classification import ImageClassification
 _KINDS: tuple[type[Task], ...] = (
     CausalLM, SequenceClassification, Seq2Seq, TokenClassification, Preference, Reward, Pretraining, KTO,
     ExtractiveQA, GRPO, ORPO, Embeddings, ImageTextToText, ImageClassification,
-    AudioClassification, SpeechRecognition,
+    AudioClassification, SpeechRecognition, TextToImage,
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({kind.name: kind() for kind in _KINDS})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,12 +12,13 @@ from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.item_pass import Read, read_items
 from ..answers.judge import of_positions
-from ..base.base_model import load_tokenizer
+from ..answers.subjects import AFTER, BEFORE, Job, Predictions, Trained
+from ..base.base_model import base_location, config_of, load_tokenizer
 from ..base.given_base import loaded
+from ..base.rates import width_of
 from ..base.whole_base import whole_base
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
-from ..data.readers.row_check import Row
 from ..data.rows import Rows
 from ..recipe.sections import DataSection, ModelSection, Recipe
 from ..recipe.task_types import TASK_TYPES
@@ -29,70 +29,9 @@ from .arguments import training_arguments
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["AFTER", "BEFORE", "Job", "Predictions", "Task", "Trained"]
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
-BEFORE, AFTER = "before", "after"  # stages of a run at which its model is measured
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run whose model is to be measured on its held-out rows; `stage` is `BEFORE` or `AFTER` training."""
-
-    recipe: Recipe
-    trainer: Any
-    data: Data
-    prompter: Prompter
-    reporter: Reporter
-    stage: str
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Rows with what the model says to them, and how right that is where the rows say it (None where not)."""
-
-    rows: list[Row]
-    scores: Scores | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter on its base, ready to be used.
-
-    Attributes:
-        folder: the adapter's folder.
-        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
-        task: what it was trained to do.
-        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
-        tokenizer: the tokenizer that it was trained with.
-        is_adapter: whether it is an adapter on a base.
-        trained_on: storage of the base that it was trained on.
-        task_number: which of its tasks single texts belong to, where its method knows several.
-    """
-
-    folder: Path
-    recipe: Recipe
-    task: Task
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    is_adapter: bool = True
-    trained_on: str = "none"
-    task_number: int | None = None
-
-    def task_numbers(self, texts: int) -> list[int] | None:
-        """`task_number` for each of so many texts."""
-        return None if self.task_number is None else [self.task_number] * texts
-
-    @property
-    def prompter(self) -> Prompter:
-        """Renders prompts as in training."""
-        return self.task.prompter(self.recipe.data, self.tokenizer)
-
-    @property
-    def labels(self) -> list[str] | None:
-        """The label names, where there is a fixed set."""
-        if self.recipe.data.labels is not None or not self.task.classes:
-            return self.recipe.data.labels
-        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
 
 
 class Task(ABC):
@@ -116,6 +55,7 @@ class Task(ABC):
             mean over its own rows; or "never".
         reader_file: what a folder has where it has what `reader` loads.
         medium: what a row is: texts, images or sounds; settings of the others do not apply.
+        own_settings: settings that this task alone reads.
     """
 
     name: ClassVar[str]
@@ -134,6 +74,7 @@ class Task(ABC):
     shares: ClassVar[str] = "nearly"
     reader_file: ClassVar[str] = "tokenizer_config.json"
     medium: ClassVar[str] = "texts"
+    own_settings: ClassVar[tuple[str, ...]] = ()
 
     @property
     def fresh_heads(self) -> tuple[str, ...]:
@@ -159,6 +100,18 @@ class Task(ABC):
             DataError: a row's label is missing, of a wrong type or out of range; has file and line.
         """
         return None
+
+    def location(self, section: ModelSection, reporter: Reporter) -> str:
+        """The folder or hub id that the base is loaded from.
+
+        Raises:
+            RecipeError, CheckpointError: the section names nothing that can be.
+        """
+        return base_location(section, reporter)
+
+    def width(self, location: str, section: ModelSection) -> int | None:
+        """The width of the base's hidden states, which learning rates follow; None where that is not known."""
+        return width_of(config_of(location, section))
 
     def reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
         """What turns rows into what a model takes: its tokenizer."""
@@ -233,6 +186,14 @@ class Task(ABC):
         # step. Others take the mean of their own batch, which would be summed over a step's batches and processes.
         out.model_accepts_loss_kwargs = out.model_accepts_loss_kwargs and self.loss_over_step
         return out
+
+    def training_items(self, recipe: Recipe, train: Encoded, prompter: Prompter, reporter: Reporter) -> Encoded:
+        """The items to train on, with what belongs beside those of the rows."""
+        return train
+
+    def card(self, folder: Path) -> list[str]:
+        """What the card of a run in that folder shows beside its results, as lines."""
+        return []
 
     @staticmethod
     def watched(recipe: Recipe, data: Data) -> Encoded | None:

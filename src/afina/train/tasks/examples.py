@@ -52,7 +52,7 @@ def encode(
                 item["task_ids"] = tasks[row]
         return out
 
-    train = one(split.train)
+    train = task.training_items(recipe, one(split.train), prompter, reporter)
     held_out = one(split.held_out).by_length() if split.held_out is not None else None
     for name, part in (("training", train), ("held-out", held_out)):
         if part is not None:

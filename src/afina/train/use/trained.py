@@ -10,7 +10,7 @@ from typing import Any
 from ...core.config import method
 from ...errors import CheckpointError, RecipeError
 from ..base import quantize
-from ..base.base_model import base_location, settled
+from ..base.base_model import settled
 from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
@@ -66,10 +66,10 @@ def load_trained(
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
     if dtype is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
-    location = base_location(recipe.model, reporter)
+    task = named(recipe.task)
+    location = task.location(recipe.model, reporter)
     recipe.model.device = settled(device, location, reporter, copies)
     reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
-    task = named(recipe.task)
     own = folder / task.reader_file
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ....errors import DataError
 from ...conversations.image_files import a
-from .row_check import Row
+from .row_check import Row, decoded
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,25 @@ def is_medium(path: Path) -> bool:
     return any(medium.fits(path) for medium in MEDIA)
 
 
+def captions(folder: Path) -> dict[str, Path]:
+    """Name of an image or sound in a folder -> the text file of the same name beside it."""
+    texts = {path.stem: path for path in folder.glob("*.txt")}
+    return {p.name: texts[p.stem] for p in sorted(folder.iterdir()) if p.stem in texts and is_medium(p)}
+
+
+def of_metadata(row: Row) -> Row:
+    """A row of a `metadata` file, whose `file_name` is the image or sound that it tells of."""
+    name = row.get("file_name")
+    medium = next((m for m in MEDIA if isinstance(name, str) and m.fits(Path(name))), None)
+    if medium is None or medium.column in row:
+        return row
+    return {medium.column: name, **{key: value for key, value in row.items() if key != "file_name"}}
+
+
 def media_rows(path: Path) -> list[Row]:
     """Rows of `image` or `audio`, the file's path within `path`, and `label`, its folder's name; without `label` where
-    the files stand in no folders. Empty where there is no image or sound at all.
+    the files stand in no folders, and with `text` where a text file stands beside each. Empty where there is no image
+    or sound at all.
 
     Raises:
         DataError: a class has no files, or something else stands among them.
@@ -62,7 +78,10 @@ def _rows(path: Path, medium: Medium) -> list[Row]:
     inside = _entries(path)
     folders, files = [p for p in inside if p.is_dir()], [p for p in inside if p.is_file()]
     if not folders:
-        return [{medium.column: name} for name in _names(files, medium)] if any(map(medium.fits, files)) else []
+        told = captions(path)
+        files = [p for p in files if p not in told.values()]
+        names = _names(files, medium) if any(map(medium.fits, files)) else []
+        return [{medium.column: name, **({"text": _caption(told[name])} if name in told else {})} for name in names]
     held = {folder: _entries(folder) for folder in folders}
     if not any(medium.fits(p) for entries in held.values() for p in entries):
         return []
@@ -75,6 +94,15 @@ def _rows(path: Path, medium: Medium) -> list[Row]:
     if files:
         raise DataError("a file beside the folders of classes", where=files[0], fix="put it into its class's folder")
     return [{medium.column: f"{label}/{name}", "label": label} for label, names in found.items() for name in names]
+
+
+def _caption(path: Path) -> str:
+    """A file's text, in one line.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    return " ".join(decoded(path).split())
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -10,10 +10,9 @@ from ....devices.memory_use import free_bytes, used_bytes
 from ....devices.place import place
 from ....devices.ranks import size
 from ....plan.usage import told_bytes, told_seconds
-from ...base.base_model import config_of
-from ...base.rates import width_of
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
+from ...tasks import named
 from ..adapt import plan
 from ..begin import begin_config
 from .forecast import Forecast, Target, forecast
@@ -49,7 +48,7 @@ def outline(setting: Setting) -> list[str]:
     """What a run is: its method, steps and rows."""
     recipe, data = setting.recipe, setting.data
     held_out = len(data.held_out) if data.held_out is not None else 0
-    width = width_of(config_of(setting.location, recipe.model))
+    width = named(recipe.task).width(setting.location, recipe.model)
     return [plan(recipe, begin_config(recipe, setting.steps), setting.steps, width),
             f"rows: {len(data.train):,} to train on, {held_out:,} held out"]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...base.base_model import base_location, vocab_size
+from ...base.base_model import vocab_size
 from ...data.encode import Data
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
@@ -58,8 +58,8 @@ def setting_of(recipe: Recipe, reporter: Reporter) -> Setting:
         AfinaError: what would stop the run at its beginning.
     """
     recipe, split, labels = prepared(recipe, reporter)
-    location = base_location(recipe.model, reporter)
     task = named(recipe.task)
+    location = task.location(recipe.model, reporter)
     tokenizer = task.reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     return Setting(recipe, location, tokenizer, data, planned_steps(recipe, task.examples(recipe, len(data.train))))

@@ -77,7 +77,7 @@ class _Collator:
     def __call__(self, features: list[dict[str, Any]]) -> Any:
         batch = self.inner([{k: v for k, v in item.items() if k != _SETS} for item in features])
         if _SETS in features[0]:
-            longest = batch["input_ids"].shape[1]
+            longest = batch["input_ids"].shape[1] if "input_ids" in batch else 0
             packed = len(batch.get("position_ids", ())) == len(features)  # not: all rows of the batch in one sequence
             sets = [item[_SETS] + [-1] * (packed and len(item["input_ids"]) < longest) for item in features]
             batch[_SETS] = torch.tensor([number for row in sets for number in row])

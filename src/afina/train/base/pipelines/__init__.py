@@ -1,0 +1,1 @@
+"""Pipelines of diffusers: folders of several models that make images together."""

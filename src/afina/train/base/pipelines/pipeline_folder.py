@@ -1,0 +1,125 @@
+"""The folder of a pipeline: found, fetched or made; what its index and its models' configs say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ....errors import CheckpointError, RecipeError
+from ...recipe.sections import ModelSection
+from ...report.events import Reporter
+from ..assets import is_reference, locate, looked
+from .made_pipelines import PREFIX, made
+from .part_files import INDEX
+
+
+def pipeline_location(section: ModelSection, reporter: Reporter) -> str:
+    """The folder of the pipeline that a section names: a path, a reference, a hub id, or `embedded:NAME`.
+
+    Raises:
+        RecipeError: there is none.
+        CheckpointError: it is no pipeline, or cannot be fetched.
+    """
+    if section.path.startswith(PREFIX):
+        return str(made(section.path.removeprefix(PREFIX), reporter))
+    path = Path(section.path).expanduser()
+    if is_reference(section.path):
+        path = locate(section.path, reporter)
+    elif not path.exists():
+        if section.path.count("/") > 1 or section.path.startswith((".", "~", "/")):
+            raise RecipeError("no such pipeline", where="model.path", got=f"{section.path} ({looked(path)})",
+                              expected="a folder, a hub id or embedded:NAME")  # fmt: skip
+        path = _fetched(section)
+    if not (path / INDEX).is_file():
+        raise CheckpointError(f"not a pipeline of diffusers (no {INDEX})", where=path,
+                              fix="text_to_image trains whole pipelines: Stable Diffusion and its like")  # fmt: skip
+    return str(path)
+
+
+def _fetched(section: ModelSection) -> Path:
+    """The snapshot of a hub pipeline; its folder is named by the commit."""
+    from diffusers import DiffusionPipeline
+
+    with unloadable("pipeline", section.path), without_bars():
+        return Path(DiffusionPipeline.download(section.path, revision=section.revision))
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep diffusers' own progress bars off the terminal within."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def unloadable(part: str, location: str) -> Iterator[None]:
+    """Tell what a library could not load.
+
+    Raises:
+        CheckpointError: something in the context could not.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        got = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(f"cannot load the {part}", where=location, got=got) from error
+
+
+def index_of(location: str) -> dict[str, Any]:
+    """Name of a part -> (library, class).
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _json(Path(location) / INDEX)
+
+
+def config_of_part(location: str, part: str, file: str = "config.json") -> dict[str, Any]:
+    """What a part of a pipeline says of itself.
+
+    Raises:
+        CheckpointError: it is missing or malformed.
+    """
+    return _json(Path(location) / part / file)
+
+
+@cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(_text(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot read a part of the pipeline", where=path, got=str(error)[:160]) from error
+    return found
+
+
+def load_part(location: str, part: str, dtype: Any = None) -> Any:
+    """A model or tokenizer of a pipeline, by the class that the index names.
+
+    Raises:
+        CheckpointError: it is missing, or its class is not known.
+    """
+    import diffusers
+    import transformers
+
+    library, name = index_of(location).get(part) or (None, None)
+    kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(name), None)
+    if kind is None:
+        raise CheckpointError("the pipeline has no such part", where=location, got=f"{part}: {name} of {library}")
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+    with unloadable(part, location):
+        return kind.from_pretrained(str(Path(location) / part), **options)

@@ -1,0 +1,1 @@
+"""Images that embedded data sets are made of."""

@@ -1,0 +1,1 @@
+"""Tasks whose model makes images from noise."""
