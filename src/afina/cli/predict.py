@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ..devices.place import place
 from ..devices.ranks import is_first, joined, take_over_slurm
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
 from .options import Device
@@ -55,6 +56,7 @@ def predict(
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
+    _check(adapter, quantize, max_new_tokens)
     if processes != 1:
         from .launch import launch
 
@@ -76,6 +78,24 @@ def predict(
         typer.echo(str(done.scores))
 
 
+def _check(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> None:
+    """Refuse what the adapter's files alone tell to be wrong.
+
+    Raises:
+        CheckpointError: it is no adapter.
+        RecipeError: no such storage, or a limit of text where none is written.
+    """
+    from ..train.base import quantize as storages
+    from ..train.use.trained import known
+
+    task = known(adapter).task
+    if max_new_tokens is not None and (task.judges or not task.writes):
+        raise RecipeError("predictions of this task are no text that is written", where="--max-new-tokens",
+                          got=task.name, fix="leave it out")  # fmt: skip
+    if quantize is not None:
+        storages.known(quantize)
+
+
 def _predicted(
     adapter: Path, file: Path, target: Path, quantize: str | None, device: str, batch_size: int,
     max_new_tokens: int | None,
@@ -89,15 +109,16 @@ def _predicted(
     from ..train.data.rows import read_rows
     from ..train.report.events import Reporter
     from ..train.use.predictions import predict as answer
-    from ..train.use.trained import load_trained
+    from ..train.use.trained import known, load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     given = read_rows(file)
     reporter = ConsoleReporter() if is_first() else Reporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, quantize, device=device)
-    rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
+    there = known(adapter)
+    rows, _ = recognise(renamed(given, there.recipe.data.columns, whole=False))
+    trained = load_trained(adapter, reporter, quantize, device=device, before=partial(there.task.check_rows, rows))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if is_first():
         # The file's own columns, under its own names, and what is new.

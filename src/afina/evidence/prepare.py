@@ -15,7 +15,7 @@ from typing import Any
 from ..cache import sha256
 from ..devices.place import place
 from ..errors import DataError, RecipeError
-from ..train.base.base_model import base_location
+from ..train.base.base_model import base_location, check_location
 from ..train.conversations.image_files import anchored
 from ..train.data.labels import majority_share
 from ..train.data.rows import Rows
@@ -80,6 +80,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
         RecipeError: there is nothing to compare on: no held-out rows.
         DataError: the rows are unusable.
     """
+    check_location(recipe.model)
     split = read_split(recipe, reporter)
     if split.held_out is None:
         raise RecipeError("there are no held-out rows to compare on", where="data.eval",

@@ -13,6 +13,7 @@ from ...errors import RecipeError
 from ...methods.baselines.full import FullConfig
 from ...plan.precision import choose_dtype
 from ..base.adapter_below import config_below
+from ..base.base_model import check_location
 from ..conversations.messages import shared_system
 from ..data.split import Split, read_split
 from ..recipe.anchoring import absolute
@@ -39,6 +40,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    check_location(recipe.model)
     _check_medium(recipe)
     named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
@@ -57,6 +59,10 @@ def _check_medium(recipe: Recipe) -> None:
     key, medium = next(((key, medium) for key, medium in foreign if attrgetter(key)(recipe)), ("", ""))
     if key:
         raise RecipeError(f"rows of this task are {own}, no {medium}", where=key, got=recipe.task, fix="leave it out")
+    task = named(recipe.task)
+    if recipe.evaluation.max_new_tokens is not None and (task.judges or not task.writes):
+        raise RecipeError("models of this task write no answers", where="evaluation.max_new_tokens", got=recipe.task,
+                          fix="leave it out")  # fmt: skip
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,81 +17,20 @@ from ..base.given_base import loaded
 from ..base.whole_base import whole_base
 from ..data.encode import Data, Encoded, token_ids
 from ..data.prompts import Prompter
-from ..data.readers.row_check import Row
 from ..data.rows import Rows
 from ..recipe.sections import DataSection, ModelSection, Recipe
 from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 from .arguments import training_arguments
+from .job import AFTER, BEFORE, Job, Known, Predictions, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
-BEFORE, AFTER = "before", "after"  # stages of a run at which its model is measured
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run whose model is to be measured on its held-out rows; `stage` is `BEFORE` or `AFTER` training."""
-
-    recipe: Recipe
-    trainer: Any
-    data: Data
-    prompter: Prompter
-    reporter: Reporter
-    stage: str
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Rows with what the model says to them, and how right that is where the rows say it (None where not)."""
-
-    rows: list[Row]
-    scores: Scores | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained adapter on its base, ready to be used.
-
-    Attributes:
-        folder: the adapter's folder.
-        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
-        task: what it was trained to do.
-        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
-        tokenizer: the tokenizer that it was trained with.
-        is_adapter: whether it is an adapter on a base.
-        trained_on: storage of the base that it was trained on.
-        task_number: which of its tasks single texts belong to, where its method knows several.
-    """
-
-    folder: Path
-    recipe: Recipe
-    task: Task
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    is_adapter: bool = True
-    trained_on: str = "none"
-    task_number: int | None = None
-
-    def task_numbers(self, texts: int) -> list[int] | None:
-        """`task_number` for each of so many texts."""
-        return None if self.task_number is None else [self.task_number] * texts
-
-    @property
-    def prompter(self) -> Prompter:
-        """Renders prompts as in training."""
-        return self.task.prompter(self.recipe.data, self.tokenizer)
-
-    @property
-    def labels(self) -> list[str] | None:
-        """The label names, where there is a fixed set."""
-        if self.recipe.data.labels is not None or not self.task.classes:
-            return self.recipe.data.labels
-        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+__all__ = ["AFTER", "BEFORE", "Job", "Known", "Predictions", "Task", "Trained"]
 
 
 class Task(ABC):
@@ -110,6 +48,8 @@ class Task(ABC):
         groups: whether the trainer takes rows in our order.
         has_reference: whether the model without its adapter is what it is held to.
         may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
+        writes: whether the model writes text, whose length can be limited.
+        judges: whether its predictions are no text all the same.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
         loss_over_step: whether the loss is divided by the tokens of a whole step, not by those of its batch.
         shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
@@ -129,6 +69,8 @@ class Task(ABC):
     groups: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     may_stand_still: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
     loss_over_step: ClassVar[bool] = False
     shares: ClassVar[str] = "nearly"
@@ -288,6 +230,13 @@ class Task(ABC):
     def items_right(self, job: Job) -> list[float] | None:
         """How right the model is on every held-out row."""
         return None
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:  # noqa: B027 - some look while they predict
+        """Refuse rows that `predict` would, as far as they alone tell, before a model is loaded.
+
+        Raises:
+            DataError: a row lacks a column, or has a label out of range.
+        """
 
     @abstractmethod
     def predict(

@@ -13,11 +13,13 @@ from ...conversations.processor import Sounds
 from ...data.encode import Data, Encoded
 from ...data.labels import task_numbers
 from ...data.prompts import Prompter
+from ...data.readers.media_rows import SOUNDS
 from ...data.rows import Rows
 from ...recipe.sections import DataSection, ModelSection, Recipe
 from ...report.events import Reporter, Span
 from ...report.scores import Scores
 from ..base import Job, Predictions, Task, Trained
+from ..files.file_items import file_item
 from .audio_classification import noise
 from .shortened import shorten
 from .sound_batches import SoundBatches, sound_items
@@ -37,6 +39,7 @@ class SpeechRecognition(Task):
     groups: ClassVar[bool] = False
     reader_file: ClassVar[str] = "processor_config.json"
     medium: ClassVar[str] = "sounds"
+    writes: ClassVar[bool] = True
 
     def reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
         """The model's feature extractor and tokenizer."""
@@ -164,6 +167,16 @@ class SpeechRecognition(Task):
             ids = [i for part in _tokens(processor, text) for i in part][:16]
             out["decoder_input_ids"] = torch.tensor([ids], device=device)
         return out
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each names a sound that is there."""
+        column = prompter.data.text_column
+        told = all(column in row for row in rows.values)
+        for index in range(len(rows)):
+            file_item(rows, index, SOUNDS)
+            if told:
+                said(rows, index, column)
+        task_numbers(rows, prompter.data.task_column)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
