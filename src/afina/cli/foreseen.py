@@ -54,7 +54,6 @@ def check_alone(known: Known, given: Mapping[str, Any]) -> None:
 
     Raises:
         RecipeError: names the option.
-        DataError: there is no such image.
     """
     task = known.task
     idle = () if task.streams else _OF_TALK if task.writes else (*_OF_TEXT, *_OF_TALK)
@@ -66,19 +65,20 @@ def check_alone(known: Known, given: Mapping[str, Any]) -> None:
         raise RecipeError("only language models answer beside their base", got=f"--base, {task.name}")
     if given["--base"] and not known.is_adapter:
         raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
-    for path in given["--image"] or ():
-        found_at(str(path), Path.cwd(), "--image", {"sounds": "sound"}.get(task.medium, "image"))
 
 
 def check_seen(known: Known, given: Mapping[str, Any], prompter: Prompter) -> None:
-    """Refuse images where only texts are read.
+    """Refuse images where only texts are read, or that are not there.
 
     Raises:
-        RecipeError: there are some.
+        RecipeError: only texts are read.
+        DataError: there is no such image.
     """
     if given["--image"] and prompter.images is None and known.task.medium == "texts":
         raise RecipeError("only models trained on images see them", where="--image", got=known.task.name,
                           expected="image_text_to_text")  # fmt: skip
+    for path in given["--image"] or ():
+        found_at(str(path), Path.cwd(), "--image", "sound" if known.task.medium == "sounds" else "image")
 
 
 def check_several(given: Mapping[str, Any]) -> None:

@@ -55,6 +55,8 @@ def predict(
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
+    if not file.exists():
+        raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
     _check(adapter, quantize, max_new_tokens)
     if processes != 1:

@@ -78,11 +78,22 @@ class Output:
         _free(self.final, self.lock)
 
 
-def check_claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Path:
-    """The folder, absolute, if the flags allow to write there as it is now.
+def check_claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> None:
+    """Refuse a folder that could not be claimed as it is now; whether another run has it is left to `claim`.
 
     Raises:
         RecipeError: it is a file, or holds something that the flags do not allow to replace.
+    """
+    final = _own(directory)
+    if not (final / _LOCK).exists():
+        _filled(final, overwrite, resume, longer)
+
+
+def _own(directory: str) -> Path:
+    """The folder, absolute, if it is none or a run's.
+
+    Raises:
+        RecipeError: it is a file, or holds something else.
     """
     final = Path(directory).expanduser().absolute()
     if final.exists() and not final.is_dir():
@@ -94,7 +105,6 @@ def check_claim(directory: str, *, overwrite: bool, resume: bool, longer: bool =
     if foreign:
         raise RecipeError("the output folder holds something that is not a run of afina", where="output.dir",
                           got=final, fix="choose another output.dir")  # fmt: skip
-    _filled(final, overwrite, resume, longer)
     return final
 
 
@@ -108,7 +118,7 @@ def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False
         RecipeError: it holds something that the flags do not allow to replace, cannot be written, is in use by
             another run, or has nothing to resume.
     """
-    final = check_claim(directory, overwrite=overwrite, resume=resume, longer=longer)
+    final = _own(directory)
     try:
         lock = _locked(final)
         try:

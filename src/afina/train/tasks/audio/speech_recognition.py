@@ -15,6 +15,7 @@ from ...data.labels import task_numbers
 from ...data.prompts import Prompter
 from ...data.readers.media_rows import SOUNDS
 from ...data.rows import Rows
+from ...data.sounds.sound_files import playable
 from ...recipe.sections import DataSection, ModelSection, Recipe
 from ...report.events import Reporter, Span
 from ...report.scores import Scores
@@ -130,8 +131,9 @@ class SpeechRecognition(Task):
         loss = float(job.trainer.evaluate(held_out)["eval_loss"])
         expected = [said(rows, i, job.recipe.data.text_column) for i in held_out.source]
         got = self._written(job)
-        samples = [(item["where"], e, g) for item, e, g in zip(held_out.items, expected, got, strict=True)]
-        return error_scores(loss, expected, got, tuple(samples[:_SHOWN]))
+        shown = list(zip(held_out.items, expected, got, strict=True))[:_SHOWN]
+        samples = tuple((playable(item["audio"], item["where"]), e, g) for item, e, g in shown)
+        return error_scores(loss, expected, got, samples)
 
     def items_right(self, job: Job) -> list[float]:
         """1 where a row is written without an error, else 0."""
