@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import DataError, RecipeError
+from ..base.assets import is_reference
 from ..recipe.sections import DataSection, DataSet, Recipe
 from ..report.events import Reporter
 from .columns import absent, check_columns, renamed
-from .embedded import locate_rows
+from .embedded import EMBEDDED, locate_rows
 from .formats import IN_WORDS, recognise
 from .hub_rows import PREFIX, read_hub
 from .joined import joined, named_sets, weighted
@@ -128,6 +129,12 @@ def drawn_rows(source: str, reporter: Reporter, seed: int = 0) -> Rows:
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
     return rows
+
+
+def is_named(source: str) -> bool:
+    """Whether rows are named by a reference, or some of a file's are."""
+    name, mark, count = source.rpartition("#")
+    return source.startswith((PREFIX, EMBEDDED)) or is_reference(source) or (bool(mark and name) and count.isdigit())
 
 
 def _sampled(rows: Rows, count: int, seed: int, reporter: Reporter) -> Rows:
