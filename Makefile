@@ -129,7 +129,7 @@ $(VENV)-exports/.ready: $(READY)
 	$(VENV)-exports/light/bin/python -c "import pathlib, site; here = pathlib.Path(site.getsitepackages()[0]); \
 	  (here / 'below.pth').write_text(str(pathlib.Path('$(VENV)', *here.parts[-3:]).absolute()))"
 	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  onnx onnxscript onnxruntime "mlx[cpu]"
+	  onnx onnxscript onnxruntime sentencepiece "mlx[cpu]"
 	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --no-deps mlx-lm
 	$(PYTHON) -m venv $(VENV)-exports/vllm

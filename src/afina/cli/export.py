@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,7 @@ def export(
     from ..export.contract import Subject
     from ..export.formats.all_formats import format_named
     from ..export.formats.hub_folder import check_card
-    from ..export.make import check_known, check_request, make
+    from ..export.make import check_known, check_read, check_request, make
     from ..export.push import listed, push
     from ..export.target import Environment
     from ..train.use.trained import known, load_trained
@@ -72,7 +73,8 @@ def export(
     check_known(wanted, there, out, as_lora=rank is not None)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")
+    trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu",
+                           before=partial(check_read, wanted, there))  # fmt: skip
     if size_of_lora is not None:
         trained, retained = as_lora(trained, size_of_lora)
         note = f"as LoRA: {retained}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ..errors import NotMergeable
 from ..train.answers.generate import keep_ends
+from ..train.data.prompts import Prompter
 from ..train.tasks.base import Known, Trained
 from .factors import Factor, class_fault, factors_of, merge_fault
 from .said import NEW_TOKENS, TEXTS, Held, Said, held, say
@@ -182,6 +183,10 @@ class Format(ABC):
         below = known.recipe.model
         if below.adapter is not None and below.adapter_as == "base":
             return "it stands on another adapter, which would be left out"
+        return None
+
+    def unread(self, prompter: Prompter) -> str | None:
+        """Why the target cannot read texts as the adapter does; None if it can, or reads none."""
         return None
 
     def refusal(self, subject: Subject) -> str | None:

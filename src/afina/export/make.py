@@ -12,6 +12,7 @@ from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import ConfigError, MergeError, NotMergeable
+from ..train.data.prompts import Prompter
 from ..train.tasks.base import Known, Trained
 from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
@@ -57,6 +58,16 @@ def check_known(wanted: Format, known: Known, out: Path, *, as_lora: bool) -> No
         raise NotMergeable("the whole model was trained, and LoRA is made of adapters", where=known.folder,
                            fix="leave --rank out")  # fmt: skip
     if (reason := wanted.foreseen(known, as_lora=as_lora)) is not None:
+        raise _refused(wanted, reason, known)
+
+
+def check_read(wanted: Format, known: Known, prompter: Prompter) -> None:
+    """Refuse an adapter whose texts the target would read otherwise.
+
+    Raises:
+        NotMergeable: says why.
+    """
+    if (reason := wanted.unread(prompter)) is not None:
         raise _refused(wanted, reason, known)
 
 
