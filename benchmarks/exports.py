@@ -125,8 +125,8 @@ def pieces(name: str, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     files = ",".join(str(path) for path in sorted((ROOT / "docs").glob("*.md")))
-    kind, folder = PIECES[name][0], folder.with_name("pieces")
-    folder.mkdir()
+    kind, folder = PIECES[name][0], folder / "pieces"
+    folder.mkdir(parents=True)
     own: dict[str, Any] = {"add_dummy_prefix": True, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
     if kind == "GemmaTokenizer":
         own = {"add_dummy_prefix": False, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "pad_piece": "<pad>",

@@ -77,8 +77,14 @@ def check_seen(known: Known, given: Mapping[str, Any], prompter: Prompter) -> No
     if given["--image"] and prompter.images is None and known.task.medium == "texts":
         raise RecipeError("only models trained on images see them", where="--image", got=known.task.name,
                           expected="image_text_to_text")  # fmt: skip
-    for path in given["--image"] or ():
-        found_at(str(path), Path.cwd(), "--image", "sound" if known.task.medium == "sounds" else "image")
+    files = [given["--prompt"]] if given["--prompt"] is not None and known.task.medium != "texts" else []
+    for path in [*files, *(given["--image"] or ())]:
+        found_at(
+            str(path).strip(),
+            Path.cwd(),
+            "--prompt" if path in files else "--image",
+            "sound" if known.task.medium == "sounds" else "image",
+        )
 
 
 def check_several(given: Mapping[str, Any]) -> None:
