@@ -67,7 +67,8 @@ def chat(
     from .quiet import quiet_libraries
 
     given = {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--top-p": top_p, "--seed": seed,
-             "--system": system, "--raw": raw, "--base": base, "--image": image, "--task": task, "--prompt": prompt}  # fmt: skip
+             "--system": system, "--raw": raw, "--base": base, "--image": image, "--task": task,
+             "--prompt": prompt}  # fmt: skip
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     sampling = Sampling(**{key: value for key, value in how.items() if value is not None})
     check_transcript(transcript)
