@@ -32,10 +32,10 @@ from ..report.results import card_section, plot_loss, report, told_by_set, write
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
-from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, prepared
+from .cautions import cautions
 from .claimed import begun, claimed_together, lengthened, refuse_folder, spare_inputs, stand_on
 from .contents import contents
 from .cutting import save_part
