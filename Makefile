@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs test-spread test-zero demo demo-vision demo-diffusion test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
+.PHONY: docs tutorials release test-spread test-zero demo demo-vision demo-diffusion test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -19,6 +19,8 @@ help:
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
 	@echo "make mutants   which small faults the tests would notice, on a sample (a quarter of an hour)"
 	@echo "make docs      build the site of the documentation into site/ (links are checked)"
+	@echo "make release   wheel and source archive of the last commit in dist/, built twice and compared (docs/releasing.md)"
+	@echo "make tutorials run every tutorial as it stands, with its real models (half an hour)"
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 	@echo "make exports   every export, loaded in its target and compared; installs the targets (4 GB, half an hour)"
@@ -80,6 +82,13 @@ mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt cosmic-ray
 	$(BIN)/python scripts/mutants.py $(MUTANTS_ARGS)
 
+release: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "build>=1.2,<2"
+	$(BIN)/python scripts/release.py dist
+
+tutorials: $(READY)
+	AFINA_TUTORIALS=1 $(BIN)/python -m pytest -rs --durations=10 tests/docs/test_tutorial.py $(TEST_ARGS)
+
 check: $(READY)
 	$(BIN)/ruff check src tests benchmarks scripts
 	$(BIN)/ruff format --check src tests benchmarks scripts
@@ -131,7 +140,7 @@ $(VENV)-exports/.ready: $(READY)
 	$(VENV)-exports/light/bin/python -c "import pathlib, site; here = pathlib.Path(site.getsitepackages()[0]); \
 	  (here / 'below.pth').write_text(str(pathlib.Path('$(VENV)', *here.parts[-3:]).absolute()))"
 	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  onnx onnxscript onnxruntime "mlx[cpu]"
+	  onnx onnxscript onnxruntime sentencepiece "mlx[cpu]"
 	$(VENV)-exports/light/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 	  --no-deps mlx-lm
 	$(PYTHON) -m venv $(VENV)-exports/vllm

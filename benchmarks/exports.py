@@ -88,6 +88,58 @@ def llama3() -> Any:
     return LlamaForCausalLM(LlamaConfig(**_sizes(), attention_bias=True, mlp_bias=True, rope_parameters=rope))
 
 
+@shape
+def gemma() -> Any:
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    return GemmaForCausalLM(GemmaConfig(**{**_sizes(), "num_key_value_heads": 1}, head_dim=32))
+
+
+@shape
+def gemma2() -> Any:
+    """Prompts are longer than its window."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    own = {"num_hidden_layers": 4, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+    return Gemma2ForCausalLM(Gemma2Config(**{**_sizes(), **own}))
+
+
+@shape
+def gemma3() -> Any:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}  # fmt: skip
+    own = {"num_hidden_layers": 7, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8,
+           "rope_parameters": rope}  # fmt: skip
+    return Gemma3ForCausalLM(Gemma3TextConfig(**{**_sizes(), **own}))
+
+
+PIECES = {"pieces of llama 2": ("LlamaTokenizer", "qwen3"), "pieces of gemma": ("GemmaTokenizer", "gemma3")}
+"""Tokenizers that SentencePiece trains here: their class, and the shape of a model that has such."""
+
+
+def pieces(name: str, folder: Path) -> Any:
+    """A tokenizer that SentencePiece has trained on this project's pages, as transformers reads its file."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    files = ",".join(str(path) for path in sorted((ROOT / "docs").glob("*.md")))
+    kind, folder = PIECES[name][0], folder / "pieces"
+    folder.mkdir(parents=True)
+    own: dict[str, Any] = {"add_dummy_prefix": True, "unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+    if kind == "GemmaTokenizer":
+        own = {"add_dummy_prefix": False, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "pad_piece": "<pad>",
+               "eos_piece": "<eos>", "bos_piece": "<bos>",
+               "user_defined_symbols": ["<mask>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n"]}  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        input=files, model_prefix=str(folder / "tokenizer"), model_type="bpe", vocab_size=1200, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.995,
+        split_digits=True, minloglevel=2, **own)  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    return AutoTokenizer.from_pretrained(folder)
+
+
 SPLITS = {f"tokens of {name}": name for name in ("gpt-2", "smollm", "llama-bpe", "qwen2")}
 """Ways in which tokenizers split texts, each with merges learnt here."""
 
@@ -125,6 +177,9 @@ def tiny(name: str, folder: Path) -> Trained:
     if name in SPLITS:
         tokens = learnt(SPLITS[name])
         model = SHAPES["qwen3"]()
+        model.resize_token_embeddings(len(tokens))
+    elif name in PIECES:
+        tokens, model = pieces(name, folder), SHAPES[PIECES[name][1]]()
         model.resize_token_embeddings(len(tokens))
     else:
         tokens, model = tokenizer(), SHAPES[name]()
@@ -236,7 +291,7 @@ def table() -> str:
 
 def main() -> int:
     every = [*ROWS, "safetensors in shards", *(f"{s}/{f}" for s in SHAPES for f in ("gguf", "gguf-lora")),
-             *(f"{s}/gguf" for s in SPLITS)]  # fmt: skip
+             *(f"{s}/gguf" for s in (*SPLITS, *PIECES))]  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(every))
     parser.add_argument("--run", type=Path)

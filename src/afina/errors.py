@@ -38,7 +38,9 @@ class AfinaError(Exception):
     def __str__(self) -> str:
         first = _cut(self.what) if self.where is None else f"{_cut(self.where)}: {_cut(self.what)}"
         facts = [f"{k}: {_cut(v)}" for k, v in (("got", self.got), ("expected", self.expected)) if v is not None]
-        return "\n".join([first, *facts, *([f"fix: {_cut(self.fix)}"] if self.fix else [])])
+        # On one line, so that a command may tell one of its own before and stay within four.
+        lines = [first, "; ".join(facts), f"fix: {_cut(self.fix)}" if self.fix else ""]
+        return "\n".join(filter(None, lines))
 
 
 LONGEST = 400

@@ -265,6 +265,7 @@ def test_version_names_what_afina_stands_on(child):
     assert "torch 2" in out
 
 
+WRITES_NOTHING = ("token_classification", "reward")
 MERGED = (
     "seq2seq",
     "token_classification",
@@ -300,11 +301,16 @@ def of_tasks(tmp_path_factory, model_folder, child):
     [("seq2seq", ""), ("token_classification", "n4/"), ("reward", "."), ("preference", ""), ("image_text_to_text", "")],
 )
 def test_every_task_answers_and_predicts_on_the_command_line(task, says, of_tasks, tmp_path, child):
-    out = ok(child(command, "chat", of_tasks[task], "--prompt", "n4", "--max-new-tokens", "3"))
+    short = ["--max-new-tokens", "3"]
+    writes = task not in WRITES_NOTHING
+    out = ok(child(command, "chat", of_tasks[task], "--prompt", "n4", *(short if writes else [])))
     assert says in out
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in tiny.task_rows(task, 3)))
-    done = child(command, "predict", of_tasks[task], file, "--max-new-tokens", "3")
+    done = child(command, "predict", of_tasks[task], file, *(short if writes else []))
+    if not writes:
+        for words in (["chat", of_tasks[task], "--prompt", "n4"], ["predict", of_tasks[task], file, "--overwrite"]):
+            assert f"got: {task}" in mistake(child(command, *words, *short))
     assert ("held-out" not in ok(done)) or task == "reward"
     columns = {"reward": "score_chosen"}.get(task, "prediction")
     lines = (tmp_path / "rows.predictions.jsonl").read_text().splitlines()
@@ -363,7 +369,8 @@ def test_version_for_programs(child):
 
 
 def chat_lines(adapter, lines, *words):
-    return command("chat", adapter, "--max-new-tokens", "6", *words, stdin="".join(f"{line}\n" for line in lines))
+    limit = [] if "classification" in str(adapter) else ["--max-new-tokens", "6"]
+    return command("chat", adapter, *limit, *words, stdin="".join(f"{line}\n" for line in lines))
 
 
 def test_commands_work_with_a_single_adapter_too(adapters, tmp_path, child):

@@ -29,7 +29,8 @@ def write_base(folder: Path, family: str = "Llama", tied: bool = False, **option
         "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 2, "eos_token_id": 1,
         "pad_token_id": 0, "attention_bias": family == "Llama", "tie_word_embeddings": tied, "initializer_range": 0.2,
     }  # fmt: skip
-    config = getattr(transformers, f"{family}Config")(**{**sizes, **options})
+    kind = {"Gemma3": "Gemma3Text"}.get(family, family)
+    config = getattr(transformers, f"{kind}Config")(**{**sizes, **options})
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, RecipeError
+from ..errors import RecipeError
 from .as_json import AsJson
+from .foreseen import check_alone, check_drawing, check_seen, check_several, check_transcript
 from .guard import guarded
 from .options import Device
 from .session import ADAPTER, BASE, Panel, Session, named_paths, told_so
@@ -38,9 +40,13 @@ def chat(
         Path | None, typer.Option("--adapters", help="A folder of adapters on MODEL, named as their folders.")
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base model answer too.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes always the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this share together.")] = 1.0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of an answer; 256 without it.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0, as without it, takes always the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that have this share together.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of what is drawn.")] = None,
     system: Annotated[str | None, typer.Option(help="System message, in place of the recipe's.")] = None,
     transcript: Annotated[Path | None, typer.Option(help="JSONL to write at the end: what was said.")] = None,
@@ -60,23 +66,29 @@ def chat(
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    sampling = Sampling(max_new_tokens, temperature, top_p)
-    if transcript is not None and transcript.exists():
-        raise DataError("the file to write exists", where=transcript, fix="--transcript another file")
+    given = {"--max-new-tokens": max_new_tokens, "--temperature": temperature, "--top-p": top_p, "--seed": seed,
+             "--system": system, "--raw": raw, "--base": base, "--image": image, "--task": task,
+             "--prompt": prompt}  # fmt: skip
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    sampling = Sampling(**{key: value for key, value in how.items() if value is not None})
+    check_transcript(transcript)
+    check_drawing(given, alone=prompt is not None)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     session: Session
     if adapter or adapters:
-        if task is not None:
-            raise RecipeError("several adapters have no task in common", where="--task", got=task)
+        check_several(given)
         session = Panel(
             _several(model, adapter or [], adapters, quantize, device, reporter), sampling, raw, as_json=as_json
         )
     else:
-        from ..train.use.trained import for_task, load_trained
+        from ..train.use.trained import check_task, for_task, known, load_trained
 
-        trained = load_trained(Path(model), reporter, quantize, device=device)
-        trained = for_task(trained, task, "--task")
+        there = known(Path(model))
+        check_alone(there, given)
+        check_task(there, task, "--task")
+        trained = load_trained(Path(model), reporter, quantize, device=device, before=partial(check_seen, there, given))
+        trained = for_task(trained, task)
         session = Talk(trained, sampling, raw, base=base, as_json=as_json)
     if seed is not None:
         from transformers import set_seed
@@ -134,10 +146,6 @@ class Talk(Session):
         self, trained: Trained, sampling: Sampling, raw: bool, *, base: bool = False, as_json: bool = False
     ) -> None:
         beside = trained.task.streams and trained.is_adapter
-        if base and not trained.task.streams:
-            raise RecipeError("only language models answer beside their base", got=f"--base, {trained.recipe.task}")
-        if base and not beside:
-            raise RecipeError("the whole model was trained, there is no base beside it", got="--base")
         super().__init__([BASE, ADAPTER] if beside else [ADAPTER], sampling, as_json=as_json)
         self.trained, self.raw = trained, raw
         self.single = trained.recipe.data.prompt is not None or not trained.prompter.chats

@@ -45,13 +45,7 @@ class ConsoleReporter(events.Reporter):
 
     def examples(self, examples: list[list[events.Span]]) -> None:
         """Print examples; what the loss is taken on stands in [[ ]]."""
-        for number, spans in enumerate(examples, 1):
-            self.console.print(Text(f"--- example {number}: trained on [[ ]] only, the rest is masked"))
-            line = Text()
-            for span in spans:
-                line.append(f"[[{span.text}]]" if span.trained else span.text, "bold green" if span.trained else "dim")
-            self.console.print(line)
-        self.console.print(Text("---"))
+        print_examples(self.console, examples)
 
     def progress(self, state: events.Progress) -> None:
         """Move the bar, or print every tenth part of the way."""
@@ -88,6 +82,22 @@ class ConsoleReporter(events.Reporter):
         if self.bar is not None:
             self.bar.stop()
         self.bar, self.stage = None, ""
+
+
+def results_console() -> Console:
+    """What a command was asked for goes to stdout."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_examples(console: Console, examples: list[list[events.Span]]) -> None:
+    """Print examples; what the loss is taken on stands in [[ ]]."""
+    for number, spans in enumerate(examples, 1):
+        console.print(Text(f"--- example {number}: trained on [[ ]] only, the rest is masked"))
+        line = Text()
+        for span in spans:
+            line.append(f"[[{span.text}]]" if span.trained else span.text, "bold green" if span.trained else "dim")
+        console.print(line)
+    console.print(Text("---"))
 
 
 def _facts(state: events.Progress) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, NotMergeable
 from .as_json import AsJson, say_json
 from .guard import guarded
 
@@ -35,22 +35,27 @@ def convert(
     wanted = rank_or_share(rank)
     from .. import save_as_lora
     from ..core.files.overwriting import refuse_occupied, refuse_overwriting
-    from ..train.use.trained import load_trained
+    from ..export.factors import class_fault
+    from ..train.use.trained import known, load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     refuse_overwriting(out, {"the adapter": adapter}, "OUT")
     refuse_occupied(out, "an adapter", (out / "adapter_config.json").is_file(), overwrite)
-    reporter = ConsoleReporter()
-    quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", base)
-    if not trained.is_adapter:
+    there = known(adapter, base)
+    if not there.is_adapter:
         raise CheckpointError("the whole model was trained, there is no adapter to convert", where=adapter)
-    below = trained.recipe.model
+    below = there.recipe.model
     if below.adapter is not None and below.adapter_as == "base":  # alone, it would be served without that one
         raise CheckpointError("this adapter stands on another one, which LoRA alone would leave out", where=adapter,
                               got=below.adapter, fix="afina merge makes one model of both")  # fmt: skip
-    refuse_overwriting(out, {"the base model": Path(trained.recipe.model.path).expanduser()}, "OUT")
+    refuse_overwriting(out, {"the base model": Path(below.path).expanduser()}, "OUT")
+    if (fault := class_fault(adapter)) is not None:
+        raise NotMergeable(f"it cannot be written as LoRA: {fault}", where=adapter, got=there.recipe.method.type,
+                           fix="afina predict and chat use it as it is")  # fmt: skip
+    reporter = ConsoleReporter()
+    quiet_libraries(reporter)
+    trained = load_trained(adapter, reporter, "none", base)
     name = trained.model.active_adapter
     if base is not None:
         trained.model.peft_config[name].base_model_name_or_path = base

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, RecipeError
+from ..errors import DataError, RecipeError, did_you_mean
 from .as_json import AsJson, say_json
 from .guard import guarded
 
 if TYPE_CHECKING:
     from ..train.data.rows import Rows
     from ..train.recipe.sections import DataSection, ModelSection
+    from ..train.tasks import Task
     from ..train.use.examine import Findings
     from .console import ConsoleReporter
 
@@ -54,12 +56,12 @@ def data(
     reporter = ConsoleReporter()
     given = {"model": model, "prompt": prompt, "completion": completion, "task": task, "max_length": max_length}
     plan = _plan(source, overrides or [], {k: v for k, v in given.items() if v is not None}, column or [])
-    found = _examined(plan, reporter, row or [])
+    found = _examined(plan, reporter, row or [], {"--max-length": max_length, "--show masks": show == "masks" or None})
     if as_json:
         say_json([_plain(name, findings) for name, _, findings in found])
     for name, rows, findings in found:
         if not as_json:
-            _tell(name, rows, findings, reporter, row or [], show)
+            _tell(name, rows, findings, row or [], show)
     for name, _, findings in found:
         if findings.usable == 0:
             got, _, fix = next((told[0] for told in findings.problems.values()), "").partition("; fix: ")
@@ -88,11 +90,15 @@ def _plan(
 
 
 def _examined(
-    plan: tuple[DataSection, ModelSection | None, str | None, int], reporter: ConsoleReporter, lines: list[int]
+    plan: tuple[DataSection, ModelSection | None, str | None, int],
+    reporter: ConsoleReporter,
+    lines: list[int],
+    of_tokens: Mapping[str, object],
 ) -> list[tuple[str, Rows, Findings]]:
-    from ..train.data.columns import check_columns
+    from ..train.data.columns import check_columns, renamed
+    from ..train.data.formats import recognise
     from ..train.data.joined import joined, named_sets
-    from ..train.data.split import rows_of
+    from ..train.data.split import drawn_rows
     from ..train.use.examine import examine, fitting_task
     from .quiet import quiet_libraries
 
@@ -100,7 +106,9 @@ def _examined(
     check_columns(section)
     named = [one if isinstance(one, str) else one.path for part in (section.train, section.eval) if part
              for one in ([part] if isinstance(part, str) else part)]  # fmt: skip
-    sources = {name: rows_of(name, reporter, section.columns, seed) for name in named}
+    raw = {name: drawn_rows(name, reporter, seed) for name in named}
+    _check_columns_there(raw.values(), section)
+    sources = {name: recognise(renamed(rows, section.columns))[0] for name, rows in raw.items()}
     if not isinstance(section.train, str):
         joined([(name, sources[one.path]) for name, one in named_sets(section.train, "data.train")])
     shown = {name: [i for i, line in enumerate(rows.lines) if line in lines] for name, rows in sources.items()}
@@ -108,10 +116,10 @@ def _examined(
     if missing:
         most = max(rows.lines[-1] for rows in sources.values())
         raise DataError("no row begins on this line", where="--row", got=missing[0], expected=f"1 to {most}")
-    tokenizer = None
+    tokenizer, fitting = None, fitting_task(next(iter(sources.values())), section, task)
+    _check_tokens(fitting, model, of_tokens)
     if model is not None:
         quiet_libraries(reporter)
-        fitting = fitting_task(next(iter(sources.values())), section, task)
         tokenizer = fitting.reader(fitting.location(model, reporter), model, reporter)
     out = []
     for name, rows in sources.items():
@@ -121,15 +129,50 @@ def _examined(
     return out
 
 
-def _tell(name: str, rows: Rows, found: Findings, reporter: ConsoleReporter, lines: list[int], how: str) -> None:
+def _check_columns_there(sources: Iterable[Rows], section: DataSection) -> None:
+    """Refuse a column that is in none of the sources.
+
+    Raises:
+        DataError: names it.
+    """
+    from ..train.data.columns import absent
+
+    found = list(sources)
+    for name in absent(found[0], section.columns):
+        if all(name in absent(rows, section.columns) for rows in found):
+            column = (section.columns or {})[name]
+            raise DataError(f"no column {column!r} to take as {name!r}", where=found[0].path,
+                            got=f"columns {', '.join(map(repr, found[0].values[0]))}",
+                            fix=did_you_mean(column, found[0].values[0]))  # fmt: skip
+
+
+def _check_tokens(task: Task, model: ModelSection | None, given: Mapping[str, object]) -> None:
+    """Refuse options that speak of tokens where there are none.
+
+    Raises:
+        RecipeError: names the option.
+    """
+    option = next((name for name, value in given.items() if value is not None), None)
+    if option is None:
+        return
+    if task.medium != "texts" and not task.writes:
+        raise RecipeError(f"rows of this task are {task.medium}, and have no tokens", where=option, got=task.name,
+                          fix="leave it out")  # fmt: skip
+    if model is None:
+        raise RecipeError("only a model's tokenizer makes tokens", where=option, fix="--model MODEL")
+
+
+def _tell(name: str, rows: Rows, found: Findings, lines: list[int], how: str) -> None:
     import json
 
     from rich.table import Table
     from rich.text import Text
 
     from ..train.data.formats import IN_WORDS
+    from .console import print_examples, results_console
 
-    show = reporter.console.print
+    console = results_console()
+    show = console.print
     usable = "" if found.usable is None else f", {found.usable} can be used"
     form = f"{found.shape} ({IN_WORDS[found.shape]})" if found.shape in IN_WORDS else found.shape
     show(Text(f"{name}: {found.rows} rows{usable}, form: {form}, task: {found.task}"))
@@ -141,6 +184,8 @@ def _tell(name: str, rows: Rows, found: Findings, reporter: ConsoleReporter, lin
     show(table)
     for label, count in found.labels.items():
         show(Text(f"  label {label!r}: {count} ({count / found.rows:.1%})"))
+    for line in found.files.lines if found.files is not None else ():
+        show(Text(line))
     show(Text(f"duplicate rows: {found.duplicates}"))
     for where in found.empty:
         show(Text(f"empty text: {where}"))
@@ -159,7 +204,7 @@ def _tell(name: str, rows: Rows, found: Findings, reporter: ConsoleReporter, lin
         if found.usable is not None and index not in found.examples:
             show(Text("  cannot be trained on"))
     if how == "text" and found.examples:
-        reporter.examples(list(found.examples.values()))
+        print_examples(console, list(found.examples.values()))
     for index, tokens in found.masks.items() if how == "masks" else ():
         show(Text(f"--- {rows.where(index)}" + ("" if tokens else ": the loss is taken on the whole, not on tokens")))
         for token in tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,10 +52,11 @@ def export(
     from ..export.as_lora import as_lora
     from ..export.contract import Subject
     from ..export.formats.all_formats import format_named
-    from ..export.make import check_request, make
+    from ..export.formats.hub_folder import check_card
+    from ..export.make import check_known, check_read, check_request, make
     from ..export.push import listed, push
     from ..export.target import Environment
-    from ..train.use.trained import load_trained
+    from ..train.use.trained import known, load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
@@ -65,9 +67,14 @@ def export(
     for option, given in {"--licence": licence, "--hub-base": hub_base}.items():
         if given is not None and wanted.name != "hub":
             raise ConfigError("only the hub's card has it", where=option, got=f"--to {wanted.name}", fix="--to hub")
+    there = known(adapter, base)
+    if wanted.name == "hub":
+        check_card(licence, hub_base, there)
+    check_known(wanted, there, out, as_lora=rank is not None)
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu")
+    trained = load_trained(adapter, reporter, "none", base, dtype="auto", device="cpu",
+                           before=partial(check_read, wanted, there))  # fmt: skip
     if size_of_lora is not None:
         trained, retained = as_lora(trained, size_of_lora)
         note = f"as LoRA: {retained}"

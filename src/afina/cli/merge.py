@@ -33,10 +33,10 @@ def merge(
     """
     from dataclasses import asdict
 
-    from ..export.merged import against
+    from ..export.merged import against, check_request
     from ..export.merged import merge as export
     from ..export.put_together import parts
-    from ..train.use.trained import load_trained
+    from ..train.use.trained import known, load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
@@ -44,8 +44,10 @@ def merge(
     quiet_libraries(reporter)
     if written := parts(adapter):
         return _together(adapter, len(written), out, overwrite, as_json)
+    kind_to_load = _known(dtype)
+    check_request(known(adapter), out, overwrite)
     # The model, what is read back, and room for a layer in float32 or for the base that it was trained on.
-    trained = load_trained(adapter, reporter, "none", dtype=_known(dtype), device=device, copies=3)
+    trained = load_trained(adapter, reporter, "none", dtype=kind_to_load, device=device, copies=3)
     check = export(trained, out, overwrite=overwrite)
     kind, quantised = str(trained.model.dtype).removeprefix("torch."), trained.trained_on
     other = None

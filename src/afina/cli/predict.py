@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from ..devices.place import place
 from ..devices.ranks import is_first, joined, take_over_slurm
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
 from .options import Device
@@ -23,10 +24,15 @@ _AGAIN = "run it again: nothing was written"
 @guarded
 def predict(
     adapter: Annotated[Path, typer.Argument(help="Folder of a trained adapter.")],
-    file: Annotated[Path, typer.Argument(help="What data.train takes, with the columns of the training rows.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="What data.train takes, with the columns of the training rows."),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="JSONL to write; without it FILE.predictions.jsonl (of images or sounds: in this folder)."),
+        typer.Option(
+            help="JSONL to write; without it FILE.predictions.jsonl (of images, sounds and references: in this folder)."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer.")] = None,
@@ -44,11 +50,14 @@ def predict(
     in a folder beside the file to write."""
     from ..core.files.overwriting import refuse_overwriting
     from ..train.data.readers.media_rows import is_medium
+    from ..train.data.split import is_named
 
     take_over_slurm()
     # A file of rows in a folder of images or sounds would be taken for what the folder holds.
-    beside = Path() if file.is_dir() or is_medium(file) else file.parent
-    target = out or beside / f"{file.absolute().stem}.predictions.jsonl"
+    file = Path(source).expanduser()
+    elsewhere = not file.exists() and is_named(source)
+    beside = Path() if elsewhere or file.is_dir() or is_medium(file) else file.parent
+    target = out or beside / f"{Path(file.name.partition('#')[0]).stem or file.absolute().stem}.predictions.jsonl"
     if target.is_dir():
         raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
@@ -58,17 +67,20 @@ def predict(
                         fix="--overwrite, or --out another file")  # fmt: skip
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
+    if not file.exists() and not elsewhere:
+        raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
+    _check(adapter, quantize, max_new_tokens)
     if processes != 1:
         from .launch import launch
 
         given = {"out": out, "batch-size": batch_size, "max-new-tokens": max_new_tokens, "quantize": quantize,
                  "device": device}  # fmt: skip
-        words = ["predict", str(adapter), str(file), *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+        words = ["predict", str(adapter), source, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
         words += [f"--{name}" for name, on in {"overwrite": overwrite, "json": as_json}.items() if on]
         raise typer.Exit(launch(words, processes, device, fix=_AGAIN))
     with joined(place(device), _AGAIN):
-        done = _predicted(adapter, file, target, quantize, device, batch_size, max_new_tokens)
+        done = _predicted(adapter, source, target, quantize, device, batch_size, max_new_tokens)
     if not is_first():
         return
     if as_json:
@@ -85,8 +97,26 @@ def _files_of(target: Path) -> Path:
     return target.with_suffix("")
 
 
+def _check(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> None:
+    """Refuse what the adapter's files alone tell to be wrong.
+
+    Raises:
+        CheckpointError: it is no adapter.
+        RecipeError: no such storage, or a limit of text where none is written.
+    """
+    from ..train.base import quantize as storages
+    from ..train.use.trained import known
+
+    task = known(adapter).task
+    if max_new_tokens is not None and (task.judges or not task.writes):
+        raise RecipeError("predictions of this task are no text that is written", where="--max-new-tokens",
+                          got=task.name, fix="leave it out")  # fmt: skip
+    if quantize is not None:
+        storages.known(quantize)
+
+
 def _predicted(
-    adapter: Path, file: Path, target: Path, quantize: str | None, device: str, batch_size: int,
+    adapter: Path, source: str, target: Path, quantize: str | None, device: str, batch_size: int,
     max_new_tokens: int | None,
 ) -> Predictions:  # fmt: skip
     """The predictions, in every process; the first one has written them."""
@@ -95,18 +125,19 @@ def _predicted(
     from ..core.files.jsonfile import write_bytes
     from ..train.data.columns import renamed
     from ..train.data.formats import recognise
-    from ..train.data.rows import read_rows
+    from ..train.data.split import drawn_rows
     from ..train.report.events import Reporter
     from ..train.use.predictions import predict as answer
-    from ..train.use.trained import load_trained
+    from ..train.use.trained import known, load_trained
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
-    given = read_rows(file)
     reporter = ConsoleReporter() if is_first() else Reporter()
+    given = drawn_rows(source, reporter)
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, quantize, device=device)
-    rows, _ = recognise(renamed(given, trained.recipe.data.columns, whole=False))
+    there = known(adapter)
+    rows, _ = recognise(renamed(given, there.recipe.data.columns, whole=False))
+    trained = load_trained(adapter, reporter, quantize, device=device, before=partial(there.task.check_rows, rows))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if is_first():
         # The file's own columns, under its own names, and what is new.

@@ -208,6 +208,9 @@ def check(request: Request) -> None:
     for option, (value, least) in limits.items():
         if value is not None and value < least:
             raise RecipeError("too small", where=option, got=value, expected=f">= {least}")
+    if any(key == "method.type" for key, _ in request.overrides):
+        raise RecipeError("the methods that are compared are named by --methods", where="method.type",
+                          got=dict(request.overrides)["method.type"], fix="leave it out")  # fmt: skip
     if request.tune > len(FACTORS):
         raise RecipeError("too many rates", where="--tune", got=request.tune, expected=f"<= {len(FACTORS)}",
                           fix="afina tune searches more of one recipe")  # fmt: skip

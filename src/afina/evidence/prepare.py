@@ -80,6 +80,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
         RecipeError: there is nothing to compare on: no held-out rows.
         DataError: the rows are unusable.
     """
+    named(recipe.task).check_location(recipe.model)
     split = read_split(recipe, reporter)
     if split.held_out is None:
         raise RecipeError("there are no held-out rows to compare on", where="data.eval",

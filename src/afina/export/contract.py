@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 from ..errors import NotMergeable
 from ..train.answers.generate import keep_ends
-from ..train.tasks.base import Trained
-from .factors import Factor, factors_of, merge_fault
+from ..train.data.prompts import Prompter
+from ..train.tasks.base import Known, Trained
+from .factors import Factor, class_fault, factors_of, merge_fault
 from .said import NEW_TOKENS, TEXTS, Held, Said, held, say
 from .target import Environment
 
@@ -167,18 +168,34 @@ class Format(ABC):
     program: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
 
-    def refusal(self, subject: Subject) -> str | None:
-        """Why the target cannot hold this adapter; None if it can."""
-        if self.writes and not subject.trained.task.streams:
-            return f"{self.target} is given models that write after a prompt, not {subject.trained.task.name}"
-        whole = not subject.trained.is_adapter
+    def foreseen(self, known: Known, *, as_lora: bool = False) -> str | None:
+        """Why the target cannot hold this adapter, as far as its files tell; None if it may.
+
+        Args:
+            as_lora: whether LoRA is made of it first.
+        """
+        if self.writes and not known.task.streams:
+            return f"{self.target} is given models that write after a prompt, not {known.task.name}"
         if self.holds == MERGED:
-            return None if whole else merge_fault(subject.trained.model, subject.name)
-        if whole:
+            return class_fault(known.folder) if known.is_adapter and not as_lora else None
+        if not known.is_adapter:
             return "the whole model was trained, and there is no adapter"
-        below = subject.trained.recipe.model
+        below = known.recipe.model
         if below.adapter is not None and below.adapter_as == "base":
             return "it stands on another adapter, which would be left out"
+        return None
+
+    def unread(self, prompter: Prompter) -> str | None:
+        """Why the target cannot read texts as the adapter does; None if it can, or reads none."""
+        return None
+
+    def refusal(self, subject: Subject) -> str | None:
+        """Why the target cannot hold this adapter; None if it can."""
+        found = Format.foreseen(self, subject.trained, as_lora=True)  # its class was looked at, or LoRA was made of it
+        if found is not None:
+            return found
+        if self.holds == MERGED:
+            return merge_fault(subject.trained.model, subject.name) if subject.trained.is_adapter else None
         if self.holds == ANY:
             return None
         try:

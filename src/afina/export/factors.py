@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..core.combine.low_rank_form import LowRankForm
+from ..core.config import PeftConfig, method
 from ..core.hosts.adapter import Adapter
 from ..core.hosts.host import Host, hosts
 from ..core.hosts.host_kinds import ModulesToSaveWrapper
 from ..core.hosts.routing import routers
 from ..core.inject.places import plain_path
+from ..core.prompts.encoder import PromptEncoder
 from ..errors import NotMergeable
 
 
@@ -35,16 +38,32 @@ class Factor:
         return self.A.shape[0]
 
 
+_VIRTUAL = "virtual tokens are no change of the weights, and a merged model has no place for them"
+_ACTS = "the method acts on inputs or outputs, which no merged weight can hold"
+
+
+def class_fault(folder: Path) -> str | None:
+    """Why an adapter cannot become a part of its base's weights, as far as its config alone tells; None where it may.
+
+    Raises:
+        ConfigError: the folder's config is none.
+    """
+    implementation = method(PeftConfig.from_pretrained(folder)).implementation
+    if issubclass(implementation, PromptEncoder):
+        return _VIRTUAL
+    return _ACTS if issubclass(implementation, Adapter) and implementation.merged is Adapter.merged else None
+
+
 def merge_fault(model: Any, name: str) -> str | None:
     """Why an adapter cannot become a part of the base's weights; None where it can, as far as its class tells."""
     if name in model.base_model.prompt_encoder:
-        return "virtual tokens are no change of the weights, and a merged model has no place for them"
+        return _VIRTUAL
     if name in routers(model.base_model):
         return "the method decides anew for every input which weights apply, which no merged weight can hold"
     for path, host in hosts(model.get_base_model()):
         adapter = host.adapter(name)
         if adapter is not None and type(adapter).merged is Adapter.merged:
-            return f"{plain_path(path)}: the method acts on inputs or outputs, which no merged weight can hold"
+            return f"{plain_path(path)}: {_ACTS}"
     return None
 
 

@@ -12,7 +12,8 @@ from ..core.files import leftovers
 from ..core.files.overwriting import refuse_occupied, refuse_overwriting
 from ..core.files.unwritable import told_if_unwritable
 from ..errors import ConfigError, MergeError, NotMergeable
-from ..train.tasks.base import Trained
+from ..train.data.prompts import Prompter
+from ..train.tasks.base import Known, Trained
 from ..version import __version__
 from .contract import LOW_RANK, Comparison, Format, Subject
 from .factors import merge_fault
@@ -41,6 +42,35 @@ def check_request(wanted: Format, storage: str | None, out: Path, overwrite: boo
     refuse_occupied(out, "an export", (out / RECORD).is_file(), overwrite)
 
 
+def check_known(wanted: Format, known: Known, out: Path, *, as_lora: bool) -> None:
+    """Refuse what the files of an adapter tell that the format cannot hold.
+
+    Args:
+        as_lora: whether LoRA is made of it first.
+
+    Raises:
+        NotMergeable: the target cannot hold it.
+        ConfigError: the folder is an input.
+    """
+    base = Path(known.recipe.model.path).expanduser()
+    refuse_overwriting(out, {"the adapter": known.folder, "the base model": base}, "--out")
+    if as_lora and not known.is_adapter:
+        raise NotMergeable("the whole model was trained, and LoRA is made of adapters", where=known.folder,
+                           fix="leave --rank out")  # fmt: skip
+    if (reason := wanted.foreseen(known, as_lora=as_lora)) is not None:
+        raise _refused(wanted, reason, known)
+
+
+def check_read(wanted: Format, known: Known, prompter: Prompter) -> None:
+    """Refuse an adapter whose texts the target would read otherwise.
+
+    Raises:
+        NotMergeable: says why.
+    """
+    if (reason := wanted.unread(prompter)) is not None:
+        raise _refused(wanted, reason, known)
+
+
 def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False) -> Comparison:
     """Export an adapter into a folder, if the target says the same as the adapter.
 
@@ -50,8 +80,8 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
         ConfigError, CheckpointError: the folder is an input, holds something, or cannot be written.
     """
     trained = subject.trained
-    located = {"the adapter": trained.folder, "the base": Path(subject.base.name_or_path)}
-    refuse_overwriting(out, located | {"the base model": Path(trained.recipe.model.path).expanduser()}, "--out")
+    base, located = Path(trained.recipe.model.path).expanduser(), Path(subject.base.name_or_path)
+    refuse_overwriting(out, {"the adapter": trained.folder, "the base": located, "the base model": base}, "--out")
     check_request(wanted, subject.storage, out, overwrite)
     if (reason := wanted.refusal(subject)) is not None:
         raise _refused(wanted, reason, trained)
@@ -73,11 +103,11 @@ def make(wanted: Format, subject: Subject, out: Path, *, overwrite: bool = False
     return found
 
 
-def _refused(wanted: Format, reason: str, trained: Trained) -> NotMergeable:
-    kind = "adapter" if trained.is_adapter else "model"
-    as_lora = (wanted.holds == LOW_RANK and trained.is_adapter and trained.task.streams
-               and merge_fault(trained.model, str(trained.model.active_adapter)) is None)  # fmt: skip
-    return NotMergeable(f"{wanted.name} cannot hold this {kind}: {reason}", where=trained.folder,
+def _refused(wanted: Format, reason: str, known: Known) -> NotMergeable:
+    kind = "adapter" if known.is_adapter else "model"
+    as_lora = (wanted.holds == LOW_RANK and isinstance(known, Trained) and known.is_adapter and known.task.streams
+               and merge_fault(known.model, str(known.model.active_adapter)) is None)  # fmt: skip
+    return NotMergeable(f"{wanted.name} cannot hold this {kind}: {reason}", where=known.folder,
                         fix=CONVERT if as_lora else MERGE)  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from ..core.files.unwritable import told_if_unwritable
 from ..errors import MergeError, NotMergeable
 from ..train.answers.generate import keep_ends
 from ..train.base.pipelines.part_files import INDEX
-from ..train.tasks.base import Trained
+from ..train.tasks.base import Known, Trained
+from .factors import class_fault
 
 # Text of several kinds; what matters is that the two models see the same.
 _PROBES = (
@@ -45,6 +46,27 @@ class Check:
     probes: int
 
 
+def check_request(known: Known, out: Path, overwrite: bool) -> None:
+    """Refuse what cannot be merged, or not into that folder, as far as files tell.
+
+    Raises:
+        CheckpointError: `out` holds something, or cannot be written.
+        ConfigError: `out` holds the adapter or the base.
+        MergeError: there is no adapter, or its method cannot be merged.
+    """
+    if not known.is_adapter:
+        raise MergeError("nothing to merge: the whole model was trained", where=known.folder,
+                         fix="use the folder as it is")  # fmt: skip
+    base = Path(known.recipe.model.path).expanduser()
+    refuse_overwriting(out, {"the adapter": known.folder, "the base model": base}, "OUT")
+    kinds = ("config.json", "*.safetensors"), (INDEX, "*/*.safetensors")
+    is_model = any((out / config).is_file() and any(out.glob(weights)) for config, weights in kinds)
+    refuse_occupied(out, "a model", is_model, overwrite)
+    if (fault := class_fault(known.folder)) is not None:
+        raise NotMergeable(f"it cannot be merged: {fault}", where=known.folder, got=known.recipe.method.type,
+                           fix="afina predict and chat use it as it is")  # fmt: skip
+
+
 def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
     """Write the merged model and tokenizer to `out`, if what was written agrees with the adapter.
 
@@ -53,15 +75,8 @@ def merge(trained: Trained, out: Path, *, overwrite: bool = False) -> Check:
         ConfigError: `out` holds the adapter or the base.
         MergeError: the method cannot be merged, or the merged model read back differs from the adapter.
     """
-    if not trained.is_adapter:
-        raise MergeError("nothing to merge: the whole model was trained", where=trained.folder,
-                         fix="use the folder as it is")  # fmt: skip
-    base = Path(trained.recipe.model.path).expanduser()
-    located = Path(trained.model.get_base_model().name_or_path)
-    refuse_overwriting(out, {"the adapter": trained.folder, "the base model": base, "the base": located}, "OUT")
-    kinds = ("config.json", "*.safetensors"), (INDEX, "*/*.safetensors")
-    is_model = any((out / config).is_file() and any(out.glob(weights)) for config, weights in kinds)
-    refuse_occupied(out, "a model", is_model, overwrite)
+    check_request(trained, out, overwrite)
+    refuse_overwriting(out, {"the base": Path(trained.model.get_base_model().name_or_path)}, "OUT")
     probes = encoded(trained)
     expected = logits(trained.model, probes)
     try:

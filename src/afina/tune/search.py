@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.files.overwriting import refuse_occupied
 from ..errors import AfinaError, RecipeError, StoppedError
 from ..evidence.prepare import Shared, digest, key_of, prepare
 from ..train.fleet.fleet import Fleet, Trained
@@ -78,6 +79,7 @@ def tune(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     if request.max_steps is not None:
         base.training.max_steps = request.max_steps
     folder = request.out or Path(f"{base.output.dir}-tuned")
+    refuse_occupied(folder, "a search", (folder / "data").is_dir(), overwrite=True)
     draw = Draw(axes, request.most)
     shared = prepare(base, folder / "data", reporter)
     how = f"Optuna's sampler takes {request.most}" if draw.sampled else "all are tried"

@@ -25,6 +25,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("base"))
 
 
+# transformers' reader gives heads their default size, and Gemma the rest of its defaults.
+_GEMMA = {"head_dim": 256, "num_hidden_layers": 6, "tied": True}
+OF_READER = {"Qwen3": {"head_dim": 128}, "Gemma": _GEMMA, "Gemma2": _GEMMA, "Gemma3": _GEMMA}
+
+
 def lora(**more: Any) -> Any:
     return afina.LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **more)
 
@@ -42,12 +47,11 @@ def logits(model: Any) -> torch.Tensor:
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma2", "Gemma3"])
 def test_transformers_reads_from_it_what_the_adapter_says(family: str, tmp_path: Path) -> None:
     import transformers
 
-    # transformers' reader gives Qwen3 heads of its default size.
-    folder = write_base(tmp_path / "base", family, **({"head_dim": 128} if family == "Qwen3" else {}))
+    folder = write_base(tmp_path / "base", family, **OF_READER.get(family, {}))
     wanted = subject(folder, lora(), "f32")
     expected = logits(wanted.trained.model)
     with wanted.trained.model.disable_adapter():
@@ -161,7 +165,7 @@ def test_other_tokenizers_are_refused() -> None:
     from transformers import PreTrainedTokenizerFast
 
     words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    assert "byte-level BPE" in str(gguf_tokens.refusal(words))
+    assert "BPE is written, not WordLevel" in str(gguf_tokens.refusal(words))
     assert gguf_tokens.refusal(tiny.tokenizer()) is None
 
 

@@ -175,6 +175,30 @@ def test_an_open_page_follows_and_keeps_what_was_chosen(chromium, tmp_path, monk
 
 
 @needs_browser
+def test_sounds_of_rows_are_played_and_their_names_are_text_alone(chromium, tmp_path):
+    from afina.train.data.sounds.sound_files import playable
+
+    from ..tiny_sounds import tone
+
+    page = followed(tmp_path)
+    name = "rows.jsonl:1 (low/<b>1.wav)"
+    sample = {"prompt": playable(tone(1), name), "expected": "high", "got": "low"}
+    (tmp_path / "run" / "report.json").write_text(json.dumps({"after": {"samples": [], "wrong": [sample]}}))
+    page.finish(None, "done")
+    chromium.open(page.path, width=390, scheme="light")
+    player = "document.querySelector('.wrong audio')"
+    assert chromium.value(f"{player}.previousSibling.innerHTML") == "rows.jsonl:1 (low/&lt;b&gt;1.wav)"
+    assert chromium.value(f"[{player}.controls, {player}.preload, {player}.readyState]") == [True, "none", 0]
+    chromium.value(f"{player}.preload = 'auto', {player}.load(), 0")
+    until = time.monotonic() + 20
+    while chromium.value(f"{player}.readyState") < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert chromium.value(f"[{player}.readyState, {player}.error]") == [4, None]
+    assert 0.4 <= chromium.value(f"{player}.duration") < 0.6
+    assert chromium.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+@needs_browser
 def test_smoothing_changes_the_line_and_a_pointer_reads_values(chromium, tmp_path):
     page = followed(tmp_path)
     page.finish(None, "done")

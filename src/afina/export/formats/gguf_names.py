@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.hosts.host import Host
 from ...core.hosts.walk import outside_adapters
 from ...core.inject.places import plain_path
+from . import gguf_gemma
 
 Array = NDArray[Any]
 
@@ -28,11 +29,15 @@ class Architecture:
         neighbours: whether its rotary positions turn neighbouring numbers of a head (2i, 2i+1), where transformers
             turns those that lie half a head apart; rows of queries and keys are put in that order then.
         scaled: whether it reads `rope_freqs`, by which rotary frequencies are divided.
+        one_more: whether norms multiply by 1 + weight, which is written as the sum.
+        window: of every so many layers all but the last see a window only; 0 where none does.
     """
 
     name: str
     neighbours: bool = False
     scaled: bool = False
+    one_more: bool = False
+    window: int = 0
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
@@ -40,6 +45,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({
     "mistral": Architecture("llama", neighbours=True, scaled=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "gemma": Architecture("gemma", one_more=True),
+    "gemma2": Architecture("gemma2", one_more=True, window=2),
+    "gemma3_text": Architecture("gemma3", one_more=True, window=6),
 })  # fmt: skip
 """transformers' model type -> what is written."""
 _SCALINGS = ("default", "linear", "llama3")
@@ -52,17 +60,20 @@ def refusal(config: Any) -> str | None:
     if kind not in ARCHITECTURES:
         return f"models of type {kind} are not written as GGUF; these are: {', '.join(ARCHITECTURES)}"
     scaling = rope(config).get("rope_type", "default")
-    allowed = _SCALINGS if ARCHITECTURES[kind].scaled else _SCALINGS[:1]
+    allowed = _SCALINGS if ARCHITECTURES[kind].scaled else _SCALINGS[: 2 if kind == "gemma3_text" else 1]
     if scaling not in allowed:
         return f"rotary positions of type {scaling} are not written; these are: {', '.join(allowed)}"
+    if ARCHITECTURES[kind].one_more:
+        return gguf_gemma.refusal(config, ARCHITECTURES[kind].window)
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "llama.cpp has no sliding window for this architecture"
     return None
 
 
 def rope(config: Any) -> dict[str, Any]:
-    """The settings of rotary positions."""
-    return dict(getattr(config, "rope_parameters", None) or {})
+    """The settings of rotary positions; where windows have their own, those of the layers that see all."""
+    found = dict(getattr(config, "rope_parameters", None) or {})
+    return dict(found.get("full_attention", found))
 
 
 def head_size(config: Any) -> int:
@@ -85,6 +96,8 @@ def describe(writer: Any, config: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(float(rope(config)["rope_theta"]))
+    if ARCHITECTURES[config.model_type].window:
+        gguf_gemma.describe(writer, config)
 
 
 class Names:
@@ -109,8 +122,16 @@ class Names:
         half = head_size(self.config) // 2
         return tensor.reshape(-1, 2, half, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
+    def values(self, module: str, tensor: Tensor) -> Tensor:
+        """A parameter with its rows and numbers as llama.cpp has them."""
+        if self.architecture.one_more and module.endswith("norm"):
+            return tensor.float() + 1
+        return self.rows(module, tensor)
+
     def frequencies(self, model: Any) -> Tensor | None:
         """What rotary frequencies are divided by, (head size / 2); None where by nothing."""
+        if not self.architecture.scaled:
+            return None
         size, base = head_size(self.config), float(rope(self.config)["rope_theta"])
         plain = base ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
         own = next(b for n, b in model.named_buffers() if n.endswith("rotary_emb.inv_freq")).double().cpu()
@@ -151,4 +172,4 @@ def parameters(model: Any, names: Names) -> Iterator[tuple[str, Tensor]]:
             known = names.of(plain)
             if known is None:
                 raise KeyError(f"{plain}.{leaf}")
-            yield f"{known}.{leaf}", names.rows(plain, tensor)
+            yield f"{known}.{leaf}", names.values(plain, tensor)

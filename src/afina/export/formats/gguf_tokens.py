@@ -1,10 +1,13 @@
-"""A tokenizer as GGUF holds it: byte-level BPE from `tokenizer.json`, split as llama.cpp has a name for."""
+"""A tokenizer as GGUF holds it: byte-level BPE from `tokenizer.json`, split as llama.cpp has a name for; or
+SentencePiece's BPE (`gguf_pieces`)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from . import gguf_pieces
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -20,8 +23,10 @@ def refusal(tokenizer: Any) -> str | None:
     core = _core(tokenizer)
     if core is None:
         return "its tokenizer has no tokenizer.json"
-    if core["model"]["type"] != "BPE" or core["model"].get("byte_fallback"):
-        return "of tokenizers byte-level BPE is written, no other"
+    if core["model"]["type"] != "BPE":
+        return f"of tokenizers BPE is written, not {core['model']['type']}"
+    if core["model"].get("byte_fallback"):
+        return gguf_pieces.refusal(core, tokenizer)
     if (normal := core.get("normalizer")) is not None and normal["type"] != "NFC":
         return f"its tokenizer rewrites texts ({normal['type']}), which llama.cpp would not"
     return None if split_name(core) else "its tokenizer splits texts in a way that llama.cpp has no name for here"
@@ -52,10 +57,25 @@ def write_tokens(writer: Any, tokenizer: Any, size: int, ends: Sequence[int]) ->
         size: rows of the embedding; those without a token are named `[PAD...]`.
         ends: tokens that end an answer, the tokenizer's own first.
     """
-    import gguf
-
     core = _core(tokenizer)
     assert core is not None
+    if core["model"].get("byte_fallback"):
+        gguf_pieces.write_pieces(writer, core, size)
+    else:
+        _write_bytes(writer, core, size)
+    writer.add_add_bos_token(begins(tokenizer))
+    special = {"bos": tokenizer.bos_token_id, "eos": ends[0], "eot": ends[-1], "pad": tokenizer.pad_token_id}
+    for role, token in special.items():
+        if token is not None:
+            getattr(writer, f"add_{role}_token_id")(int(token))
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _write_bytes(writer: Any, core: dict[str, Any], size: int) -> None:
+    """Tokens and merges of a byte-level BPE."""
+    import gguf
+
     known = {i: (token, gguf.TokenType.NORMAL) for token, i in core["model"]["vocab"].items()}
     for added in core.get("added_tokens", []):
         kind = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
@@ -69,14 +89,7 @@ def write_tokens(writer: Any, tokenizer: Any, size: int, ends: Sequence[int]) ->
     writer.add_token_types([int(kind) for _, kind in listed])
     # llama.cpp refuses a list that is empty; two tokens that never meet change nothing.
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]] or ["Ā ā"])
-    writer.add_add_bos_token(begins(tokenizer))
     writer.add_add_space_prefix(False)
-    special = {"bos": tokenizer.bos_token_id, "eos": ends[0], "eot": ends[-1], "pad": tokenizer.pad_token_id}
-    for role, token in special.items():
-        if token is not None:
-            getattr(writer, f"add_{role}_token_id")(int(token))
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
 
 
 def begins(tokenizer: Any) -> bool:

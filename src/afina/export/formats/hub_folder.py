@@ -16,6 +16,7 @@ from ...core.hosts.routing import routers
 from ...errors import ConfigError
 from ...train.report.output import REPORT
 from ...train.report.results import measured
+from ...train.tasks.base import Known
 from ...version import __version__
 from ..contract import ANY, TOLERANCES, Comparison, Format, Subject
 from ..merged import compare, encoded, logits
@@ -44,9 +45,7 @@ class Hub(Format):
         Raises:
             ConfigError: the card would have no licence, or no id of the base.
         """
-        if not subject.licence:
-            raise ConfigError("a card needs a licence", where="--licence", expected="as the hub writes it: apache-2.0")
-        base_id(subject)
+        check_card(subject.licence, subject.hub_base, subject.trained)
         found = super().refusal(subject)
         if found is not None:
             return found
@@ -75,13 +74,27 @@ class Hub(Format):
                           found.difference, None, TOLERANCES["f32"])  # fmt: skip
 
 
+def check_card(licence: str | None, hub_base: str | None, known: Known) -> None:
+    """Refuse a card without a licence, or without an id of the base.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if not licence:
+        raise ConfigError("a card needs a licence", where="--licence", expected="as the hub writes it: apache-2.0")
+    _id_of(hub_base, known.recipe.model.path)
+
+
 def base_id(subject: Subject) -> str:
     """The base's id on the hub.
 
     Raises:
         ConfigError: it is not known, or no id.
     """
-    given, path = subject.hub_base, subject.trained.recipe.model.path
+    return _id_of(subject.hub_base, subject.trained.recipe.model.path)
+
+
+def _id_of(given: str | None, path: str) -> str:
     if given is not None and not _ID.fullmatch(given):
         raise ConfigError("no id of a model on the hub", where="--hub-base", got=given, expected="OWNER/NAME")
     if given is not None:

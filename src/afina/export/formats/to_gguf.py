@@ -13,6 +13,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...train.answers.generate import end_tokens
+from ...train.base.base_model import config_of
+from ...train.data.prompts import Prompter
+from ...train.tasks.base import Known
 from ..contract import LOW_RANK, MERGED, Comparison, Format, Subject
 from . import gguf_names, gguf_tokens
 from .gguf_names import Names, stored
@@ -31,6 +34,16 @@ class _LlamaCpp(Format):
     module: ClassVar[str] = "node-llama-cpp"
     program: ClassVar[str] = "run_llama_cpp.mjs"
     packages: ClassVar[tuple[str, ...]] = ("gguf",)
+
+    def foreseen(self, known: Known, *, as_lora: bool = False) -> str | None:
+        found = super().foreseen(known, as_lora=as_lora)
+        folder = Path(known.recipe.model.path).expanduser() if known.is_adapter else known.folder
+        if found is not None or not (folder / "config.json").is_file():
+            return found
+        return gguf_names.refusal(config_of(str(folder), known.recipe.model))
+
+    def unread(self, prompter: Prompter) -> str | None:
+        return gguf_tokens.refusal(prompter.tokenizer)
 
     def refusal(self, subject: Subject) -> str | None:
         found = gguf_names.refusal(subject.base.config) or gguf_tokens.refusal(subject.trained.tokenizer)

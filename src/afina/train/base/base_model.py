@@ -33,6 +33,39 @@ _ORIGINS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
+def check_location(section: ModelSection) -> None:
+    """Refuse what is no model on this machine, before anything is fetched or read.
+
+    Raises:
+        RecipeError: there is no such file or folder, and it is no id of the hub.
+        CheckpointError: the folder holds no model.
+    """
+    reference = section.path
+    path = Path(reference).expanduser()
+    if len(in_parts(reference)) > 1 or reference.startswith("sdist:") or is_reference(reference):
+        return
+    if not path.exists():
+        if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
+            return
+        raise RecipeError("no such model", where="model.path", got=f"{reference} ({looked(path)})",
+                          expected="a folder, GGUF file or hub id")  # fmt: skip
+    if path.is_dir():
+        _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that is no model's.
+
+    Raises:
+        CheckpointError: names its parts, where it is that of a pipeline.
+    """
+    if not (path / "config.json").is_file():
+        piped = (path / "model_index.json").is_file()
+        models = sorted(p.parent.name for p in path.glob("*/config.json")) if piped else []
+        raise CheckpointError("not a model folder (no config.json)", where=path,
+                              fix=f"name a part of the pipeline: {', '.join(models)}" if models else None)  # fmt: skip
+
+
 def base_location(section: ModelSection, reporter: Reporter) -> str:
     """A folder or hub id that transformers loads; references are fetched and GGUF files converted first.
 
@@ -49,20 +82,14 @@ def base_location(section: ModelSection, reporter: Reporter) -> str:
         raise RecipeError("models come from wheels", got=reference, expected="package:NAME/path")
     if is_reference(reference):
         path = locate(reference, reporter)
-    elif not path.exists():
-        if _HUB_ID.fullmatch(reference) and not reference.endswith(".gguf"):
-            return reference
-        raise RecipeError("no such model", where="model.path", got=f"{reference} ({looked(path)})",
-                          expected="a folder, GGUF file or hub id")  # fmt: skip
+    check_location(section)
+    if not is_reference(reference) and not path.exists():
+        return reference
     if path.is_file():
         if ctranslate2_weights.is_model(path):
             return str(ctranslate2_weights.converted([path], reporter))
         return str((torchvision_weights.converted if path.suffix == ".pth" else converted)(path, reporter))
-    if not (path / "config.json").is_file():
-        piped = (path / "model_index.json").is_file()
-        models = sorted(p.parent.name for p in path.glob("*/config.json")) if piped else []
-        raise CheckpointError("not a model folder (no config.json)", where=path,
-                              fix=f"name a part of the pipeline: {', '.join(models)}" if models else None)  # fmt: skip
+    _check_folder(path)
     return str(path)
 
 
@@ -197,12 +224,13 @@ def _placed(section: ModelSection) -> dict[str, Any]:
     return {} if name == "cpu" or is_sharded() else {"device_map": {"": name}}
 
 
-def settled(device: str, location: str, reporter: Reporter, copies: int = 1) -> str:
+def settled(device: str, location: str, reporter: Reporter, copies: int = 1, about: str = "") -> str:
     """The name of the device that `device` comes to for a model in that folder; it is told, and so is a GPU that the
     weights do not fit into.
 
     Args:
         copies: how many times the weights have to fit.
+        about: what else is told on the same line, before it.
 
     Raises:
         RecipeError: the device is not there.
@@ -211,7 +239,7 @@ def settled(device: str, location: str, reporter: Reporter, copies: int = 1) -> 
     there = found()
     chosen, first = place(device, needs=bytes_, there=there), place(device, there=there)
     small = f", because the weights take {bytes_ / 2**30:.1f} GiB and {told(first)} is too small"
-    reporter.note(f"device: {told(chosen)}{'' if chosen is first else small}")
+    reporter.note(f"{about}device: {told(chosen)}{'' if chosen is first else small}")
     return chosen.name
 
 

@@ -83,6 +83,19 @@ def _decoded(text: str, where: str, word: str) -> bytes:
         raise DataError(f"not {a(word)} in base64", where=where, got=str(error)) from error
 
 
+def pictured(source: str | bytes, where: str) -> tuple[tuple[int, int], str]:
+    """Width and height of an image as it is used, and the mode (RGB, L, ...) that it is stored in.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    from PIL import Image
+
+    size = opened(source, where).size
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return size, image.mode
+
+
 def opened(source: str | bytes, where: str) -> Image:
     """An image in colours, turned as its camera says, as transformers' `load_image` gives it; of a camera's several
     (MPO) the first.

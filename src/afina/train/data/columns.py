@@ -44,6 +44,12 @@ def check_columns(data: DataSection) -> None:
             raise RecipeError(what, where="data.columns", expected=expected, fix=did_you_mean(name, STANDARD))
 
 
+def absent(rows: Rows, columns: Mapping[str, str] | None) -> list[str]:
+    """The names of `columns` whose column no row has."""
+    there = {column for row in rows.values for column in row} if columns else set()
+    return [name for name, column in (columns or {}).items() if column not in there]
+
+
 def renamed(rows: Rows, columns: Mapping[str, str] | None, *, whole: bool = True) -> Rows:
     """The rows with `columns` (name -> the file's column) renamed; those that have the names already stay as they are.
 

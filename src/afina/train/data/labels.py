@@ -46,6 +46,16 @@ def checked_labels(parts: Sequence[Rows], column: str, labels: list[str]) -> lis
     return labels
 
 
+def check_given(rows: Rows, column: str, labels: list[str] | None) -> None:
+    """Refuse labels that are none of `labels`, where every row has one.
+
+    Raises:
+        DataError: a label is out of range; has file and line.
+    """
+    if labels is not None and all(column in row for row in rows.values):
+        checked_labels([rows], column, labels)
+
+
 def found_labels(rows: Rows, column: str) -> list[str]:
     """The labels that occur, whole numbers in their order, text in the alphabet's.
 

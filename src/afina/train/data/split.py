@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import DataError, RecipeError
+from ..base.assets import is_reference
 from ..recipe.sections import DataSection, DataSet, Recipe
 from ..report.events import Reporter
-from .columns import check_columns, renamed
-from .embedded import locate_rows
+from .columns import absent, check_columns, renamed
+from .embedded import EMBEDDED, locate_rows
 from .formats import IN_WORDS, recognise
 from .hub_rows import PREFIX, read_hub
 from .joined import joined, named_sets, weighted
@@ -103,6 +104,22 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
         DataError: a file is unusable, its rows have no one shape, or a column is missing.
         RecipeError: a reference names nothing.
     """
+    rows = drawn_rows(source, reporter, seed)
+    for name in absent(rows, columns):
+        reporter.note(f"{rows.path}: no column {(columns or {})[name]!r}; {name!r} is there, and is taken")
+    rows, shape = recognise(renamed(rows, columns))
+    words = IN_WORDS.get(shape) or f"columns {', '.join(rows.values[0])}"
+    reporter.note(f"{rows.path}: {len(rows):,} rows of {words}")
+    return rows
+
+
+def drawn_rows(source: str, reporter: Reporter, seed: int = 0) -> Rows:
+    """The rows of a file, folder, reference or hub data set as they stand there; `source#500` draws 500 of them.
+
+    Raises:
+        DataError: a file is unusable.
+        RecipeError: a reference names nothing.
+    """
     name, mark, count = source.rpartition("#")
     sampled = bool(mark) and count.isdigit()
     name = name if sampled else source
@@ -111,10 +128,13 @@ def rows_of(source: str, reporter: Reporter, columns: Mapping[str, str] | None =
         reporter.note(f"{rows.path}: {remark}")
     if sampled:
         rows = _sampled(rows, int(count), seed, reporter)
-    rows, shape = recognise(renamed(rows, columns))
-    words = IN_WORDS.get(shape) or f"columns {', '.join(rows.values[0])}"
-    reporter.note(f"{rows.path}: {len(rows):,} rows of {words}")
     return rows
+
+
+def is_named(source: str) -> bool:
+    """Whether rows are named by a reference, or some of a file's are."""
+    name, mark, count = source.rpartition("#")
+    return source.startswith((PREFIX, EMBEDDED)) or is_reference(source) or (bool(mark and name) and count.isdigit())
 
 
 def _sampled(rows: Rows, count: int, seed: int, reporter: Reporter) -> Rows:

@@ -39,6 +39,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    named(recipe.task).check_location(recipe.model)
     _check_medium(recipe)
     named(recipe.task).check(recipe)
     split = read_split(recipe, reporter)
@@ -63,6 +64,10 @@ def _check_medium(recipe: Recipe) -> None:
             if attrgetter(key)(recipe) != attrgetter(key)(plain):
                 raise RecipeError(f"{task.name} alone reads this setting", where=key, got=recipe.task,
                                   fix="leave it out")  # fmt: skip
+    task = named(recipe.task)
+    if recipe.evaluation.max_new_tokens is not None and (task.judges or not task.writes):
+        raise RecipeError("models of this task write no answers", where="evaluation.max_new_tokens", got=recipe.task,
+                          fix="leave it out")  # fmt: skip
 
 
 def _resolved(recipe: Recipe, split: Split, labels: list[str] | None, reporter: Reporter) -> Recipe:

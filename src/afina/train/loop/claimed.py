@@ -18,7 +18,7 @@ from ..recipe.yamlfile import dump
 from ..report.checkpoints import newest_complete
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, postponed
-from ..report.output import RECIPE_NAME, REPORT, Output, claim
+from ..report.output import RECIPE_NAME, REPORT, Output, check_claim, claim
 
 
 @contextmanager
@@ -78,17 +78,31 @@ def _left(output: Output) -> str:
     return f"go on with {flags}: {whole.name} is whole"
 
 
-def spare_inputs(recipe: Recipe, split: Split, source: str | None) -> None:
+def refuse_folder(recipe: Recipe, source: str | None, *, overwrite: bool, resume: bool) -> None:
+    """Refuse an output folder that the run cannot have, before anything is read.
+
+    Raises:
+        RecipeError: it holds something that the flags do not allow to replace.
+        ConfigError: the run would overwrite what it is made from.
+    """
+    longer = resume and not overwrite and lengthened(recipe)
+    check_claim(recipe.output.dir, overwrite=overwrite, resume=resume, longer=longer)
+    if not resume:
+        spare_inputs(recipe, None, source)
+
+
+def spare_inputs(recipe: Recipe, split: Split | None, source: str | None) -> None:
     """Refuse an output folder that holds what the run is made from.
 
     Args:
+        split: the rows; None where they are not read yet.
         source: the file that the recipe was read from, if it was.
 
     Raises:
         ConfigError: the run would overwrite it.
     """
     out = Path(recipe.output.dir).expanduser()
-    inputs = {f"the rows of {path.name}": path for rows in split.parts for path in rows.paths}
+    inputs = {f"the rows of {path.name}": path for rows in (split.parts if split else ()) for path in rows.paths}
     inputs["the base model"] = Path(recipe.model.path).expanduser()
     if source is not None and Path(source).absolute() not in (out.absolute(), out.absolute() / RECIPE_NAME):
         inputs["the recipe"] = Path(source)  # but for the one that a run writes itself, and writes again

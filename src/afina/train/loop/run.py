@@ -33,11 +33,11 @@ from ..report.results import card_section, plot_loss, report, told_by_set, write
 from ..report.scores import Scores
 from ..tasks import named
 from ..tasks.base import AFTER, BEFORE, Job
-from ..tasks.cautions import cautions
 from ..tasks.examples import encode
 from .adapt import adapted, as_it_came, checkpoint_bytes, counts, plan, planned_steps, save
 from .begin import begin_config, prepared
-from .claimed import begun, claimed_together, lengthened, spare_inputs, stand_on
+from .cautions import cautions
+from .claimed import begun, claimed_together, lengthened, refuse_folder, spare_inputs, stand_on
 from .contents import contents
 from .cutting import save_part
 from .fast_paths import offload, speed_up_run
@@ -82,6 +82,7 @@ def run(
             stand_in()  # the Trainer takes our PeftModel for the one that it knows
             check_trackers(recipe)
             with joined(place(recipe.model.device)):
+                from_first(lambda: refuse_folder(recipe, source, overwrite=overwrite, resume=resume))
                 tell_sharing(recipe, reporter)
                 ready, split, labels = prepared(recipe, reporter)
                 if not resume:

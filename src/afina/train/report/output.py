@@ -79,6 +79,36 @@ class Output:
         _free(self.final, self.lock)
 
 
+def check_claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> None:
+    """Refuse a folder that could not be claimed as it is now; whether another run has it is left to `claim`.
+
+    Raises:
+        RecipeError: it is a file, or holds something that the flags do not allow to replace.
+    """
+    final = _own(directory)
+    if not (final / _LOCK).exists():
+        _filled(final, overwrite, resume, longer)
+
+
+def _own(directory: str) -> Path:
+    """The folder, absolute, if it is none or a run's.
+
+    Raises:
+        RecipeError: it is a file, or holds something else.
+    """
+    final = Path(directory).expanduser().absolute()
+    if final.exists() and not final.is_dir():
+        raise RecipeError("the output is a file", where="output.dir", got=final)
+    try:
+        foreign = not (final / MARK).is_file() and final.is_dir() and {p.name for p in final.iterdir()} - {_LOCK}
+    except OSError as error:
+        raise _unwritable(final, error) from error
+    if foreign:
+        raise RecipeError("the output folder holds something that is not a run of afina", where="output.dir",
+                          got=final, fix="choose another output.dir")  # fmt: skip
+    return final
+
+
 def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False) -> Output:
     """Take the output folder for one run.
 
@@ -89,17 +119,8 @@ def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False
         RecipeError: it holds something that the flags do not allow to replace, cannot be written, is in use by
             another run, or has nothing to resume.
     """
-    final = Path(directory).expanduser().absolute()
-    if final.exists() and not final.is_dir():
-        raise RecipeError("the output is a file", where="output.dir", got=final)
+    final = _own(directory)
     try:
-        if final.is_dir() and not (final / MARK).is_file() and {p.name for p in final.iterdir()} - {_LOCK}:
-            raise RecipeError(
-                "the output folder holds something that is not a run of afina",
-                where="output.dir",
-                got=final,
-                fix="choose another output.dir",
-            )
         lock = _locked(final)
         try:
             return _claimed(final, lock, overwrite, resume, longer)
@@ -107,8 +128,12 @@ def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False
             _free(final, lock)
             raise
     except OSError as error:
-        got = f"{final} ({error.strerror}, {free_bytes(final):,} bytes free)"
-        raise RecipeError("cannot write to the output folder", where="output.dir", got=got) from error
+        raise _unwritable(final, error) from error
+
+
+def _unwritable(final: Path, error: OSError) -> RecipeError:
+    got = f"{final} ({error.strerror}, {free_bytes(final):,} bytes free)"
+    return RecipeError("cannot write to the output folder", where="output.dir", got=got)
 
 
 def _locked(final: Path) -> Any:
@@ -140,7 +165,12 @@ def _free(final: Path, lock: Any) -> None:
         final.rmdir()
 
 
-def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool, longer: bool) -> Output:
+def _filled(final: Path, overwrite: bool, resume: bool, longer: bool) -> bool:
+    """Whether the folder holds a former run.
+
+    Raises:
+        RecipeError: the flags do not allow to replace or resume it.
+    """
     begun = (final / MARK).is_file() and not (final / REPORT).is_file() and not any(map(is_sealed, checkpoints(final)))
     filled = (final / MARK).is_file() and not begun
     if filled and resume and not overwrite and not longer and (final / REPORT).is_file():
@@ -157,6 +187,11 @@ def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool, longer: bool
             got=final,
             fix="choose another output.dir, or --overwrite, or --resume if it was cut off",
         )
+    return filled
+
+
+def _claimed(final: Path, lock: Any, overwrite: bool, resume: bool, longer: bool) -> Output:
+    filled = _filled(final, overwrite, resume, longer)
     work = final.with_name(f"{final.name}.partial") if filled and overwrite else final
     if work != final and work.exists() and _mark(work).get("replaces") != final.name:
         raise RecipeError("this folder is in the way", where="output.dir", got=work, fix="move it away")

@@ -10,7 +10,7 @@ from ..answers.foretold import foretold
 from ..answers.generate import answers, longest_label, prompt_ids
 from ..answers.item_pass import Read
 from ..conversations.processor import Seen
-from ..data.labels import checked_labels, is_right, label_of, task_numbers
+from ..data.labels import check_given, checked_labels, is_right, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection
@@ -29,6 +29,7 @@ class Answering(Task):
     """
 
     encoder: ClassVar[bool] = False
+    writes: ClassVar[bool] = True
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> list[str] | None:
         """Only those that the recipe names make answers right or wrong."""
@@ -138,6 +139,13 @@ class Answering(Task):
     def probe(self, prompter: Prompter, text: str, device: Any) -> dict[str, Any]:
         """The text as a prompt."""
         return super().probe(prompter, prompter.wrap(prompter.asked(text)), device)
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Prompts are made of all of them."""
+        for index in range(len(rows)):
+            self.prompt(prompter, rows, index)
+        task_numbers(rows, prompter.data.task_column)
+        check_given(rows, prompter.data.label_column, prompter.data.labels)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None

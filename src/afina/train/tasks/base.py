@@ -13,7 +13,7 @@ from ..answers.generate import left_padded
 from ..answers.item_pass import Read, read_items
 from ..answers.judge import of_positions
 from ..answers.subjects import AFTER, BEFORE, Job, Predictions, Trained
-from ..base.base_model import base_location, config_of, load_tokenizer
+from ..base.base_model import base_location, check_location, config_of, load_tokenizer
 from ..base.given_base import loaded
 from ..base.rates import width_of
 from ..base.whole_base import whole_base
@@ -25,13 +25,14 @@ from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 from .arguments import training_arguments
+from .job import AFTER, BEFORE, Job, Known, Predictions, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["AFTER", "BEFORE", "Job", "Predictions", "Task", "Trained"]
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
+__all__ = ["AFTER", "BEFORE", "Job", "Known", "Predictions", "Task", "Trained"]
 
 
 class Task(ABC):
@@ -49,6 +50,8 @@ class Task(ABC):
         groups: whether the trainer takes rows in our order.
         has_reference: whether the model without its adapter is what it is held to.
         may_stand_still: whether a step may have no gradient, because nothing in it tells good from bad.
+        writes: whether the model writes text, whose length can be limited.
+        judges: whether its predictions are no text all the same.
         loss_only: whether the Trainer's own evaluation needs the loss alone.
         loss_over_step: whether the loss is divided by the tokens of a whole step, not by those of its batch.
         shares: whether several processes take the steps that one would take: "exactly"; "nearly", where each takes the
@@ -69,6 +72,8 @@ class Task(ABC):
     groups: ClassVar[bool] = True
     has_reference: ClassVar[bool] = False
     may_stand_still: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
     loss_over_step: ClassVar[bool] = False
     shares: ClassVar[str] = "nearly"
@@ -100,6 +105,14 @@ class Task(ABC):
             DataError: a row's label is missing, of a wrong type or out of range; has file and line.
         """
         return None
+
+    def check_location(self, section: ModelSection) -> None:
+        """Refuse what is no base on this machine, before anything is fetched or read.
+
+        Raises:
+            RecipeError, CheckpointError: the section names nothing that can be loaded.
+        """
+        check_location(section)
 
     def location(self, section: ModelSection, reporter: Reporter) -> str:
         """The folder or hub id that the base is loaded from.
@@ -249,6 +262,13 @@ class Task(ABC):
     def items_right(self, job: Job) -> list[float] | None:
         """How right the model is on every held-out row."""
         return None
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:  # noqa: B027 - some look while they predict
+        """Refuse rows that `predict` would, as far as they alone tell, before a model is loaded.
+
+        Raises:
+            DataError: a row lacks a column, or has a label out of range.
+        """
 
     @abstractmethod
     def predict(

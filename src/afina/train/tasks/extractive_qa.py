@@ -120,6 +120,11 @@ class ExtractiveQA(Task):
         ((answer, _),) = _answers(trained.model, trained.prompter, asked, 1, Reporter(), "")
         return answer or "(no answer)"
 
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has a question and a passage."""
+        for index in range(len(rows)):
+            question_of(rows, index, answered=False)
+
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:

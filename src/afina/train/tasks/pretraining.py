@@ -30,6 +30,7 @@ class Pretraining(CausalLM):
     name: ClassVar[str] = "pretraining"
     columns: ClassVar[str] = "text"
     streams: ClassVar[bool] = False
+    judges: ClassVar[bool] = True
 
     def labels(self, data: DataSection, parts: Sequence[Rows]) -> None:
         """Text has no labels."""
@@ -68,6 +69,11 @@ class Pretraining(CausalLM):
         ids = trained.prompter.tokenizer(text, add_special_tokens=False)["input_ids"]
         start = document_ids(trained.prompter, "")[:-1]
         return continuation(trained.model, trained.prompter, [*start, *ids], max_new_tokens=max_new_tokens)
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has a text."""
+        for index in range(len(rows)):
+            rows.text(index, prompter.data.text_column)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None

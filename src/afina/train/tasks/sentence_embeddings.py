@@ -140,13 +140,19 @@ class Embeddings(Task):
         (row,) = _embedded(trained.model, trained.prompter, [ids], 1, Reporter(), "").tolist()
         return " ".join(f"{value:.4f}" for value in row)
 
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has the texts of the first."""
+        for index in range(len(rows)):
+            for column in _columns(rows, prompter):
+                rows.text(index, column)
+
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:
         """Of pairs a column `similarity`, else of texts a column `embedding`."""
         prompter = trained.prompter
-        pairs = {"anchor", "positive"} <= set(rows.values[0])
-        columns = ("anchor", "positive") if pairs else (prompter.data.text_column,)
+        columns = _columns(rows, prompter)
+        pairs = len(columns) > 1
         found = [_embedded(trained.model, prompter, [_ids(prompter, rows.text(i, c))[0] for i in range(len(rows))],
                            batch_size, reporter, "predicting") for c in columns]  # fmt: skip
         if not pairs:
@@ -157,6 +163,12 @@ class Embeddings(Task):
         out = [{**row, "similarity": round(s, 6)} for row, s in zip(rows.values, near.diagonal().tolist(), strict=True)]
         low, high = wilson(right, len(rows))
         return Predictions(out, Scores(None, len(rows), right / len(rows), low, high, metric="retrieval accuracy"))
+
+
+def _columns(rows: Rows, prompter: Prompter) -> tuple[str, ...]:
+    """The columns that are embedded: of pairs both, else the text."""
+    pairs = {"anchor", "positive"} <= set(rows.values[0])
+    return ("anchor", "positive") if pairs else (prompter.data.text_column,)
 
 
 def _ids(prompter: Prompter, text: str) -> tuple[list[int], bool]:

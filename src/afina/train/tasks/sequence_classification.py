@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..answers.evaluate import share_right
 from ..answers.generate import class_probabilities
 from ..data.encode import Data, Encoded, encode_classes
-from ..data.labels import checked_labels, found_labels, label_of, task_numbers
+from ..data.labels import check_given, checked_labels, found_labels, label_of, task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import DataSection, Recipe
@@ -108,6 +108,13 @@ class SequenceClassification(Task):
                                      tasks=trained.task_numbers(1)).tolist()  # fmt: skip
         ranked = sorted(zip(row, trained.labels or [], strict=True), reverse=True)[:5]
         return "  ".join(f"{label} {share:.3f}" for share, label in ranked)
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has a text."""
+        for index in range(len(rows)):
+            rows.text(index, prompter.data.text_column)
+        task_numbers(rows, prompter.data.task_column)
+        check_given(rows, prompter.data.label_column, prompter.data.labels)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None

@@ -123,6 +123,14 @@ class TokenClassification(Task):
         (tags,) = _tagged(trained.model, trained.prompter, [words], trained.labels or [], 1, Reporter(), "")
         return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
 
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has words."""
+        labels, tagged = prompter.data.labels, all(TAGS in row for row in rows.values)
+        for index in range(len(rows)):
+            words_of(rows, index)
+            if tagged and labels is not None:
+                tags_of(rows, index, TAGS, labels)
+
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:

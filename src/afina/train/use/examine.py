@@ -25,6 +25,7 @@ from ..tasks.causal_lm import CausalLM
 from ..tasks.image_text_to_text import ImageTextToText
 from ..tasks.pretraining import Pretraining
 from ..tasks.seq2seq import Seq2Seq
+from .look_files import Files, look_into
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,7 @@ class Findings:
         usable: rows that can be trained on; None where that was not looked at, for want of a tokenizer.
         examples: row -> itself rendered, with what the loss is taken on.
         masks: row -> its tokens, where the loss is taken on tokens.
+        files: what a sample of the images or sounds is, where rows have some.
     """
 
     rows: int
@@ -79,6 +81,7 @@ class Findings:
     usable: int | None = None
     examples: dict[int, list[Span]] = field(default_factory=dict)
     masks: dict[int, list[Token]] = field(default_factory=dict)
+    files: Files | None = None
 
     def problem(self, error: DataError, where: str) -> None:
         """Remember what was wrong with a row."""
@@ -104,7 +107,8 @@ def examine(
     counts = Counter(c for row in rows.values for c in row)
     kinds = {c: next(type(r[c]).__name__ for r in rows.values if c in r) for c in counts}
     found = Findings(len(rows), shape, fitting.name, {c: (n, kinds[c]) for c, n in counts.items()}, {})
-    for column in (c for c, kind in kinds.items() if kind == "str"):
+    names = {"images": "image", "sounds": "audio"}.get(fitting.medium)  # of files, which are no texts
+    for column in (c for c, kind in kinds.items() if kind == "str" and c != names):
         texts = [r[column] for r in rows.values if isinstance(r.get(column), str)]
         found.lengths[column] = _spread([len(t.split()) for t in texts])
         found.empty += [rows.where(i) for i, r in enumerate(rows.values) if r.get(column) == ""][:5]
@@ -114,6 +118,8 @@ def examine(
     found.duplicates = sum(n - 1 for n in seen.values())
     if fitting.name == "token_classification":
         found.labels = dict(Counter(str(t) for r in shaped.values for t in r.get("tags") or ()).most_common(30))
+    # With a model, every file is read below, and what is wrong with it told there.
+    found.files = look_into(shaped, fitting, found.problem if tokenizer is None else lambda error, where: None)
     if tokenizer is not None:
         _encode(shaped, data, tokenizer, fitting, found, shown)
     else:
@@ -164,6 +170,8 @@ def _hints(rows: Rows, data: DataSection, wanted: str | None, task: Task, found:
 
 def _without_tokens(rows: Rows, data: DataSection, task: Task, found: Findings) -> None:
     """What can be said of all rows at once without a model."""
+    if found.files is not None and not found.files.opened and found.files.rows == found.files.of and found.problems:
+        found.usable = 0
     try:
         found.classes = task.labels(data, [rows])
         if isinstance(task, CausalLM | Seq2Seq | ImageTextToText) and not isinstance(task, Pretraining):
@@ -207,6 +215,9 @@ def _encode(rows: Rows, data: DataSection, tokenizer: Any, task: Task, found: Fi
 def _tokens(item: dict[str, Any], tokenizer: Any) -> list[Token]:
     """The tokens of an example; none where the loss is taken on the whole."""
     ids, targets = item.get("input_ids", []), item.get("labels")
+    if "prefix" in item:  # of what is said in a sound, after what the model is told
+        ids, targets = [*item["prefix"], *item["labels"]], [IGNORED] * len(item["prefix"]) + item["labels"]
+        tokenizer = tokenizer.tokenizer
     if not isinstance(targets, list) or len(targets) != len(ids):
         return []
     return [Token(i, str(tokenizer.decode([i])), t != IGNORED) for i, t in zip(ids, targets, strict=True)]

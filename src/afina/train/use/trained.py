@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.config import method
+from ...core.config import PeftConfig, method
+from ...devices.place import place
 from ...errors import CheckpointError, RecipeError
 from ..base import quantize
 from ..base.base_model import settled
+from ..data.prompts import Prompter
 from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
@@ -18,7 +21,7 @@ from ..recipe.task_types import of_task_type
 from ..report.events import Reporter
 from ..report.output import RECIPE_NAME, REPORT
 from ..tasks import named
-from ..tasks.base import Trained
+from ..tasks.base import Known, Trained
 
 
 def recipe_of(folder: Path, base: str | None = None) -> Recipe:
@@ -38,9 +41,29 @@ def recipe_of(folder: Path, base: str | None = None) -> Recipe:
     return recipe
 
 
+def known(folder: Path, base: str | None = None) -> Known:
+    """What the folder's files say, without a model.
+
+    Args:
+        base: the base model, in place of the one that the adapter names.
+
+    Raises:
+        CheckpointError: it is not an adapter folder, or names no base.
+        RecipeError: the whole model was trained, and stands on no base.
+    """
+    if (folder / "adapter_config.json").is_file() or not (folder / REPORT).is_file():
+        recipe = recipe_of(folder, base)
+        return Known(folder, recipe, named(recipe.task))
+    if base is not None:
+        raise RecipeError("the whole model was trained, it stands on no base", where="--base", got=base,
+                          fix="leave it out")  # fmt: skip
+    recipe = load_recipe(str(folder))
+    return Known(folder, recipe, named(recipe.task), is_adapter=False)
+
+
 def load_trained(
     folder: Path, reporter: Reporter, storage: str | None = None, base: str | None = None, *,
-    dtype: str | None = None, device: str = "auto", copies: int = 1,
+    dtype: str | None = None, device: str = "auto", copies: int = 1, before: Callable[[Prompter], None] | None = None,
 ) -> Trained:  # fmt: skip
     """Load an adapter folder with the base that it names, or a model that was trained as a whole.
 
@@ -50,6 +73,7 @@ def load_trained(
         dtype: of the base (`model.dtype`), "auto" for its own; the one that it was trained in if None.
         device: where it is used; not where it was trained, which may have been another machine.
         copies: how many times the weights have to fit there, where the choice is open.
+        before: is given what renders prompts before the model is loaded, and may refuse what it sees.
 
     Raises:
         RecipeError: no such storage or device.
@@ -57,61 +81,82 @@ def load_trained(
     """
     from ...core.model.peft_model import PeftModel
 
-    whole = not (folder / "adapter_config.json").is_file() and (folder / REPORT).is_file()
-    if whole:
-        return _load_whole(folder, reporter, device, copies)
-    recipe = recipe_of(folder, base)
+    found = known(folder, base)
+    recipe, task = found.recipe, found.task
+    if not found.is_adapter:
+        _refuse_storage(storage)
+        return _load_whole(found, reporter, device, copies, before)
     trained_on = recipe.model.quantize
     if storage is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "quantize": quantize.known(storage)})
     if dtype is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
-    task = named(recipe.task)
+    place(device)  # a device that is not there is told before anything is read
     location = task.location(recipe.model, reporter)
-    recipe.model.device = settled(device, location, reporter, copies)
-    reporter.note(f"base model: {recipe.model.path}{quantize.told(recipe.model)}")
     own = folder / task.reader_file
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it
     # The folder's tokenizer has the new tokens, its processor of images or sounds their size.
-    known = {"new_tokens": None, "image_size": None, "audio_seconds": None}
-    section = recipe.model.model_copy(update=known) if own.is_file() else recipe.model
+    has = {"new_tokens": None, "image_size": None, "audio_seconds": None}
+    section = recipe.model.model_copy(update=has) if own.is_file() else recipe.model
     tokenizer = task.reader(str(folder) if own.is_file() else location, section, reporter)
+    if before is not None:
+        before(task.prompter(recipe.data, tokenizer))
+    told = f"base model: {recipe.model.path}{quantize.told(recipe.model)}; "
+    recipe.model.device = settled(device, location, reporter, copies, told)
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
 
 
-def for_task(trained: Trained, task: int | None, where: str) -> Trained:
-    """The same for one of its tasks; its method needs the number, or knows none.
+def check_task(found: Known, task: int | None, where: str) -> None:
+    """Refuse the number of a task that is missing, not known, or of no use.
 
     Args:
         where: what gives it, for the error.
 
     Raises:
-        RecipeError: it is missing, not known, or of no use.
+        RecipeError: says which tasks there are.
     """
-    config: Any = trained.model.active_peft_config if trained.is_adapter else None
-    wanted = config is not None and "task_ids" in getattr(method(config).implementation, "inputs", ())
-    if not wanted:
+    config: Any = PeftConfig.from_pretrained(found.folder) if found.is_adapter else None
+    if config is None or "task_ids" not in getattr(method(config).implementation, "inputs", ()):
         if task is not None:
             raise RecipeError("this method knows no tasks", where=where, got=task, fix="leave it out")
-        return trained
-    known = next(config.get(key) for key in TASK_COUNTS if config.get(key) is not None)
-    if task is None or not 0 <= task < known:
+        return
+    count = next(config.get(key) for key in TASK_COUNTS if config.get(key) is not None)
+    if task is None or not 0 <= task < count:
         raise RecipeError("this method needs the number of the task", where=where, got=task,
-                          expected=f"0 to {known - 1}")  # fmt: skip
-    return replace(trained, task_number=task)
+                          expected=f"0 to {count - 1}")  # fmt: skip
 
 
-def _load_whole(folder: Path, reporter: Reporter, device: str, copies: int) -> Trained:
+def for_task(trained: Trained, task: int | None) -> Trained:
+    """The same for one of its tasks, which `check_task` has let through."""
+    return trained if task is None else replace(trained, task_number=task)
+
+
+def _refuse_storage(storage: str | None) -> None:
+    """Refuse a storage of the base where there is no base.
+
+    Raises:
+        RecipeError: one is wanted.
+    """
+    if storage is not None and quantize.known(storage) != "none":
+        raise RecipeError("the whole model was trained, and is used as it was saved", where="quantize", got=storage,
+                          fix="leave it out")  # fmt: skip
+
+
+def _load_whole(
+    found: Known, reporter: Reporter, device: str, copies: int, before: Callable[[Prompter], None] | None
+) -> Trained:
     """A model that was trained as a whole."""
-    recipe = load_recipe(str(folder))
+    folder, recipe, task = found.folder, found.recipe, found.task
     recipe.model.chat_template = None
-    recipe.model.device = settled(device, str(folder), reporter, copies)
     recipe.model.adapter = recipe.model.new_tokens = None  # they are in the model's own tensors by now
-    task = named(recipe.task)
+    place(device)
     tokenizer = task.reader(str(folder), recipe.model, reporter)
+    if before is not None:
+        before(task.prompter(recipe.data, tokenizer))
+    recipe.model.device = settled(device, str(folder), reporter, copies)
     model: Any = task.load(recipe.model, str(folder), recipe.data.labels, tokenizer)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, is_adapter=False)

@@ -5,7 +5,9 @@ import pytest
 import soundfile
 
 from afina.errors import DataError
-from afina.train.data.sounds.sound_files import heard
+from afina.train.data.sounds.sound_files import heard, playable
+
+from ...tiny_sounds import tone
 
 TONE = np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000).astype("float32") / 2
 
@@ -41,3 +43,21 @@ def test_what_cannot_be_heard_is_told(what, tmp_path):
     with pytest.raises(DataError, match="row 3: cannot read a sound") as told:
         heard(str(file), "row 3", 8000)
     assert len(str(told.value).splitlines()) <= 4
+
+
+def test_what_a_page_plays_is_the_beginning_of_the_sound_under_its_name():
+    import base64
+    import re
+    from urllib.parse import unquote
+
+    url = playable(tone(1, seconds=11, channels=2), 'rows:1 (a/"<1>.wav)')
+    kind, name, coded = re.fullmatch(
+        r"data:audio/(mpeg|wav);name=([A-Za-z0-9%._~-]*);base64,([A-Za-z0-9+/=]+)", url
+    ).groups()
+    assert unquote(name) == 'rows:1 (a/"<1>.wav)'
+    again = heard(base64.b64decode(coded), "", 16_000)
+    assert (again.rate, again.channels) == (16_000, 1)
+    assert len(again.values) / 16_000 == pytest.approx(10, abs=0.2)
+    strongest = np.abs(np.fft.rfft(again.values)).argmax() * again.rate / len(again.values)
+    assert strongest == pytest.approx(1803, abs=5)
+    assert kind == "wav" or len(coded) < 80_000

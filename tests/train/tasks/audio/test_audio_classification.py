@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 import torch
-import yaml
 
 from afina.core.config import methods
-from afina.errors import AfinaError, DataError, RecipeError
+from afina.errors import DataError, RecipeError
 from afina.train.base.sound_processor import load_sound_processor
 from afina.train.data.rows import read_rows
 from afina.train.loop.plans.planning import planned
 from afina.train.loop.run import run
 from afina.train.recipe.sections import DataSection, ModelSection
-from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.tasks import named
 from afina.train.use.predictions import predict
 from afina.train.use.trained import load_trained
 
 from ... import tiny_sounds
-from ...loop.test_adapt import OPTIONS
 from ...loop.test_run import Heard
-from ..test_tasks import resumed
+from .. import of_files
+from ..of_files import LONG
 
 TASK = named("audio_classification")
-LONG = pytest.mark.skipif("AFINA_AUDIO" not in os.environ, reason="as those of images: make test-audio runs them")
 _OTHERS = pytest.mark.whole("the same way for all; wav2vec 2.0 stands for them")
 FEW = [name if name == "wav2vec2" else pytest.param(name, marks=_OTHERS) for name in tiny_sounds.CLASSIFIERS]
 
@@ -51,17 +47,7 @@ def birds(tmp_path_factory):
 
 
 def recipe_of(tmp_path, model, data, **changes):
-    recipe = {
-        "task": "audio_classification", "model": {"path": str(model), "dtype": "float32"},
-        "data": {"train": str(data), "eval_split": 0.25}, "method": {"type": "lora", "r": 4},
-        "training": {"learning_rate": 0.01, "batch_size": 5, "max_steps": 30, "save_steps": 30},
-        "output": {"dir": str(tmp_path / "out")},
-    }  # fmt: skip
-    for key, value in changes.items():
-        section, _, inner = key.partition("__")
-        recipe[section] = {**recipe[section], inner: value} if inner else value
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return load_recipe(str(tmp_path / "recipe.yaml"))
+    return of_files.recipe_of(tmp_path, TASK.name, model, data, 5, **changes)
 
 
 # -- what the model takes ---------------------------------------------------------------------------------------------
@@ -185,10 +171,7 @@ def test_a_dry_run_says_what_sounds_will_take(folders, birds, tmp_path, child):
 @pytest.mark.parametrize("family", ["wav2vec2", "ast"])
 def test_a_run_resumes_to_the_bit(family, folders, birds, tmp_path, child):
     changes = {"training__max_steps": 6, "training__save_steps": 3}
-    whole, again, report, report_again = child(resumed, recipe_of(tmp_path, folders[family], birds, **changes))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert report["after"] == report_again["after"]
-    assert len(whole) > 4
+    of_files.resumes_to_the_bit(child, recipe_of(tmp_path, folders[family], birds, **changes))
 
 
 NOT_OF_SOUNDS = {
@@ -205,24 +188,9 @@ NOT_OF_SOUNDS = {
     for n in methods()
 ])  # fmt: skip
 def test_every_method_trains_on_a_wav2vec_or_says_why_not(name, folders, birds, tmp_path, child):
-    tasked = "task_ids" in getattr(methods()[name].implementation, "inputs", ())
-    more = {"data__train": str(with_tasks(tmp_path, birds)), "data__task_column": "task"} if tasked else {}
-    method = {"type": name.lower(), **OPTIONS.get(name, {})}
-    changes = {"training__max_steps": 3, "training__learning_rate": None, "method": method, **more}
+    changes = of_files.few_steps(name, tmp_path, birds, "audio")
     recipe = recipe_of(tmp_path, folders["wav2vec2"], birds, **changes)
-    if name in NOT_OF_SOUNDS:
-        with pytest.raises(AfinaError, match=NOT_OF_SOUNDS[name]):
-            child(run, recipe, Reporter())
-        return
-    result = child(run, recipe, Reporter())
-    assert result.after.loss != result.before.loss
-
-
-def with_tasks(folder, birds):
-    rows = [{"audio": str(birds / row["audio"]), "label": row["label"], "task": i % 3}
-            for i, row in enumerate(read_rows(birds).values)]  # fmt: skip
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "tasks.jsonl"
+    of_files.trains_or_says_why(child, recipe, NOT_OF_SOUNDS.get(name))
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from afina.core.config import methods
-from afina.errors import AfinaError, DataError, RecipeError
+from afina.errors import DataError, RecipeError
 from afina.train.base.sound_processor import load_sound_processor
 from afina.train.data.rows import read_rows
 from afina.train.loop.plans.planning import planned
@@ -20,11 +20,9 @@ from afina.train.use.predictions import predict
 from afina.train.use.trained import load_trained
 
 from ... import tiny_sounds
-from ...loop.test_adapt import OPTIONS
-from ..test_tasks import resumed
-from . import test_audio_classification as sounds
+from .. import of_files
+from ..of_files import LONG
 
-LONG = sounds.LONG
 TASK = named("speech_recognition")
 
 
@@ -51,8 +49,8 @@ def talks(tmp_path_factory):
 def recipe_of(tmp_path, folder, talks, family="whisper", **changes):
     told = {"model__language": "welsh"} if family == "whisper" else {}
     method = {"type": "lora", "r": 8, "target_modules": "all-linear"}
-    given = {"task": "speech_recognition", "method": method, "evaluation": {"max_new_tokens": 6}, **told}
-    return sounds.recipe_of(tmp_path, folder, talks, **{**given, **changes})
+    given = {"method": method, "evaluation": {"max_new_tokens": 6}, **told}
+    return of_files.recipe_of(tmp_path, TASK.name, folder, talks, 5, **{**given, **changes})
 
 
 def processor_of(folder, **section):
@@ -151,9 +149,7 @@ def spells(recipe, talks):
 def test_a_model_that_spells_resumes_to_the_bit(folders, talks, tmp_path, child):
     changes = {"training__max_steps": 6, "training__save_steps": 3}
     recipe = recipe_of(tmp_path, folders["wav2vec2"], talks, "wav2vec2", **changes)
-    whole, again, report, report_again = child(resumed, recipe)
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert report["after"] == report_again["after"]
+    of_files.resumes_to_the_bit(child, recipe)
 
 
 @pytest.mark.whole("files are the same for all tasks")
@@ -251,18 +247,6 @@ NOT_OF_SPEECH = {
     for n in methods()
 ])  # fmt: skip
 def test_every_method_trains_on_a_whisper_or_says_why_not(name, folders, talks, tmp_path, child):
-    if "task_ids" in getattr(methods()[name].implementation, "inputs", ()):
-        rows = [{**row, "audio": str(talks.parent / row["audio"]), "task": i % 3}
-                for i, row in enumerate(read_rows(talks).values)]  # fmt: skip
-        talks = tmp_path / "tasks.jsonl"
-        talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = {"data__task_column": "task"} if talks.suffix == ".jsonl" else {}
-    method = {"type": name.lower(), **OPTIONS.get(name, {})}
-    changes = {"training__max_steps": 3, "training__learning_rate": None, "method": method, **more}
+    changes = of_files.few_steps(name, tmp_path, talks, "audio")
     recipe = recipe_of(tmp_path, folders["whisper"], talks, **changes)
-    if name in NOT_OF_SPEECH:
-        with pytest.raises(AfinaError, match=NOT_OF_SPEECH[name]):
-            child(run, recipe, Reporter())
-        return
-    result = child(run, recipe, Reporter())
-    assert result.after.loss != result.before.loss
+    of_files.trains_or_says_why(child, recipe, NOT_OF_SPEECH.get(name))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+from functools import partial
 
 import pytest
 import torch
-import yaml
 
 from afina.core.config import methods
-from afina.errors import AfinaError, DataError, RecipeError
+from afina.errors import DataError, RecipeError
 from afina.train.base.image_processor import load_image_processor
 from afina.train.data.rows import read_rows
 from afina.train.loop.plans.planning import planned
@@ -26,8 +26,7 @@ from afina.train.use.predictions import predict
 from afina.train.use.trained import load_trained
 
 from ... import tiny, tiny_images
-from ...loop.test_adapt import OPTIONS
-from ..test_tasks import resumed
+from .. import of_files
 
 TASK = named("image_classification")
 COLOURS = {"cat": (200, 60, 40), "dog": (40, 60, 200), "owl": (60, 200, 60)}
@@ -50,17 +49,7 @@ def pets(tmp_path_factory):
 
 
 def recipe_of(tmp_path, model, data, **changes):
-    recipe = {
-        "task": "image_classification", "model": {"path": str(model), "dtype": "float32"},
-        "data": {"train": str(data), "eval_split": 0.25}, "method": {"type": "lora", "r": 4},
-        "training": {"learning_rate": 0.01, "batch_size": 6, "max_steps": 30, "save_steps": 30},
-        "output": {"dir": str(tmp_path / "out")},
-    }  # fmt: skip
-    for key, value in changes.items():
-        section, _, inner = key.partition("__")
-        recipe[section] = {**recipe[section], inner: value} if inner else value
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return load_recipe(str(tmp_path / "recipe.yaml"))
+    return of_files.recipe_of(tmp_path, TASK.name, model, data, 6, **changes)
 
 
 # -- what the model takes ---------------------------------------------------------------------------------------------
@@ -234,10 +223,7 @@ def logits_of(folder, batch):
 
 def test_a_run_with_changed_images_resumes_to_the_bit(folders, pets, tmp_path, child):
     changes = {"training__max_steps": 12, "training__save_steps": 6, "training__augment": ["flip", "crop"]}
-    whole, again, report, report_again = child(resumed, recipe_of(tmp_path, folders["vit"], pets, **changes))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    assert report["after"] == report_again["after"]
-    assert len(whole) > 4
+    of_files.resumes_to_the_bit(child, recipe_of(tmp_path, folders["vit"], pets, **changes))
 
 
 def test_a_run_does_not_go_on_with_other_images(folders, tmp_path, child):
@@ -285,34 +271,19 @@ _SOON = ("LORA", "BITFIT", "PROMPT_TUNING", "SHADOW")
     "name", [n if n in _SOON else pytest.param(n, marks=pytest.mark.whole("the same way for all")) for n in methods()]
 )
 def test_every_method_trains_on_a_vit_or_says_why_not(name, folders, pets, tmp_path, child):
-    tasked = "task_ids" in getattr(methods()[name].implementation, "inputs", ())
-    more = {"data__train": str(with_tasks(tmp_path, pets)), "data__task_column": "task"} if tasked else {}
-    method = {"type": name.lower(), **OPTIONS.get(name, {})}
-    changes = {"training__max_steps": 3, "training__learning_rate": None, "method": method, **more}
-    if name in NOT_OF_IMAGES:
-        with pytest.raises(AfinaError, match=NOT_OF_IMAGES[name]):
-            child(run, recipe_of(tmp_path, folders["vit"], pets, **changes), Reporter())
-        return
+    changes = of_files.few_steps(name, tmp_path, pets, "image")
     recipe = recipe_of(tmp_path, folders["vit"], pets, **changes)
-    result, scores = child(run_and_load, recipe, pets)
-    assert result.after.loss != result.before.loss
-    if not tasked:
-        assert scores.rows == 24
+    out = of_files.trains_or_says_why(child, recipe, NOT_OF_IMAGES.get(name), partial(run_and_load, pets))
+    if out is not None and not of_files.takes_tasks(name):
+        assert out[1].rows == 24
 
 
-def run_and_load(recipe, pets):
-    result = run(recipe, Reporter())
-    trained = load_trained(result.folder, Reporter())
+def run_and_load(pets, recipe, reporter):
+    result = run(recipe, reporter)
+    trained = load_trained(result.folder, reporter)
     if recipe.data.task_column is not None:
         return result, None
-    return result, predict(trained, read_rows(pets), Reporter(), batch_size=8).scores
-
-
-def with_tasks(folder, pets):
-    rows = [{"image": str(pets / row["image"]), "label": row["label"], "task": i % 3}
-            for i, row in enumerate(read_rows(pets).values)]  # fmt: skip
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "tasks.jsonl"
+    return result, predict(trained, read_rows(pets), reporter, batch_size=8).scores
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,29 @@ from .made_pipelines import PREFIX, made
 from .part_files import INDEX
 
 
+def check_pipeline(section: ModelSection) -> None:
+    """Refuse what is no pipeline on this machine, before anything is fetched or made.
+
+    Raises:
+        RecipeError: there is no such folder, and it is no id of the hub.
+        CheckpointError: the folder holds no pipeline.
+    """
+    if section.path.startswith(PREFIX) or is_reference(section.path):
+        return
+    path = Path(section.path).expanduser()
+    if path.exists():
+        _check_folder(path)
+    elif section.path.count("/") > 1 or section.path.startswith((".", "~", "/")):
+        raise RecipeError("no such pipeline", where="model.path", got=f"{section.path} ({looked(path)})",
+                          expected="a folder, a hub id or embedded:NAME")  # fmt: skip
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / INDEX).is_file():
+        raise CheckpointError(f"not a pipeline of diffusers (no {INDEX})", where=path,
+                              fix="text_to_image trains whole pipelines: Stable Diffusion and its like")  # fmt: skip
+
+
 def pipeline_location(section: ModelSection, reporter: Reporter) -> str:
     """The folder of the pipeline that a section names: a path, a reference, a hub id, or `embedded:NAME`.
 
@@ -24,19 +47,12 @@ def pipeline_location(section: ModelSection, reporter: Reporter) -> str:
         RecipeError: there is none.
         CheckpointError: it is no pipeline, or cannot be fetched.
     """
+    check_pipeline(section)
     if section.path.startswith(PREFIX):
         return str(made(section.path.removeprefix(PREFIX), reporter))
-    path = Path(section.path).expanduser()
-    if is_reference(section.path):
-        path = locate(section.path, reporter)
-    elif not path.exists():
-        if section.path.count("/") > 1 or section.path.startswith((".", "~", "/")):
-            raise RecipeError("no such pipeline", where="model.path", got=f"{section.path} ({looked(path)})",
-                              expected="a folder, a hub id or embedded:NAME")  # fmt: skip
-        path = _fetched(section)
-    if not (path / INDEX).is_file():
-        raise CheckpointError(f"not a pipeline of diffusers (no {INDEX})", where=path,
-                              fix="text_to_image trains whole pipelines: Stable Diffusion and its like")  # fmt: skip
+    path = locate(section.path, reporter) if is_reference(section.path) else Path(section.path).expanduser()
+    path = path if path.exists() else _fetched(section)
+    _check_folder(path)
     return str(path)
 
 

@@ -102,6 +102,13 @@ class Reward(OfPairs):
         ids = token_ids(prompter, prompter.ended(text), first=True)[: prompter.data.max_length]
         return f"{text_scores(trained.model, prompter, [ids], batch_size=1)[0]:.4f}"
 
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each has a text, or both."""
+        if not all({"chosen", "rejected"} <= set(row) for row in rows.values):
+            kind = prompter.question_format(rows)
+            for index in range(len(rows)):
+                _text(prompter, rows, index, kind)
+
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None
     ) -> Predictions:
@@ -126,9 +133,12 @@ class Reward(OfPairs):
 
 
 def _text_ids(prompter: Prompter, rows: Rows, index: int, kind: str) -> list[int]:
-    """The tokens of a text that is to be scored, as in training: of messages, of prompt and completion, or of text."""
+    """The tokens of a text that is to be scored."""
+    return token_ids(prompter, _text(prompter, rows, index, kind), first=True)
+
+
+def _text(prompter: Prompter, rows: Rows, index: int, kind: str) -> str:
+    """It as in training: of messages, of prompt and completion, or of text."""
     if kind == "chat" or "completion" in rows.values[index] or prompter.data.completion is not None:
-        text = prompter.whole(rows, index, kind)
-    else:
-        text = prompter.ended(rows.text(index, prompter.data.text_column))
-    return token_ids(prompter, text, first=True)
+        return prompter.whole(rows, index, kind)
+    return prompter.ended(rows.text(index, prompter.data.text_column))

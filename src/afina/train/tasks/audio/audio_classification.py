@@ -10,6 +10,7 @@ from ...data.encode import Data, Encoded
 from ...data.prompts import Prompter
 from ...data.readers.media_rows import SOUNDS, Medium
 from ...data.rows import Rows
+from ...data.sounds.sound_files import playable
 from ...recipe.sections import DataSection, ModelSection, Recipe
 from ...report.events import Reporter
 from ..files.file_classes import FileClassification
@@ -47,8 +48,8 @@ class AudioClassification(FileClassification):
         return sound_items(rows, processor, prompter.ledger, told, checked=checked, whole=False)
 
     def shown(self, item: dict[str, Any]) -> str:
-        """The sound's file."""
-        return str(item["where"])
+        """The sound, as a page plays it."""
+        return playable(item["audio"], item["where"])
 
     def collator(self, tokenizer: Any) -> Any:
         """Reads sounds and lets the extractor make a batch of them."""

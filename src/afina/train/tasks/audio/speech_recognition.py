@@ -13,11 +13,14 @@ from ...conversations.processor import Sounds
 from ...data.encode import Data, Encoded
 from ...data.labels import task_numbers
 from ...data.prompts import Prompter
+from ...data.readers.media_rows import SOUNDS
 from ...data.rows import Rows
+from ...data.sounds.sound_files import playable
 from ...recipe.sections import DataSection, ModelSection, Recipe
 from ...report.events import Reporter, Span
 from ...report.scores import Scores
 from ..base import Job, Predictions, Task, Trained
+from ..files.file_items import file_item
 from .audio_classification import noise
 from .shortened import shorten
 from .sound_batches import SoundBatches, sound_items
@@ -37,6 +40,7 @@ class SpeechRecognition(Task):
     groups: ClassVar[bool] = False
     reader_file: ClassVar[str] = "processor_config.json"
     medium: ClassVar[str] = "sounds"
+    writes: ClassVar[bool] = True
 
     def reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
         """The model's feature extractor and tokenizer."""
@@ -127,8 +131,9 @@ class SpeechRecognition(Task):
         loss = float(job.trainer.evaluate(held_out)["eval_loss"])
         expected = [said(rows, i, job.recipe.data.text_column) for i in held_out.source]
         got = self._written(job)
-        samples = [(item["where"], e, g) for item, e, g in zip(held_out.items, expected, got, strict=True)]
-        return error_scores(loss, expected, got, tuple(samples[:_SHOWN]))
+        shown = list(zip(held_out.items, expected, got, strict=True))[:_SHOWN]
+        samples = tuple((playable(item["audio"], item["where"]), e, g) for item, e, g in shown)
+        return error_scores(loss, expected, got, samples)
 
     def items_right(self, job: Job) -> list[float]:
         """1 where a row is written without an error, else 0."""
@@ -164,6 +169,16 @@ class SpeechRecognition(Task):
             ids = [i for part in _tokens(processor, text) for i in part][:16]
             out["decoder_input_ids"] = torch.tensor([ids], device=device)
         return out
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each names a sound that is there."""
+        column = prompter.data.text_column
+        told = all(column in row for row in rows.values)
+        for index in range(len(rows)):
+            file_item(rows, index, SOUNDS)
+            if told:
+                said(rows, index, column)
+        task_numbers(rows, prompter.data.task_column)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None

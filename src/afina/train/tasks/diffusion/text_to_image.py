@@ -15,7 +15,7 @@ from ...answers.batches import in_batches
 from ...answers.judge import check_loss, judging
 from ...base.adapter_below import with_adapter_below
 from ...base.pipelines.part_files import INDEX
-from ...base.pipelines.pipeline_folder import pipeline_location
+from ...base.pipelines.pipeline_folder import check_pipeline, pipeline_location
 from ...conversations.processor import Images
 from ...data.encode import Data, Encoded
 from ...data.prompts import Prompter
@@ -64,6 +64,10 @@ class TextToImage(Task):
         if recipe.data.task_column is not None or recipe.data.labels is not None:
             key = "data.labels" if recipe.data.task_column is None else "data.task_column"
             raise RecipeError("images that are made have neither labels nor tasks", where=key, fix="leave it out")
+
+    def check_location(self, section: ModelSection) -> None:
+        """Refuse what is no pipeline."""
+        check_pipeline(section)
 
     def location(self, section: ModelSection, reporter: Reporter) -> str:
         """The pipeline's folder."""

@@ -15,7 +15,7 @@ from ...answers.evaluate import share_right
 from ...answers.judge import check_loss, class_logits
 from ...conversations.image_files import found_at
 from ...data.encode import Encoded
-from ...data.labels import checked_labels, found_labels, label_of, task_numbers
+from ...data.labels import check_given, checked_labels, found_labels, label_of, task_numbers
 from ...data.prompts import Prompter
 from ...data.readers.media_rows import Medium
 from ...data.rows import Rows
@@ -25,6 +25,7 @@ from ...report.scores import Scores
 from ..answering import label_scores
 from ..base import Job, Predictions, Task, Trained
 from ..sequence_classification import head_options
+from .file_items import file_item
 
 _SHOWN, _WRONG = 6, 24
 """Held-out rows that are shown whatever is said of them, and wrong ones."""
@@ -150,6 +151,13 @@ class FileClassification(Task):
         (row,) = self._probabilities(trained, [{**item, "task_ids": numbers[0]} if numbers else item], 1)
         ranked = sorted(zip(row.tolist(), trained.labels or [], strict=True), reverse=True)[:5]
         return "  ".join(f"{label} {share:.3f}" for share, label in ranked)
+
+    def check_rows(self, rows: Rows, prompter: Prompter) -> None:
+        """Each names a file that is there."""
+        for index in range(len(rows)):
+            file_item(rows, index, self.of)
+        task_numbers(rows, prompter.data.task_column)
+        check_given(rows, prompter.data.label_column, prompter.data.labels)
 
     def predict(
         self, trained: Trained, rows: Rows, reporter: Reporter, batch_size: int, max_new_tokens: int | None

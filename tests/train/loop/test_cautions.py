@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from afina import IA3Config, LoraConfig
+from afina.train.loop.cautions import cautions, supervised_tokens
 from afina.train.recipe.sections import Recipe
-from afina.train.tasks.cautions import cautions, supervised_tokens
 
 ITEMS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}] * 10
 

@@ -1,0 +1,91 @@
+"""What tasks are given and what they give: a run to measure, a trained model to use, predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.prompts import Prompter
+from ..data.readers.row_check import Row
+from ..recipe.sections import Recipe
+from ..report.events import Reporter
+from ..report.scores import Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..data.encode import Data
+    from .base import Task
+
+BEFORE, AFTER = "before", "after"  # stages of a run at which its model is measured
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose model is to be measured on its held-out rows; `stage` is `BEFORE` or `AFTER` training."""
+
+    recipe: Recipe
+    trainer: Any
+    data: Data
+    prompter: Prompter
+    reporter: Reporter
+    stage: str
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows with what the model says to them, and how right that is where the rows say it (None where not)."""
+
+    rows: list[Row]
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the files of a trained adapter say of it, before a model is loaded.
+
+    Attributes:
+        folder: the adapter's folder.
+        recipe: the recipe that trained it, or what the adapter's config tells where there is none.
+        task: what it was trained to do.
+        is_adapter: whether it is an adapter on a base; else the whole model was trained.
+    """
+
+    folder: Path
+    recipe: Recipe
+    task: Task
+    is_adapter: bool = field(default=True, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Trained(Known):
+    """A trained adapter on its base, ready to be used.
+
+    Attributes:
+        model: the `PeftModel`, in eval mode; after full fine-tuning the plain model.
+        tokenizer: the tokenizer that it was trained with.
+        trained_on: storage of the base that it was trained on.
+        task_number: which of its tasks single texts belong to, where its method knows several.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    trained_on: str = "none"
+    task_number: int | None = None
+
+    def task_numbers(self, texts: int) -> list[int] | None:
+        """`task_number` for each of so many texts."""
+        return None if self.task_number is None else [self.task_number] * texts
+
+    @property
+    def prompter(self) -> Prompter:
+        """Renders prompts as in training."""
+        return self.task.prompter(self.recipe.data, self.tokenizer)
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The label names, where there is a fixed set."""
+        if self.recipe.data.labels is not None or not self.task.classes:
+            return self.recipe.data.labels
+        return [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
