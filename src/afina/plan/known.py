@@ -1,7 +1,7 @@
 """Numbers of tensors without data, as far as they follow from numbers that are known: integers and masks.
 
-Tokens, the places of images among them, the sizes of images: what code asks for the numbers of, and what decides on shapes,
-is computed from the batch's integers alone. They are few, so they are computed beside the tensors without data.
+Tokens, the places of images among them, the sizes of images: what code asks for the numbers of, and what decides on
+shapes, is computed from the batch's integers alone. They are few, so they are computed beside the tensors without data.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Known:
         if any(tensor.numel() > _MOST or self.of(tensor) is None for tensor in inputs):
             self._forget(func, args)
             return None
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             real = tree_map(lambda leaf: self.of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
             kept = {key: value for key, value in real[1].items() if key not in ("device", "pin_memory")}
             if not inputs and not _is_small(args, kwargs):

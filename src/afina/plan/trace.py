@@ -84,7 +84,7 @@ class Work:
         return sum(product.flops * times for product, times in self.products.items())
 
 
-class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Trace(TorchDispatchMode):
     """Writes down what runs under it.
 
     Attributes:
@@ -98,7 +98,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.events: list[Event] = []
         self.parts: dict[int, str] = {}
         self.part, self.step, self.number = "weights", 0, 1.0
@@ -117,10 +117,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         real = self.known.computed(func, args, kwargs or {})
         if name in _INDEXED and len(args) > 1:
             args = (args[0], [part for index in args[1] for part in self._places(index)], *args[2:])
-        if name in _BY_NUMBERS:
-            out = self._by_numbers(name, args, real)
-        else:
-            out = func(*args, **(kwargs or {}))
+        out = self._by_numbers(name, args, real) if name in _BY_NUMBERS else func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if real is not None:
             self.known.keep(tensors, real)
@@ -131,10 +128,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _number(self, tensor: Tensor) -> bool | int | float:
-        """What code asks a tensor for; of one that is not known, a mask is taken to hide something, a count to be one."""
+        """What code asks a tensor for; if it is not known, a mask is taken to hide something, a count to be one."""
         found = self.known.of(tensor)
         if found is not None:
-            with _disable_current_modes():  # type: ignore[no-untyped-call]
+            with _disable_current_modes():
                 return found.item()
         return False if tensor.dtype == torch.bool else 1 if not tensor.is_floating_point() else self.number
 
@@ -145,7 +142,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name == "nonzero":
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)  # type: ignore[no-any-return]
         mask = self.known.of(args[1])
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             count = int(mask.sum()) if mask is not None else args[0].numel()
         return args[0].new_empty(count)  # type: ignore[no-any-return]
 
@@ -154,7 +151,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(index, Tensor) or index.dtype != torch.bool:
             return [index]
         mask, count = self.known.of(index), index.numel()
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             real = mask.nonzero().unbind(1) if mask is not None else None
             count = len(real[0]) if real else count
         out = [index.new_empty(count, dtype=torch.long) for _ in range(index.dim())]
@@ -227,11 +224,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Any:
         self._token = TRACED.set(self.ran)
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         TRACED.reset(self._token)
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)
 
 
 def by_onednn(name: str, product: Product) -> bool:

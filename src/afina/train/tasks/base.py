@@ -12,7 +12,6 @@ from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.item_pass import Read, read_items
 from ..answers.judge import of_positions
-from ..answers.subjects import AFTER, BEFORE, Job, Predictions, Trained
 from ..base.base_model import base_location, check_location, config_of, load_tokenizer
 from ..base.given_base import loaded
 from ..base.rates import width_of

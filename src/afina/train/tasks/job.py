@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows with what the model says to them, and how right that is where the rows say it (None where not)."""
+    """Rows with what the model says to them, how right that is where the rows say it (None where not), and files that
+    it made, by the names that the rows give them."""
 
     rows: list[Row]
     scores: Scores | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
