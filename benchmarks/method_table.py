@@ -1,9 +1,9 @@
 """How far the methods are apart: `python -m benchmarks.method_table [--tasks ...]`.
 
-More than 20 methods, each with its learning rate searched among five, three seeds, on three of the embedded tasks cut to
-what a night on two cores can do: a small encoder classifies tweets, a small language model answers them with a word, and
-the same model goes on reading, in French. Each task is one `afina compare`, whose own folder keeps everything that was
-finished: called again, the command goes on where it was stopped. What a task ends in goes to docs/results, and
+More than 20 methods, each with its learning rate searched among five, three seeds, on three of the embedded tasks cut
+to what a night on two cores can do: a small encoder classifies tweets, a small language model answers them with a word,
+and the same model goes on reading, in French. Each task is one `afina compare`, whose own folder keeps everything that
+was finished: called again, the command goes on where it was stopped. What a task ends in goes to docs/results, and
 scripts/method_table_page.py writes the page of all of them, docs/method-table.md.
 """
 

@@ -1,3 +1,5 @@
+# ruff: noqa: E501
+# (Rows and paragraphs of the page.)
 """Write docs/method-table.md and its picture from docs/results. `--check` only says whether the page is up to date."""
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from afina.plan.footprint import _kept
 from afina.plan.heap import MAPPED, MIB, PAGE, Busy, Heap
+from afina.plan.trace import Event
 
 
 def test_blocks_from_a_threshold_on_are_mapped_and_leave_at_once():
@@ -62,3 +64,23 @@ def test_small_blocks_between_tensors_make_gaps_the_same_each_time():
         return heap._touched
 
     assert run(Busy) == run(Busy) > run(Heap)
+
+
+def test_what_is_kept_brings_small_blocks_that_stay_as_long_as_it():
+    heap = Busy()
+    heap.allocate(0, MIB, kept=True)
+    heap.allocate(1, MIB)
+    (small,) = heap._beside.values()
+    assert all(-number in heap._blocks for number in small)
+    for key in range(2, 60):
+        heap.allocate(key, MIB)
+    assert all(-number in heap._blocks for number in small)
+    heap.free(0)
+    assert not any(-number in heap._blocks for number in small)
+
+
+def test_what_outlives_thirty_large_tensors_is_kept():
+    rest = [event for key in range(1, 33) for event in (Event(key, MIB, 1), Event(key, -MIB, 1))]
+    assert _kept([Event(0, MIB, 1), *rest, Event(0, -MIB, 1)]) == {0}
+    assert _kept([Event(0, MIB, 1), *rest[:40], Event(0, -MIB, 1)]) == set()
+    assert _kept([Event(0, MIB, 1)]) == {0}

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from .caching import Caching
-from .heap import Busy
+from .heap import LARGE, Busy
 from .trace import PARTS, Event
 
-GAPS = 1.08
-"""How many times larger a process's heap is than the model's of the same calls (six runs: 1.06 to 1.09)."""
+KEPT = 30
+"""What outlives so many large tensors is kept for the backward pass, or longer."""
 BESIDE = 15 * 2**19
 """Bytes of a process on its first steps, of the libraries' code and Python's objects (measured: 7 to 8 MiB)."""
 
@@ -46,17 +46,30 @@ def on_processor(
         weights: bytes of the base's tensors by their keys; they are read from files, which the heap does not see.
         unread: bytes of them that no step reads, which stay in the files.
     """
-    heap, watch = Busy(), _Watch(parts, weights)
+    heap, watch, events = Busy(), _Watch(parts, weights), list(events)
+    kept = _kept(events)
     for event in events:
         watch.see(event)
         if event.key in weights:
             continue
         if event.size > 0:
-            heap.allocate(event.key, event.size)
+            heap.allocate(event.key, event.size, kept=event.key in kept)
         else:
             heap.free(event.key)
-        watch.at(round(GAPS * (heap.taken - heap.mapped)) + heap.mapped + watch.weights)
+        watch.at(heap.taken + watch.weights)
     return watch.peak({"weights": -unread, "libraries": BESIDE})
+
+
+def _kept(events: Iterable[Event]) -> set[int]:
+    """The allocations that outlive `KEPT` large ones."""
+    large, begun, out = 0, dict[int, int](), set[int]()
+    for event in events:
+        large += event.size > LARGE
+        if event.size > 0:
+            begun[event.key] = large
+        elif large - begun.pop(event.key, large) > KEPT:
+            out.add(event.key)
+    return out | begun.keys()
 
 
 def on_cuda(

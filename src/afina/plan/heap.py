@@ -19,10 +19,13 @@ from where in any; what the heap's end keeps."""
 _HEADER, _LEAST, _ALIGNMENT = 16, 32, 64
 _SMALL, _FAST, _CACHED = 1040, 128, 7
 """Spans up to which size are kept as they are, seven of each (tcache), and of which all wait (fastbins)."""
-_TO_A_TENSOR, _LASTING, _TENSORS, _SHORT = 4, 0.1, 0.2, 18
-_LONG, _SIZES = (60, 200, 800, 3000), (24, 32, 16, 8, 56, 64, 176, 96, 224, 112, 464, 472, 480, 600, 300)
-"""Of the small blocks of a `Busy` heap: to a tensor, the part that lasts, the part that is aligned, lives in blocks
-that come meanwhile, and bytes."""
+_SHORT, _MEDIUM, _KEPT, _NEAR = 4, 10, 13, 10
+"""Small blocks of a `Busy` heap: to a tensor; to a large one beside; to one that is kept; and how many tensors after it
+those to a large one are gone."""
+LARGE = 16 * KIB
+_SIZES = ((16, 29), (24, 23), (176, 11), (96, 7), (32, 6), (312, 4), (488, 4), (464, 3), (472, 3), (8, 2), (184, 2),
+          (736, 2), (112, 2), (480, 2))  # fmt: skip
+"""Bytes of small blocks, and in how many of a hundred."""
 
 
 class Heap:
@@ -137,30 +140,44 @@ class Heap:
 
 
 class Busy(Heap):
-    """The heap of a process that has more to do: between tensors come small blocks, of torch's own bookkeeping and of
-    Python's, which lie between them and keep neighbours apart. Their number, sizes and lives are drawn, from the same
-    seed each time, as they were counted in runs (four to a tensor; nine of ten are gone after twenty others)."""
+    """The heap of a process that has more to do: with tensors come small blocks, of torch's own bookkeeping and of
+    Python's, which lie between them and keep neighbours apart. Most are gone at once; the nodes of autograd's graph
+    stay as long as the tensors that they keep, and what was a hole between two of those is theirs then.
+
+    How many there are was counted in runs of nine kinds: to a tensor that outlives 30 large ones 8 to 17, in the mean
+    13. Their sizes and the lives of the others are drawn, from the same seed each time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._draw, self._small = random.Random(0), 0
+        self._draw, self._small, self._tensors = random.Random(0), 0, 0
+        self._kinds = [size for size, share in _SIZES for _ in range(share)]
         self._ends: list[tuple[int, int]] = []
+        self._beside: dict[int, list[int]] = {}
 
-    def allocate(self, key: int, size: int, aligned: bool = True) -> None:
-        """A tensor's block, after small ones."""
-        self._traffic(_TO_A_TENSOR)
+    def allocate(self, key: int, size: int, aligned: bool = True, kept: bool = False) -> None:
+        """A tensor's block, after small ones.
+
+        Args:
+            kept: for the backward pass, or longer.
+        """
+        self._tensors += 1
+        while self._ends and self._ends[0][0] < self._tensors:
+            super().free(-heappop(self._ends)[1])
+        for number in range(_SHORT + (_MEDIUM if size > LARGE else 0)):
+            life = self._draw.randrange(0, (2 if number < _SHORT else 1 + _NEAR))
+            heappush(self._ends, (self._tensors + life, self._block()))
         super().allocate(key, size, aligned)
+        if kept:
+            self._beside[key] = [self._block() for _ in range(_KEPT)]
+
+    def _block(self) -> int:
+        self._small += 1
+        super().allocate(-self._small, self._draw.choice(self._kinds), False)
+        return self._small
 
     def free(self, key: int) -> None:
-        """The end of a block."""
-        self._traffic(1)
+        """The end of a block, and of the small ones that were there for it."""
         super().free(key)
-
-    def _traffic(self, count: int) -> None:
-        for _ in range(count):
-            self._small += 1
-            life = _SHORT if self._draw.random() > _LASTING else self._draw.choice(_LONG)
-            super().allocate(-self._small, self._draw.choice(_SIZES), self._draw.random() < _TENSORS)
-            heappush(self._ends, (self._small + self._draw.randrange(1, 2 * life), self._small))
-            while self._ends[0][0] < self._small:
-                super().free(-heappop(self._ends)[1])
+        for number in self._beside.pop(key, ()):
+            super().free(-number)

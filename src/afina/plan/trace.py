@@ -84,7 +84,7 @@ class Work:
         return sum(product.flops * times for product, times in self.products.items())
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down what runs under it.
 
     Attributes:
@@ -98,7 +98,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.parts: dict[int, str] = {}
         self.part, self.step, self.number = "weights", 0, 1.0
@@ -224,11 +224,11 @@ class Trace(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._token = TRACED.set(self.ran)
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         TRACED.reset(self._token)
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def by_onednn(name: str, product: Product) -> bool:

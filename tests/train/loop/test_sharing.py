@@ -84,7 +84,8 @@ def test_processes_with_different_recipes_are_told_which_setting_differs(model_f
     for error in together(by_own_recipe, recipe_in(tmp_path, model_folder)):
         assert isinstance(error, RecipeError)
         assert str(error).splitlines() == [
-            "process 1: training.learning_rate: the processes were given different recipes", "got: 0.02; expected: 0.01, as process 0", "fix: give all of them the same command",
+            "process 1: training.learning_rate: the processes were given different recipes",
+            "got: 0.02; expected: 0.01, as process 0", "fix: give all of them the same command",
         ]  # fmt: skip
     assert not (tmp_path / "out").exists()
 

@@ -18,8 +18,10 @@ from afina.core.layers.partitioned import is_partitioned
 from afina.devices.ranks import spread
 from afina.errors import RecipeError
 from afina.train.loop import zero
+from afina.train.loop.sharing import why_whole
 from afina.train.recipe import zero_stages
 from afina.train.recipe.settings import load_recipe
+from afina.train.recipe.zero_stages import partitions_weights
 from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS, arguments
 
@@ -190,6 +192,21 @@ def test_what_an_engine_would_do_otherwise_is_refused(setting, key, model_folder
     monkeypatch.setattr(zero_stages, "is_installed", lambda: True)
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed="zero2", **setting)))
     assert key in str(checked(recipe))
+
+
+@pytest.mark.parametrize("distributed", ["zero3", "zero3_offload"])
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [("method.type", {"method": {"type": "full"}}), *(("model.quantize", {"model__quantize": storage})
+                                                     for storage in ("nf4", "fp4", "int8", "int8wo", "int4wo"))],
+)  # fmt: skip
+def test_what_zero3_needs_whole_is_refused(key, changes, distributed, model_folder, tmp_path):
+    """By `tell_sharing`, before anything is loaded."""
+    recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed=distributed, **changes)))
+    assert partitions_weights(recipe)
+    found = why_whole(recipe)
+    assert found is not None
+    assert found[0] == key
 
 
 def write_mt5(folder):

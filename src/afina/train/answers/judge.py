@@ -187,8 +187,12 @@ def span_losses(found: Any, targets: Sequence[Any], longest: int) -> Any:
 
 def mean_pooled(model: Any, inputs: Mapping[str, Any]) -> Any:
     """The mean of the last hidden states over a text's tokens, [texts, width]."""
-    hidden = model(**inputs).last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(2).to(hidden.dtype)
+    return pooled(model(**inputs).last_hidden_state, inputs["attention_mask"])
+
+
+def pooled(hidden: Any, mask: Any) -> Any:
+    """The mean of hidden states over a text's tokens, [texts, width]."""
+    mask = mask.unsqueeze(2).to(hidden.dtype)
     hidden = hidden[:, -mask.shape[1] :]  # virtual tokens stand before the input's own
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 

@@ -7,14 +7,15 @@ counts is how many held-out anchors have their own positive as the nearest of al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import RecipeError
 from ..answers.evaluate import wilson
-from ..answers.judge import text_embeddings
+from ..answers.judge import pooled, text_embeddings
+from ..answers.row_losses import TellsRows
 from ..data.encode import Data, Encoded, check_vocabulary
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -25,12 +26,15 @@ from .arguments import training_arguments
 from .base import Job, Predictions, Task, Trained
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _PLACES = ("anchor", "positive", "negative")
+_SHARPNESS = 20
+"""What sentence-transformers multiplies cosines by."""
 
 
-class Embeddings(Task):
+class Embeddings(Task, TellsRows):
     """Anchors and positives, with or without negatives."""
 
     name: ClassVar[str] = "embeddings"
@@ -103,6 +107,17 @@ class Embeddings(Task):
             data_collator=self.collator(tokenizer), processing_class=tokenizer,
         )  # fmt: skip
 
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Tensor:
+        """How far each anchor's positive is from being alone among all texts of its batch."""
+        import torch
+        from torch.nn.functional import cross_entropy, normalize
+
+        masks = [value for key, value in batch.items() if key.endswith("_attention_mask")]
+        anchors, *others = (normalize(pooled(said.last_hidden_state, mask).float(), dim=1)
+                            for said, mask in zip(outputs, masks, strict=True))  # fmt: skip
+        found = _SHARPNESS * anchors @ torch.cat(others).T
+        return cross_entropy(found, torch.arange(len(found), device=found.device), reduction="none")
+
     def score(self, job: Job) -> Scores:
         """The loss over batches of held-out rows, and the share of anchors whose positive is the nearest of all."""
         right = self.items_right(job)
@@ -118,7 +133,7 @@ class Embeddings(Task):
         """How far an anchor's positive is from being alone among the positives: cross-entropy over all of them."""
         import torch
 
-        found = 20 * self._similarities(job, items)
+        found = _SHARPNESS * self._similarities(job, items)
         losses = torch.nn.functional.cross_entropy(found, torch.arange(len(found)), reduction="none")
         return [float(loss) for loss in losses]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ CASES = {
     "classes": {"task": "sequence_classification"},
     "tags": {"task": "token_classification"},
     "spans": {"task": "extractive_qa"},
+    "images": {"task": "image_classification"},
+    "sounds": {"task": "audio_classification"},
+    "speech": {"task": "speech_recognition"},
+}
+# Losses of whole rows, told of a second step: a fresh adapter judges no pair.
+OF_ROWS = {
+    "pairs": {"task": "preference"},
+    "pairs, virtual tokens": {"task": "preference", "method": {"type": "prompt_tuning", "num_virtual_tokens": 3}},
+    "odds": {"task": "orpo"},
+    "scores": {"task": "reward"},
+    "texts": {"task": "embeddings"},
 }
 
 
@@ -49,7 +61,7 @@ def recipe_of(folder: Path, models: dict[str, Path], task: str, **changes):
     (encoder / "config.json").write_text(json.dumps({**config, **off}))
     sets = sets_of(folder, task)
     own = {"data__train": sets, "data__eval": sets, **{f"training__{key}": value for key, value in STILL.items()}}
-    return load_recipe(str(tiny.write_task(folder, task, {**models, "encoder": encoder}, **own, **changes)))
+    return load_recipe(str(tiny.write_task(folder, task, {**models, "encoder": encoder}, **{**own, **changes})))
 
 
 def ran(recipe):
@@ -88,9 +100,51 @@ def test_loss_of_a_set_is_the_mean_over_its_rows(tmp_path, models, child, case):
     assert f"at the end: {words}." in card
 
 
-def test_trainers_with_batches_of_their_own_are_said_to_tell_one_loss(tmp_path, models, child):
-    lines, report, _, said = child(ran, recipe_of(tmp_path, models, "reward"))
-    assert report["training"]["sets"] is None
+MOVED = {"learning_rate": 0.05, "scheduler": "constant"}
+
+
+def ran_twice(recipe):
+    """The report of a run of one step that moves, and the metrics and what was said of one of two such steps."""
+    from afina.train.loop.run import run
+
+    one, two = (recipe.training.model_copy(update={**MOVED, "max_steps": steps}) for steps in (1, 2))
+    after = run(recipe.model_copy(update={"training": one}), Reporter()).report["after"]
+    output = recipe.output.model_copy(update={"dir": f"{recipe.output.dir}-two"})
+    lines, _, _, said = ran(recipe.model_copy(update={"training": two, "output": output}))
+    return after, [line for line in lines if "loss" in line][1], said
+
+
+@pytest.mark.parametrize("case", OF_ROWS)
+def test_loss_of_whole_rows_is_that_of_a_sets_own(tmp_path, models, child, case):
+    given = dict(OF_ROWS[case])
+    after, step, said = child(ran_twice, recipe_of(tmp_path, models, given.pop("task"), **given))
+    told = {name: step[f"loss/{name}"] for name in ("a", "b")}
+    assert told == pytest.approx(after["sets"], rel=2e-4)
+    assert abs(told["a"] - told["b"]) > 1e-4
+    assert not any("told of all data sets together" in text for text in said)
+    if case != "odds":  # whose loss of the written answers is the mean over a batch's tokens, not over rows
+        assert (6 * told["a"] + 3 * told["b"]) / 9 == pytest.approx(step["loss"], rel=1e-4)
+
+
+def test_loss_of_good_and_bad_answers_is_each_ones_weighted_one(tmp_path, models, child):
+    """Of one good row and a bad one that comes twice, whose rewards TRL tells by themselves."""
+    recipe = recipe_of(tmp_path, models, "kto", training__batch_size=3, training__beta=0.5)
+    for name, row in (("a", (True, "n2", "even")), ("b", (False, "n7", "even"))):
+        values = dict(zip(("label", "prompt", "completion"), row, strict=True))
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(values))
+    sets = [one.model_copy(update={"weight": weight}) for one, weight in zip(recipe.data.train, (1, 2), strict=True)]
+    data = recipe.data.model_copy(update={"train": sets})
+    _, step, _ = child(ran_twice, recipe.model_copy(update={"data": data}))
+    point, good, bad = recipe.training.beta * step["kl"], step["rewards/chosen"], step["rewards/rejected"]
+    assert good != pytest.approx(bad, rel=0.01)
+    expected = {"a": 2 / (1 + exp(good - point)), "b": 1 / (1 + exp(point - bad))}
+    assert {name: step[f"loss/{name}"] for name in ("a", "b")} == pytest.approx(expected, rel=1e-5)
+    assert (expected["a"] + 2 * expected["b"]) / 3 == pytest.approx(step["loss"], rel=1e-5)
+
+
+def test_answers_that_are_drawn_are_said_to_have_one_loss(tmp_path, models, child):
+    lines, report, _, said = child(ran, recipe_of(tmp_path, models, "grpo", training__batch_size=4))
+    assert "sets" not in report["training"]
     assert not any(key.startswith("loss/") for line in lines for key in line)
     assert any("told of all data sets together" in line for line in said)
 

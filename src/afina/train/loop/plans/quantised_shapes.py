@@ -18,6 +18,8 @@ from ...recipe.sections import ModelSection
 
 BITS: Mapping[str, float] = MappingProxyType({"nf4": 4.13, "fp4": 4.13, "int8": 8.0, "int8wo": 8.0, "int4wo": 5.0})
 """Bits that a weight takes with its scales."""
+_ANY_INPUT = ("nf4", "fp4", "int8")
+"""Storages of layers that take inputs of any dtype: bitsandbytes'."""
 
 
 class _Dequantised(torch.autograd.Function):
@@ -45,15 +47,15 @@ class FewBits(nn.Linear):
 
 
 def quantised(section: ModelSection, base: Any) -> Any:
-    """The base in the section's storage: its linear layers but the head stand for packed ones, and as beside those of
-    bitsandbytes and torchao, what has 16 bits else goes to float32."""
+    """The base in the section's storage: its linear layers but the head stand for packed ones. What has 16 bits beside
+    those of bitsandbytes goes to float32; torchao's take inputs of their own dtype only."""
     if section.quantize not in BITS:
         return base
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     for module in base.modules():
         if type(module) is nn.Linear and module is not head:
             module.__class__ = FewBits
-    for module in base.modules():
+    for module in base.modules() if section.quantize in _ANY_INPUT else ():
         for name, parameter in module._parameters.items() if not isinstance(module, FewBits) else ():
             if parameter is not None and parameter.dtype.itemsize == 2:
                 module._parameters[name] = nn.Parameter(parameter.detach().float(), requires_grad=False)
@@ -62,6 +64,11 @@ def quantised(section: ModelSection, base: Any) -> Any:
     return base.requires_grad_(False)
 
 
-def stored_bytes(section: ModelSection, weight: Tensor) -> int:
-    """Bytes of a packed weight."""
-    return round(weight.numel() * BITS[section.quantize] / 8)
+def stored_bytes(section: ModelSection, weight: Tensor, gpu: bool) -> int:
+    """Bytes of a packed weight.
+
+    On a processor torchao packs what is mapped from a file, whose pages stay in memory with those of the embeddings
+    beside; what lies beside bitsandbytes' is copied to float32, and the file is let go.
+    """
+    packed = round(weight.numel() * BITS[section.quantize] / 8)
+    return packed if gpu or section.quantize in _ANY_INPUT else packed + weight.numel() * weight.element_size()

@@ -109,7 +109,7 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     for module in base.modules():
         if isinstance(module, FewBits):
             key = trace.live[module.weight.untyped_storage()._cdata]
-            weights[key] = stored_bytes(recipe.model, module.weight)
+            weights[key] = stored_bytes(recipe.model, module.weight, gpu)
     began = len(trace.events)
     with trace.of("adapters"):
         config = trains_new_tokens(begin_config(recipe, setting.steps), base, setting.tokenizer, recipe.model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....errors import DataError
 from ...answers.batches import in_batches
+from ...answers.row_losses import TellsRows
 from ...data.encode import Data, Encoded, check_vocabulary
 from ...data.pairs import answered
 from ...data.prompts import Prompter
@@ -30,13 +31,14 @@ from ..base import BEFORE, Job
 from .reference import HeldToReference, held_to_reference, log_ratios
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _SOURCE = ("prompt_ids", "completion_ids", "label", "KL_completion_ids")
 _WORDS = MappingProxyType({"true": True, "false": False})
 
 
-class KTO(HeldToReference):
+class KTO(HeldToReference, TellsRows):
     """Prompts with an answer that is good or bad."""
 
     name: ClassVar[str] = "kto"
@@ -86,8 +88,7 @@ class KTO(HeldToReference):
         """TRL's own. It takes the rows in our order, so they are shuffled once; good and bad ones weigh the same."""
         from trl import KTOTrainer
 
-        order = list(range(len(data.train)))
-        random.Random(recipe.training.seed).shuffle(order)
+        order = self.drawn(recipe.training.seed, data.train)
         shuffled = Encoded([data.train.items[i] for i in order], [data.train.source[i] for i in order])
         good = sum(item["label"] for item in shuffled.items)
         bad = len(order) - good
@@ -96,6 +97,24 @@ class KTO(HeldToReference):
         held_out, batch = self.watched(recipe, data), recipe.training.batch_size
         parts = _with_neighbours(shuffled, batch), held_out and _with_neighbours(held_out, batch)
         return held_to_reference(KTOTrainer, recipe, model, tokenizer, arguments, parts, _SOURCE)
+
+    def drawn(self, seed: int, train: Encoded) -> list[int]:
+        """The order that the rows are shuffled to."""
+        order = list(range(len(train)))
+        random.Random(seed).shuffle(order)
+        return order
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Tensor:
+        """The weighted loss of each answer, with the reference point of its batch: policy and reference each spoke of
+        the neighbours' answers first."""
+        import torch
+
+        tokens, good = batch["input_ids"].shape[1] - 1, batch["label"].bool()
+        _, policy, _, reference = (said.log_probs for said in outputs)
+        ratios = (policy[:, -tokens:].float() - reference[:, -tokens:].float()).sum(1)
+        point = trainer._metrics["train"]["kl"][-1]
+        weights = torch.where(good, trainer.desirable_weight, trainer.undesirable_weight)
+        return weights * (1 - torch.sigmoid(trainer.beta * torch.where(good, ratios - point, point - ratios)))
 
     def score(self, job: Job) -> Scores:
         """The loss with the reference point of all held-out rows; and how well rewards tell good from bad."""

@@ -8,7 +8,7 @@ by the mean over its tokens; a tie counts half.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +29,7 @@ from .preference import Preference
 from .reference import as_dataset
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _SIDES = ("chosen", "rejected")
@@ -82,6 +83,17 @@ class ORPO(Preference):
             )  # fmt: skip
         out.train_dataset, out.eval_dataset = tokenised(data.train), None if held_out is None else tokenised(held_out)
         return out
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Tensor:
+        """Both losses of each pair: that of the chosen answer after its prompt as the mean over its own tokens."""
+        (said,), pairs = outputs, len(batch["chosen_labels"])
+        both = trainer.concatenated_inputs(batch, padding_value=trainer.padding_value, device=said.logits.device)
+        ids, there = both["concatenated_input_ids"], both["concatenated_attention_mask"] == 1
+        whole = ids.where(there, IGNORED)[:pairs]
+        logs = trainer.get_batch_logps(said.logits, both["concatenated_labels"], average_log_prob=True)
+        odds: Tensor = trainer.odds_ratio_loss(logs[:pairs], logs[pairs:])[0]
+        written: Tensor = trainer.get_batch_logps(said.logits[:pairs].float(), whole, average_log_prob=True)
+        return -written - odds
 
     def score(self, job: Job) -> Scores:
         """The loss, and the share of pairs whose chosen answer is the likelier one."""

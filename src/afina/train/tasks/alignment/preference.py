@@ -6,10 +6,12 @@ where the chosen answer's implicit reward, beta · (log p − log p_reference), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ....errors import DataError
+from ...answers.row_losses import TellsRows
 from ...data.encode import Data, Encoded, check_vocabulary
 from ...data.pairs import pair_of, prompt_text
 from ...data.prompts import Prompter
@@ -22,12 +24,13 @@ from .of_pairs import OfPairs
 from .reference import HeldToReference, held_to_reference, log_ratios
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _SOURCE = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class Preference(OfPairs, HeldToReference):
+class Preference(OfPairs, HeldToReference, TellsRows):
     """Prompts with a chosen and a rejected answer."""
 
     name: ClassVar[str] = "preference"
@@ -96,3 +99,12 @@ class Preference(OfPairs, HeldToReference):
         ratios = log_ratios(job, pairs)
         chosen, rejected = ratios[: len(items)], ratios[len(items) :]
         return [job.recipe.training.beta * (c - r) for c, r in zip(chosen, rejected, strict=True)]
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Tensor:
+        """-log sigmoid of the margin of each pair, of which the policy spoke first and then the reference."""
+        from torch.nn.functional import logsigmoid
+
+        tokens = batch["input_ids"].shape[1] - 1  # virtual tokens stand before the input's own
+        policy, reference = (said.log_probs[:, -tokens:].float().sum(1) for said in outputs)
+        chosen, rejected = (policy - reference).chunk(2)
+        return -logsigmoid(trainer.beta * (chosen - rejected))

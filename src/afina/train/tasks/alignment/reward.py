@@ -5,11 +5,13 @@ Rows have a chosen and a rejected text, with or without a prompt before them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...answers.evaluate import of_pairs
 from ...answers.judge import scores_of_batch, text_scores
+from ...answers.row_losses import TellsRows
 from ...data.encode import Data, Encoded, check_vocabulary, token_ids
 from ...data.pairs import pair_of
 from ...data.prompts import Prompter
@@ -23,12 +25,13 @@ from .of_pairs import OfPairs
 from .reference import as_dataset
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 _SIDES = ("chosen_ids", "rejected_ids")
 
 
-class Reward(OfPairs):
+class Reward(OfPairs, TellsRows):
     """Chosen and rejected texts."""
 
     name: ClassVar[str] = "reward"
@@ -88,6 +91,13 @@ class Reward(OfPairs):
                 model=model, args=arguments, train_dataset=as_dataset(data.train, _SIDES),
                 eval_dataset=as_dataset(self.watched(recipe, data), _SIDES), processing_class=tokenizer,
             )  # fmt: skip
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Tensor:
+        """-log sigmoid of the difference of each pair's scores."""
+        from torch.nn.functional import logsigmoid
+
+        chosen, rejected = outputs[0].logits.float().squeeze(-1).chunk(2)
+        return -logsigmoid(chosen - rejected)
 
     def margins(self, job: Job, items: list[dict[str, Any]]) -> list[float]:
         """The difference of the two scores."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ....errors import DataError, RecipeError
+from ...answers.row_losses import TellsRows
 from ...base.sound_processor import SoundProcessor, load_sound_processor
 from ...conversations.image_files import found_at
 from ...conversations.processor import Sounds
@@ -25,13 +27,14 @@ from .audio_classification import noise
 from .shortened import shorten
 from .sound_batches import SoundBatches, sound_items
 from .speech_batches import SpeechBatches
+from .spoken_losses import spoken_losses
 from .word_errors import error_scores, plain
 from .writing import written
 
 _SHOWN = 6
 
 
-class SpeechRecognition(Task):
+class SpeechRecognition(Task, TellsRows):
     """Sounds and what is said in them."""
 
     name: ClassVar[str] = "speech_recognition"
@@ -122,6 +125,11 @@ class SpeechRecognition(Task):
         out = super().trainer(recipe, model, tokenizer.whole, data, arguments)
         out.data_collator = SpeechBatches(SoundBatches(tokenizer, model.dtype))
         return out
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Any:
+        """Of each text, as the model's own loss has it."""
+        spells = not hasattr(outputs[0], "encoder_last_hidden_state")
+        return spoken_losses(trainer.model, batch, outputs[0].logits, spells)
 
     def score(self, job: Job) -> Scores:
         """Held-out loss, word error rate, and the share of rows without an error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from ....core.model.peft_model import add_heads
 from ....errors import DataError, RecipeError
 from ...answers.evaluate import share_right
 from ...answers.judge import check_loss, class_logits
+from ...answers.row_losses import TellsRows
 from ...conversations.image_files import found_at
 from ...data.encode import Encoded
 from ...data.labels import check_given, checked_labels, found_labels, label_of, task_numbers
@@ -31,7 +32,7 @@ _SHOWN, _WRONG = 6, 24
 """Held-out rows that are shown whatever is said of them, and wrong ones."""
 
 
-class FileClassification(Task):
+class FileClassification(Task, TellsRows):
     """Files and labels.
 
     Attributes:
@@ -106,6 +107,12 @@ class FileClassification(Task):
         out = super().arguments(recipe, work, learning_rate)
         out.include_num_input_tokens_seen = "no"
         return out
+
+    def row_losses(self, trainer: Any, batch: Mapping[str, Any], outputs: Sequence[Any]) -> Any:
+        """The cross-entropy of each file's label."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs[0].logits.float(), batch["labels"], reduction="none")
 
     def score(self, job: Job) -> Scores:
         """Held-out loss and accuracy, which labels are taken for which, and wrong rows."""
