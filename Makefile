@@ -46,7 +46,7 @@ demo-diffusion: $(READY)
 	$(BIN)/python -m benchmarks.drawn_digits runs/handwriting
 	$(BIN)/afina train dreambooth --live --overwrite $(DEMO_ARGS)
 	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth
-	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth --guidance 1
+	$(BIN)/python -m benchmarks.drawn_digits runs/dreambooth --guidance 3
 	$(BIN)/afina export runs/dreambooth --to diffusers --out runs/dreambooth-lora --overwrite
 	$(BIN)/afina merge runs/dreambooth runs/dreambooth-merged --overwrite
 	@for run in handwriting dreambooth; do sed -n '/^## Results/,$$p' runs/$$run/README.md; done

@@ -505,4 +505,4 @@ def test_images_are_predicted_merged_and_asked_about_from_a_folder(tmp_path, chi
     assert "light 0." in err or "light 1." in err
     fits = ok(child(command, "inspect", tmp_path / "run", "--base", model))
     assert "fit       yes" in fits
-    assert "8 rows, 8 can be used, form: pictured" in child(command, "data", pets, "--model", model)[2]
+    assert "8 rows, 8 can be used, form: pictured" in child(command, "data", pets, "--model", model)[1]

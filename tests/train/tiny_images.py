@@ -100,6 +100,62 @@ def write_gemma3(folder: Path) -> Path:
     return _written(folder, Gemma3ForConditionalGeneration(config), processor)
 
 
+def write_qwen2_5_vl(folder: Path) -> Path:
+    """As many values as an image has patches, beside its grid, by which positions and windows go; needs torchvision."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_bos_token": "<|vision_start|>",
+             "vision_eos_token": "<|vision_end|>"}  # fmt: skip
+    tokenizer = _tokenizer("<|vision_start|><|image_pad|><|vision_end|>", **words)
+    eye = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 64, "max_pixels": 512}
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(
+        text_config={**_TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        vision_config={"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 4,
+                       "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]},
+        **{f"{key}_id": tokenizer.convert_tokens_to_ids(words[key]) for key in ("image_token", "video_token")},
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+    )  # fmt: skip
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**eye), tokenizer, Qwen2VLVideoProcessor(**eye), chat_template=tokenizer.chat_template
+    )
+    return _written(folder, Qwen2_5_VLForConditionalGeneration(config), processor)
+
+
+def write_smolvlm(folder: Path) -> Path:
+    """As Idefics 3, whose processor takes videos too; needs torchvision and num2words."""
+    from transformers import (
+        LlamaConfig,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+
+    words = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "video_token": "<video>",
+             "global_image_token": "<global-img>", "end_of_utterance": "<end_of_utterance>"}  # fmt: skip
+    tokenizer = _tokenizer("<image>", **words)
+    sizes = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}
+    torch.manual_seed(0)
+    config = SmolVLMConfig(
+        text_config=LlamaConfig(**_TEXT), vision_config={**_EYE, "initializer_range": 0.2}, scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=0,
+    )  # fmt: skip
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**sizes, do_image_splitting=False), tokenizer, SmolVLMVideoProcessor(**sizes),
+        image_seq_len=4, chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+    return _written(folder, SmolVLMForConditionalGeneration(config), processor)
+
+
 def _written(folder: Path, model, processor) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -162,6 +218,8 @@ CLASSIFIERS = {"vit": write_vit, "convnext": write_convnext, "resnet": write_res
 
 
 FAMILIES = {"idefics3": write_idefics3, "llava": write_llava, "gemma3": write_gemma3}
+WITH_VIDEOS = {"qwen2_5_vl": write_qwen2_5_vl, "smolvlm": write_smolvlm}
+"""Whose processors take videos too, and are not to be had without torchvision."""
 
 
 def write_image(path: Path, colour: tuple[int, int, int]) -> Path:

@@ -68,6 +68,10 @@ def test_ten_times_the_rate_is_tried_or_the_default_if_higher():
     assert rate_to_try(FLAT, 1e-6, 2e-4) == 2e-4
 
 
+def test_the_default_is_tried_where_a_rate_far_above_it_learnt_nothing():
+    assert rate_to_try(FLAT, 1.5e-3, 1.5e-4) == 1.5e-4
+
+
 def test_lower_rate_is_tried_where_the_loss_rose():
     assert rate_to_try(ROSE, 2e-2, 2e-4) == 2e-3
 

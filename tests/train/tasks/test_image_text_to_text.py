@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,11 +22,15 @@ from afina.train.use.trained import load_trained
 from .. import tiny_images
 
 TASK = named("image_text_to_text")
+lacking = [name for name in ("torchvision", "num2words") if find_spec(name) is None]
+needs_videos = pytest.mark.skipif(bool(lacking), reason=f"processors that take videos need {' and '.join(lacking)}")
+ALL = [*tiny_images.FAMILIES, *(pytest.param(name, marks=needs_videos) for name in tiny_images.WITH_VIDEOS)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {name: write(tmp_path_factory.mktemp(name)) for name, write in tiny_images.FAMILIES.items()}
+    families = {**tiny_images.FAMILIES, **({} if lacking else tiny_images.WITH_VIDEOS)}
+    return {name: write(tmp_path_factory.mktemp(name)) for name, write in families.items()}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def recipe_of(tmp_path, folder, rows, **changes):
     return load_recipe(str(tmp_path / "recipe.yaml"))
 
 
-@pytest.mark.parametrize("family", tiny_images.FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_what_is_trained_is_what_the_processor_sends_and_the_answer_after_it(family, folders, rows):
     """To the token, and the images' values to the bit."""
     from transformers import AutoProcessor
@@ -86,7 +91,12 @@ def test_what_is_trained_is_what_the_processor_sends_and_the_answer_after_it(fam
 
 
 @pytest.mark.parametrize(
-    "family", ["llava", *(pytest.param(name, marks=pytest.mark.whole) for name in ("idefics3", "gemma3"))]
+    "family",
+    [
+        "llava",
+        *(pytest.param(name, marks=pytest.mark.whole) for name in ("idefics3", "gemma3")),
+        *(pytest.param(name, marks=(needs_videos, pytest.mark.whole)) for name in tiny_images.WITH_VIDEOS),
+    ],
 )
 def test_a_run_learns_what_only_the_images_tell_and_answers_as_the_library_does(family, folders, rows, tmp_path, child):
     child(learns_and_answers, family, recipe_of(tmp_path, folders[family], rows), rows[1])
@@ -187,7 +197,7 @@ def test_of_several_turns_each_answer_sees_the_images_before_it(turns, folders, 
     assert found.items[-1]["input_ids"].count(image) == 2 * 4
 
 
-@pytest.mark.parametrize("family", tiny_images.FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_rows_with_and_without_images_share_a_batch(family, folders, tmp_path, pictures):
     from transformers import AutoModelForImageTextToText
 
@@ -252,7 +262,7 @@ def test_tasks_of_text_refuse_images(task, models, tmp_path, pictures):
         text.encode(read_rows(path), text.prompter(DataSection(train=""), tokenizer), None, 259)
 
 
-@pytest.mark.parametrize("family", tiny_images.FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_dry_run_says_what_it_will_take(family, folders, rows, tmp_path, child):
     """The tokens of images are known, so that their places are found as in the run."""
     lines = child(planned, recipe_of(tmp_path, folders[family], rows), Reporter())

@@ -65,12 +65,18 @@ def _variance(values: Sequence[float]) -> float:
     return fmean((after - before) ** 2 for before, after in pairwise(values)) / 2
 
 
+_FAR_ABOVE = 5.0
+
+
 def rate_to_try(found: Descent, rate: float, default: float) -> float | None:
-    """A learning rate for the next run: a tenth where the loss rose; ten times, or the method's own if that is higher,
-    where it is flat; None where the run was trained or cannot be told."""
+    """A learning rate for the next run: a tenth where the loss rose; where it is flat ten times, or the method's own if
+    that is higher, but the method's own where `rate` is far above it: such runs leave what they know at the first steps
+    and stay flat (docs/method-table.md). None where the run was trained or cannot be told."""
     if found.verdict in ("fell", "too short"):
         return None
-    return float(f"{rate / 10 if found.verdict == 'rose' else max(10 * rate, default):.2g}")
+    if found.verdict == "rose":
+        return float(f"{rate / 10:.2g}")
+    return float(f"{default if rate >= _FAR_ABOVE * default else max(10 * rate, default):.2g}")
 
 
 def advice(found: Descent, rate: float) -> str:

@@ -32,7 +32,6 @@ from .drawing import as_png, drawn
 from .dreambooth import check_prior, with_prior
 from .image_captions import NoisyBatches, caption_of, held_still, image_items
 from .noising import FIXED
-from .samples import Samples
 
 
 class TextToImage(Task):
@@ -123,6 +122,8 @@ class TextToImage(Task):
 
     def trainer(self, recipe: Recipe, model: Any, tokenizer: Any, data: Data, arguments: Any) -> Any:
         """Leaves captions out, and draws the recipe's prompts along the way."""
+        from .samples import Samples  # loads what trains
+
         out = super().trainer(recipe, model, tokenizer, data, arguments)
         settings = recipe.diffusion
         base: Denoiser = model.get_base_model() if hasattr(model, "get_base_model") else model
