@@ -30,6 +30,8 @@ def test_what_follows_from_tokens_is_known():
         assert (ids.cumsum(1) * places)[:, 2:].max().item() == 32
         assert torch.arange(3).add(ids[0, 0]).tolist() == [5, 6, 7]
         assert bool((ids != 0).all()) is False
+        assert ids[0].repeat_interleave(torch.arange(5) // 2).tolist() == [9, 2, 0, 0]
+        assert [part.tolist() for part in ids[0].unique_consecutive(return_counts=True)] == [[5, 9, 2, 0], [1, 2, 1, 1]]
 
     under(run)
 

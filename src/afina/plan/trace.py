@@ -117,7 +117,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         real = self.known.computed(func, args, kwargs or {})
         if name in _INDEXED and len(args) > 1:
             args = (args[0], [part for index in args[1] for part in self._places(index)], *args[2:])
-        out = self._by_numbers(name, args, real) if name in _BY_NUMBERS else func(*args, **(kwargs or {}))
+        decided = torch.Tag.dynamic_output_shape in func.tags and name not in _INDEXED
+        if decided and (real is not None or name in _BY_NUMBERS):
+            out = self._by_numbers(name, args, real)
+        else:
+            out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if real is not None:
             self.known.keep(tensors, real)
@@ -135,16 +139,17 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return found.item()
         return False if tensor.dtype == torch.bool else 1 if not tensor.is_floating_point() else self.number
 
-    def _by_numbers(self, name: str, args: Any, real: list[Tensor] | None) -> Tensor:
+    def _by_numbers(self, name: str, args: Any, real: list[Tensor] | None) -> Any:
         """The result of an operation whose shape numbers decide; without them a mask is taken to leave all places."""
         if real is not None:
-            return args[0].new_empty(real[0].shape, dtype=real[0].dtype)  # type: ignore[no-any-return]
+            made = [args[0].new_empty(one.shape, dtype=one.dtype) for one in real]
+            return made[0] if len(made) == 1 else tuple(made)
         if name == "nonzero":
-            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)  # type: ignore[no-any-return]
+            return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
         mask = self.known.of(args[1])
         with _disable_current_modes():
             count = int(mask.sum()) if mask is not None else args[0].numel()
-        return args[0].new_empty(count)  # type: ignore[no-any-return]
+        return args[0].new_empty(count)
 
     def _places(self, index: Any) -> list[Any]:
         """An index by numbers; a mask becomes one for each of its dimensions."""

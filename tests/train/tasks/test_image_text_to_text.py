@@ -80,8 +80,8 @@ def test_what_is_trained_is_what_the_processor_sends_and_the_answer_after_it(fam
         answer = processor.tokenizer(row["messages"][1]["content"] + "<eos>")["input_ids"]
         assert item["input_ids"] == prompt + answer
         assert item["labels"] == [-100] * len(prompt) + answer
-        assert item["seen"].by_token.keys() == set(sent) - {"input_ids", "attention_mask", "pixel_values",
-                                                            "pixel_attention_mask"}  # fmt: skip
+        of_images = {"pixel_values", "pixel_attention_mask", "image_grid_thw"}
+        assert item["seen"].by_token.keys() == set(sent) - {"input_ids", "attention_mask", *of_images}
     texts = [item["seen"].text for item in found.items[:3]]
     images = [[prompter.images.processor.image_processor.fetch_images(item["seen"].images[0])]
               for item in found.items[:3]]  # fmt: skip

@@ -51,9 +51,15 @@ def unwatched() -> Iterator[None]:
     """Modules change their dtype by new parameters; torch would swap what is looked at by the trace. What a model
     checks of its tensors' numbers holds. Remarks of torch on tensors without data stay unsaid."""
     of_torch: Any = torch
-    own, checks = nn.Module._apply, of_torch._check_tensor_all_with
+    own, checks, made = nn.Module._apply, of_torch._check_tensor_all_with, torch.tensor
+
+    def of_numbers(data: Any, *how: Any, **more: Any) -> Tensor:
+        """A tensor of a list of tensors' numbers, which torch would read where there are none."""
+        listed = isinstance(data, (list, tuple)) and any(isinstance(one, Tensor) for one in data)
+        return made([one.item() if isinstance(one, Tensor) else one for one in data] if listed else data, *how, **more)
+
     nn.Module._apply = _apply  # type: ignore[method-assign]
-    of_torch._check_tensor_all_with = lambda *_: None
+    of_torch._check_tensor_all_with, of_torch.tensor = lambda *_: None, of_numbers
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
@@ -61,7 +67,7 @@ def unwatched() -> Iterator[None]:
             yield
     finally:
         nn.Module._apply = own  # type: ignore[method-assign]
-        of_torch._check_tensor_all_with = checks
+        of_torch._check_tensor_all_with, of_torch.tensor = checks, made
 
 
 def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
