@@ -60,8 +60,13 @@ def _fetched(section: ModelSection) -> Path:
     """The snapshot of a hub pipeline; its folder is named by the commit."""
     from diffusers import DiffusionPipeline
 
-    with unloadable("pipeline", section.path), without_bars():
-        return Path(DiffusionPipeline.download(section.path, revision=section.revision))
+    try:
+        with unloadable("pipeline", section.path), without_bars():
+            return Path(DiffusionPipeline.download(section.path, revision=section.revision))
+    except CheckpointError as error:
+        raise CheckpointError("no such folder here, and no such pipeline from the hub", where=section.path,
+                              got=str(error.got)[:120],
+                              fix="if it is the folder of another run, train that first") from error  # fmt: skip
 
 
 @contextmanager
