@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
+from ...errors import ConfigError
 from ..selective.last_layers import block_stack
 from .bottleneck_places import output_size
 
@@ -86,6 +87,10 @@ class Reft(Activation):
     def forward(self, inner: View, x: Any) -> Any:
         out = inner(x)
         first: Tensor = out[0] if isinstance(out, tuple) else out
+        if first.shape[-1] != self.reft_R.shape[1]:
+            raise ConfigError("ReFT edits hidden states, whose last dimension is their width", where="target_modules",
+                              got=tuple(first.shape), expected=f"(..., {self.reft_R.shape[1]})",
+                              fix="name blocks of a transformer")  # fmt: skip
         change = self.edit(first.to(self.dtype)).to(first.dtype)
         if self.first or self.last:
             length = first.shape[1]

@@ -326,7 +326,7 @@ def test_a_class_folder_is_used_as_it_is(folders, walls, tmp_path, child):
 
 NOT_OF_PIPELINES = {
     "ADAPTION_PROMPT": "match no module", "TRAINABLE_TOKENS": "cannot adapt", "SHADOW": "takes none",
-    "XLORA": "needs experts",
+    "XLORA": "needs experts", "FROD": "layers of one category", "REFT": "hidden states",
     **dict.fromkeys(("CARTRIDGE", "CPT", "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"),
                     ""),
 }  # fmt: skip
