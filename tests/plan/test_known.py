@@ -68,6 +68,24 @@ def test_numbers_that_are_drawn_or_come_of_activations_are_not_known_and_draw_no
     under(run)
 
 
+def test_masks_of_pairs_of_many_tokens_are_not_computed_and_still_have_their_shape():
+    def run(trace, ids):
+        places = torch.arange(8192)
+        pairs = places[:, None] >= places[None, :]
+        assert trace.known.of(places) is not None
+        assert trace.known.of(pairs) is None
+        assert pairs.shape == (8192, 8192)
+
+    under(run)
+
+
+def test_what_is_not_filled_yet_is_not_known():
+    def run(trace, ids):
+        assert trace.known.of(torch.empty_like(ids)) is None
+
+    under(run)
+
+
 def test_nothing_but_fake_tensors_is_written_down():
     """Numbers beside them are not memory of the run."""
 

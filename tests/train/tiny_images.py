@@ -24,6 +24,8 @@ _EYE = {
     "image_size": 16,
 }  # fmt: skip
 
+_SMALL = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}
+
 
 def _tokenizer(place: str, **words: str):
     from transformers import PreTrainedTokenizerFast
@@ -38,22 +40,27 @@ def _tokenizer(place: str, **words: str):
 
 def write_idefics3(folder: Path) -> Path:
     """SmolVLM's architecture: values of images a row, padded to the row with most."""
-    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, LlamaConfig
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-    words = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
-             "global_image_token": "<global-img>", "end_of_utterance": "<end_of_utterance>"}  # fmt: skip
+    eye = Idefics3ImageProcessorPil(**_SMALL, do_image_splitting=False)
+    return _in_tiles(folder, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor, eye)
+
+
+def _in_tiles(folder: Path, config, model, processor, eye, videos=(), **words: str) -> Path:
+    """A model whose images stand between tokens that tell their tiles."""
+    from transformers import LlamaConfig
+
+    words |= {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+              "global_image_token": "<global-img>", "end_of_utterance": "<end_of_utterance>"}  # fmt: skip
     tokenizer = _tokenizer("<image>", **words)
-    eye = Idefics3ImageProcessorPil(
-        size={"longest_edge": 16}, max_image_size={"longest_edge": 16}, do_image_splitting=False
-    )
     torch.manual_seed(0)
-    config = Idefics3Config(
+    made = config(
         text_config=LlamaConfig(**_TEXT), vision_config={**_EYE, "initializer_range": 0.2}, scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=0,
     )  # fmt: skip
-    processor = Idefics3Processor(eye, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
-    return _written(folder, Idefics3ForConditionalGeneration(config), processor)
+    reader = processor(eye, tokenizer, *videos, image_seq_len=4, chat_template=tokenizer.chat_template)
+    return _written(folder, model(made), reader)
 
 
 def write_llava(folder: Path) -> Path:
@@ -132,7 +139,6 @@ def write_qwen2_5_vl(folder: Path) -> Path:
 def write_smolvlm(folder: Path) -> Path:
     """As Idefics 3, whose processor takes videos too; needs torchvision and num2words."""
     from transformers import (
-        LlamaConfig,
         SmolVLMConfig,
         SmolVLMForConditionalGeneration,
         SmolVLMImageProcessor,
@@ -140,20 +146,11 @@ def write_smolvlm(folder: Path) -> Path:
         SmolVLMVideoProcessor,
     )
 
-    words = {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "video_token": "<video>",
-             "global_image_token": "<global-img>", "end_of_utterance": "<end_of_utterance>"}  # fmt: skip
-    tokenizer = _tokenizer("<image>", **words)
-    sizes = {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}
-    torch.manual_seed(0)
-    config = SmolVLMConfig(
-        text_config=LlamaConfig(**_TEXT), vision_config={**_EYE, "initializer_range": 0.2}, scale_factor=2,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), pad_token_id=0,
-    )  # fmt: skip
-    processor = SmolVLMProcessor(
-        SmolVLMImageProcessor(**sizes, do_image_splitting=False), tokenizer, SmolVLMVideoProcessor(**sizes),
-        image_seq_len=4, chat_template=tokenizer.chat_template,
-    )  # fmt: skip
-    return _written(folder, SmolVLMForConditionalGeneration(config), processor)
+    eye = SmolVLMImageProcessor(**_SMALL, do_image_splitting=False)
+    videos = [SmolVLMVideoProcessor(**_SMALL)]
+    return _in_tiles(
+        folder, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMProcessor, eye, videos, video_token="<video>"
+    )
 
 
 def _written(folder: Path, model, processor) -> Path:

@@ -16,7 +16,7 @@ from .guard import guarded
 from .options import Device
 
 if TYPE_CHECKING:
-    from ..train.tasks.base import Predictions
+    from ..train.tasks.base import Predictions, Task
 
 _AGAIN = "run it again: nothing was written"
 
@@ -62,15 +62,15 @@ def predict(
         raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
-    if _files_of(target).exists() and _files_of(target) != target and not overwrite:
-        raise DataError("the folder for files that are made exists", where=_files_of(target),
-                        fix="--overwrite, or --out another file")  # fmt: skip
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
     if not file.exists() and not elsewhere:
         raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
-    _check(adapter, quantize, max_new_tokens)
+    task = _checked(adapter, quantize, max_new_tokens)
+    if task.makes_files and _files_of(target).exists() and not overwrite:
+        raise DataError("the folder for files that are made exists", where=_files_of(target),
+                        fix="--overwrite, or --out another file")  # fmt: skip
     if processes != 1:
         from .launch import launch
 
@@ -94,11 +94,11 @@ def predict(
 
 def _files_of(target: Path) -> Path:
     """The folder of what was made beside the rows."""
-    return target.with_suffix("")
+    return target.with_name(f"{target.stem}.files")
 
 
-def _check(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> None:
-    """Refuse what the adapter's files alone tell to be wrong.
+def _checked(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> Task:
+    """The adapter's task, after what its files alone tell to be wrong was refused.
 
     Raises:
         CheckpointError: it is no adapter.
@@ -113,6 +113,7 @@ def _check(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> N
                           got=task.name, fix="leave it out")  # fmt: skip
     if quantize is not None:
         storages.known(quantize)
+    return task
 
 
 def _predicted(

@@ -15,10 +15,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-_FROM_NOTHING = ("arange", "full", "ones", "zeros", "scalar_tensor", "tril_indices", "triu_indices")
-"""Operations that make a tensor of numbers alone."""
-_MOST = 2**26
-"""Numbers of a tensor that is still computed."""
+_MOST = 2**22
+"""Numbers of a tensor that are still computed: tokens and what is made of them one by one, not masks of pairs of them,
+for which a run of long rows would take real memory and time."""
 
 
 class Known:
@@ -38,22 +37,31 @@ class Known:
             return self._found[tensor]  # type: ignore[no-any-return]
         return tensor if type(tensor) is Tensor and tensor.device.type == "cpu" and _counts(tensor) else None
 
-    def computed(self, func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
-        """What an operation gives, if it takes and gives known numbers only; what it changes is changed here too."""
+    def computed(
+        self, func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor] | None = None
+    ) -> list[Tensor] | None:
+        """What an operation gives, if it takes and gives known numbers only; what it changes is changed here too.
+
+        Args:
+            outputs: of the same operation on tensors without data; None where numbers decide on their shapes.
+        """
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        name = func._schema.name.rpartition("::")[2]
-        if torch.Tag.nondeterministic_seeded in func.tags or (not inputs and name not in _FROM_NOTHING):
-            return None
-        if any(tensor.numel() > _MOST or self.of(tensor) is None for tensor in inputs):
+        if not self._follows(func, inputs, outputs):
             self._forget(func, args)
             return None
+        kept = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory")}
         with _disable_current_modes():
-            real = tree_map(lambda leaf: self.of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-            kept = {key: value for key, value in real[1].items() if key not in ("device", "pin_memory")}
-            if not inputs and not _is_small(args, kwargs):
-                return None
-            out = func(*real[0], **kept)
+            real = tree_map(lambda leaf: self.of(leaf) if isinstance(leaf, Tensor) else leaf, (args, kept))
+            out = func(*real[0], **real[1])
         return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+
+    def _follows(self, func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None) -> bool:
+        """Whether an operation's result follows from what is known, and is small."""
+        if torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name or not (inputs or outputs):
+            return False
+        return all(_counts(one) and one.numel() <= _MOST for one in outputs or ()) and all(
+            self.of(one) is not None for one in inputs
+        )
 
     def keep(self, outputs: Sequence[Tensor], real: Sequence[Tensor]) -> None:
         """Tell the numbers of all outputs."""
@@ -71,17 +79,3 @@ class Known:
 
 def _counts(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex())
-
-
-def _is_small(args: Any, kwargs: Any) -> bool:
-    """Whether what is made of nothing has few numbers, none of them floating-point."""
-    dtype = kwargs.get("dtype")
-    given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, (int, float)) and not isinstance(leaf, bool)]
-    if dtype is None:
-        return bool(given) and all(isinstance(leaf, int) for leaf in given) and max(given) <= _MOST
-    if dtype.is_floating_point or dtype.is_complex:
-        return False
-    size = 1
-    for leaf in tree_leaves(args[0]) if args else []:
-        size *= max(1, int(leaf))
-    return size <= _MOST

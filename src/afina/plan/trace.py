@@ -114,21 +114,21 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._number(args[0])
         if name in ("equal", "allclose"):
             return True
-        real = self.known.computed(func, args, kwargs or {})
-        if name in _INDEXED and len(args) > 1:
-            args = (args[0], [part for index in args[1] for part in self._places(index)], *args[2:])
-        decided = torch.Tag.dynamic_output_shape in func.tags and name not in _INDEXED
-        if decided and (real is not None or name in _BY_NUMBERS):
-            out = self._by_numbers(name, args, real)
+        kwargs, real = kwargs or {}, None
+        if torch.Tag.dynamic_output_shape in func.tags and name not in _INDEXED:
+            real = self.known.computed(func, args, kwargs)
+            out = self._by_numbers(func, args, kwargs, real)
+            tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         else:
-            out = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            out = func(*self._placed(name, args), **kwargs)
+            tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+            real = self.known.computed(func, args, kwargs, tensors)
         if real is not None:
             self.known.keep(tensors, real)
         for tensor in tensors:
             self._see(tensor.untyped_storage())
         if not _is_view(func):
-            self._count(name, args, kwargs or {}, tensors)
+            self._count(name, args, kwargs, tensors)
         return out
 
     def _number(self, tensor: Tensor) -> bool | int | float:
@@ -139,17 +139,26 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return found.item()
         return False if tensor.dtype == torch.bool else 1 if not tensor.is_floating_point() else self.number
 
-    def _by_numbers(self, name: str, args: Any, real: list[Tensor] | None) -> Any:
+    def _by_numbers(self, func: Any, args: Any, kwargs: Any, real: list[Tensor] | None) -> Any:
         """The result of an operation whose shape numbers decide; without them a mask is taken to leave all places."""
+        name = func._schema.name.rpartition("::")[2]
         if real is not None:
             made = [args[0].new_empty(one.shape, dtype=one.dtype) for one in real]
             return made[0] if len(made) == 1 else tuple(made)
         if name == "nonzero":
             return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.long)
+        if name != "masked_select":
+            return func(*args, **kwargs)
         mask = self.known.of(args[1])
         with _disable_current_modes():
             count = int(mask.sum()) if mask is not None else args[0].numel()
         return args[0].new_empty(count)
+
+    def _placed(self, name: str, args: Any) -> Any:
+        """The arguments of an operation, masks that pick places turned into numbers."""
+        if name not in _INDEXED or len(args) < 2:
+            return args
+        return (args[0], [part for index in args[1] for part in self._places(index)], *args[2:])
 
     def _places(self, index: Any) -> list[Any]:
         """An index by numbers; a mask becomes one for each of its dimensions."""
@@ -271,7 +280,6 @@ def _product(name: str, inputs: list[Tensor], outputs: list[Tensor]) -> list[Pro
     return None
 
 
-_BY_NUMBERS = ("nonzero", "masked_select")
 _INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 _GEMMS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "linear")
 

@@ -23,7 +23,7 @@ from .test_tasks import resumed
 LONG = pytest.mark.skipif("AFINA_AUDIO" not in os.environ, reason="as those of images: make test-audio runs them")
 
 
-def recipe_of(tmp_path, task, model, data, batch_size, **changes):
+def recipe_of(tmp_path, task, model, data, batch_size, /, **changes):
     """A recipe of thirty steps; `changes` maps `section__key`, or a section, to a value."""
     recipe = {
         "task": task, "model": {"path": str(model), "dtype": "float32"},
@@ -33,7 +33,7 @@ def recipe_of(tmp_path, task, model, data, batch_size, **changes):
     }  # fmt: skip
     for key, value in changes.items():
         section, _, inner = key.partition("__")
-        recipe[section] = {**recipe[section], inner: value} if inner else value
+        recipe[section] = {**recipe.get(section, {}), inner: value} if inner else value
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return load_recipe(str(tmp_path / "recipe.yaml"))
 

@@ -13,6 +13,8 @@ _SHORTEST, _LONGEST, _SHARE = 5, 50, 4
 """Least and most losses in a window, and which part of a run (a quarter) it is between them."""
 _ERRORS = 2.0
 """How many standard errors a difference must exceed: about one false call in 20 for windows of five."""
+_FAR_ABOVE = 5.0
+"""From how many times the method's own rate on a flat loss means too high a rate, not too low a one."""
 
 Verdict = Literal["fell", "flat", "rose", "too short"]
 
@@ -63,9 +65,6 @@ def descent(losses: Sequence[float]) -> Descent:
 
 def _variance(values: Sequence[float]) -> float:
     return fmean((after - before) ** 2 for before, after in pairwise(values)) / 2
-
-
-_FAR_ABOVE = 5.0
 
 
 def rate_to_try(found: Descent, rate: float, default: float) -> float | None:

@@ -57,6 +57,7 @@ class Task(ABC):
             mean over its own rows; or "never".
         reader_file: what a folder has where it has what `reader` loads.
         medium: what a row is: texts, images or sounds; settings of the others do not apply.
+        makes_files: whether its predictions are files.
         own_settings: settings that this task alone reads.
     """
 
@@ -73,6 +74,7 @@ class Task(ABC):
     may_stand_still: ClassVar[bool] = False
     writes: ClassVar[bool] = False
     judges: ClassVar[bool] = False
+    makes_files: ClassVar[bool] = False
     loss_only: ClassVar[bool] = True
     loss_over_step: ClassVar[bool] = False
     shares: ClassVar[str] = "nearly"

@@ -8,7 +8,6 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from afina.core.config import methods
 from afina.errors import AfinaError, CheckpointError, DataError, RecipeError
@@ -30,6 +29,7 @@ from afina.train.use.trained import load_trained
 
 from ... import tiny_pipelines
 from ...loop.test_adapt import OPTIONS
+from .. import of_files
 from ..test_tasks import resumed
 
 TASK = named("text_to_image")
@@ -47,17 +47,8 @@ def walls(tmp_path_factory):
 
 
 def recipe_of(tmp_path, model, images, **changes):
-    recipe = {
-        "task": "text_to_image", "model": {"path": str(model), "dtype": "float32"},
-        "data": {"train": str(images), "eval_split": 0.25}, "method": {"type": "lora", "r": 4},
-        "training": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 4, "save_steps": 4}, "diffusion": {},
-        "output": {"dir": str(tmp_path / "out")},
-    }  # fmt: skip
-    for key, value in changes.items():
-        section, _, inner = key.partition("__")
-        recipe[section] = {**recipe[section], inner: value} if inner else value
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    return load_recipe(str(tmp_path / "recipe.yaml"))
+    short = {"training__max_steps": 4, "training__save_steps": 4}
+    return of_files.recipe_of(tmp_path, "text_to_image", model, images, 4, **{**short, **changes})
 
 
 # -- what the denoiser is given ---------------------------------------------------------------------------------------

@@ -178,9 +178,10 @@ class _Stepping:
         """One step of the optimizer, of one batch."""
         self.trace.step += 1
         inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        for key, value in inputs.items():
-            if isinstance(value, Tensor):
-                self.trace.known.tell(value, batch[key])
+        with _disable_current_modes():
+            numbers = {k: v.clone() for k, v in batch.items() if isinstance(v, Tensor)}  # the step may change its own
+        for key, found in numbers.items():
+            self.trace.known.tell(inputs[key], found)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         with self.trace.of("activations"):
             self.trainer.training_step(self.model, inputs, num_items_in_batch=None)

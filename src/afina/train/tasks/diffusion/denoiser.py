@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from ....errors import RecipeError
 from ...base.pipelines.pipeline_folder import load_part, unloadable, without_bars
+from ...recipe.sections import ModelSection
 from .families import family_of
 from .noising import Noising
 
@@ -37,6 +38,12 @@ class PartsConfig(PretrainedConfig):  # type: ignore[misc]
     """What trainers and methods ask a model for."""
 
     model_type = "diffusion"
+
+
+def dtype_of(section: ModelSection) -> torch.dtype:
+    """Of a pipeline's parts as a recipe has it: "auto" is float32."""
+    out: torch.dtype = getattr(torch, "float32" if section.dtype == "auto" else section.dtype)
+    return out
 
 
 class Denoiser(nn.Module):

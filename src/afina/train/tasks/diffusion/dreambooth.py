@@ -6,20 +6,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ....cache import cache_dir, make_once, sha256
 from ....devices.place import place
 from ....errors import RecipeError
+from ...base.pipelines.part_files import weights_of
 from ...conversations.image_files import opened
 from ...data.encode import Encoded
 from ...data.readers.media_rows import IMAGES
 from ...recipe.sections import Recipe
 from ...report.events import Progress, Reporter
 from .captions import PipelineReader
-from .denoiser import Denoiser
+from .denoiser import Denoiser, dtype_of
 from .drawing import as_png, drawn
 from .image_captions import PRIOR
 
@@ -87,7 +85,7 @@ def _made(recipe: Recipe, reader: PipelineReader, reporter: Reporter) -> Path:
     prompts = [str(recipe.data.class_prompt)] * recipe.data.class_count
 
     def make(work: Path) -> None:
-        base = Denoiser.from_pretrained(reader.location, dtype=_dtype(recipe), train_text_encoder=False)
+        base = Denoiser.from_pretrained(reader.location, dtype=dtype_of(recipe.model), train_text_encoder=False)
         base.to(place(recipe.model.device).name)
         images = drawn(base, prompts, recipe.diffusion, size=reader.size, seed=recipe.training.seed, at_once=_AT_ONCE,
                        progress=lambda n: reporter.progress(Progress("making images of the class", n, len(prompts))),
@@ -100,14 +98,11 @@ def _made(recipe: Recipe, reader: PipelineReader, reporter: Reporter) -> Path:
     return made
 
 
-def _dtype(recipe: Recipe) -> Any:
-    return torch.float32 if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
-
-
 def _fingerprint(recipe: Recipe, reader: PipelineReader) -> str:
     """What the images follow from."""
-    weights = {str(p.relative_to(reader.location)): sha256(p) for p in sorted(Path(reader.location).glob("*/*"))
-               if p.suffix in (".safetensors", ".json")}  # fmt: skip
+    folder = Path(reader.location)
+    files = sorted([*weights_of(folder), *weights_of(folder, "*.json")])
+    weights = {str(path.relative_to(folder)): sha256(path) for path in files}
     settings = [recipe.data.class_prompt, recipe.data.class_count, recipe.diffusion.sample_steps,
                 recipe.diffusion.guidance, reader.size, recipe.training.seed, recipe.model.dtype]  # fmt: skip
     return hashlib.sha256(json.dumps([weights, settings]).encode()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from ...report.sampled import as_lines
 from ...report.scores import Scores
 from ..base import Job, Predictions, Task, Trained
 from .captions import PipelineReader
-from .denoiser import Denoiser
+from .denoiser import Denoiser, dtype_of
 from .drawing import as_png, drawn
 from .dreambooth import check_prior, with_prior
 from .image_captions import NoisyBatches, caption_of, held_still, image_items
@@ -43,6 +43,7 @@ class TextToImage(Task):
     groups: ClassVar[bool] = False
     reader_file: ClassVar[str] = INDEX
     medium: ClassVar[str] = "images"
+    makes_files: ClassVar[bool] = True
     own_settings: ClassVar[tuple[str, ...]] = (
         "model.train_text_encoder", "data.instance_prompt", "data.class_prompt", "data.class_images",
         "data.class_count", *(f"diffusion.{key}" for key in DiffusionSection.model_fields),
@@ -86,8 +87,7 @@ class TextToImage(Task):
 
     def _load(self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any) -> Any:
         tokenizer.release()
-        dtype = torch.float32 if section.dtype == "auto" else getattr(torch, section.dtype)
-        made = Denoiser.from_pretrained(location, dtype=dtype, device_map={"": place(section.device).name},
+        made = Denoiser.from_pretrained(location, dtype=dtype_of(section), device_map={"": place(section.device).name},
                                         train_text_encoder=section.train_text_encoder)  # fmt: skip
         return with_adapter_below(section, made)
 
