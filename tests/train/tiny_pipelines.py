@@ -52,6 +52,35 @@ def write_sdxl(folder: Path) -> Path:
     return folder
 
 
+def write_flux(folder: Path) -> Path:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer(folder)
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((letter, -1.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"),
+    ]
+    other = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=16)
+    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    FluxPipeline(
+        vae=AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8,), norm_num_groups=4,
+                          layers_per_block=1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        text_encoder=_text(CLIPTextModel, 16, len(tokenizer)), tokenizer=tokenizer, tokenizer_2=other,
+        text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(other), **sizes, initializer_factor=3.0)),
+        transformer=FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=24, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 def write_images(folder: Path, count: int = 8) -> Path:
     """Red and blue images with metadata as scripts of diffusers have it."""
     from PIL import Image

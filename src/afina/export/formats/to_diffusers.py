@@ -84,6 +84,13 @@ class Kohya(Diffusers):
     target: ClassVar[str] = "ComfyUI"
     file: ClassVar[str] = "lora.safetensors"
 
+    def refusal(self, subject: Subject) -> str | None:
+        if (why := super().refusal(subject)) is not None:
+            return why
+        if "transformer" in subject.base.parts:
+            return "layers of a transformer have other names there, which are not written (--to diffusers)"
+        return None
+
 
 def _by_part(subject: Subject) -> dict[str, dict[str, Factor]]:
     """Part of the pipeline -> path in it -> the update there.

@@ -38,7 +38,8 @@ TEXTS = ["a red wall", "a blue wall", ""]
 
 @pytest.fixture(scope="module")
 def folders(models, tmp_path_factory):
-    return {"sd": models["sd"], "sdxl": tiny_pipelines.write_sdxl(tmp_path_factory.mktemp("sdxl"))}
+    return {"sd": models["sd"], "sdxl": tiny_pipelines.write_sdxl(tmp_path_factory.mktemp("sdxl")),
+            "flux": tiny_pipelines.write_flux(tmp_path_factory.mktemp("flux"))}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,59 @@ def test_flow_matching_ends_in_noise_and_its_target_leads_there():
     torch.testing.assert_close(noisy[0], noise[0])
     torch.testing.assert_close(noisy[1], (latents[1] + noise[1]) / 2)
     torch.testing.assert_close(latents + target, noise)
+
+
+def flux(folders):
+    return PipelineReader.of(str(folders["flux"]), ModelSection(path="", image_size=8))
+
+
+def test_flux_reads_captions_and_denoises_as_its_pipeline_does(folders):
+    """One step of its own pipeline from noise alone follows what is predicted there."""
+    reader, own = flux(folders), Denoiser.from_pretrained(folders["flux"], train_text_encoder=False).eval()
+    found, pipeline = reader.captions(TEXTS), own.pipeline()
+    for text, words in zip(TEXTS, found, strict=True):
+        prompt, pooled, _ = pipeline.encode_prompt(text, None, device="cpu", max_sequence_length=16)
+        torch.testing.assert_close(words["prompt"], prompt[0])
+        torch.testing.assert_close(words["pooled"], pooled[0])
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    words = {name: values[None] for name, values in found[0].items()}
+    said = own(means=torch.zeros_like(noise), noise=noise, timesteps=torch.tensor([999]), **words)
+    packed = pipeline._pack_latents(noise, 1, 4, 8, 8)
+    drawn = pipeline("a red wall", height=8, width=8, num_inference_steps=1, guidance_scale=3.5, latents=packed,
+                     max_sequence_length=16, output_type="latent").images  # fmt: skip
+    torch.testing.assert_close(pipeline._unpack_latents(drawn, 8, 8, 1), noise - said.sample, atol=1e-5, rtol=1e-4)
+    assert said.sample.abs().max() > 1e-2
+    assert (found[0]["prompt"] - found[1]["prompt"]).abs().max() > 1e-2
+
+
+def test_flux_trains_and_diffusers_loads_it(folders, walls, tmp_path, child):
+    recipe = recipe_of(tmp_path, folders["flux"], walls, model__image_size=8)
+    said, plain, probe, refused = child(flux_trained_and_exported, recipe, tmp_path)
+    fresh = Denoiser.from_pretrained(folders["flux"], train_text_encoder=False).eval()
+    fresh.pipeline().load_lora_weights(str(tmp_path / "lora"))
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(**probe).sample, said, atol=1e-5, rtol=1e-4)
+    assert (said - plain).abs().max() > 1e-3
+    assert "other names" in refused
+    with pytest.raises(RecipeError, match="stay as they are"):
+        child(run, recipe_of(tmp_path, folders["flux"], walls, model__image_size=8, model__train_text_encoder=True,
+                             output={"dir": str(tmp_path / "other")}), Reporter())  # fmt: skip
+
+
+def flux_trained_and_exported(recipe, folder):
+    from afina.export.contract import Subject
+    from afina.export.formats.all_formats import FORMATS
+    from afina.export.make import make
+
+    out = run(recipe, Reporter()).folder
+    trained = load_trained(out, Reporter())
+    probe = TASK.probe(trained.prompter, "a red wall", "cpu")
+    with torch.no_grad(), trained.model.disable_adapter():
+        plain = trained.model(**probe).sample
+    with torch.no_grad():
+        said = trained.model(**probe).sample
+    make(FORMATS["diffusers"], Subject(load_trained(out, Reporter())), folder / "lora")
+    return said, plain, probe, FORMATS["kohya"].refusal(Subject(trained))
 
 
 def items_of(folder, rows, **data):

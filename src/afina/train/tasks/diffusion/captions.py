@@ -48,13 +48,14 @@ class PipelineReader:
 
         Raises:
             CheckpointError: a part cannot be read.
-            RecipeError: its images cannot have that size.
+            RecipeError: its images cannot have that size, or its text encoders cannot train.
         """
         family = family_of(location)
-        own = config_of_part(location, family.denoiser)
-        shrunk, step = shrunk_by(location), 2 ** (len(own.get("block_out_channels", [1])) - 1)
-        sides = own.get("sample_size") or 0
-        size = section.image_size or (sides if isinstance(sides, int) else sides[0]) * shrunk
+        if section.train_text_encoder and not family.encoders_train:
+            raise RecipeError("text encoders of this pipeline stay as they are", where="model.train_text_encoder",
+                              got=", ".join(family.pipelines), fix="leave it out")  # fmt: skip
+        shrunk, (side, step) = shrunk_by(location), family.sides(config_of_part(location, family.denoiser))
+        size = section.image_size or (side or 0) * shrunk
         if not size or size % (shrunk * step):
             raise RecipeError("a pipeline's images have sides that its layers can halve", where="model.image_size",
                               got=size or None, expected=f"a multiple of {shrunk * step}")  # fmt: skip

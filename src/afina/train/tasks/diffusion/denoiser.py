@@ -158,7 +158,7 @@ class Denoiser(nn.Module):
         noisy, target = self.noising.mixed(latents, noise, timesteps)
         words = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in self._read(given).items()}
         denoiser = self.parts[self.family.denoiser]
-        sample = self.family.denoised(denoiser, noisy.to(self.dtype), timesteps, words)
+        sample = self.family.denoised(denoiser, noisy.to(self.dtype), self.noising.told(timesteps), words)
         losses = (sample.float() - target.float()).square().flatten(1).mean(1)
         loss = losses.mean() if weights is None else (losses * weights).sum()
         return Denoised(loss=loss, losses=losses, sample=sample)

@@ -46,11 +46,15 @@ class Noising:
         """The `FIXED` timesteps of held-out images."""
         return ((torch.arange(FIXED) + 0.5) * self.steps / FIXED).long()
 
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the model is told of them: in flow matching the share of noise, else themselves."""
+        return (timesteps + 1) / self.steps if self.scheduler is None else timesteps
+
     def mixed(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents, and what is to be predicted of them: noise, velocity or the latents by `prediction_type`; in
         flow matching, noise less latents."""
         if self.scheduler is None:
-            share = ((timesteps + 1) / self.steps)[:, None, None, None].to(latents.dtype)
+            share = self.told(timesteps)[:, None, None, None].to(latents.dtype)
             return (1 - share) * latents + share * noise, noise - latents
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         kind = self.scheduler.config.prediction_type
