@@ -125,7 +125,7 @@ class Flux(Family):
             guidance=noisy.new_full((len(noisy),), _GUIDANCE) if guided else None, img_ids=places,
             encoder_hidden_states=given["prompt"], txt_ids=noisy.new_zeros(given["prompt"].shape[1], 3),
         ).sample  # fmt: skip
-        return pixel_shuffle(out.mT.unflatten(2, patches.shape[2:]), 2)
+        return pixel_shuffle(out.mT.reshape(patches.shape), 2)
 
 
 _FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), Flux())
