@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ...compat import stand_in
 from ...errors import MergeError, NotMergeable
 from ...train.base.pipelines.pipeline_folder import without_bars
+from ...train.tasks.base import Known
 from .. import kohya
 from ..contract import LOW_RANK, Comparison, Format, Subject
 from ..factors import Factor, factors_of
@@ -25,14 +26,14 @@ class Diffusers(Format):
     program: ClassVar[str] = ""
     file: ClassVar[str] = "pytorch_lora_weights.safetensors"
 
+    def foreseen(self, known: Known, *, as_lora: bool = False) -> str | None:
+        if known.task.loader != "DiffusionPipeline":
+            return f"it is for pipelines that make images, not {known.task.name}"
+        return super().foreseen(known, as_lora=as_lora)
+
     def refusal(self, subject: Subject) -> str | None:
-        if not hasattr(subject.base, "pipeline"):
-            return f"it is for pipelines that make images, not {subject.trained.task.name}"
-        if not subject.trained.is_adapter:
-            return "the whole pipeline was trained, and there is no adapter; its folder is one of diffusers"
-        below = subject.trained.recipe.model
-        if below.adapter is not None and below.adapter_as == "base":
-            return "it stands on another adapter, which would be left out"
+        if (why := self.foreseen(subject.trained)) is not None:
+            return why
         try:
             _by_part(subject)
         except NotMergeable as error:

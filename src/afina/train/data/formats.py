@@ -15,6 +15,7 @@ IN_WORDS = MappingProxyType(
      "preference": "a chosen and a rejected text", "chat": "messages", "prompt_completion": "prompt and completion",
      "judged": "answers that are good or bad", "labelled": "text and label", "tagged": "tokens and tags",
      "asked": "questions on a context", "near": "texts that belong together", "pictured": "images and labels",
+     "captioned": "images, with captions or with one for all",
      "spoken": "sounds and what is said in them", "sounding": "sounds and labels"}
 )  # fmt: skip
 """Shapes as people are told of them; "columns" are named."""
@@ -26,8 +27,8 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
     "alpaca": instruction (and input) and output. "sharegpt": conversations of from and value. "preference": chosen
     and rejected, mostly with a prompt. "chat": messages. "prompt_completion". "labelled": text and label. "tagged":
     tokens and tags. "judged": prompt, completion and a label that is true or false. "asked": question and context.
-    "near": anchor and positive. "pictured": image and label. "spoken": audio and text. "sounding": audio and
-    label. "columns": anything else, which templates or `data.columns` must name.
+    "near": anchor and positive. "pictured": image and label. "captioned": image and text, or image alone. "spoken":
+    audio and text. "sounding": audio and label. "columns": anything else, which templates or `data.columns` must name.
 
     Raises:
         DataError: a row has not the shape of the first; has file and line.
@@ -46,7 +47,10 @@ def recognise(rows: Rows) -> tuple[Rows, str]:
     known = (("spoken", {"audio", "text"}), ("sounding", {"audio", "label"}),
              ("chat", {"messages"}), ("prompt_completion", {"prompt", "completion"}), ("labelled", {"text", "label"}),
              ("tagged", {"tokens", "tags"}), ("asked", {"question", "context"}),
-             ("near", {"anchor", "positive"}), ("pictured", {"image", "label"}))  # fmt: skip
+             ("near", {"anchor", "positive"}), ("pictured", {"image", "label"}),
+             ("captioned", {"image", "text"}))  # fmt: skip
+    if columns == {"image"}:
+        return rows, "captioned"
     return rows, next((name for name, needed in known if needed <= columns), "columns")
 
 

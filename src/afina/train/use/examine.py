@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 _TASK_OF = MappingProxyType(
     {"preference": "preference", "judged": "kto", "labelled": "sequence_classification",
      "tagged": "token_classification", "asked": "extractive_qa", "near": "embeddings",
-     "pictured": "image_classification", "spoken": "speech_recognition", "sounding": "audio_classification"}
+     "pictured": "image_classification", "captioned": "text_to_image", "spoken": "speech_recognition",
+     "sounding": "audio_classification"}
 )  # fmt: skip
 """What rows of a shape are mostly for; all others are for a language model."""
 _SHOWN = 2

@@ -403,6 +403,18 @@ def run_and_draw(recipe):
     return result
 
 
+def test_images_with_captions_or_alone_are_rows_of_this_task(walls, tmp_path):
+    from afina.train.use.examine import examine
+
+    tiny_pipelines.write_images(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    for folder, columns in ((walls, {"image", "text"}), (tmp_path, {"image"})):
+        rows = read_rows(folder)
+        found = examine(rows, DataSection(train=str(folder)))
+        assert set(rows.values[0]) == columns
+        assert (found.task, found.shape) == ("text_to_image", "captioned")
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
