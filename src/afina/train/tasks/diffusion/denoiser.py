@@ -97,24 +97,20 @@ class Denoiser(nn.Module):
 
     def gradient_checkpointing_enable(self, **how: Any) -> None:
         """Recompute activations in every part, as each does it by itself."""
-        for name, part in self.parts.items():
-            if name == self.family.denoiser:
-                part.enable_gradient_checkpointing()
-            else:
-                part.gradient_checkpointing_enable()
-        self.is_gradient_checkpointing = True
+        self._checkpointing("enable")
 
     activation_checkpointing_enable = gradient_checkpointing_enable
     """The same under the name that newer releases of transformers ask for."""
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations."""
-        for name, part in self.parts.items():
-            if name == self.family.denoiser:
-                part.disable_gradient_checkpointing()
-            else:
-                part.gradient_checkpointing_disable()
-        self.is_gradient_checkpointing = False
+        self._checkpointing("disable")
+
+    def _checkpointing(self, verb: str) -> None:
+        for part in self.parts.values():  # models of diffusers, and of transformers
+            own = f"{verb}_gradient_checkpointing"
+            getattr(part, own if hasattr(part, own) else f"gradient_checkpointing_{verb}")()
+        self.is_gradient_checkpointing = verb == "enable"
 
     def save_pretrained(self, folder: str | Path, state_dict: Any = None, **kwargs: Any) -> None:
         """Write the whole pipeline, with these parts in the place of its own.
