@@ -65,7 +65,8 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
         if host.base.kind == "attention":
             _check_attention(host, rows, x)
         return _one(host, call, rows.names[0], x, args, kwargs, whole)
-    outs, order = [], list[int]()
+    outs: list[Any] = []
+    order: list[int] = []
     for name, numbers in rows.groups.items():
         own = [i * times + k for i in numbers for k in range(times)]
         order += own

@@ -47,7 +47,9 @@ class TrainableTokensConfig(LayerConfig):
         names = [
             n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)
         ]
-        return [n.removesuffix(".base_layer") for n in names][:1]
+        if not names:
+            raise TargetError("the model embeds no tokens", where="target_modules", got=type(model).__name__)
+        return [names[0].removesuffix(".base_layer")]
 
 
 @register("TRAINABLE_TOKENS", TrainableTokensConfig)
