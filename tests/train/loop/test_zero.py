@@ -187,7 +187,9 @@ def checked(recipe) -> RecipeError:
 
 
 @pytest.mark.parametrize(("setting", "key"), [({"training__optimizer": "adafactor"}, "training.optimizer"),
-                                              ({"training__bf16": True}, "training.bf16")])  # fmt: skip
+                                              ({"training__bf16": True}, "training.bf16"),
+                                              ({"model__quantize": "int8wo"}, "model.quantize"),
+                                              ({"model__quantize": "int4wo"}, "model.quantize")])  # fmt: skip
 def test_what_an_engine_would_do_otherwise_is_refused(setting, key, model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(zero_stages, "is_installed", lambda: True)
     recipe = load_recipe(str(tiny.write_recipe(tmp_path, model_folder, distributed="zero2", **setting)))
@@ -261,5 +263,14 @@ def test_a_base_in_16_bits_trains_beside_adapters_in_32(distributed, model_folde
 def test_everything_trains_in_two_processes_with_zero2(model_folder, child, engine, tmp_path):
     def recipe(folder, how):
         return ready("FULL", folder, model_folder, evaluation__enabled=False, **how)
+
+    assert_same(compared(child, engine, tmp_path, recipe, "zero2"))
+
+
+@NEEDS
+@pytest.mark.parametrize("storage", ["nf4", "fp4", "int8"])
+def test_a_quantised_base_trains_with_zero2(storage, model_folder, child, engine, tmp_path):
+    def recipe(folder, how):
+        return ready("LORA", folder, model_folder, evaluation__enabled=False, model__quantize=storage, **how)
 
     assert_same(compared(child, engine, tmp_path, recipe, "zero2"))

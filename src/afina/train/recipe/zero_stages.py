@@ -17,6 +17,8 @@ STAGES: Mapping[str, int] = MappingProxyType({"zero2": 2, "zero3": 3, "zero3_off
 INSTALL = "pip install wheel ninja; DS_BUILD_OPS=0 pip install --no-build-isolation 'afina[deepspeed]'"
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 """Optimizers that treat every number by itself, so that a flat part of all of them is no other than the whole."""
+_NOT_MOVED = ("int8wo", "int4wo")
+"""Torchao's storages: the engine moves the whole model to its device, where torch would have to swap their tensors."""
 
 
 def is_installed() -> bool:
@@ -68,3 +70,6 @@ def check_engine(recipe: Recipe) -> None:
         key, got = ("training.bf16", "true") if t.bf16 else ("model.dtype", recipe.model.dtype)
         raise RecipeError("under DeepSpeed nothing is autocast, and no loss scaled", where=key, got=got,
                           fix="model.dtype=bfloat16: a base in 16 bits, adapters in float32")  # fmt: skip
+    if recipe.model.quantize in _NOT_MOVED:
+        raise RecipeError("DeepSpeed cannot take over a base in torchao's storage", where="model.quantize",
+                          got=recipe.model.quantize, fix="nf4, fp4 or int8 with zero2; or distributed=ddp")  # fmt: skip
