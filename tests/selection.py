@@ -7,6 +7,7 @@ Three sizes: "smoke" (`make quick`) meets every value of every parameter, "pairs
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
@@ -41,9 +42,9 @@ def case_of(item: pytest.Item) -> Case:
 def select(items: Sequence[pytest.Item], size: str) -> tuple[set[str], dict[str, tuple[list[Case], list[Case]]]]:
     """The names of tests to leave out, and what was chosen of every product."""
     products: dict[str, list[pytest.Item]] = {}
-    strengths, left = {}, set()
+    strengths, left, met = {}, set(), Counter[str]()
     for item in sorted(items, key=lambda item: item.nodeid):
-        if size != "all" and item.get_closest_marker("whole"):
+        if size != "all" and (item.get_closest_marker("whole") or _passed_over(item, met)):
             left.add(item.nodeid)
         elif mark := item.get_closest_marker("product"):
             name, strengths[mark.args[0]] = mark.args[0], mark.kwargs.get("strength", 2)
@@ -59,6 +60,16 @@ def select(items: Sequence[pytest.Item], size: str) -> tuple[set[str], dict[str,
         left |= {item.nodeid for place, item in enumerate(members) if place not in kept}
         chosen[name] = (cases, [cases[place] for place in sorted(kept)])
     return left, chosen
+
+
+def _passed_over(item: pytest.Item, met: Counter[str]) -> bool:
+    """Whether a test of which every so manieth case runs is none of them; counts the cases of every test in `met`."""
+    mark = item.get_closest_marker("sampled")
+    if mark is None:
+        return False
+    function = item.nodeid.partition("[")[0]
+    met[function] += 1
+    return bool((met[function] - 1) % mark.args[0])
 
 
 PARTS = 3

@@ -98,6 +98,24 @@ def test_what_is_chosen_does_not_depend_on_the_order() -> None:
     assert len(select(items, "smoke")[0]) > len(left)
 
 
+def test_of_a_sampled_test_every_so_manieth_case_is_kept_by_name() -> None:
+    from .selection import select
+
+    def named(test: str, number: int) -> Any:
+        class Item:
+            nodeid = f"{test}[{number}]"
+
+            def get_closest_marker(self, name: str) -> Any:
+                return pytest.mark.sampled(3, "why").mark if name == "sampled" else None
+
+        return Item()
+
+    items = [named(test, number) for number in range(8) for test in ("test_x", "test_y")]
+    left, _ = select(items, "pairs")
+    assert {item.nodeid for item in items} - left == {f"{t}[{n}]" for t in ("test_x", "test_y") for n in (0, 3, 6)}
+    assert select(items, "all")[0] == set()
+
+
 def test_every_method_meets_every_whole_model_and_every_question(
     chosen: dict[str, tuple[list[Case], list[Case]]],
 ) -> None:

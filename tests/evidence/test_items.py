@@ -36,7 +36,12 @@ def scored(path):
     return scores.found, report["after"]
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt_tuning", "prefix_tuning"])
+OTHERS = pytest.mark.whole("one way of scoring for all methods")
+
+
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(m, marks=OTHERS) for m in ("prompt_tuning", "prefix_tuning"))]
+)
 def test_answers_and_losses_are_those_of_the_evaluation(tmp_path, model_folder, child, method):
     own = {"type": "lora", "r": 8, "target_modules": "all-linear"} if method == "lora" else {"type": method}
     recipe = tiny.write_recipe(tmp_path, model_folder, method=own, training__max_steps=40, evaluation__batch_size=5)

@@ -39,6 +39,7 @@ def resumed_from(recipe, step):
     return whole, written()
 
 
+@pytest.mark.sampled(2, "steps of one and the same schedule")
 @pytest.mark.parametrize(("name", "step"), [("adalora", 4), ("adalora", 8), ("adalora", 10), ("adamss", 2),
                                             ("adamss", 6)])  # fmt: skip
 def test_resumed_run_ends_as_the_uninterrupted_one(name, step, tmp_path, model_folder, child):

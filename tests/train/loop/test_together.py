@@ -121,6 +121,7 @@ ENGINES = [
 ]
 
 
+@pytest.mark.sampled(3, "tests/battery/test_spread.py asks the same of methods by themselves")
 @pytest.mark.parametrize(("name", "distributed"), ENGINES)
 def test_two_processes_take_the_steps_of_one_with_every_method(
     name, distributed, model_folder, child, together, tmp_path

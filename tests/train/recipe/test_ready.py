@@ -61,6 +61,7 @@ def on_a_tiny_model(name, models, folder):
     return list(given.items())
 
 
+@pytest.mark.sampled(2, "each task learns in tests/train/tasks")
 @pytest.mark.parametrize("name", embedded_recipes())
 def test_embedded_recipe_runs(name, models, child, tmp_path):
     result = child(run_named, name, on_a_tiny_model(name, models, tmp_path))
@@ -102,6 +103,7 @@ REQUIRED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3, "what is written for every method is read back")
 @pytest.mark.parametrize("task", TASKS)
 def test_ready_recipe_of_every_task_runs(task, models, child, tmp_path):
     text = ready_recipe("lora", [("task", task)])

@@ -126,6 +126,7 @@ def resumed(recipe):
     return whole, load_file(folder / "adapter_model.safetensors"), report, again.report
 
 
+@pytest.mark.sampled(3, "tasks differ in what they learn, above; trainer and checkpoints are the same")
 @pytest.mark.parametrize("task", KINDS)
 def test_resumed_task_ends_as_the_uninterrupted_one(task, models, child, tmp_path):
     method = {"type": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
@@ -139,6 +140,7 @@ def test_resumed_task_ends_as_the_uninterrupted_one(task, models, child, tmp_pat
 
 # Embeddings are told from their neighbours in the batch, GRPO and pipelines draw, and documents come in an order by the
 # batch.
+@pytest.mark.sampled(3, "tasks differ in what they learn, above; trainer and checkpoints are the same")
 @pytest.mark.parametrize("task", [t for t in KINDS if t not in ("embeddings", "grpo", "pretraining", "text_to_image")])
 def test_accumulated_batches_weigh_as_one(task, models, child, tmp_path):
     losses = {}
@@ -161,6 +163,7 @@ def train_only(recipe):
     return run(recipe, Reporter()).folder
 
 
+@pytest.mark.sampled(3, "tasks differ in what they learn, above; trainer and checkpoints are the same")
 @pytest.mark.parametrize("task", KINDS)
 def test_held_out_loss_while_training_keeps_the_best_checkpoint(task, models, child, tmp_path):
     file = tiny.write_task(tmp_path, task, models, evaluation__every=2, training__max_steps=4)

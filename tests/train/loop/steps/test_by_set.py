@@ -79,6 +79,7 @@ def ran(recipe):
     return lines, done.report, (done.folder / "README.md").read_text(), said
 
 
+@pytest.mark.sampled(3, "tasks of one kind take the same way")
 @pytest.mark.parametrize("case", CASES)
 def test_loss_of_a_set_is_the_mean_over_its_rows(tmp_path, models, child, case):
     given = dict(CASES[case])
