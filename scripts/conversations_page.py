@@ -47,7 +47,8 @@ sequence for all, answers beyond `data.max_length` are counted as not learnt.
 
 Templates write earlier turns anew when they drop thoughts, move the system message, or end the last turn by another
 token. A template's `{% generation %}` marks are followed: what they leave out is not learnt. `weight: 0`, `train:
-false` or `loss: false` on a message switch its answer off. Empty answers are not learnt, and counted.
+false` or `loss: false` on a message switch its answer off. Empty answers, and one that the conversation begins with, are not
+learnt, and counted.
 
 ## What a row may hold
 

@@ -124,6 +124,15 @@ def test_predict_starts_processes_that_share_the_rows(adapters, tmp_path, child)
     assert refused.stderr.count("the file to write exists") == 1
 
 
+def test_predict_over_earlier_predictions_writes_its_own_and_says_so(adapters, tmp_path, child):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "p.jsonl"
+    rows.write_text('{"text": "n1", "prediction": "of another model"}\n', encoding="utf-8")
+    code, _, told = child(command, "predict", adapters["causal_lm"], rows, "--out", out, "--max-new-tokens", "3")
+    assert code == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["prediction"] != "of another model"
+    assert "the file's own 'prediction'" in told
+
+
 def test_predict_needs_no_labels(adapters, tmp_path, child):
     (tmp_path / "rows.csv").write_text("text\nn1\nn2\n")
     out = ok(child(command, "predict", adapters["causal_lm"], tmp_path / "rows.csv", "--out", tmp_path / "p.jsonl"))

@@ -141,9 +141,12 @@ def _predicted(
     trained = load_trained(adapter, reporter, quantize, device=device, before=partial(there.task.check_rows, rows))
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if is_first():
-        # The file's own columns, under its own names, and what is new.
-        out_rows = [{**own, **{k: v for k, v in row.items() if k not in shaped}}
-                    for own, shaped, row in zip(given.values, rows.values, done.rows, strict=True)]  # fmt: skip
+        # The file's own columns, under its own names, and what is new, also where the file has a column of that name.
+        new = [{k: v for k, v in row.items() if k not in shaped or v != shaped[k]}
+               for shaped, row in zip(rows.values, done.rows, strict=True)]  # fmt: skip
+        out_rows = [{**own, **more} for own, more in zip(given.values, new, strict=True)]
+        if replaced := {k for own, more in zip(given.values, new, strict=True) for k in own.keys() & more}:
+            reporter.warn(f"replaced in what is written: the file's own {', '.join(map(repr, sorted(replaced)))}")
         lines = [json.dumps(row, ensure_ascii=False, default=_not_text) for row in out_rows]
         if done.files:
             _files_of(target).mkdir(exist_ok=True)

@@ -200,7 +200,7 @@ class LayerConfig(PeftConfig):
         exclude_modules: which of them not: names, ends of paths, or a pattern.
         layers_to_transform: numbers of the layers to adapt; all by default.
         layers_pattern: the name before the number in a path ("layers", "h"), where `layers_to_transform` should not
-            mean the last number in it.
+            mean the first number in it.
         modules_to_save: modules that train whole, as copies, and are saved with the adapter, such as a fresh head.
         r: rank of the update.
         bias: biases of the model that train along: "none", "all", or those of the adapted layers ("lora_only" or any

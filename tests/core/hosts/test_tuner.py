@@ -311,3 +311,16 @@ def test_packed_weights_are_unpacked_to_train_and_to_be_saved(monkeypatch: pytes
     assert base.model.training
     assert base.state_dict().keys() == {f"model.{n}" for n in mlp().state_dict()}
     assert unpacked == [base.model] * 2
+
+
+def test_a_prompt_encoder_made_for_a_model_in_eval_drops_nothing_until_train() -> None:
+    config = afina.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_reparameterization_type="LSTM", encoder_dropout=0.5,
+        encoder_hidden_size=16, encoder_num_layers=2,
+    )  # fmt: skip
+    model = afina.get_peft_model(llama().eval(), config)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        model.train()
+        assert not torch.equal(model(ids).logits, model(ids).logits)

@@ -169,6 +169,9 @@ def test_invalid_patterns_name_their_key(key: str, pattern: str) -> None:
         ("blocks.1.layers.2.up", "layers", 2),
         ("blocks.1.layers.2.up", "blocks", 1),
         ("model.layers.2.mlp.experts.5.up", "layers", 2),
+        ("model.layers.2.mlp.experts.5.up", None, 2),
+        ("layers.2.up", None, 2),
+        ("towers.1.layers.2.up", None, 2),
     ],
 )
 def test_layer_number(name: str, pattern: str | None, number: int | None) -> None:

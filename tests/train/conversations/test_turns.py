@@ -200,6 +200,16 @@ def test_empty_answers_are_not_learnt_and_counted():
     assert "empty answers, which are not learnt: 1" in prompter.ledger.lines
 
 
+def test_an_answer_that_nothing_stands_before_is_read_but_not_learnt():
+    family = BY_NAME["ChatML"]
+    talk = [{"role": "assistant", "content": "Hello!"}, *[m for m in family.talk() if m["role"] != "system"]]
+    (item,), prompter = encoded(family, talk)
+    assert "Hello!" in prompter.tokenizer.decode(item["input_ids"])
+    assert all("Hello!" not in prompter.tokenizer.decode(ids) for _, ids in learnt(item))
+    assert len(learnt(item)) == 2
+    assert "answers that nothing stands before, which are not learnt: 1" in prompter.ledger.lines
+
+
 def test_keys_and_roles_that_the_template_does_not_write_are_named():
     family = BY_NAME["ChatML"]
     talk = family.talk()

@@ -206,7 +206,7 @@ def test_rows_lost_to_cutting_are_allowed_up_to_one_in_a_hundred():
         with pytest.raises(DataError, match="3 of 200") as caught:
             encoded.check_masked(given, data)
         assert "allow_masked" in str(caught.value)
-    with pytest.raises(DataError, match="no row has an answer"):
+    with pytest.raises(DataError, match="no answer to learn"):
         Encoded().check_masked(given, data)
     with pytest.raises(DataError) as caught:
         Encoded(masked=200).check_masked(given, DataSection(train="d.jsonl", allow_masked=True))
@@ -283,6 +283,11 @@ def test_row_without_an_answer_is_told_and_left_out():
     assert encoded.source == [1]
     assert any("left out" in line for line in p.ledger.told)
     assert any("empty answers" in line for line in p.ledger.told)
+
+
+def test_a_row_by_itself_without_an_answer_is_told_with_its_line():
+    with pytest.raises(DataError, match=r"jsonl:1: no answer to learn$"):
+        encode_answers(rows({"prompt": "a ", "completion": " "}), prompter(chat=False), 259)
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,16 @@ def test_whole_numbers_are_positions():
     assert found_labels(rows(2, 0), "label") == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [((True, False), "a label is text or a whole number"), ((0.5, 1.0), "a label is text or a whole number"),
+     ((1, "1"), "labels of different types"), ((1, 1.0), "labels of different types")],
+)  # fmt: skip
+def test_labels_of_another_type_are_not_called_different_ones(values, told):
+    with pytest.raises(DataError, match=f": {told}"):
+        found_labels(rows(*values), "label")
+
+
 def test_text_labels_are_sorted():
     assert found_labels(rows("b", "a", "b"), "label") == ["a", "b"]
 

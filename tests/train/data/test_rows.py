@@ -155,6 +155,16 @@ def test_rows_below_another_key_are_named(tmp_path):
     assert "save the list under 'data' by itself" in refused(tmp_path, "d.json", json.dumps({"data": TWO}))
 
 
+@pytest.mark.parametrize("columns", [{"text": ["a", "b"], "label": ["x", "y"]},
+                                     {"text": {"0": "a"}, "label": {"0": "x"}}])  # fmt: skip
+def test_columns_in_place_of_rows_are_told_as_such(tmp_path, columns):
+    assert "these are columns: write rows" in refused(tmp_path, "d.json", json.dumps(columns))
+
+
+def test_a_row_in_place_of_a_list_is_told_what_is_missing(tmp_path):
+    assert "put [ ] around the row" in refused(tmp_path, "d.json", json.dumps(TWO[0]))
+
+
 # -- rows in memory ----------------------------------------------------------------------------------------------------
 
 

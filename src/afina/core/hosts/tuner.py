@@ -281,7 +281,7 @@ class Tuner(Unreplicated):
             torch.float32 if half else first.dtype, first.device, self.model,
         )  # fmt: skip
         ready(self.model)  # which the encoder may ask for embeddings
-        made: PromptEncoder = implementation(site, config).train(self.training)
+        made: PromptEncoder = implementation(site, config).train(self.model.training)
         alike(made, remember_wholes(self.model))
         return made
 

@@ -147,7 +147,7 @@ class _Builder:
         for slot, host in places:
             planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
         if shared is not None:
-            shared.train(self.container.training)
+            shared.train(self.model.training)
             hold_shared(self.container, self.name, shared)
             if isinstance(shared, Router):
                 shared.name, shared.scope = self.name, self.scope

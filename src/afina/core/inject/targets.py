@@ -258,11 +258,12 @@ def plain_module(module: Any) -> Any:
 
 
 def layer_number(name: str, patterns: list[str] | str | None = None) -> int | None:
-    """The number of the layer that a module belongs to: the component after `patterns`, else the last number inside."""
+    """The number of the layer that a module belongs to: the component after `patterns`, else the first number inside,
+    which is not that of an expert. A number at the second place counts only where no other one follows."""
     parts = name.split(".")
     if not patterns:
-        inside = [int(p) for p in parts[1:-1] if p.isdigit()]
-        return inside[-1] if inside else None
+        inside = [int(p) for p in (*parts[2:-1], *parts[1:2]) if p.isdigit()]
+        return inside[0] if inside else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         match = full_match(pattern, name, "layers_pattern", r"(?:.*\.)?{}\.(?P<number>\d+)(?:\..*)?")
         if match:

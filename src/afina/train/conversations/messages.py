@@ -43,7 +43,8 @@ def normalised(value: Any, where: str, column: str = "messages") -> list[Message
     if isinstance(value, str):
         value = _json(value) or value
     if not isinstance(value, list) or not value:
-        raise DataError(f"{column!r} is not a list of messages", where=where, got=type(value).__name__)
+        got = "an empty list" if value == [] else type(value).__name__
+        raise DataError(f"{column!r} is not a list of messages", where=where, got=got)
     return [message_of(one, where) for one in value]
 
 

@@ -101,6 +101,9 @@ def turns_of(template: ChatTemplate, talk: Conversation, ledger: Ledger) -> list
         if is_empty(message):
             ledger.told["empty answers, which are not learnt"] += 1
             continue
+        if not index:  # no inference has such a prompt, and transformers renders none
+            ledger.told["answers that nothing stands before, which are not learnt"] += 1
+            continue
         prompt = talk.opened(template, index)
         answer = _answer(template, talk, index, prompt)
         if _thought(message)[0] not in "".join(span.text for span in answer):

@@ -81,14 +81,14 @@ class Encoded(Dataset[dict[str, Any]]):
         Raises:
             DataError: none is left, or more than 1 % are lost and the recipe does not allow it.
         """
+        where = rows.where(0) if len(rows) == 1 else str(rows.path)
         if not self.items and not self.masked:
-            raise DataError("no row has an answer to learn", where=rows.path)
+            raise DataError("no answer to learn", where=where)
         if not self.items or (self.masked > _MAX_MASKED_SHARE * len(rows) and not data.allow_masked):
             kept = f"within data.max_length={data.max_length} tokens"
             more = ", or set data.allow_masked=true to drop them" if self.items else ""
-            made = len(self) + self.masked
-            of = f"{made} sequences" if made > len(rows) else f"{len(rows)} rows"
-            raise DataError(f"{self.masked} of {of} have no answer left {kept}", where=rows.path,
+            of = f"{made} sequences" if (made := len(self) + self.masked) > len(rows) else f"{len(rows)} rows"
+            raise DataError(f"{self.masked} of {of} have no answer left {kept}", where=where,
                             fix=f"raise data.max_length{more}")  # fmt: skip
 
 

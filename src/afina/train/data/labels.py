@@ -75,7 +75,8 @@ def found_tags(rows: Rows, column: str) -> list[str]:
 
 
 def _found(values: list[tuple[Any, int]], rows: Rows) -> list[str]:
-    if {type(value) for value, _ in values} <= {int}:
+    kinds = {type(value) for value, _ in values}
+    if kinds <= {int}:
         low, row = min(values)
         if low < 0:
             raise DataError("label out of range", where=rows.where(row), got=low, expected="0 or more")
@@ -84,7 +85,9 @@ def _found(values: list[tuple[Any, int]], rows: Rows) -> list[str]:
         for value, row in values:
             if not isinstance(value, str):
                 got = f"{type(value).__name__} {value}"
-                raise DataError("labels of different types", where=rows.where(row), got=got, expected="str")
+                mixed = "labels of different types" if kinds & {int, str} else "a label is text or a whole number"
+                raise DataError(mixed, where=rows.where(row), got=got, expected="all text, or all whole numbers",
+                                fix="write each class as text, or as a number from 0 on")  # fmt: skip
         labels = _told_apart(values, rows)
     if len(labels) < 2:
         raise DataError("fewer than two labels", where=rows.path, got=", ".join(labels), expected="at least two")

@@ -91,7 +91,15 @@ def json_list(text: str, path: Path) -> tuple[Numbered, str]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON ({error})", where=path) from error
     if not isinstance(rows, list):
-        inner = next((k for k, v in rows.items() if isinstance(v, list)), None) if isinstance(rows, dict) else None
         raise DataError("not a list of rows", where=path, got=type(rows).__name__, expected="[{...}, {...}]",
-                        fix=None if inner is None else f"save the list under {inner!r} by itself")  # fmt: skip
+                        fix=_as_rows(rows) if isinstance(rows, dict) and rows else None)  # fmt: skip
     return ((n, checked(row, f"{path}: item {n}")) for n, row in enumerate(rows, 1)), ""
+
+
+def _as_rows(value: dict[str, Any]) -> str:
+    """What makes rows of an object."""
+    columns = [v for v in value.values() if isinstance(v, (list, dict))]
+    if len(value) > 1 and len(columns) == len(value) and len({(type(v), len(v)) for v in columns}) == 1:
+        return "these are columns: write rows, as pandas does with to_json(path, orient='records')"
+    inner = next((key for key, held in value.items() if isinstance(held, list)), None)
+    return "put [ ] around the row, if it is one" if inner is None else f"save the list under {inner!r} by itself"
