@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..report.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ...plan.trace import Trace
     from ..data.encode import Data
     from .base import Task
 
@@ -42,6 +43,19 @@ class Predictions:
     rows: list[Row]
     scores: Scores | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reads rows by models of its own, before the first step.
+
+    Attributes:
+        kept: bytes of main memory that what was read takes until the end.
+        rehearse: reads as many rows as are read in one pass, on tensors without data.
+    """
+
+    kept: int
+    rehearse: Callable[[Trace], None]
 
 
 @dataclass(frozen=True)

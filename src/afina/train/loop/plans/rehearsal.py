@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ....devices.ranks import size
 from ....errors import AfinaError, RecipeError
 from ....plan.trace import Event, Trace, Work
-from ...base.base_model import config_of, vocab_size
 from ...base.new_tokens import trains_new_tokens
 from ...report.events import Reporter
 from ...tasks import named
@@ -31,10 +30,7 @@ STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
 
 _UNTOLD: Mapping[str, str] = MappingProxyType(
-    {
-        "grpo": "its answers are drawn as the steps go, and their lengths decide",
-        "text_to_image": "steps of pipelines are not rehearsed yet",
-    }
+    {"grpo": "its answers are drawn as the steps go, and their lengths decide"}
 )
 """Tasks that cannot be rehearsed, and why."""
 
@@ -196,24 +192,14 @@ class _Stepping:
 
 
 def _base(setting: Setting) -> Any:
-    """The base as `from_pretrained` makes it, of its config alone."""
-    import transformers
-
-    recipe, task = setting.recipe, named(setting.recipe.task)
-    config = config_of(setting.location, recipe.model)
-    for key, value in task.load_options(setting.data.labels).items():
-        setattr(config, key, value)
-    if vocabulary := vocab_size(setting.location, recipe.model, setting.tokenizer):
-        config.get_text_config().vocab_size = vocabulary
-    if setting.layers:
-        config.get_text_config().num_hidden_layers = setting.layers
-        config.get_text_config().layer_types = (getattr(config, "layer_types", None) or [])[: setting.layers] or None
-    dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
-    base: Any = getattr(transformers, task.model_class(setting.tokenizer)).from_config(config, dtype=dtype)
-    task.loaded(base, setting.tokenizer)
+    """The base as it is loaded, by its config alone."""
+    recipe = setting.recipe
+    base = named(recipe.task).sketched(recipe.model, setting.location, setting.data.labels, setting.tokenizer,
+                                       setting.layers)  # fmt: skip
     base = quantised(recipe.model, base)
     if recipe.training.gradient_checkpointing:
-        base.enable_input_require_grads()
+        if hasattr(base, "enable_input_require_grads"):  # of transformers
+            base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})
     return base
 

@@ -9,7 +9,6 @@ from typing import Any
 from ....core.config import method
 from ....core.prompts.encoder import PromptEncoder
 from ....methods.baselines.full import FullConfig
-from ...base.base_model import config_of
 from ...recipe.settings import method_config
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
@@ -75,7 +74,7 @@ def largest(setting: Setting, found: Forecast) -> Largest:
 def _tokens(setting: Setting, found: Forecast) -> int | None:
     if len(found.rehearsal.sizes) != 2:
         return None
-    most = getattr(config_of(setting.location, setting.recipe.model).get_text_config(), "max_position_embeddings", None)
+    most = getattr(_text_config(found), "max_position_embeddings", None)
     short, long = 128, 256
     try:
         made = [forecast(replace(setting, tokens=count), found.target, timed=False) for count in (short, long)]
@@ -86,7 +85,7 @@ def _tokens(setting: Setting, found: Forecast) -> int | None:
 
 
 def _layers(setting: Setting, found: Forecast) -> tuple[int, int] | None:
-    own = getattr(config_of(setting.location, setting.recipe.model).get_text_config(), "num_hidden_layers", None)
+    own = getattr(_text_config(found), "num_hidden_layers", None)
     if own is None:
         return None
     few, more = 1, 3
@@ -97,6 +96,11 @@ def _layers(setting: Setting, found: Forecast) -> tuple[int, int] | None:
     fit = _last(few, more, [_taken(one, found) for one in made], found.target.free)
     each = (made[1].rehearsal.total - made[0].rehearsal.total) // (more - few)
     return fit, made[0].rehearsal.total + (fit - few) * each
+
+
+def _text_config(found: Forecast) -> Any:
+    config: Any = found.rehearsal.base.config
+    return config.get_text_config()
 
 
 def _taken(one: Forecast, found: Forecast) -> float:

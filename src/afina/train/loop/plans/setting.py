@@ -60,6 +60,6 @@ def setting_of(recipe: Recipe, reporter: Reporter) -> Setting:
     recipe, split, labels = prepared(recipe, reporter)
     task = named(recipe.task)
     location = task.location(recipe.model, reporter)
-    tokenizer = task.reader(location, recipe.model, reporter)
+    tokenizer = task.shape_reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     return Setting(recipe, location, tokenizer, data, planned_steps(recipe, task.examples(recipe, len(data.train))))

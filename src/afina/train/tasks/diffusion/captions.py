@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from .noising import Noising
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_AT_ONCE = 8
+AT_ONCE = 8
+"""Images, or captions, that are read in one pass."""
 TOKENS = "tokens_of_"
 """Before an encoder's name: what a batch has for it, where it trains."""
 
@@ -97,32 +98,38 @@ class PipelineReader:
         Those of equal captions are the same tensors.
         """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
-        for start in range(0, len(new), _AT_ONCE):
-            part = new[start : start + _AT_ONCE]
-            tokens = self.family.tokens(self.tokenizers, part)
-            if self.section.train_text_encoder:
-                words = {TOKENS + name: ids for name, ids in tokens.items()}
-            else:
-                encoders = {name: self._part(name) for name in self.family.encoders}
-                device = place(self.section.device).name
-                words = self.family.words(encoders, {name: ids.to(device) for name, ids in tokens.items()})
+        for start in range(0, len(new), AT_ONCE):
+            part = new[start : start + AT_ONCE]
+            words = self.said(self.family.tokens(self.tokenizers, part))
             self.known |= {caption: {name: values[i].cpu().clone() for name, values in words.items()}
                            for i, caption in enumerate(part)}  # fmt: skip
         return [self.known[caption] for caption in captions]
 
+    def said(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a batch has of tokens of captions."""
+        if self.section.train_text_encoder:
+            return {TOKENS + name: ids for name, ids in tokens.items()}
+        encoders = {name: self._part(name) for name in self.family.encoders}
+        device = place(self.section.device).name
+        return self.family.words(encoders, {name: ids.to(device) for name, ids in tokens.items()})
+
     @torch.no_grad()
     def latents(self, images: Sequence[Image]) -> list[dict[str, Tensor]]:
         """Of each image the `means` and `deviations` of its latents, (C, H, W), and `frames`, (6,)."""
-        vae, out = self._part("vae"), []
-        config = vae.config
-        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
-        for start in range(0, len(images), _AT_ONCE):
-            cut = [squared(image, self.size) for image in images[start : start + _AT_ONCE]]
-            found = vae.encode(torch.stack([values for values, _ in cut]).to(vae.device)).latent_dist
-            means, deviations = ((found.mean - shift) * scale).cpu(), (found.std * scale).cpu()
+        out: list[dict[str, Tensor]] = []
+        for start in range(0, len(images), AT_ONCE):
+            cut = [squared(image, self.size) for image in images[start : start + AT_ONCE]]
+            means, deviations = self.encoded(torch.stack([values for values, _ in cut]))
             out += [{"means": means[i].clone(), "deviations": deviations[i].clone(), "frames": frames}
                     for i, (_, frames) in enumerate(cut)]  # fmt: skip
         return out
+
+    def encoded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations of the latents of images (B, 3, H, W), each (B, C, h, w)."""
+        vae = self._part("vae")
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
+        found = vae.encode(values.to(vae.device)).latent_dist
+        return ((found.mean - shift) * scale).cpu(), (found.std * scale).cpu()
 
 
 def shrunk_by(location: str) -> int:

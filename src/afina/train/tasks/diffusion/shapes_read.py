@@ -1,0 +1,79 @@
+"""What reads rows for the plan of a pipeline's run: by shapes alone, so that no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ....plan.trace import Trace
+from ...base.pipelines.pipeline_folder import sketched_part
+from .captions import AT_ONCE, PipelineReader
+from .image_captions import PRIOR
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ShapeReader(PipelineReader):
+    """Gives latents, and what text encoders say, of the right shape and dtype, all zero and in no memory of their own.
+    Tokens, where text encoders train, are those of the captions."""
+
+    def _part(self, name: str) -> Any:
+        if name not in self.frozen:
+            self.frozen[name] = sketched_part(self.location, name).eval().requires_grad_(False)
+        return self.frozen[name]
+
+    def captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Of each caption what a batch has of it; those of equal captions are the same tensors."""
+        if self.section.train_text_encoder:
+            return super().captions(captions)
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
+        shapes = self._shapes() if new else {}
+        self.known |= {caption: {name: _zeros(size) for name, size in shapes.items()} for caption in new}
+        return [self.known[caption] for caption in captions]
+
+    def _shapes(self) -> dict[str, Sequence[int]]:
+        if not self.known:
+            with torch.device("meta"), torch.no_grad():
+                tokens = {k: v.to("meta") for k, v in self.family.tokens(self.tokenizers, [""]).items()}
+                found = self.family.words({name: self._part(name) for name in self.family.encoders}, tokens)
+            self.release()
+            return {name: values.shape[1:] for name, values in found.items()}
+        return {name: values.shape for name, values in next(iter(self.known.values())).items()}
+
+    def latents(self, images: Sequence[Image | None]) -> list[dict[str, Tensor]]:
+        """Of each image the `means` and `deviations` of its latents, (C, H, W), and `frames`, (6,)."""
+        shapes = {"means": self.latent_shape, "deviations": self.latent_shape, "frames": (6,)}
+        return [{name: _zeros(size) for name, size in shapes.items()} for _ in images]
+
+    @torch.no_grad()
+    def rehearse(self, trace: Trace, images: int) -> None:
+        """Read as many images, and captions, as are read in one pass, on tensors without data."""
+        rows = min(AT_ONCE, images)
+        with trace.of("weights"):
+            self._part("vae")
+        with trace.of("temporary"):
+            self.encoded(torch.empty(rows, 3, self.size, self.size))
+        if self.section.train_text_encoder:
+            return
+        with trace.of("weights"):
+            encoders = {name: self._part(name) for name in self.family.encoders}
+        with trace.of("temporary"):
+            lengths = {name: self.tokenizers[of].model_max_length for name, of in self.family.encoders.items()}
+            self.family.words(encoders, {name: torch.ones(rows, n, dtype=torch.long) for name, n in lengths.items()})
+
+
+def kept_bytes(items: Iterable[Mapping[str, Any]]) -> int:
+    """Bytes of what is kept of rows: latents, and what is said of each caption once."""
+    found = dict[int, Tensor]()
+    for item in items:
+        for one in (item, *([item[PRIOR]] if PRIOR in item else ())):
+            found |= {id(values): values for part in ("latents", "words") for values in one[part].values()}
+    return sum(values.numel() * values.element_size() for values in found.values())
+
+
+def _zeros(shape: Sequence[int]) -> Tensor:
+    return torch.zeros(1).expand(tuple(shape))
