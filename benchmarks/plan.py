@@ -18,10 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .plan_cases import CASES, write
+from . import plan_cases, plan_pipelines
+from .plan_cases import CASES
+from .plan_pipelines import DRAWINGS
 from .timing import RESULTS, child, machine
 
-FILE = RESULTS / "plan.json"
+FILES = {RESULTS / "plan.json": CASES, RESULTS / "plan-pipelines.json": DRAWINGS}
+EVERY = {**CASES, **DRAWINGS}
 PAGE = Path(__file__).parents[1] / "docs" / "plan-results.md"
 
 
@@ -33,17 +36,16 @@ def measure(name: str) -> dict[str, Any]:
     from afina.train.loop.run import run
     from afina.train.recipe.settings import load_recipe
 
-    case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        small, real = (write(case, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
+        small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
         run(load_recipe(str(small)), Watch())
-        watch = Watch()
+        watch = Watch(reads=name in DRAWINGS)
         before = _planned(real)["seconds"]
         done = run(load_recipe(str(real)), watch)
         plan = _planned(real)
     steps = watch.steps[1:]
     measured = {"peak": watch.peak, "ready": watch.ready, "seconds": statistics.median(steps), "least": min(steps),
-                "steps": len(watch.steps), "loss": done.report["training"]["loss"]}  # fmt: skip
+                "steps": len(watch.steps), "loss": done.report["training"]["loss"], "read": watch.read}  # fmt: skip
     plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
     return {"measured": measured, "plan": plan}
 
@@ -54,7 +56,14 @@ def replan(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        return _planned(write(CASES[name], Path(folder), tiny=False))
+        return _planned(_write(name, Path(folder) / "real", tiny=False))
+
+
+def _write(name: str, folder: Path, *, tiny: bool) -> Path:
+    """The recipe of a case."""
+    if name in DRAWINGS:
+        return plan_pipelines.write(DRAWINGS[name], folder, tiny=tiny)
+    return plan_cases.write(CASES[name], folder, tiny=tiny)
 
 
 def _planned(path: Path) -> dict[str, Any]:
@@ -72,7 +81,8 @@ def _planned(path: Path) -> dict[str, Any]:
     speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
     found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
     return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
-            "gflop": round(found.flops / 1e9, 2)}  # fmt: skip
+            "gflop": round(found.flops / 1e9, 2), "read": None if found.reading is None else found.reading.bytes,
+            }  # fmt: skip
 
 
 def _watch() -> type[Any]:
@@ -92,13 +102,28 @@ def _watch() -> type[Any]:
             self.into.append(time.process_time() - self.began)
 
     class Watching(Reporter):
-        """Bytes and seconds as a run passes its stages."""
+        """Bytes and seconds as a run passes its stages.
 
-        def __init__(self) -> None:
+        Args:
+            reads: whether models of its own read its rows, whose memory counts.
+        """
+
+        def __init__(self, reads: bool = False) -> None:
             self.steps: list[float] = []
-            self.base = self.peak = self.ready = 0
+            self.reads, self.base, self.peak, self.ready, self.read = reads, 0, 0, 0, 0
+
+        def note(self, text: str) -> None:
+            if self.reads and text.startswith("device: "):  # rows are known, and not read yet
+                self._begin()
 
         def examples(self, examples: Any) -> None:  # told right before the model is read
+            if self.reads:
+                self.read = int(1024 * resident_kib("VmHWM")) - self.base
+                Path("/proc/self/clear_refs").write_text("5")
+            else:
+                self._begin()
+
+        def _begin(self) -> None:
             _trim()
             self.base = int(1024 * resident_kib())
             Path("/proc/self/clear_refs").write_text("5")
@@ -113,8 +138,8 @@ def _watch() -> type[Any]:
     return Watching
 
 
-def Watch() -> Any:  # noqa: N802 - a class that needs transformers
-    return _watch()()
+def Watch(reads: bool = False) -> Any:  # noqa: N802 - a class that needs transformers
+    return _watch()(reads)
 
 
 def _trim() -> None:
@@ -126,8 +151,8 @@ def _trim() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def read() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return found
 
 
@@ -171,31 +196,33 @@ def _summary(what: str, errors: list[float], aim: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--one", choices=CASES, help="measure it in this process")
-    parser.add_argument("--replan-one", choices=CASES, help="plan it in this process")
-    parser.add_argument("--only", nargs="*", default=[], choices=[*CASES])
+    parser.add_argument("--one", choices=EVERY, help="measure it in this process")
+    parser.add_argument("--replan-one", choices=EVERY, help="plan it in this process")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*EVERY])
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--replan", action="store_true", help="plan anew what was measured; times stay as they were")
     given = parser.parse_args()
     if given.one or given.replan_one:
         print("RESULT " + json.dumps(measure(given.one) if given.one else replan(given.replan_one)))
         return
-    for name in given.only or CASES:
-        cases = read().get("cases", {})
+    for name in given.only or EVERY:
+        file = next(file for file, names in FILES.items() if name in names)
+        cases = read(file).get("cases", {})
         done = "measured" in cases.get(name, {})
         if done and not given.again and not given.replan:
             continue
         print(f"{name} ...", flush=True)
         if given.replan and done:
             new = child("plan", "--replan-one", name)
-            cases[name]["plan"].update({k: new[k] for k in ("bytes", "parts", "gflop")} if "error" not in new else {})
+            kept = ("bytes", "parts", "gflop", "read") if "error" not in new else ()
+            cases[name]["plan"].update({k: new[k] for k in kept})
         else:
             cases[name] = child("plan", "--one", name)
         print(json.dumps(cases[name]), flush=True)
         now = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-        found = {**read(), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
-        FILE.write_text(json.dumps(found, indent=1) + "\n")
-    PAGE.write_text(page(read()))
+        found = {**read(file), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(*map(read, FILES)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from ....devices.place import place
 from ....plan.footprint import Peak, on_cuda, on_processor
 from ....plan.probe import Speed, speed_of
 from ....plan.published import Figures, published
-from .rehearsal import STEPS, Rehearsal, rehearse
+from ...tasks import named
+from .rehearsal import STEPS, Rehearsal, Rehearsed, rehearse, rehearse_reading
 from .setting import Setting
 from .unread import unread_bytes
 
@@ -63,6 +64,7 @@ class Forecast:
     """What was found of a setting on a target.
 
     Attributes:
+        reading: the peak while models of their own read the rows, before the first step; None where none do.
         seconds: of a step of the optimizer, with all its batches; None where it was not asked for.
         flops: of a batch's products.
     """
@@ -72,12 +74,19 @@ class Forecast:
     rehearsal: Rehearsal
     seconds: float | None = None
     flops: int = 0
+    reading: Peak | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The most at any time."""
+        return max(self.peak.bytes, self.reading.bytes if self.reading is not None else 0)
 
     @property
     def fits(self) -> bool | None:
         """Whether there is room; None where nothing is known of the device's memory."""
         free = self.target.free
-        return None if free is None else self.peak.fits and self.peak.bytes <= free
+        room = self.peak.fits and (self.reading is None or self.reading.fits)
+        return None if free is None else room and self.bytes <= free
 
 
 def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecast:
@@ -90,12 +99,19 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
         Untold: with the reason.
     """
     found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
-    if target.gpu:
-        peak = on_cuda(found.events, found.parts, found.weights, target.free)
-    else:
-        peak = on_processor(found.events, found.parts, found.weights, unread_bytes(setting, found.base))
+    reading = named(setting.recipe.task).reading(setting.recipe.model, setting.location, setting.data)
+    rows = 0 if reading is None else reading.kept
+    peak = _peak(target, found, unread_bytes(setting, found.base), rows)
+    before = None if reading is None else _peak(target, rehearse_reading(reading), 0, rows)
     if not timed:
-        return Forecast(target, peak, found)
+        return Forecast(target, peak, found, reading=before)
     dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
     seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
-    return Forecast(target, peak, found, seconds, found.usual.flops)
+    return Forecast(target, peak, found, seconds, found.usual.flops, before)
+
+
+def _peak(target: Target, found: Rehearsed, unread: int, rows: int) -> Peak:
+    """What was rehearsed, put to the target's allocator; what is kept of rows lies in main memory."""
+    if target.gpu:
+        return on_cuda(found.events, found.parts, found.weights, target.free)
+    return on_processor(found.events, found.parts, found.weights, unread, rows)

@@ -19,6 +19,7 @@ from ....plan.trace import Event, Trace, Work
 from ...base.new_tokens import trains_new_tokens
 from ...report.events import Reporter
 from ...tasks import named
+from ...tasks.job import Reading
 from ..adapt import adapted, counts
 from ..begin import begin_config
 from ..fast_paths import speed_up_run
@@ -40,13 +41,25 @@ class Untold(AfinaError):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Rehearsed:
     """What was written down.
 
     Attributes:
-        events: allocations from the adapter on, in order.
+        events: allocations, in order; of a step from the adapter on.
         parts: what each is for.
-        weights: bytes of the base's tensors, by their keys.
+        weights: bytes of the model's tensors, by their keys.
+    """
+
+    events: list[Event]
+    parts: Mapping[int, str]
+    weights: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Rehearsal(Rehearsed):
+    """The same of a run's steps.
+
+    Attributes:
         work, usual: of a step with the batch that takes most, and of one with rows of all lengths.
         trainable, total: numbers of parameters.
         trained: bytes of the trained ones.
@@ -55,9 +68,6 @@ class Rehearsal:
         batch: what the trainer was given.
     """
 
-    events: list[Event]
-    parts: Mapping[int, str]
-    weights: Mapping[int, int]
     work: Work
     usual: Work
     trainable: int
@@ -137,6 +147,16 @@ def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> boo
     return trace.live.get(parameter.untyped_storage()._cdata) in weights
 
 
+def rehearse_reading(reading: Reading) -> Rehearsed:
+    """Let rows be read by models of their own, on tensors without data."""
+    trace = Trace()
+    with unwatched(), fakes(), trace:
+        reading.rehearse(trace)
+        alive = trace.sizes()
+    weights = {key: size for key, size in alive.items() if trace.parts[key] == "weights"}
+    return Rehearsed(trace.events, trace.parts, weights)
+
+
 class _Stepping:
     """A trainer's steps, each part of them told to the trace."""
 
@@ -208,7 +228,16 @@ def _batch(setting: Setting, trainer: Any, *, longest: bool) -> dict[str, Any]:
     """A batch as the trainer makes it, with its numbers."""
     with _disable_current_modes():
         made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
+        if setting.pixels:
+            return {**made, **_resized(made, setting.tokenizer.latent_shape[-1])}
         return _of_tokens(made, setting.tokens) if setting.tokens else made
+
+
+def _resized(batch: Mapping[str, Any], side: int) -> dict[str, Tensor]:
+    """The latents of a batch with other sides."""
+    return {
+        k: v.new_zeros(*v.shape[:2], side, side) for k, v in batch.items() if isinstance(v, Tensor) and v.dim() == 4
+    }
 
 
 def _is_uneven(setting: Setting) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from ....core.config import method
 from ....core.prompts.encoder import PromptEncoder
+from ....errors import RecipeError
 from ....methods.baselines.full import FullConfig
 from ...recipe.settings import method_config
+from ...tasks import named
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
 from .setting import Setting
@@ -41,7 +45,19 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
         setting = setting.training(batch_size=1, gradient_accumulation=rows)
         yield f"training.batch_size=1 training.gradient_accumulation={rows}", setting
     if setting.recipe.model.quantize == "none" and not isinstance(config, FullConfig):
-        yield "model.quantize=nf4", setting.stored("nf4")
+        yield from _fewer_bits(setting)
+
+
+def _fewer_bits(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """The frozen base in four bits, or in 16 where the task refuses those."""
+    few = setting.model(quantize="nf4")
+    try:
+        named(setting.recipe.task).check(few.recipe)
+    except RecipeError:
+        if setting.recipe.model.dtype == "float32":
+            yield "model.dtype=bfloat16", setting.model(dtype="bfloat16")
+        return
+    yield "model.quantize=nf4", few
 
 
 def _in_cache(config: Any) -> bool:
@@ -56,11 +72,13 @@ class Largest:
     Attributes:
         tokens: of a row; None where it is not told.
         layers, parameters: of a model of the same width; None where it is not told.
+        pixels: of a side of the images that a pipeline learns to make; None for other tasks.
     """
 
     tokens: int | None
     layers: int | None
     parameters: int | None
+    pixels: int | None = None
 
 
 def largest(setting: Setting, found: Forecast) -> Largest:
@@ -68,7 +86,25 @@ def largest(setting: Setting, found: Forecast) -> Largest:
     if found.target.free is None or not found.rehearsal.sizes:
         return Largest(None, None, None)
     layers = _layers(setting, found)
-    return Largest(_tokens(setting, found), *(layers or (None, None)))
+    return Largest(_tokens(setting, found), *(layers or (None, None)), _pixels(setting, found))
+
+
+def _pixels(setting: Setting, found: Forecast) -> int | None:
+    """By another size of images, between which memory goes with their area."""
+    unit = getattr(setting.tokenizer, "unit", None)
+    if unit is None:
+        return None
+    own, half = setting.tokenizer.size, setting.tokenizer.size // 2 // unit * unit
+    other = half or 2 * own
+    try:
+        made = forecast(setting.sized(other), found.target, timed=False)
+    except Untold:
+        return None
+    (low, less), (high, more) = sorted(((own, found), (other, made)), key=itemgetter(0))
+    steps = [_taken(one, found) for one in (less, more)]
+    before = [float(one.reading.bytes) if one.reading is not None else 0.0 for one in (less, more)]
+    most = min(_last(low**2, high**2, taken, found.target.free) for taken in (steps, before))
+    return math.isqrt(most) // int(unit) * int(unit)
 
 
 def _tokens(setting: Setting, found: Forecast) -> int | None:

@@ -31,7 +31,7 @@ class PipelineReader:
 
     Attributes:
         location: the pipeline's folder.
-        size: pixels of a side of its images.
+        size: pixels of a side of its images. unit: what that is a multiple of.
         frozen: parts that are loaded.
         known: captions that were read, and what the denoiser is given of them.
     """
@@ -39,6 +39,7 @@ class PipelineReader:
     location: str
     section: ModelSection
     size: int
+    unit: int
     tokenizers: dict[str, Any]
     frozen: dict[str, Any] = field(default_factory=dict)
     known: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -56,11 +57,11 @@ class PipelineReader:
             raise RecipeError("text encoders of this pipeline stay as they are", where="model.train_text_encoder",
                               got=", ".join(family.pipelines), fix="leave it out")  # fmt: skip
         shrunk, (side, step) = shrunk_by(location), family.sides(config_of_part(location, family.denoiser))
-        size = section.image_size or (side or 0) * shrunk
-        if not size or size % (shrunk * step):
+        size, unit = section.image_size or (side or 0) * shrunk, shrunk * step
+        if not size or size % unit:
             raise RecipeError("a pipeline's images have sides that its layers can halve", where="model.image_size",
-                              got=size or None, expected=f"a multiple of {shrunk * step}")  # fmt: skip
-        return cls(location, section, size, {t: load_part(location, t) for t in family.encoders.values()})
+                              got=size or None, expected=f"a multiple of {unit}")  # fmt: skip
+        return cls(location, section, size, unit, {t: load_part(location, t) for t in family.encoders.values()})
 
     @property
     def family(self) -> Family:
