@@ -72,7 +72,7 @@ def _planned(path: Path) -> dict[str, Any]:
 
     from afina.devices.place import place
     from afina.plan.probe import speed_of
-    from afina.train.loop.plans.forecast import forecast, target_of
+    from afina.train.loop.plans.forecast import READING, forecast, target_of
     from afina.train.loop.plans.setting import setting_of
     from afina.train.recipe.settings import load_recipe
     from afina.train.report.events import Reporter
@@ -81,8 +81,8 @@ def _planned(path: Path) -> dict[str, Any]:
     speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
     found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
     return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
-            "gflop": round(found.flops / 1e9, 2), "read": None if found.reading is None else found.reading.bytes,
-            }  # fmt: skip
+            "gflop": round(found.flops / 1e9, 2),
+            "read": found.beside[READING].bytes if found.beside else None}  # fmt: skip
 
 
 def _watch() -> type[Any]:

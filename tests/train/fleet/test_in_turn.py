@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from afina.train.fleet.in_turn import Turn, drew, random_states, set_random_states, take_turns
+from afina.train.fleet.in_turn import Turn, take_turns
 
 
 def test_each_draws_what_it_draws_alone_however_they_take_turns():
@@ -48,21 +47,3 @@ def test_what_fails_for_those_that_wait_ends_each_of_them():
         take_turns(turns, serve)
     assert left == [0, 1, 2]
     assert all(turn.ended and isinstance(turn.error, MemoryError) for turn in turns)
-
-
-def test_numbers_drawn_on_a_device_are_noticed_and_taken_back(monkeypatch):
-    device = SimpleNamespace(state=torch.tensor([7]))
-    device.get_rng_state = lambda: device.state
-    device.set_rng_state = lambda state: setattr(device, "state", state)
-    monkeypatch.setattr(torch, "get_device_module", lambda: device)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-    before = random_states()
-    assert not drew(before)
-    device.state = torch.tensor([8])
-    assert drew(before)
-    set_random_states(before)
-    assert not drew(before)
-    torch.rand(())
-    assert drew(before)
-    set_random_states(before)

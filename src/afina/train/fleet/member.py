@@ -15,8 +15,9 @@ from ...core.hosts.adapter import Adapter
 from ...core.hosts.calls import innermost
 from ...core.hosts.routing import routers
 from ...core.model.peft_model import PeftModel
+from ..loop.steps.random_states import drew, random_states, set_random_states
 from ..report.events import Reporter, Stage
-from .in_turn import Turn, drew, random_states, set_random_states
+from .in_turn import Turn
 from .shared_pass import BY_TOKEN
 
 _PLAIN = (type(None), bool, int, float, str)

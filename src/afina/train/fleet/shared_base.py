@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .in_turn import drew, random_states
+from ..loop.steps.random_states import drew, random_states
 
 
 class SharedBase:

@@ -45,6 +45,7 @@ def make_trainer(
 
     from .steps.by_set import tell_by_set
     from .steps.callbacks import CompleteCheckpoints, FiniteGuard, MethodSteps, MetricsLog, ProgressReport
+    from .steps.random_states import measure_apart
     from .steps.stopping import GracefulStop
 
     stop = GracefulStop()
@@ -69,6 +70,7 @@ def make_trainer(
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
+    measure_apart(trainer)
     if size() > 1:
         share_steps(trainer)
     return Setup(trainer, metrics, stop)

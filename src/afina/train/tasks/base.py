@@ -24,14 +24,14 @@ from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 from .arguments import training_arguments
-from .job import AFTER, BEFORE, Job, Known, Predictions, Reading, Trained
+from .job import AFTER, BEFORE, Around, Job, Known, Predictions, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
-__all__ = ["AFTER", "BEFORE", "Job", "Known", "Predictions", "Reading", "Task", "Trained"]
+__all__ = ["AFTER", "BEFORE", "Around", "Job", "Known", "Predictions", "Task", "Trained"]
 
 
 class Task(ABC):
@@ -135,8 +135,8 @@ class Task(ABC):
         """As `reader`, for a plan: what it reads has shapes only where a model would have to be loaded."""
         return self.reader(location, section, reporter)
 
-    def reading(self, section: ModelSection, location: str, data: Data) -> Reading | None:
-        """What reads rows by models of its own, before the first step."""
+    def around(self, recipe: Recipe, location: str, data: Data) -> Around | None:
+        """What is done beside the steps by models of its own."""
         return None
 
     def headed(self, config: PeftConfig, base: Any) -> PeftConfig:

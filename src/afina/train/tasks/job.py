@@ -46,16 +46,18 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What reads rows by models of its own, before the first step.
+class Around:
+    """What a run does beside its steps by models of its own, to be rehearsed on tensors without data.
 
     Attributes:
-        kept: bytes of main memory that what was read takes until the end.
-        rehearse: reads as many rows as are read in one pass, on tensors without data.
+        kept: bytes of main memory that what was read of rows takes until the end.
+        reading: reads as many rows as are read in one pass, before the first step.
+        drawing: draws as many images as are drawn at once along the way, by the model that trains; None if none are.
     """
 
     kept: int
-    rehearse: Callable[[Trace], None]
+    reading: Callable[[Trace], None]
+    drawing: Callable[[Trace, Any], None] | None = None
 
 
 @dataclass(frozen=True)

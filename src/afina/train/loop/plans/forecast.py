@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +17,8 @@ from ...tasks import named
 from .rehearsal import STEPS, Rehearsal, Rehearsed, rehearse, rehearse_reading
 from .setting import Setting
 from .unread import unread_bytes
+
+READING, DRAWING = "while rows are read, before the first step", "while images are drawn along the way"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Forecast:
     """What was found of a setting on a target.
 
     Attributes:
-        reading: the peak while models of their own read the rows, before the first step; None where none do.
+        beside: the peaks while models of their own read rows, before the first step, and while images are drawn along
+            the way; none where that is not done, or drawing takes no more than a step.
         seconds: of a step of the optimizer, with all its batches; None where it was not asked for.
         flops: of a batch's products.
     """
@@ -74,19 +78,18 @@ class Forecast:
     rehearsal: Rehearsal
     seconds: float | None = None
     flops: int = 0
-    reading: Peak | None = None
+    beside: Mapping[str, Peak] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         """The most at any time."""
-        return max(self.peak.bytes, self.reading.bytes if self.reading is not None else 0)
+        return max(self.peak.bytes, *(peak.bytes for peak in self.beside.values()), 0)
 
     @property
     def fits(self) -> bool | None:
         """Whether there is room; None where nothing is known of the device's memory."""
         free = self.target.free
-        room = self.peak.fits and (self.reading is None or self.reading.fits)
-        return None if free is None else room and self.bytes <= free
+        return None if free is None else all(p.fits for p in (self.peak, *self.beside.values())) and self.bytes <= free
 
 
 def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecast:
@@ -99,15 +102,19 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
         Untold: with the reason.
     """
     found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
-    reading = named(setting.recipe.task).reading(setting.recipe.model, setting.location, setting.data)
-    rows = 0 if reading is None else reading.kept
-    peak = _peak(target, found, unread_bytes(setting, found.base), rows)
-    before = None if reading is None else _peak(target, rehearse_reading(reading), 0, rows)
+    unread, beside = unread_bytes(setting, found.base), dict[str, Peak]()
+    around = named(setting.recipe.task).around(setting.recipe, setting.location, setting.data)
+    rows = 0 if around is None else around.kept
+    peak = _peak(target, found, unread, rows)
+    if around is not None:
+        beside[READING] = _peak(target, rehearse_reading(setting, around), 0, rows)
+    if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows)).bytes > peak.bytes:
+        beside[DRAWING] = drawn
     if not timed:
-        return Forecast(target, peak, found, reading=before)
+        return Forecast(target, peak, found, beside=beside)
     dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
     seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
-    return Forecast(target, peak, found, seconds, found.usual.flops, before)
+    return Forecast(target, peak, found, seconds, found.usual.flops, beside)
 
 
 def _peak(target: Target, found: Rehearsed, unread: int, rows: int) -> Peak:

@@ -98,18 +98,17 @@ def _fits(setting: Setting, found: Forecast) -> Iterator[str]:
     needed = f"in all {told_bytes(found.peak.bytes)} ({told_parts(found)})"
     if not found.target.gpu:
         needed += f", beside {told_bytes(used_bytes())} of the libraries"
-    yield from told_reading(found)
+    yield from told_beside(found)
     yield f"memory: {needed}{told_room(found)}"
     if found.fits is False:
         for words, other in remedies(setting, found.target):
             yield f"memory: {told_bytes(other.bytes)} with {words}"
 
 
-def told_reading(found: Forecast) -> Iterator[str]:
-    """What is taken before the first step, where rows are read by models of their own."""
-    if found.reading is not None:
-        yield (f"memory: {told_bytes(found.reading.bytes)} before the first step, while rows are read "
-               f"({_parts(found.reading)})")  # fmt: skip
+def told_beside(found: Forecast) -> Iterator[str]:
+    """What is taken beside the steps, where models of their own do something there."""
+    for when, peak in found.beside.items():
+        yield f"memory: {told_bytes(peak.bytes)} {when} ({_parts(peak)})"
 
 
 def told_room(found: Forecast) -> str:
@@ -163,6 +162,6 @@ def fitting(recipe: Recipe) -> int | None:
 
 
 def at_once(found: Forecast, free: int) -> int:
-    """How many runs fit in so many bytes, with one base for all; they read their rows one after another."""
-    reading = max(0, found.bytes - found.peak.bytes)
-    return max(1, (free - found.peak.parts["weights"] - reading) // max(working(found), 1))
+    """How many runs fit in so many bytes, with one base for all; one at a time reads or draws beside its steps."""
+    beside = found.bytes - found.peak.bytes
+    return max(1, (free - found.peak.parts["weights"] - beside) // max(working(found), 1))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from ....plan.trace import Event, Trace, Work
 from ...base.new_tokens import trains_new_tokens
 from ...report.events import Reporter
 from ...tasks import named
-from ...tasks.job import Reading
+from ...tasks.job import Around
 from ..adapt import adapted, counts
 from ..begin import begin_config
 from ..fast_paths import speed_up_run
@@ -66,6 +67,7 @@ class Rehearsal(Rehearsed):
         sizes: rows and tokens of the batch.
         base: the model with its adapter inside, without data.
         batch: what the trainer was given.
+        drawing: the same steps, after which images are drawn; None if none are.
     """
 
     work: Work
@@ -76,6 +78,7 @@ class Rehearsal(Rehearsed):
     sizes: tuple[int, ...]
     base: nn.Module
     batch: Mapping[str, Any]
+    drawing: Rehearsed | None = None
 
 
 def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
@@ -98,9 +101,19 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehe
     library()  # compiled outside
     trace = Trace()
     trace.keeps_kernels = not gpu
+    with telling(setting), unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
+        return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
+
+
+@contextmanager
+def telling(setting: Setting) -> Iterator[None]:
+    """Say of a setting what cannot be rehearsed.
+
+    Raises:
+        Untold: something in the context could not.
+    """
     try:
-        with unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
-            return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
+        yield
     except RecipeError:  # what would stop the run
         raise
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -139,22 +152,31 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     shape = next((tuple(v.shape) for v in made.values() if isinstance(v, Tensor)), ())
-    return Rehearsal(events, trace.parts, weights, work, trace.works[trace.step], *counts(model), trained, shape,
-                     inner, made)  # fmt: skip
+    usual, drawing, around = trace.works[trace.step], None, task.around(recipe, setting.location, setting.data)
+    if around is not None and around.drawing is not None:
+        around.drawing(trace, inner)
+        drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights})
+    return Rehearsal(events, trace.parts, weights, work, usual, *counts(model), trained, shape, inner, made, drawing)
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
     return trace.live.get(parameter.untyped_storage()._cdata) in weights
 
 
-def rehearse_reading(reading: Reading) -> Rehearsed:
-    """Let rows be read by models of their own, on tensors without data."""
+def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
+    """Let rows be read by models of their own, on tensors without data.
+
+    Raises:
+        Untold: with the reason.
+    """
     trace = Trace()
-    with unwatched(), fakes(), trace:
-        reading.rehearse(trace)
-        alive = trace.sizes()
-    weights = {key: size for key, size in alive.items() if trace.parts[key] == "weights"}
-    return Rehearsed(trace.events, trace.parts, weights)
+    with telling(setting), unwatched(), fakes(), trace:
+        around.reading(trace)
+        return Rehearsed(trace.events, trace.parts, _weights(trace))
+
+
+def _weights(trace: Trace) -> dict[int, int]:
+    return {key: size for key, size in trace.sizes().items() if trace.parts[key] == "weights"}
 
 
 class _Stepping:

@@ -85,8 +85,8 @@ def largest(setting: Setting, found: Forecast) -> Largest:
     """By two rehearsals each, between which memory goes in a straight line."""
     if found.target.free is None or not found.rehearsal.sizes:
         return Largest(None, None, None)
-    layers = _layers(setting, found)
-    return Largest(_tokens(setting, found), *(layers or (None, None)), _pixels(setting, found))
+    layers, parameters = _layers(setting, found) or (None, None)
+    return Largest(_tokens(setting, found), layers, parameters, _pixels(setting, found))
 
 
 def _pixels(setting: Setting, found: Forecast) -> int | None:
@@ -102,8 +102,8 @@ def _pixels(setting: Setting, found: Forecast) -> int | None:
         return None
     (low, less), (high, more) = sorted(((own, found), (other, made)), key=itemgetter(0))
     steps = [_taken(one, found) for one in (less, more)]
-    before = [float(one.reading.bytes) if one.reading is not None else 0.0 for one in (less, more)]
-    most = min(_last(low**2, high**2, taken, found.target.free) for taken in (steps, before))
+    beside = [[float(one.beside[when].bytes) for one in (less, more)] for when in found.beside]
+    most = min(_last(low**2, high**2, taken, found.target.free) for taken in (steps, *beside))
     return math.isqrt(most) // int(unit) * int(unit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class PipelineReader:
     known: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, location: str, section: ModelSection) -> PipelineReader:
+    def of(cls, location: str, section: ModelSection) -> Self:
         """That of a pipeline's folder.
 
         Raises:
@@ -86,7 +86,8 @@ class PipelineReader:
         """Give up the frozen parts; what they said is kept."""
         self.frozen.clear()
 
-    def _part(self, name: str) -> Any:
+    def part(self, name: str) -> Any:
+        """A frozen part, loaded where it is not."""
         if name not in self.frozen:
             part = load_part(self.location, name, torch.float32).eval().requires_grad_(False)
             self.frozen[name] = part.to(place(self.section.device).name)
@@ -110,7 +111,7 @@ class PipelineReader:
         """What a batch has of tokens of captions."""
         if self.section.train_text_encoder:
             return {TOKENS + name: ids for name, ids in tokens.items()}
-        encoders = {name: self._part(name) for name in self.family.encoders}
+        encoders = {name: self.part(name) for name in self.family.encoders}
         device = place(self.section.device).name
         return self.family.words(encoders, {name: ids.to(device) for name, ids in tokens.items()})
 
@@ -127,7 +128,7 @@ class PipelineReader:
 
     def encoded(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Means and deviations of the latents of images (B, 3, H, W), each (B, C, h, w)."""
-        vae = self._part("vae")
+        vae = self.part("vae")
         shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
         found = vae.encode(values.to(vae.device)).latent_dist
         return ((found.mean - shift) * scale).cpu(), (found.std * scale).cpu()

@@ -25,7 +25,7 @@ from .drawing import as_png, drawn
 from .image_captions import PRIOR
 from .shapes_read import ShapeReader
 
-_AT_ONCE = 8
+AT_ONCE = 8
 
 
 def check_prior(recipe: Recipe) -> None:
@@ -66,8 +66,8 @@ def with_prior(recipe: Recipe, train: Encoded, reader: PipelineReader, reporter:
 def _of_files(files: Sequence[Path], reader: PipelineReader, reporter: Reporter) -> list[dict[str, Tensor]]:
     """Their latents."""
     found: list[dict[str, Tensor]] = []
-    for start in range(0, len(files), _AT_ONCE):
-        part = files[start : start + _AT_ONCE]
+    for start in range(0, len(files), AT_ONCE):
+        part = files[start : start + AT_ONCE]
         found += reader.latents([opened(str(path), str(path)) for path in part])
         reporter.progress(Progress("reading images of the class", len(found), len(files)))
     return found
@@ -100,7 +100,7 @@ def _made(recipe: Recipe, reader: PipelineReader, reporter: Reporter) -> Path:
     def make(work: Path) -> None:
         base = Denoiser.from_pretrained(reader.location, dtype=dtype_of(recipe.model), train_text_encoder=False)
         base.to(place(recipe.model.device).name)
-        images = drawn(base, prompts, recipe.diffusion, size=reader.size, seed=recipe.training.seed, at_once=_AT_ONCE,
+        images = drawn(base, prompts, recipe.diffusion, size=reader.size, seed=recipe.training.seed, at_once=AT_ONCE,
                        progress=lambda n: reporter.progress(Progress("making images of the class", n, len(prompts))),
                        )  # fmt: skip
         for number, image in enumerate(images):

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ....plan.trace import Trace
 from ...base.pipelines.pipeline_folder import sketched_part
-from .captions import AT_ONCE, PipelineReader
+from .captions import PipelineReader
 from .image_captions import PRIOR
 
 if TYPE_CHECKING:
@@ -21,7 +20,8 @@ class ShapeReader(PipelineReader):
     """Gives latents, and what text encoders say, of the right shape and dtype, all zero and in no memory of their own.
     Tokens, where text encoders train, are those of the captions."""
 
-    def _part(self, name: str) -> Any:
+    def part(self, name: str) -> Any:
+        """A frozen part by its config."""
         if name not in self.frozen:
             self.frozen[name] = sketched_part(self.location, name).eval().requires_grad_(False)
         return self.frozen[name]
@@ -39,7 +39,7 @@ class ShapeReader(PipelineReader):
         if not self.known:
             with torch.device("meta"), torch.no_grad():
                 tokens = {k: v.to("meta") for k, v in self.family.tokens(self.tokenizers, [""]).items()}
-                found = self.family.words({name: self._part(name) for name in self.family.encoders}, tokens)
+                found = self.family.words({name: self.part(name) for name in self.family.encoders}, tokens)
             self.release()
             return {name: values.shape[1:] for name, values in found.items()}
         return {name: values.shape for name, values in next(iter(self.known.values())).items()}
@@ -48,22 +48,6 @@ class ShapeReader(PipelineReader):
         """Of each image the `means` and `deviations` of its latents, (C, H, W), and `frames`, (6,)."""
         shapes = {"means": self.latent_shape, "deviations": self.latent_shape, "frames": (6,)}
         return [{name: _zeros(size) for name, size in shapes.items()} for _ in images]
-
-    @torch.no_grad()
-    def rehearse(self, trace: Trace, images: int) -> None:
-        """Read as many images, and captions, as are read in one pass, on tensors without data."""
-        rows = min(AT_ONCE, images)
-        with trace.of("weights"):
-            self._part("vae")
-        with trace.of("temporary"):
-            self.encoded(torch.empty(rows, 3, self.size, self.size))
-        if self.section.train_text_encoder:
-            return
-        with trace.of("weights"):
-            encoders = {name: self._part(name) for name in self.family.encoders}
-        with trace.of("temporary"):
-            lengths = {name: self.tokenizers[of].model_max_length for name, of in self.family.encoders.items()}
-            self.family.words(encoders, {name: torch.ones(rows, n, dtype=torch.long) for name, n in lengths.items()})
 
 
 def kept_bytes(items: Iterable[Mapping[str, Any]]) -> int:

@@ -25,13 +25,14 @@ from ...recipe.sections import DataSection, DiffusionSection, ModelSection, Reci
 from ...report.events import Progress, Reporter, Span
 from ...report.sampled import as_lines
 from ...report.scores import Scores
-from ..base import Job, Predictions, Reading, Task, Trained
+from ..base import Around, Job, Predictions, Task, Trained
 from .captions import PipelineReader
 from .denoiser import Denoiser, dtype_of
 from .drawing import as_png, drawn
 from .dreambooth import check_prior, with_prior
 from .image_captions import NoisyBatches, caption_of, held_still, image_items
 from .noising import FIXED
+from .shapes_beside import Beside
 from .shapes_read import ShapeReader, kept_bytes
 
 
@@ -92,11 +93,12 @@ class TextToImage(Task):
         """The parts that train, by their configs."""
         return Denoiser.sketched(location, dtype_of(section), section.train_text_encoder)
 
-    def reading(self, section: ModelSection, location: str, data: Data) -> Reading:
-        """By the VAE and frozen text encoders; latents, and what is said of captions, are kept."""
+    def around(self, recipe: Recipe, location: str, data: Data) -> Around:
+        """Rows are read by the VAE and frozen text encoders, which also draw with the denoiser; latents, and what is
+        said of captions, are kept."""
         items = [*data.train.items, *(data.held_out.items if data.held_out is not None else ())]
-        reader = ShapeReader.of(location, section)
-        return Reading(kept_bytes(items), lambda trace: reader.rehearse(trace, len(items)))
+        beside = Beside(ShapeReader.of(location, recipe.model), recipe, len(items))
+        return Around(kept_bytes(items), beside.read, beside.draw if recipe.diffusion.samples else None)
 
     def prompter(self, data: DataSection, tokenizer: Any) -> Prompter:
         """One that reads images."""
