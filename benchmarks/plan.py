@@ -40,13 +40,14 @@ def measure(name: str) -> dict[str, Any]:
         small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
         run(load_recipe(str(small)), Watch())
         watch = Watch(reads=name in DRAWINGS)
-        before = _planned(real)["seconds"]
+        before = None if name in DRAWINGS else _planned(real, timed=True)["seconds"]
         done = run(load_recipe(str(real)), watch)
-        plan = _planned(real)
+        plan = _planned(real, timed=before is not None)
     steps = watch.steps[1:]
     measured = {"peak": watch.peak, "ready": watch.ready, "seconds": statistics.median(steps), "least": min(steps),
                 "steps": len(watch.steps), "loss": done.report["training"]["loss"], "read": watch.read}  # fmt: skip
-    plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
+    if before is not None:
+        plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
     return {"measured": measured, "plan": plan}
 
 
@@ -56,7 +57,7 @@ def replan(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        return _planned(_write(name, Path(folder) / "real", tiny=False))
+        return _planned(_write(name, Path(folder) / "real", tiny=False), timed=name not in DRAWINGS)
 
 
 def _write(name: str, folder: Path, *, tiny: bool) -> Path:
@@ -66,7 +67,7 @@ def _write(name: str, folder: Path, *, tiny: bool) -> Path:
     return plan_cases.write(CASES[name], folder, tiny=tiny)
 
 
-def _planned(path: Path) -> dict[str, Any]:
+def _planned(path: Path, *, timed: bool) -> dict[str, Any]:
     """The plan's figures, with the machine's speed as it is now."""
     import torch
 
@@ -78,8 +79,9 @@ def _planned(path: Path) -> dict[str, Any]:
     from afina.train.report.events import Reporter
 
     recipe = load_recipe(str(path))
-    speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
-    found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
+    if timed:
+        speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
+    found = forecast(setting_of(recipe, Reporter()), target_of("cpu"), timed=timed)
     return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
             "gflop": round(found.flops / 1e9, 2),
             "read": found.beside[READING].bytes if found.beside else None}  # fmt: skip
@@ -117,10 +119,7 @@ def _watch() -> type[Any]:
                 self._begin()
 
         def examples(self, examples: Any) -> None:  # told right before the model is read
-            if self.reads:
-                self.read = int(1024 * resident_kib("VmHWM")) - self.base
-                Path("/proc/self/clear_refs").write_text("5")
-            else:
+            if not self.reads:
                 self._begin()
 
         def _begin(self) -> None:
@@ -131,6 +130,9 @@ def _watch() -> type[Any]:
         def reached(self, stage: Any, parts: Any) -> None:
             if stage == "ready":
                 self.ready = int(1024 * resident_kib()) - self.base
+                if self.reads:  # what read the rows is gone by now
+                    self.read = int(1024 * resident_kib("VmHWM")) - self.base
+                    Path("/proc/self/clear_refs").write_text("5")
                 parts["trainer"].add_callback(Steps(self.steps))
             elif stage == "trained":
                 self.peak = int(1024 * resident_kib("VmHWM")) - self.base

@@ -94,6 +94,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         keeps_kernels: whether products leave oneDNN's kernels in memory.
         step: that runs; `works` has what each computes.
         number: the answer where code asks for a tensor's floating-point number.
+        read: allocations that something was computed of, while `part` was another than the weights.
         known: numbers of integers and masks, by which code takes its way and shapes are decided.
     """
 
@@ -106,6 +107,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.known = Known()
         self.live: dict[int, int] = {}
         self.kernels: set[Any] = set()
+        self.read: set[int | None] = set()
         self.keeps_kernels = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -191,6 +193,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         work.calls += 1
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self.part != "weights":
+            self.read.update(self.live.get(leaf.untyped_storage()._cdata) for leaf in inputs)
         product = _product(name, inputs, outputs)
         if product is None:
             work.move(_touched(name, inputs, outputs))

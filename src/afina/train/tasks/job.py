@@ -51,11 +51,13 @@ class Around:
 
     Attributes:
         kept: bytes of main memory that what was read of rows takes until the end.
+        mapped: whether the models that read lie in files as they are computed with: what is left out stays there.
         reading: reads as many rows as are read in one pass, before the first step.
         drawing: draws as many images as are drawn at once along the way, by the model that trains; None if none are.
     """
 
     kept: int
+    mapped: bool
     reading: Callable[[Trace], None]
     drawing: Callable[[Trace, Any], None] | None = None
 

@@ -107,7 +107,8 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
     rows = 0 if around is None else around.kept
     peak = _peak(target, found, unread, rows)
     if around is not None:
-        beside[READING] = _peak(target, rehearse_reading(setting, around), 0, rows)
+        reading = rehearse_reading(setting, around)
+        beside[READING] = _peak(target, reading, reading.unread, rows)
     if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows)).bytes > peak.bytes:
         beside[DRAWING] = drawn
     if not timed:

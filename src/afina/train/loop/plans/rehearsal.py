@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,11 +49,13 @@ class Rehearsed:
         events: allocations, in order; of a step from the adapter on.
         parts: what each is for.
         weights: bytes of the model's tensors, by their keys.
+        unread: bytes of them that nothing was computed of and that stay in their files; not told of a step.
     """
 
     events: list[Event]
     parts: Mapping[int, str]
     weights: Mapping[int, int]
+    unread: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
     trace = Trace()
     with telling(setting), unwatched(), fakes(), trace:
         around.reading(trace)
-        return Rehearsed(trace.events, trace.parts, _weights(trace))
+        weights = _weights(trace)
+        unread = sum(size for key, size in weights.items() if key not in trace.read) if around.mapped else 0
+        return Rehearsed(trace.events, trace.parts, weights, unread=unread)
 
 
 def _weights(trace: Trace) -> dict[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,16 @@ class ShapeReader(PipelineReader):
         if name not in self.frozen:
             self.frozen[name] = sketched_part(self.location, name).eval().requires_grad_(False)
         return self.frozen[name]
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the VAE's file has the numbers that it computes with."""
+        from safetensors import safe_open
+
+        for file in Path(self.location, "vae").glob("*.safetensors"):
+            with safe_open(file, "pt") as opened:
+                return all(opened.get_slice(name).get_dtype() == "F32" for name in opened.keys())  # noqa: SIM118
+        return False
 
     def captions(self, captions: Sequence[str]) -> list[dict[str, Tensor]]:
         """Of each caption what a batch has of it; those of equal captions are the same tensors."""

@@ -98,7 +98,9 @@ class TextToImage(Task):
         said of captions, are kept."""
         items = [*data.train.items, *(data.held_out.items if data.held_out is not None else ())]
         beside = Beside(ShapeReader.of(location, recipe.model), recipe, len(items))
-        return Around(kept_bytes(items), beside.read, beside.draw if recipe.diffusion.samples else None)
+        return Around(
+            kept_bytes(items), beside.reader.mapped, beside.read, beside.draw if recipe.diffusion.samples else None
+        )
 
     def prompter(self, data: DataSection, tokenizer: Any) -> Prompter:
         """One that reads images."""
