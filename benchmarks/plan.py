@@ -164,8 +164,8 @@ def _elsewhere(found: dict[str, Any]) -> str:
     return f" Memory was planned anew on {later['date']}, on {later['machine']['processor']}." if later else ""
 
 
-def page(found: dict[str, Any]) -> str:
-    """The errors as Markdown."""
+def page(found: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
+    """The errors as Markdown; of pipelines, `drawn`, those of memory."""
     cases = {name: case for name, case in found["cases"].items() if "measured" in case}
     errors = {n: (_off(c, "bytes", "peak"), _off(c, "seconds", "seconds")) for n, c in cases.items()}
     lines = [
@@ -182,7 +182,27 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {peak:.0f} | {case['plan']['bytes'] / 2**20:.0f} | {errors[name][0]:+.1%} | "
                      f"{seconds:.3f} | {case['plan']['seconds']:.3f} | {errors[name][1]:+.0%} |")  # fmt: skip
     failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
-    return "\n".join([*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), ""])
+    more = _pipelines(drawn) if drawn else []
+    return "\n".join(
+        [*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), *more, ""]
+    )
+
+
+def _pipelines(drawn: dict[str, Any]) -> list[str]:
+    """The errors of pipelines' runs as lines: of a step, and while rows are read by models before the first."""
+    cases = {name: case for name, case in drawn["cases"].items() if "measured" in case}
+    lines = [
+        "", "## Pipelines of diffusers", "",
+        f"{drawn['date']}; {drawn['machine']['processor']}, one thread; memory alone. Widths and settings are in "
+        "`benchmarks/plan_pipelines.py`; beside a step what is taken while rows are read, before the first.", "",
+        _summary("memory", [_off(case, "bytes", "peak") for case in cases.values()], 0.05),
+        "| run | peak, MiB | planned | error | reading, MiB | planned | error |", "|---|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for name, case in cases.items():
+        told = [f"{case['measured'][m] / 2**20:.0f} | {case['plan'][p] / 2**20:.0f} | {_off(case, p, m):+.1%}"
+                for p, m in (("bytes", "peak"), ("read", "read"))]  # fmt: skip
+        lines.append(f"| {name} | {told[0]} | {told[1]} |")
+    return lines
 
 
 def _off(case: dict[str, Any], planned: str, measured: str) -> float:

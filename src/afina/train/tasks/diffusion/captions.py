@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from ....devices.memory_use import trim
 from ....devices.place import place
 from ....errors import CheckpointError, RecipeError
 from ...base.pipelines.pipeline_folder import config_of_part, load_part
@@ -83,8 +84,10 @@ class PipelineReader:
         """Nothing: a pipeline has its own."""
 
     def release(self) -> None:
-        """Give up the frozen parts; what they said is kept."""
-        self.frozen.clear()
+        """Give up the frozen parts, and their memory to the system; what they said is kept."""
+        if self.frozen:
+            self.frozen.clear()
+            trim()
 
     def part(self, name: str) -> Any:
         """A frozen part, loaded where it is not."""
