@@ -170,12 +170,10 @@ def config_of(location: str, section: ModelSection) -> Any:
 def sketch(
     location: str, section: ModelSection, loader: str, options: Mapping[str, Any], vocabulary: int, layers: int | None
 ) -> Any:
-    """A base model by its config alone: its weights are not read.
+    """A base model by its config alone, its weights unread; `loader` and `options` as for `load_base`.
 
     Args:
-        loader, options: as for `load_base`.
-        vocabulary: rows of its embedding; as its config has it if 0.
-        layers: how many it is to have; as its config has it if None.
+        vocabulary, layers: rows of its embedding, and how many it is to have; as its config has them if 0 or None.
     """
     import torch
     import transformers
