@@ -18,10 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .plan_cases import CASES, write
+from . import plan_cases, plan_pipelines
+from .plan_cases import CASES
+from .plan_pipelines import DRAWINGS
 from .timing import RESULTS, child, machine
 
-FILE = RESULTS / "plan.json"
+FILES = {RESULTS / "plan.json": CASES, RESULTS / "plan-pipelines.json": DRAWINGS}
+EVERY = {**CASES, **DRAWINGS}
 PAGE = Path(__file__).parents[1] / "docs" / "plan-results.md"
 
 
@@ -33,18 +36,18 @@ def measure(name: str) -> dict[str, Any]:
     from afina.train.loop.run import run
     from afina.train.recipe.settings import load_recipe
 
-    case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
-        small, real = (write(case, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
+        small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
         run(load_recipe(str(small)), Watch())
-        watch = Watch()
-        before = _planned(real)["seconds"]
+        watch = Watch(reads=name in DRAWINGS)
+        before = None if name in DRAWINGS else _planned(real, timed=True)["seconds"]
         done = run(load_recipe(str(real)), watch)
-        plan = _planned(real)
+        plan = _planned(real, timed=before is not None)
     steps = watch.steps[1:]
     measured = {"peak": watch.peak, "ready": watch.ready, "seconds": statistics.median(steps), "least": min(steps),
-                "steps": len(watch.steps), "loss": done.report["training"]["loss"]}  # fmt: skip
-    plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
+                "steps": len(watch.steps), "loss": done.report["training"]["loss"], "read": watch.read}  # fmt: skip
+    if before is not None:
+        plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
     return {"measured": measured, "plan": plan}
 
 
@@ -54,25 +57,34 @@ def replan(name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        return _planned(write(CASES[name], Path(folder), tiny=False))
+        return _planned(_write(name, Path(folder) / "real", tiny=False), timed=name not in DRAWINGS)
 
 
-def _planned(path: Path) -> dict[str, Any]:
+def _write(name: str, folder: Path, *, tiny: bool) -> Path:
+    """The recipe of a case."""
+    if name in DRAWINGS:
+        return plan_pipelines.write(DRAWINGS[name], folder, tiny=tiny)
+    return plan_cases.write(CASES[name], folder, tiny=tiny)
+
+
+def _planned(path: Path, *, timed: bool) -> dict[str, Any]:
     """The plan's figures, with the machine's speed as it is now."""
     import torch
 
     from afina.devices.place import place
     from afina.plan.probe import speed_of
-    from afina.train.loop.plans.forecast import forecast, target_of
+    from afina.train.loop.plans.forecast import READING, forecast, target_of
     from afina.train.loop.plans.setting import setting_of
     from afina.train.recipe.settings import load_recipe
     from afina.train.report.events import Reporter
 
     recipe = load_recipe(str(path))
-    speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
-    found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
+    if timed:
+        speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
+    found = forecast(setting_of(recipe, Reporter()), target_of("cpu"), timed=timed)
     return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
-            "gflop": round(found.flops / 1e9, 2)}  # fmt: skip
+            "gflop": round(found.flops / 1e9, 2),
+            "read": found.beside[READING].bytes if found.beside else None}  # fmt: skip
 
 
 def _watch() -> type[Any]:
@@ -92,13 +104,25 @@ def _watch() -> type[Any]:
             self.into.append(time.process_time() - self.began)
 
     class Watching(Reporter):
-        """Bytes and seconds as a run passes its stages."""
+        """Bytes and seconds as a run passes its stages.
 
-        def __init__(self) -> None:
+        Args:
+            reads: whether models of its own read its rows, whose memory counts.
+        """
+
+        def __init__(self, reads: bool = False) -> None:
             self.steps: list[float] = []
-            self.base = self.peak = self.ready = 0
+            self.reads, self.base, self.peak, self.ready, self.read = reads, 0, 0, 0, 0
+
+        def note(self, text: str) -> None:
+            if self.reads and text.startswith("device: "):  # rows are known, and not read yet
+                self._begin()
 
         def examples(self, examples: Any) -> None:  # told right before the model is read
+            if not self.reads:
+                self._begin()
+
+        def _begin(self) -> None:
             _trim()
             self.base = int(1024 * resident_kib())
             Path("/proc/self/clear_refs").write_text("5")
@@ -106,6 +130,9 @@ def _watch() -> type[Any]:
         def reached(self, stage: Any, parts: Any) -> None:
             if stage == "ready":
                 self.ready = int(1024 * resident_kib()) - self.base
+                if self.reads:  # what read the rows is gone by now
+                    self.read = int(1024 * resident_kib("VmHWM")) - self.base
+                    Path("/proc/self/clear_refs").write_text("5")
                 parts["trainer"].add_callback(Steps(self.steps))
             elif stage == "trained":
                 self.peak = int(1024 * resident_kib("VmHWM")) - self.base
@@ -113,8 +140,8 @@ def _watch() -> type[Any]:
     return Watching
 
 
-def Watch() -> Any:  # noqa: N802 - a class that needs transformers
-    return _watch()()
+def Watch(reads: bool = False) -> Any:  # noqa: N802 - a class that needs transformers
+    return _watch()(reads)
 
 
 def _trim() -> None:
@@ -126,8 +153,8 @@ def _trim() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def read() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return found
 
 
@@ -137,8 +164,8 @@ def _elsewhere(found: dict[str, Any]) -> str:
     return f" Memory was planned anew on {later['date']}, on {later['machine']['processor']}." if later else ""
 
 
-def page(found: dict[str, Any]) -> str:
-    """The errors as Markdown."""
+def page(found: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
+    """The errors as Markdown; of pipelines, `drawn`, those of memory."""
     cases = {name: case for name, case in found["cases"].items() if "measured" in case}
     errors = {n: (_off(c, "bytes", "peak"), _off(c, "seconds", "seconds")) for n, c in cases.items()}
     lines = [
@@ -155,7 +182,27 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {peak:.0f} | {case['plan']['bytes'] / 2**20:.0f} | {errors[name][0]:+.1%} | "
                      f"{seconds:.3f} | {case['plan']['seconds']:.3f} | {errors[name][1]:+.0%} |")  # fmt: skip
     failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
-    return "\n".join([*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), ""])
+    more = _pipelines(drawn) if drawn else []
+    return "\n".join(
+        [*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), *more, ""]
+    )
+
+
+def _pipelines(drawn: dict[str, Any]) -> list[str]:
+    """The errors of pipelines' runs as lines: of a step, and while rows are read by models before the first."""
+    cases = {name: case for name, case in drawn["cases"].items() if "measured" in case}
+    lines = [
+        "", "## Pipelines of diffusers", "",
+        f"{drawn['date']}; {drawn['machine']['processor']}, one thread; memory alone. Widths and settings are in "
+        "`benchmarks/plan_pipelines.py`; beside a step what is taken while rows are read, before the first.", "",
+        _summary("memory", [_off(case, "bytes", "peak") for case in cases.values()], 0.05),
+        "| run | peak, MiB | planned | error | reading, MiB | planned | error |", "|---|--:|--:|--:|--:|--:|--:|",
+    ]  # fmt: skip
+    for name, case in cases.items():
+        told = [f"{case['measured'][m] / 2**20:.0f} | {case['plan'][p] / 2**20:.0f} | {_off(case, p, m):+.1%}"
+                for p, m in (("bytes", "peak"), ("read", "read"))]  # fmt: skip
+        lines.append(f"| {name} | {told[0]} | {told[1]} |")
+    return lines
 
 
 def _off(case: dict[str, Any], planned: str, measured: str) -> float:
@@ -171,31 +218,33 @@ def _summary(what: str, errors: list[float], aim: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--one", choices=CASES, help="measure it in this process")
-    parser.add_argument("--replan-one", choices=CASES, help="plan it in this process")
-    parser.add_argument("--only", nargs="*", default=[], choices=[*CASES])
+    parser.add_argument("--one", choices=EVERY, help="measure it in this process")
+    parser.add_argument("--replan-one", choices=EVERY, help="plan it in this process")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*EVERY])
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--replan", action="store_true", help="plan anew what was measured; times stay as they were")
     given = parser.parse_args()
     if given.one or given.replan_one:
         print("RESULT " + json.dumps(measure(given.one) if given.one else replan(given.replan_one)))
         return
-    for name in given.only or CASES:
-        cases = read().get("cases", {})
+    for name in given.only or EVERY:
+        file = next(file for file, names in FILES.items() if name in names)
+        cases = read(file).get("cases", {})
         done = "measured" in cases.get(name, {})
         if done and not given.again and not given.replan:
             continue
         print(f"{name} ...", flush=True)
         if given.replan and done:
             new = child("plan", "--replan-one", name)
-            cases[name]["plan"].update({k: new[k] for k in ("bytes", "parts", "gflop")} if "error" not in new else {})
+            kept = ("bytes", "parts", "gflop", "read") if "error" not in new else ()
+            cases[name]["plan"].update({k: new[k] for k in kept})
         else:
             cases[name] = child("plan", "--one", name)
         print(json.dumps(cases[name]), flush=True)
         now = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-        found = {**read(), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
-        FILE.write_text(json.dumps(found, indent=1) + "\n")
-    PAGE.write_text(page(read()))
+        found = {**read(file), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(*map(read, FILES)))
 
 
 if __name__ == "__main__":

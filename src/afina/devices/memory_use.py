@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -84,3 +85,15 @@ def _meminfo(entry: str) -> int | None:
             if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def trim() -> None:
+    """Give freed memory back to the system: a process keeps up to 64 MiB at its heap's end, and holes, else."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return

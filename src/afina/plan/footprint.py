@@ -38,13 +38,14 @@ class Peak:
 
 
 def on_processor(
-    events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0
+    events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0, rows: int = 0
 ) -> Peak:
     """The peak in main memory, beside what the process had before.
 
     Args:
         weights: bytes of the base's tensors by their keys; they are read from files, which the heap does not see.
         unread: bytes of them that no step reads, which stay in the files.
+        rows: bytes of tensors that were made of rows beforehand and are kept.
     """
     heap, watch, events = Busy(), _Watch(parts, weights), list(events)
     kept = _kept(events)
@@ -57,7 +58,7 @@ def on_processor(
         else:
             heap.free(event.key)
         watch.at(heap.taken + watch.weights)
-    return watch.peak({"weights": -unread, "libraries": BESIDE})
+    return watch.peak({"weights": -unread, "libraries": BESIDE, "rows": rows})
 
 
 def _kept(events: Iterable[Event]) -> set[int]:
@@ -121,5 +122,5 @@ class _Watch:
         found = {part: self.then[part] for part in PARTS}
         found["allocator"] = max(0, self.most - sum(found.values()))
         for part, size in beside.items():
-            found[part] += size
+            found[part] = found.get(part, 0) + size
         return Peak(found, self.alive + sum(beside.values()), fits)

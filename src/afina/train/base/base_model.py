@@ -167,6 +167,29 @@ def config_of(location: str, section: ModelSection) -> Any:
         raise _unloadable("config", location, error) from error
 
 
+def sketch(
+    location: str, section: ModelSection, loader: str, options: Mapping[str, Any], vocabulary: int, layers: int | None
+) -> Any:
+    """A base model by its config alone, its weights unread; `loader` and `options` as for `load_base`.
+
+    Args:
+        vocabulary, layers: rows of its embedding, and how many it is to have; as its config has them if 0 or None.
+    """
+    import torch
+    import transformers
+
+    config = config_of(location, section)
+    text = config.get_text_config()
+    for key, value in options.items():
+        setattr(config, key, value)
+    text.vocab_size = vocabulary or getattr(text, "vocab_size", 0)
+    if layers:
+        text.num_hidden_layers = layers
+        text.layer_types = (getattr(config, "layer_types", None) or [])[:layers] or None
+    dtype = getattr(torch, "bfloat16" if section.dtype == "auto" else section.dtype)
+    return getattr(transformers, loader).from_config(config, dtype=dtype)
+
+
 def load_base(
     section: ModelSection, location: str, loader: str, options: Mapping[str, Any], fresh: Iterable[str] = ()
 ) -> PreTrainedModel:

@@ -95,6 +95,15 @@ def why_whole(recipe: Recipe) -> tuple[str, object] | None:
     return next(((key, value) for key, (there, value) in settings.items() if there), None)
 
 
+def _refused(recipe: Recipe) -> tuple[str, object] | None:
+    """The task, if it cannot be spread."""
+    try:
+        named(recipe.task).check(recipe.model_copy(update={"distributed": "fsdp2"}))
+    except RecipeError:
+        return "task", recipe.task
+    return None
+
+
 def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     """Whether the model is to be spread over the processes: as the recipe says, or where it does not fit a device."""
     from .plans.planning import too_large
@@ -108,7 +117,7 @@ def choose(recipe: Recipe, setting: Setting, reporter: Reporter) -> bool:
     told = from_first(lambda: too_large(setting))
     if told is None:
         return False
-    why = why_whole(recipe)
+    why = why_whole(recipe) or _refused(recipe)
     if why is not None:
         reporter.warn(f"distributed: ddp, though {told}: {why[0]}={why[1]} needs the whole model in each process")
         return False

@@ -12,7 +12,7 @@ from ...core.model.peft_model import MODEL_CLASSES
 from ..answers.generate import left_padded
 from ..answers.item_pass import Read, read_items
 from ..answers.judge import of_positions
-from ..base.base_model import base_location, check_location, config_of, load_tokenizer
+from ..base.base_model import base_location, check_location, config_of, load_tokenizer, sketch, vocab_size
 from ..base.given_base import loaded
 from ..base.rates import width_of
 from ..base.whole_base import whole_base
@@ -24,14 +24,14 @@ from ..recipe.task_types import TASK_TYPES
 from ..report.events import Reporter, Span
 from ..report.scores import Scores
 from .arguments import training_arguments
-from .job import AFTER, BEFORE, Job, Known, Predictions, Trained
+from .job import AFTER, BEFORE, Around, Job, Known, Predictions, Trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE_TOKENS, _JUDGED_AT_ONCE = 128, 8
 """Tokens, and rows: a language model's logits of a larger batch can be larger than the model."""
-__all__ = ["AFTER", "BEFORE", "Job", "Known", "Predictions", "Task", "Trained"]
+__all__ = ["AFTER", "BEFORE", "Around", "Job", "Known", "Predictions", "Task", "Trained"]
 
 
 class Task(ABC):
@@ -131,6 +131,14 @@ class Task(ABC):
         """What turns rows into what a model takes: its tokenizer."""
         return load_tokenizer(location, section, reporter)
 
+    def shape_reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
+        """As `reader`, for a plan: what it reads has shapes only where a model would have to be loaded."""
+        return self.reader(location, section, reporter)
+
+    def around(self, recipe: Recipe, location: str, data: Data) -> Around | None:
+        """What is done beside the steps by models of its own."""
+        return None
+
     def headed(self, config: PeftConfig, base: Any) -> PeftConfig:
         """The config, told of heads that are trained along, where its type (`task_type`) does not say it."""
         return config
@@ -145,6 +153,15 @@ class Task(ABC):
 
     def loaded(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 - most need nothing
         """Finish a model that was just loaded."""
+
+    def sketched(
+        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any, layers: int | None = None
+    ) -> Any:
+        """The base as `load` makes it, or with so many layers, by its config alone: weights are not read."""
+        options, size = self.load_options(labels), vocab_size(location, section, tokenizer)
+        model = sketch(location, section, self.model_class(tokenizer), options, size, layers)
+        self.loaded(model, tokenizer)
+        return model
 
     def load(self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any) -> PreTrainedModel:
         """The base model for this task; a classifier gets a fresh head with the labels' names.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ..report.scores import Scores
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ...plan.trace import Trace
     from ..data.encode import Data
     from .base import Task
 
@@ -42,6 +43,23 @@ class Predictions:
     rows: list[Row]
     scores: Scores | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a run does beside its steps by models of its own, to be rehearsed on tensors without data.
+
+    Attributes:
+        kept: bytes of main memory that what was read of rows takes until the end.
+        mapped: whether the models that read lie in files as they are computed with: what is left out stays there.
+        reading: reads as many rows as are read in one pass, before the first step.
+        drawing: draws as many images as are drawn at once along the way, by the model that trains; None if none are.
+    """
+
+    kept: int
+    mapped: bool
+    reading: Callable[[Trace], None]
+    drawing: Callable[[Trace, Any], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -457,11 +457,3 @@ def test_what_is_no_pipeline_is_told(models, folders, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "AudioLDMPipeline"}))
     with pytest.raises(CheckpointError, match="AudioLDMPipeline"):
         PipelineReader.of(str(tmp_path), ModelSection(path=""))
-
-
-def test_a_dry_run_of_a_pipeline_says_that_memory_is_not_told(folders, walls, tmp_path, child):
-    from afina.train.loop.plans.planning import planned
-
-    lines = child(planned, recipe_of(tmp_path, folders["sd"], walls), Reporter())
-    assert lines[0].startswith("plan: method LORA")
-    assert any("not rehearsed" in line for line in lines)

@@ -134,6 +134,31 @@ def load_part(location: str, part: str, dtype: Any = None) -> Any:
     Raises:
         CheckpointError: it is missing, or its class is not known.
     """
+    library, kind = _kind_of(location, part)
+    options: dict[str, Any] = {} if dtype is None else {"torch_dtype" if library == "diffusers" else "dtype": dtype}
+    with unloadable(part, location):
+        return kind.from_pretrained(str(Path(location) / part), **options)
+
+
+def sketched_part(location: str, part: str) -> Any:
+    """A model of a pipeline by its config alone, in float32: its weights are not read.
+
+    Raises:
+        CheckpointError: it is missing, or its class is not known.
+    """
+    library, kind = _kind_of(location, part)
+    with unloadable(part, location):
+        if library == "diffusers":
+            return kind.from_config(config_of_part(location, part))
+        return kind._from_config(kind.config_class.from_pretrained(str(Path(location) / part)))
+
+
+def _kind_of(location: str, part: str) -> tuple[str, Any]:
+    """The library of a part, and its class there.
+
+    Raises:
+        CheckpointError: the pipeline has no such part, or its class is not known.
+    """
     import diffusers
     import transformers
 
@@ -141,6 +166,4 @@ def load_part(location: str, part: str, dtype: Any = None) -> Any:
     kind = getattr({"diffusers": diffusers, "transformers": transformers}.get(str(library)), str(name), None)
     if kind is None:
         raise CheckpointError("the pipeline has no such part", where=location, got=f"{part}: {name} of {library}")
-    options: dict[str, Any] = {} if dtype is None else {"torch_dtype" if library == "diffusers" else "dtype": dtype}
-    with unloadable(part, location):
-        return kind.from_pretrained(str(Path(location) / part), **options)
+    return str(library), kind

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,9 +13,12 @@ from ....devices.place import place
 from ....plan.footprint import Peak, on_cuda, on_processor
 from ....plan.probe import Speed, speed_of
 from ....plan.published import Figures, published
-from .rehearsal import STEPS, Rehearsal, rehearse
+from ...tasks import named
+from .rehearsal import STEPS, Rehearsal, Rehearsed, rehearse, rehearse_reading
 from .setting import Setting
 from .unread import unread_bytes
+
+READING, DRAWING = "while rows are read, before the first step", "while images are drawn along the way"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Forecast:
     """What was found of a setting on a target.
 
     Attributes:
+        beside: the peaks while models of their own read rows, before the first step, and while images are drawn along
+            the way; none where that is not done, or drawing takes no more than a step.
         seconds: of a step of the optimizer, with all its batches; None where it was not asked for.
         flops: of a batch's products.
     """
@@ -72,12 +78,18 @@ class Forecast:
     rehearsal: Rehearsal
     seconds: float | None = None
     flops: int = 0
+    beside: Mapping[str, Peak] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """The most at any time."""
+        return max(self.peak.bytes, *(peak.bytes for peak in self.beside.values()), 0)
 
     @property
     def fits(self) -> bool | None:
         """Whether there is room; None where nothing is known of the device's memory."""
         free = self.target.free
-        return None if free is None else self.peak.fits and self.peak.bytes <= free
+        return None if free is None else all(p.fits for p in (self.peak, *self.beside.values())) and self.bytes <= free
 
 
 def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecast:
@@ -90,12 +102,24 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
         Untold: with the reason.
     """
     found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
-    if target.gpu:
-        peak = on_cuda(found.events, found.parts, found.weights, target.free)
-    else:
-        peak = on_processor(found.events, found.parts, found.weights, unread_bytes(setting, found.base))
+    unread, beside = unread_bytes(setting, found.base), dict[str, Peak]()
+    around = named(setting.recipe.task).around(setting.recipe, setting.location, setting.data)
+    rows = 0 if around is None else around.kept
+    peak = _peak(target, found, unread, rows)
+    if around is not None:
+        reading = rehearse_reading(setting, around)
+        beside[READING] = _peak(target, reading, reading.unread, rows)
+    if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows)).bytes > peak.bytes:
+        beside[DRAWING] = drawn
     if not timed:
-        return Forecast(target, peak, found)
+        return Forecast(target, peak, found, beside=beside)
     dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
     seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
-    return Forecast(target, peak, found, seconds, found.usual.flops)
+    return Forecast(target, peak, found, seconds, found.usual.flops, beside)
+
+
+def _peak(target: Target, found: Rehearsed, unread: int, rows: int) -> Peak:
+    """What was rehearsed, put to the target's allocator; what is kept of rows lies in main memory."""
+    if target.gpu:
+        return on_cuda(found.events, found.parts, found.weights, target.free)
+    return on_processor(found.events, found.parts, found.weights, unread, rows)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ....devices.memory_use import free_bytes, used_bytes
 from ....devices.place import place
 from ....devices.ranks import size
+from ....plan.footprint import Peak
 from ....plan.usage import told_bytes, told_seconds
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
@@ -66,15 +67,17 @@ def _memory(setting: Setting, found: Forecast) -> Iterator[str]:
         f"{setting.recipe.training.keep_checkpoints} checkpoints"
     )
     yield (
-        f"memory: weights {told_bytes(found.peak.parts['weights'])}, a step of {_told_rows(found)} "
+        f"memory: weights {told_bytes(found.peak.parts['weights'])}, a step of {_told_rows(setting, found)} "
         f"{told_bytes(working(found))}"
     )
 
 
-def _told_rows(found: Forecast) -> str:
+def _told_rows(setting: Setting, found: Forecast) -> str:
     """How many rows a batch has, and of what size."""
     first = next((name for name, value in found.rehearsal.batch.items() if isinstance(value, Tensor)), "")
     rows, *sizes = found.rehearsal.sizes
+    if first == "means":
+        return f"{rows} images of {setting.tokenizer.size} x {setting.tokenizer.size} pixels"
     if len(sizes) < 2 and first != "input_values":
         return f"{rows} rows of up to {sizes[0]} tokens"
     of = " x ".join(map(str, sizes))
@@ -83,7 +86,11 @@ def _told_rows(found: Forecast) -> str:
 
 def told_parts(found: Forecast) -> str:
     """The peak by part."""
-    return ", ".join(f"{part} {told_bytes(count)}" for part, count in found.peak.parts.items() if count >= 2**10)
+    return _parts(found.peak)
+
+
+def _parts(peak: Peak) -> str:
+    return ", ".join(f"{part} {told_bytes(count)}" for part, count in peak.parts.items() if count >= 2**10)
 
 
 def _fits(setting: Setting, found: Forecast) -> Iterator[str]:
@@ -91,10 +98,17 @@ def _fits(setting: Setting, found: Forecast) -> Iterator[str]:
     needed = f"in all {told_bytes(found.peak.bytes)} ({told_parts(found)})"
     if not found.target.gpu:
         needed += f", beside {told_bytes(used_bytes())} of the libraries"
+    yield from told_beside(found)
     yield f"memory: {needed}{told_room(found)}"
     if found.fits is False:
         for words, other in remedies(setting, found.target):
-            yield f"memory: {told_bytes(other.peak.bytes)} with {words}"
+            yield f"memory: {told_bytes(other.bytes)} with {words}"
+
+
+def told_beside(found: Forecast) -> Iterator[str]:
+    """What is taken beside the steps, where models of their own do something there."""
+    for when, peak in found.beside.items():
+        yield f"memory: {told_bytes(peak.bytes)} {when} ({_parts(peak)})"
 
 
 def told_room(found: Forecast) -> str:
@@ -129,7 +143,7 @@ def too_large(setting: Setting) -> str | None:
         return None
     if found.fits:
         return None
-    return f"it takes {told_bytes(found.peak.bytes)} and {told_bytes(free)} are free on {device.name}"
+    return f"it takes {told_bytes(found.bytes)} and {told_bytes(free)} are free on {device.name}"
 
 
 def fitting(recipe: Recipe) -> int | None:
@@ -148,5 +162,6 @@ def fitting(recipe: Recipe) -> int | None:
 
 
 def at_once(found: Forecast, free: int) -> int:
-    """How many runs fit in so many bytes, with one base for all."""
-    return max(1, (free - found.peak.parts["weights"]) // max(working(found), 1))
+    """How many runs fit in so many bytes, with one base for all; one at a time reads or draws beside its steps."""
+    beside = found.bytes - found.peak.bytes
+    return max(1, (free - found.peak.parts["weights"] - beside) // max(working(found), 1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,10 +17,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ....devices.ranks import size
 from ....errors import AfinaError, RecipeError
 from ....plan.trace import Event, Trace, Work
-from ...base.base_model import config_of, vocab_size
 from ...base.new_tokens import trains_new_tokens
 from ...report.events import Reporter
 from ...tasks import named
+from ...tasks.job import Around
 from ..adapt import adapted, counts
 from ..begin import begin_config
 from ..fast_paths import speed_up_run
@@ -31,10 +32,7 @@ STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
 
 _UNTOLD: Mapping[str, str] = MappingProxyType(
-    {
-        "grpo": "its answers are drawn as the steps go, and their lengths decide",
-        "text_to_image": "steps of pipelines are not rehearsed yet",
-    }
+    {"grpo": "its answers are drawn as the steps go, and their lengths decide"}
 )
 """Tasks that cannot be rehearsed, and why."""
 
@@ -44,24 +42,36 @@ class Untold(AfinaError):
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Rehearsed:
     """What was written down.
 
     Attributes:
-        events: allocations from the adapter on, in order.
+        events: allocations, in order; of a step from the adapter on.
         parts: what each is for.
-        weights: bytes of the base's tensors, by their keys.
+        weights: bytes of the model's tensors, by their keys.
+        unread: bytes of them that nothing was computed of and that stay in their files; not told of a step.
+    """
+
+    events: list[Event]
+    parts: Mapping[int, str]
+    weights: Mapping[int, int]
+    unread: int = field(default=0, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Rehearsal(Rehearsed):
+    """The same of a run's steps.
+
+    Attributes:
         work, usual: of a step with the batch that takes most, and of one with rows of all lengths.
         trainable, total: numbers of parameters.
         trained: bytes of the trained ones.
         sizes: rows and tokens of the batch.
         base: the model with its adapter inside, without data.
         batch: what the trainer was given.
+        drawing: the same steps, after which images are drawn; None if none are.
     """
 
-    events: list[Event]
-    parts: Mapping[int, str]
-    weights: Mapping[int, int]
     work: Work
     usual: Work
     trainable: int
@@ -70,6 +80,7 @@ class Rehearsal:
     sizes: tuple[int, ...]
     base: nn.Module
     batch: Mapping[str, Any]
+    drawing: Rehearsed | None = None
 
 
 def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
@@ -92,9 +103,19 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehe
     library()  # compiled outside
     trace = Trace()
     trace.keeps_kernels = not gpu
+    with telling(setting), unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
+        return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
+
+
+@contextmanager
+def telling(setting: Setting) -> Iterator[None]:
+    """Say of a setting what cannot be rehearsed.
+
+    Raises:
+        Untold: something in the context could not.
+    """
     try:
-        with unwatched(), chunks(gpu), tempfile.TemporaryDirectory() as folder, fakes(), trace:
-            return _steps(setting.on_processor(), trace, Path(folder), gpu, steps)
+        yield
     except RecipeError:  # what would stop the run
         raise
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -133,12 +154,33 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     shape = next((tuple(v.shape) for v in made.values() if isinstance(v, Tensor)), ())
-    return Rehearsal(events, trace.parts, weights, work, trace.works[trace.step], *counts(model), trained, shape,
-                     inner, made)  # fmt: skip
+    usual, drawing, around = trace.works[trace.step], None, task.around(recipe, setting.location, setting.data)
+    if around is not None and around.drawing is not None:
+        around.drawing(trace, inner)
+        drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights})
+    return Rehearsal(events, trace.parts, weights, work, usual, *counts(model), trained, shape, inner, made, drawing)
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
     return trace.live.get(parameter.untyped_storage()._cdata) in weights
+
+
+def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
+    """Let rows be read by models of their own, on tensors without data.
+
+    Raises:
+        Untold: with the reason.
+    """
+    trace = Trace()
+    with telling(setting), unwatched(), fakes(), trace:
+        around.reading(trace)
+        weights = _weights(trace)
+        unread = sum(size for key, size in weights.items() if key not in trace.read) if around.mapped else 0
+        return Rehearsed(trace.events, trace.parts, weights, unread=unread)
+
+
+def _weights(trace: Trace) -> dict[int, int]:
+    return {key: size for key, size in trace.sizes().items() if trace.parts[key] == "weights"}
 
 
 class _Stepping:
@@ -196,24 +238,14 @@ class _Stepping:
 
 
 def _base(setting: Setting) -> Any:
-    """The base as `from_pretrained` makes it, of its config alone."""
-    import transformers
-
-    recipe, task = setting.recipe, named(setting.recipe.task)
-    config = config_of(setting.location, recipe.model)
-    for key, value in task.load_options(setting.data.labels).items():
-        setattr(config, key, value)
-    if vocabulary := vocab_size(setting.location, recipe.model, setting.tokenizer):
-        config.get_text_config().vocab_size = vocabulary
-    if setting.layers:
-        config.get_text_config().num_hidden_layers = setting.layers
-        config.get_text_config().layer_types = (getattr(config, "layer_types", None) or [])[: setting.layers] or None
-    dtype = getattr(torch, "bfloat16" if recipe.model.dtype == "auto" else recipe.model.dtype)
-    base: Any = getattr(transformers, task.model_class(setting.tokenizer)).from_config(config, dtype=dtype)
-    task.loaded(base, setting.tokenizer)
+    """The base as it is loaded, by its config alone."""
+    recipe = setting.recipe
+    base = named(recipe.task).sketched(recipe.model, setting.location, setting.data.labels, setting.tokenizer,
+                                       setting.layers)  # fmt: skip
     base = quantised(recipe.model, base)
     if recipe.training.gradient_checkpointing:
-        base.enable_input_require_grads()
+        if hasattr(base, "enable_input_require_grads"):  # of transformers
+            base.enable_input_require_grads()
         base.activation_checkpointing_enable({"use_reentrant": False})
     return base
 
@@ -222,7 +254,16 @@ def _batch(setting: Setting, trainer: Any, *, longest: bool) -> dict[str, Any]:
     """A batch as the trainer makes it, with its numbers."""
     with _disable_current_modes():
         made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
+        if setting.pixels:
+            return {**made, **_resized(made, setting.tokenizer.latent_shape[-1])}
         return _of_tokens(made, setting.tokens) if setting.tokens else made
+
+
+def _resized(batch: Mapping[str, Any], side: int) -> dict[str, Tensor]:
+    """The latents of a batch with other sides."""
+    return {
+        k: v.new_zeros(*v.shape[:2], side, side) for k, v in batch.items() if isinstance(v, Tensor) and v.dim() == 4
+    }
 
 
 def _is_uneven(setting: Setting) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from ....core.config import method
 from ....core.prompts.encoder import PromptEncoder
+from ....errors import RecipeError
 from ....methods.baselines.full import FullConfig
-from ...base.base_model import config_of
 from ...recipe.settings import method_config
+from ...tasks import named
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
 from .setting import Setting
@@ -42,7 +45,19 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
         setting = setting.training(batch_size=1, gradient_accumulation=rows)
         yield f"training.batch_size=1 training.gradient_accumulation={rows}", setting
     if setting.recipe.model.quantize == "none" and not isinstance(config, FullConfig):
-        yield "model.quantize=nf4", setting.stored("nf4")
+        yield from _fewer_bits(setting)
+
+
+def _fewer_bits(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """The frozen base in four bits, or in 16 where the task refuses those."""
+    few = setting.model(quantize="nf4")
+    try:
+        named(setting.recipe.task).check(few.recipe)
+    except RecipeError:
+        if setting.recipe.model.dtype == "float32":
+            yield "model.dtype=bfloat16", setting.model(dtype="bfloat16")
+        return
+    yield "model.quantize=nf4", few
 
 
 def _in_cache(config: Any) -> bool:
@@ -57,25 +72,45 @@ class Largest:
     Attributes:
         tokens: of a row; None where it is not told.
         layers, parameters: of a model of the same width; None where it is not told.
+        pixels: of a side of the images that a pipeline learns to make; None for other tasks.
     """
 
     tokens: int | None
     layers: int | None
     parameters: int | None
+    pixels: int | None = None
 
 
 def largest(setting: Setting, found: Forecast) -> Largest:
     """By two rehearsals each, between which memory goes in a straight line."""
     if found.target.free is None or not found.rehearsal.sizes:
         return Largest(None, None, None)
-    layers = _layers(setting, found)
-    return Largest(_tokens(setting, found), *(layers or (None, None)))
+    layers, parameters = _layers(setting, found) or (None, None)
+    return Largest(_tokens(setting, found), layers, parameters, _pixels(setting, found))
+
+
+def _pixels(setting: Setting, found: Forecast) -> int | None:
+    """By another size of images, between which memory goes with their area."""
+    unit = getattr(setting.tokenizer, "unit", None)
+    if unit is None:
+        return None
+    own, half = setting.tokenizer.size, setting.tokenizer.size // 2 // unit * unit
+    other = half or 2 * own
+    try:
+        made = forecast(setting.sized(other), found.target, timed=False)
+    except Untold:
+        return None
+    (low, less), (high, more) = sorted(((own, found), (other, made)), key=itemgetter(0))
+    steps = [_taken(one, found) for one in (less, more)]
+    beside = [[float(one.beside[when].bytes) for one in (less, more)] for when in found.beside]
+    most = min(_last(low**2, high**2, taken, found.target.free) for taken in (steps, *beside))
+    return math.isqrt(most) // int(unit) * int(unit)
 
 
 def _tokens(setting: Setting, found: Forecast) -> int | None:
     if len(found.rehearsal.sizes) != 2:
         return None
-    most = getattr(config_of(setting.location, setting.recipe.model).get_text_config(), "max_position_embeddings", None)
+    most = getattr(_text_config(found), "max_position_embeddings", None)
     short, long = 128, 256
     try:
         made = [forecast(replace(setting, tokens=count), found.target, timed=False) for count in (short, long)]
@@ -86,7 +121,7 @@ def _tokens(setting: Setting, found: Forecast) -> int | None:
 
 
 def _layers(setting: Setting, found: Forecast) -> tuple[int, int] | None:
-    own = getattr(config_of(setting.location, setting.recipe.model).get_text_config(), "num_hidden_layers", None)
+    own = getattr(_text_config(found), "num_hidden_layers", None)
     if own is None:
         return None
     few, more = 1, 3
@@ -97,6 +132,11 @@ def _layers(setting: Setting, found: Forecast) -> tuple[int, int] | None:
     fit = _last(few, more, [_taken(one, found) for one in made], found.target.free)
     each = (made[1].rehearsal.total - made[0].rehearsal.total) // (more - few)
     return fit, made[0].rehearsal.total + (fit - few) * each
+
+
+def _text_config(found: Forecast) -> Any:
+    config: Any = found.rehearsal.base.config
+    return config.get_text_config()
 
 
 def _taken(one: Forecast, found: Forecast) -> float:

@@ -23,7 +23,8 @@ class Setting:
         location: of the base.
         tokenizer: or what else reads the rows.
         steps: of the optimizer.
-        tokens, layers: of rows and of the model, where others are to be planned with than there are.
+        tokens, layers, pixels: of rows, of the model and of images' sides, where others are to be planned with than
+            there are.
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class Setting:
     steps: int
     tokens: int | None = None
     layers: int | None = None
+    pixels: int | None = None
 
     def training(self, **changes: Any) -> Setting:
         """The same with other settings of training; the rows stay as they are."""
@@ -41,14 +43,18 @@ class Setting:
 
     def on_processor(self) -> Setting:
         """The same on this machine's processor, where every run can be rehearsed."""
-        model = self.recipe.model.model_copy(update={"device": "cpu"})
-        training = self.recipe.training.model_copy(update={"offload": "none"})
-        return replace(self, recipe=self.recipe.model_copy(update={"model": model, "training": training}))
+        return self.model(device="cpu").training(offload="none")
 
-    def stored(self, storage: str) -> Setting:
-        """The same with the base's weights in another storage."""
-        model = self.recipe.model.model_copy(update={"quantize": storage})
+    def model(self, **changes: Any) -> Setting:
+        """The same with other settings of the base; the rows stay as they are."""
+        model = self.recipe.model.model_copy(update=changes)
         return replace(self, recipe=self.recipe.model_copy(update={"model": model}))
+
+    def sized(self, pixels: int) -> Setting:
+        """The same with images of other sides."""
+        out = self.model(image_size=pixels)
+        reader = named(self.recipe.task).shape_reader(self.location, out.recipe.model, Reporter())
+        return replace(out, tokenizer=reader, pixels=pixels)
 
 
 def setting_of(recipe: Recipe, reporter: Reporter) -> Setting:
@@ -60,6 +66,6 @@ def setting_of(recipe: Recipe, reporter: Reporter) -> Setting:
     recipe, split, labels = prepared(recipe, reporter)
     task = named(recipe.task)
     location = task.location(recipe.model, reporter)
-    tokenizer = task.reader(location, recipe.model, reporter)
+    tokenizer = task.shape_reader(location, recipe.model, reporter)
     data = encode(recipe, split, labels, tokenizer, vocab_size(location, recipe.model, tokenizer), reporter)
     return Setting(recipe, location, tokenizer, data, planned_steps(recipe, task.examples(recipe, len(data.train))))

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ....errors import RecipeError
 from ....plan.engines import ENGINES, Cost, Part, cost, spreadable
 from ....plan.usage import told_bytes
 from ...recipe.sections import Recipe
+from ...tasks import named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,11 +30,19 @@ def shared_lines(recipe: Recipe, found: Rehearsal, working: int, processes: int)
     beside = 0 if looked.full else found.trained - looked.all.trained  # shared by all layers, or virtual tokens
     looked = replace(looked, outside=looked.outside + Part(trained=beside))
     activations = max(0, working - (3 if looked.full else 4) * found.trained)
-    for engine in ENGINES if recipe.distributed == "auto" else (recipe.distributed,):
+    for engine in (e for e in ENGINES if recipe.distributed in ("auto", e) and _takes(recipe, e)):
         made = cost(engine, looked, processes, activations=activations, tokens=rows * tokens,
                     passes=training.gradient_accumulation, again=training.gradient_checkpointing,
                     logits=_logits(found.base, found.batch))  # fmt: skip
         yield f"{engine} on {processes} devices: {_told(made)}"
+
+
+def _takes(recipe: Recipe, engine: str) -> bool:
+    try:
+        named(recipe.task).check(recipe.model_copy(update={"distributed": engine}))
+    except RecipeError:
+        return False
+    return True
 
 
 def _logits(base: nn.Module, batch: Mapping[str, Any]) -> int:

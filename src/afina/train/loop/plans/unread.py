@@ -19,7 +19,7 @@ def unread_bytes(setting: Setting, base: Any) -> int:
     not lie in the model's files as it is."""
     try:
         embedding = base.get_input_embeddings()
-    except NotImplementedError:  # models of images alone
+    except (NotImplementedError, AttributeError):  # models of images alone, and pipelines
         return 0
     weight = getattr(embedding, "weight", None)
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None

@@ -11,7 +11,7 @@ from ....plan.usage import told_bytes
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
 from .forecast import Forecast, Target, forecast, target_of
-from .planning import at_once, outline, told_room, told_time
+from .planning import at_once, outline, told_beside, told_room, told_time
 from .remedies import Largest, largest, remedies
 from .setting import Setting, setting_of
 
@@ -25,7 +25,7 @@ class Plan:
         device: that it is planned for.
         published: whether the device is another one, by published figures.
         parts: bytes at the peak by part.
-        bytes: in all. alive: of tensors alone.
+        bytes: in all. alive: of tensors alone. beside: in all while something is done beside the steps.
         free: bytes that a run may take there; None where that is not known.
         seconds: of a step, of `steps`.
         fits: None where that cannot be told.
@@ -46,6 +46,7 @@ class Plan:
     steps: int
     largest: Largest
     together: int | None
+    beside: Mapping[str, int] = field(default_factory=dict)
     changes: list[tuple[str, int, bool]] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
 
@@ -71,14 +72,14 @@ def make(recipe: Recipe, reporter: Reporter, other: str | None = None) -> Plan:
     setting = setting_of(recipe, reporter)
     target = target_of(setting.recipe.model.device, other)
     found = forecast(setting, target)
-    tried = [(words, one.peak.bytes, bool(one.fits)) for words, one in remedies(setting, target)] \
+    tried = [(words, one.bytes, bool(one.fits)) for words, one in remedies(setting, target)] \
         if found.fits is False else []  # fmt: skip
     most = largest(setting, found)
     together = None if target.free is None else at_once(found, target.free)
     assert found.seconds is not None
     plan = Plan(outline(setting), target.name, target.device is None, found.peak.parts, found.peak.bytes,
                 found.peak.alive, target.free, found.fits, found.seconds, setting.steps, most, together,
-                tried)  # fmt: skip
+                {when: peak.bytes for when, peak in found.beside.items()}, tried)  # fmt: skip
     plan.verdict.extend(_sentences(setting, found, plan))
     return plan
 
@@ -103,6 +104,7 @@ def _sentences(setting: Setting, found: Forecast, plan: Plan) -> Iterator[str]:
     yield f"device: {target.name} ({source})"
     if not target.gpu:
         yield f"memory: beside {told_bytes(used_bytes())} that the libraries hold already"
+    yield from told_beside(found)
     yield f"memory: {told_bytes(plan.bytes)}{told_room(found)}"
     for words, size, fits in plan.changes:
         yield f"with {words}: {told_bytes(size)}, {'fits' if fits else 'does not fit'}"
@@ -113,6 +115,8 @@ def _sentences(setting: Setting, found: Forecast, plan: Plan) -> Iterator[str]:
 def _most(plan: Plan, target: Target) -> Iterator[str]:
     if plan.largest.tokens is not None:
         yield f"longest rows that fit: {plan.largest.tokens:,} tokens"
+    if plan.largest.pixels is not None:
+        yield f"largest images that fit: {plan.largest.pixels:,} pixels a side"
     if plan.largest.parameters is not None:
         yield (f"largest model of this width that fits: {plan.largest.layers:,} layers, "
                f"{plan.largest.parameters / 1e9:,.2f} billion parameters")  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from ....devices.memory_use import trim
 from ....devices.place import place
 from ....errors import CheckpointError, RecipeError
 from ...base.pipelines.pipeline_folder import config_of_part, load_part
@@ -19,7 +20,8 @@ from .noising import Noising
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_AT_ONCE = 8
+AT_ONCE = 8
+"""Images, or captions, that are read in one pass."""
 TOKENS = "tokens_of_"
 """Before an encoder's name: what a batch has for it, where it trains."""
 
@@ -30,7 +32,7 @@ class PipelineReader:
 
     Attributes:
         location: the pipeline's folder.
-        size: pixels of a side of its images.
+        size: pixels of a side of its images. unit: what that is a multiple of.
         frozen: parts that are loaded.
         known: captions that were read, and what the denoiser is given of them.
     """
@@ -38,12 +40,13 @@ class PipelineReader:
     location: str
     section: ModelSection
     size: int
+    unit: int
     tokenizers: dict[str, Any]
     frozen: dict[str, Any] = field(default_factory=dict)
     known: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, location: str, section: ModelSection) -> PipelineReader:
+    def of(cls, location: str, section: ModelSection) -> Self:
         """That of a pipeline's folder.
 
         Raises:
@@ -55,11 +58,11 @@ class PipelineReader:
             raise RecipeError("text encoders of this pipeline stay as they are", where="model.train_text_encoder",
                               got=", ".join(family.pipelines), fix="leave it out")  # fmt: skip
         shrunk, (side, step) = shrunk_by(location), family.sides(config_of_part(location, family.denoiser))
-        size = section.image_size or (side or 0) * shrunk
-        if not size or size % (shrunk * step):
+        size, unit = section.image_size or (side or 0) * shrunk, shrunk * step
+        if not size or size % unit:
             raise RecipeError("a pipeline's images have sides that its layers can halve", where="model.image_size",
-                              got=size or None, expected=f"a multiple of {shrunk * step}")  # fmt: skip
-        return cls(location, section, size, {t: load_part(location, t) for t in family.encoders.values()})
+                              got=size or None, expected=f"a multiple of {unit}")  # fmt: skip
+        return cls(location, section, size, unit, {t: load_part(location, t) for t in family.encoders.values()})
 
     @property
     def family(self) -> Family:
@@ -81,10 +84,13 @@ class PipelineReader:
         """Nothing: a pipeline has its own."""
 
     def release(self) -> None:
-        """Give up the frozen parts; what they said is kept."""
-        self.frozen.clear()
+        """Give up the frozen parts, and their memory to the system; what they said is kept."""
+        if self.frozen:
+            self.frozen.clear()
+            trim()
 
-    def _part(self, name: str) -> Any:
+    def part(self, name: str) -> Any:
+        """A frozen part, loaded where it is not."""
         if name not in self.frozen:
             part = load_part(self.location, name, torch.float32).eval().requires_grad_(False)
             self.frozen[name] = part.to(place(self.section.device).name)
@@ -97,32 +103,38 @@ class PipelineReader:
         Those of equal captions are the same tensors.
         """
         new = [caption for caption in dict.fromkeys(captions) if caption not in self.known]
-        for start in range(0, len(new), _AT_ONCE):
-            part = new[start : start + _AT_ONCE]
-            tokens = self.family.tokens(self.tokenizers, part)
-            if self.section.train_text_encoder:
-                words = {TOKENS + name: ids for name, ids in tokens.items()}
-            else:
-                encoders = {name: self._part(name) for name in self.family.encoders}
-                device = place(self.section.device).name
-                words = self.family.words(encoders, {name: ids.to(device) for name, ids in tokens.items()})
+        for start in range(0, len(new), AT_ONCE):
+            part = new[start : start + AT_ONCE]
+            words = self.said(self.family.tokens(self.tokenizers, part))
             self.known |= {caption: {name: values[i].cpu().clone() for name, values in words.items()}
                            for i, caption in enumerate(part)}  # fmt: skip
         return [self.known[caption] for caption in captions]
 
+    def said(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a batch has of tokens of captions."""
+        if self.section.train_text_encoder:
+            return {TOKENS + name: ids for name, ids in tokens.items()}
+        encoders = {name: self.part(name) for name in self.family.encoders}
+        device = place(self.section.device).name
+        return self.family.words(encoders, {name: ids.to(device) for name, ids in tokens.items()})
+
     @torch.no_grad()
     def latents(self, images: Sequence[Image]) -> list[dict[str, Tensor]]:
         """Of each image the `means` and `deviations` of its latents, (C, H, W), and `frames`, (6,)."""
-        vae, out = self._part("vae"), []
-        config = vae.config
-        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
-        for start in range(0, len(images), _AT_ONCE):
-            cut = [squared(image, self.size) for image in images[start : start + _AT_ONCE]]
-            found = vae.encode(torch.stack([values for values, _ in cut]).to(vae.device)).latent_dist
-            means, deviations = ((found.mean - shift) * scale).cpu(), (found.std * scale).cpu()
+        out: list[dict[str, Tensor]] = []
+        for start in range(0, len(images), AT_ONCE):
+            cut = [squared(image, self.size) for image in images[start : start + AT_ONCE]]
+            means, deviations = self.encoded(torch.stack([values for values, _ in cut]))
             out += [{"means": means[i].clone(), "deviations": deviations[i].clone(), "frames": frames}
                     for i, (_, frames) in enumerate(cut)]  # fmt: skip
         return out
+
+    def encoded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations of the latents of images (B, 3, H, W), each (B, C, h, w)."""
+        vae = self.part("vae")
+        shift, scale = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
+        found = vae.encode(values.to(vae.device)).latent_dist
+        return ((found.mean - shift) * scale).cpu(), (found.std * scale).cpu()
 
 
 def shrunk_by(location: str) -> int:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
 from ....errors import RecipeError
-from ...base.pipelines.pipeline_folder import load_part, unloadable, without_bars
+from ...base.pipelines.pipeline_folder import load_part, sketched_part, unloadable, without_bars
 from ...recipe.sections import ModelSection
 from .families import family_of
 from .noising import Noising
@@ -74,10 +74,24 @@ class Denoiser(nn.Module):
         Raises:
             CheckpointError: one cannot be loaded.
         """
-        location, family = str(folder), family_of(str(folder))
-        names = [family.denoiser, *(family.encoders if train_text_encoder else ())]
+        location, names = str(folder), cls._named(str(folder), train_text_encoder)
         made = cls(location, {name: load_part(location, name, dtype or torch.float32) for name in names})
         return made.to((device_map or {}).get("", "cpu"))
+
+    @classmethod
+    def sketched(cls, location: str, dtype: torch.dtype, train_text_encoder: bool) -> Denoiser:
+        """The same by the parts' configs alone.
+
+        Raises:
+            CheckpointError: one cannot be made.
+        """
+        names = cls._named(location, train_text_encoder)
+        return cls(location, {name: nn.Module.to(sketched_part(location, name), dtype) for name in names})
+
+    @staticmethod
+    def _named(location: str, train_text_encoder: bool) -> list[str]:
+        family = family_of(location)
+        return [family.denoiser, *(family.encoders if train_text_encoder else ())]
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -95,7 +109,7 @@ class Denoiser(nn.Module):
         out: torch.dtype = self.parts[self.family.denoiser].dtype
         return out
 
-    def gradient_checkpointing_enable(self, **how: Any) -> None:
+    def gradient_checkpointing_enable(self, settings: Any = None, **how: Any) -> None:
         """Recompute activations in every part, as each does it by itself."""
         self._checkpointing("enable")
 

@@ -15,11 +15,11 @@ from .denoiser import Denoiser
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_AT_ONCE = 4
+AT_ONCE = 4
 
 
 def drawn(
-    model: Any, prompts: Sequence[str], settings: DiffusionSection, *, size: int, seed: int, at_once: int = _AT_ONCE,
+    model: Any, prompts: Sequence[str], settings: DiffusionSection, *, size: int, seed: int, at_once: int = AT_ONCE,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Image]:  # fmt: skip
     """An image for each prompt; the noise that it begins from follows from its number and `seed` alone.

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from ....cache import cache_dir, make_once, sha256
 from ....devices.place import place
@@ -20,8 +23,9 @@ from .captions import PipelineReader
 from .denoiser import Denoiser, dtype_of
 from .drawing import as_png, drawn
 from .image_captions import PRIOR
+from .shapes_read import ShapeReader
 
-_AT_ONCE = 8
+AT_ONCE = 8
 
 
 def check_prior(recipe: Recipe) -> None:
@@ -46,18 +50,27 @@ def with_prior(recipe: Recipe, train: Encoded, reader: PipelineReader, reporter:
         DataError: an image of the class cannot be read.
         RecipeError: the folder has none.
     """
-    files, prompt = class_files(recipe, reader, reporter), str(recipe.data.class_prompt)
-    found = []
-    for start in range(0, len(files), _AT_ONCE):
-        part = files[start : start + _AT_ONCE]
-        found += reader.latents([opened(str(path), str(path)) for path in part])
-        reporter.progress(Progress("reading images of the class", len(found), len(files)))
+    prompt = str(recipe.data.class_prompt)
+    if isinstance(reader, ShapeReader) and recipe.data.class_images is None:  # they are not made for a plan
+        found = reader.latents([None] * recipe.data.class_count)
+    else:
+        found = _of_files(class_files(recipe, reader, reporter), reader, reporter)
     (words,) = reader.captions([prompt])
     count = max(len(train), len(found))
     items = [{**train.items[i % len(train)], PRIOR: {"latents": found[i % len(found)], "words": words}}
              for i in range(count)]  # fmt: skip
-    reporter.note(f"prior preservation: {len(files)} images of {prompt!r} beside {len(train)} of the subject")
+    reporter.note(f"prior preservation: {len(found)} images of {prompt!r} beside {len(train)} of the subject")
     return Encoded(items, [train.source[i % len(train)] for i in range(count)], rows=train.rows)
+
+
+def _of_files(files: Sequence[Path], reader: PipelineReader, reporter: Reporter) -> list[dict[str, Tensor]]:
+    """Their latents."""
+    found: list[dict[str, Tensor]] = []
+    for start in range(0, len(files), AT_ONCE):
+        part = files[start : start + AT_ONCE]
+        found += reader.latents([opened(str(path), str(path)) for path in part])
+        reporter.progress(Progress("reading images of the class", len(found), len(files)))
+    return found
 
 
 def class_files(recipe: Recipe, reader: PipelineReader, reporter: Reporter) -> list[Path]:
@@ -87,7 +100,7 @@ def _made(recipe: Recipe, reader: PipelineReader, reporter: Reporter) -> Path:
     def make(work: Path) -> None:
         base = Denoiser.from_pretrained(reader.location, dtype=dtype_of(recipe.model), train_text_encoder=False)
         base.to(place(recipe.model.device).name)
-        images = drawn(base, prompts, recipe.diffusion, size=reader.size, seed=recipe.training.seed, at_once=_AT_ONCE,
+        images = drawn(base, prompts, recipe.diffusion, size=reader.size, seed=recipe.training.seed, at_once=AT_ONCE,
                        progress=lambda n: reporter.progress(Progress("making images of the class", n, len(prompts))),
                        )  # fmt: skip
         for number, image in enumerate(images):

@@ -26,12 +26,14 @@ class Family(ABC):
         denoiser: the part that removes noise.
         encoders: the parts that read captions, each with its tokenizer.
         encoders_train: whether they can be adapted too.
+        compares: whether guidance takes a pass without caption beside each.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[Mapping[str, str]]
     encoders_train: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
 
     def sides(self, config: Mapping[str, Any]) -> tuple[int | None, int]:
         """The side of latents that the denoiser is made for, and what a side must be a multiple of."""
@@ -104,6 +106,7 @@ class Flux(Family):
     denoiser: ClassVar[str] = "transformer"
     encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     encoders_train: ClassVar[bool] = False  # diffusers reads no adapter of T5
+    compares: ClassVar[bool] = False
 
     def sides(self, config: Mapping[str, Any]) -> tuple[int | None, int]:
         """Those of the pipeline's own images, of 1024 pixels."""

@@ -61,11 +61,16 @@ def image_items(rows: Rows, prompter: Prompter) -> Encoded:
     return Encoded(items, list(range(len(items))), rows=rows)
 
 
-def held_still(items: Sequence[dict[str, Any]], seed: int = 0) -> None:
-    """Give held-out items the noise and the timesteps that each is judged at, always the same ones."""
+def held_still(items: Sequence[dict[str, Any]]) -> None:
+    """Give held-out items the seed of the noise that each is judged with, always the same: the noise of all of them
+    would take four times the memory of their latents."""
     for number, item in enumerate(items):
-        generator = torch.Generator().manual_seed(seed + number)
-        item["noise"] = torch.randn(FIXED, *item["latents"]["means"].shape, generator=generator)
+        item["still"] = number
+
+
+def _noise(item: dict[str, Any]) -> Tensor:
+    generator = torch.Generator().manual_seed(item["still"])
+    return torch.randn(FIXED, *item["latents"]["means"].shape, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class NoisyBatches:
         if len(both) > len(items):
             each = [1.0] * len(items) + [self.prior_weight] * (len(both) - len(items))
             out["weights"] = torch.tensor(each) / len(items)
-        if "noise" in items[0]:
+        if "still" in items[0]:
             return _at_each_timestep(out, items, self.reader.noising)
         return out | {f"empty_{key}": value[None] for key, value in (self.empty or {}).items()}
 
@@ -99,5 +104,5 @@ def _at_each_timestep(
 ) -> dict[str, Tensor]:  # fmt: skip
     out = {key: value.repeat_interleave(FIXED, 0) for key, value in batch.items() if key != "deviations"}
     out["timesteps"] = noising.fixed().repeat(len(items))
-    out["noise"] = torch.cat([item["noise"] for item in items])
+    out["noise"] = torch.cat([_noise(item) for item in items])
     return out

@@ -25,13 +25,15 @@ from ...recipe.sections import DataSection, DiffusionSection, ModelSection, Reci
 from ...report.events import Progress, Reporter, Span
 from ...report.sampled import as_lines
 from ...report.scores import Scores
-from ..base import Job, Predictions, Task, Trained
+from ..base import Around, Job, Predictions, Task, Trained
 from .captions import PipelineReader
 from .denoiser import Denoiser, dtype_of
 from .drawing import as_png, drawn
 from .dreambooth import check_prior, with_prior
 from .image_captions import NoisyBatches, caption_of, held_still, image_items
 from .noising import FIXED
+from .shapes_beside import Beside
+from .shapes_read import ShapeReader, kept_bytes
 
 
 class TextToImage(Task):
@@ -81,6 +83,25 @@ class TextToImage(Task):
         """The pipeline's tokenizers and frozen parts."""
         return PipelineReader.of(location, section)
 
+    def shape_reader(self, location: str, section: ModelSection, reporter: Reporter) -> Any:
+        """The pipeline's tokenizers, and its parts' configs."""
+        return ShapeReader.of(location, section)
+
+    def sketched(
+        self, section: ModelSection, location: str, labels: list[str] | None, tokenizer: Any, layers: int | None = None
+    ) -> Any:
+        """The parts that train, by their configs."""
+        return Denoiser.sketched(location, dtype_of(section), section.train_text_encoder)
+
+    def around(self, recipe: Recipe, location: str, data: Data) -> Around:
+        """Rows are read by the VAE and frozen text encoders, which also draw with the denoiser; latents, and what is
+        said of captions, are kept."""
+        items = [*data.train.items, *(data.held_out.items if data.held_out is not None else ())]
+        beside = Beside(ShapeReader.of(location, recipe.model), recipe, len(items))
+        return Around(
+            kept_bytes(items), beside.reader.mapped, beside.read, beside.draw if recipe.diffusion.samples else None
+        )
+
     def prompter(self, data: DataSection, tokenizer: Any) -> Prompter:
         """One that reads images."""
         return Prompter(data, tokenizer, Images(tokenizer))
@@ -100,7 +121,9 @@ class TextToImage(Task):
     def training_items(self, recipe: Recipe, train: Encoded, prompter: Prompter, reporter: Reporter) -> Encoded:
         """Of noise that is drawn; beside each an image of the class, where there is one."""
         for item in train.items:
-            del item["noise"]
+            del item["still"]
+        if recipe.diffusion.caption_dropout:
+            prompter.tokenizer.captions([""])  # as long as what reads it is here
         if recipe.data.class_prompt is None:
             return train
         return with_prior(recipe, train, prompter.tokenizer, reporter)
