@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .plan_cases import CASES, write
+from .plan_fleets import lines as of_fleets
 from .timing import RESULTS, child, machine
 
 FILE = RESULTS / "plan.json"
@@ -155,7 +156,8 @@ def page(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {peak:.0f} | {case['plan']['bytes'] / 2**20:.0f} | {errors[name][0]:+.1%} | "
                      f"{seconds:.3f} | {case['plan']['seconds']:.3f} | {errors[name][1]:+.0%} |")  # fmt: skip
     failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
-    return "\n".join([*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), ""])
+    lines += ["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []
+    return "\n".join([*lines, *of_fleets(), ""])
 
 
 def _off(case: dict[str, Any], planned: str, measured: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -40,15 +39,3 @@ class Peak:
         if self.device.type != "cpu":
             return float(round((peak_bytes(self.device) - self.base_bytes) / 2**20, 1))
         return float(round(max(0.0, resident_kib("VmHWM") - self.resident) / 2**10, 1))
-
-
-def hand_back() -> None:
-    """Give freed memory back to the system, so that what comes next is measured from the same beginning."""
-    import torch
-
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library
-        return

@@ -169,8 +169,8 @@ def _end_with(parent: int) -> None:
 
 def main() -> int:
     """The process's whole life, until there are no more jobs."""
+    from ..devices.memory_use import trim
     from ..train.report.results import write_json
-    from .peak import hand_back
 
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     bases = Bases()
@@ -190,7 +190,7 @@ def main() -> int:
             else:
                 write_json(folder / RESULT, result)
             gc.collect()
-            hand_back()
+            trim()
             tell({"ended": refused})
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -68,6 +69,18 @@ def synchronize(device: Any) -> None:
     _, module = _of(device)
     if module is not None:
         module.synchronize()
+
+
+def trim() -> None:
+    """Give freed memory back to the system: what heaps keep, of all threads, and torch's cache."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def _of(device: Any) -> tuple[str, Any]:
