@@ -20,6 +20,7 @@ from typing import Any
 
 from . import plan_cases, plan_pipelines
 from .plan_cases import CASES
+from .plan_fleets import lines as of_fleets
 from .plan_pipelines import DRAWINGS
 from .timing import RESULTS, child, machine
 
@@ -184,7 +185,13 @@ def page(found: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
     failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
     more = _pipelines(drawn) if drawn else []
     return "\n".join(
-        [*lines, *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []), *more, ""]
+        [
+            *lines,
+            *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []),
+            *more,
+            *of_fleets(),
+            "",
+        ]
     )
 
 

@@ -71,6 +71,18 @@ def synchronize(device: Any) -> None:
         module.synchronize()
 
 
+def trim() -> None:
+    """Give freed memory back to the system: what heaps keep, of all threads, and torch's cache."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+
+
 def _of(device: Any) -> tuple[str, Any]:
     """The device's kind, and torch's module for it where it has one with a memory of its own."""
     import torch
@@ -85,15 +97,3 @@ def _meminfo(entry: str) -> int | None:
             if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
     return None
-
-
-def trim() -> None:
-    """Give freed memory back to the system: a process keeps up to 64 MiB at its heap's end, and holes, else."""
-    import torch
-
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library
-        return

@@ -65,7 +65,7 @@ def adapter(folder):
 
 def both(recipes):
     """What becomes of runs together; and their adapters alone and together."""
-    together = train_many(recipes)
+    together = train_many(recipes, at_once=len(recipes))
     out = {}
     for recipe, trained in zip(recipes, together, strict=True):
         assert trained.error is None, trained.error
@@ -140,9 +140,9 @@ def stopped_and_resumed(recipes):
             if stage == "ready":
                 parts["trainer"].add_callback(at_step(3))
 
-    first = train_many(recipes, Stops())
+    first = train_many(recipes, Stops(), at_once=len(recipes))
     errors = [str(trained.error) for trained in first]
-    again = train_many(recipes, Reporter(), resume=True)
+    again = train_many(recipes, Reporter(), resume=True, at_once=len(recipes))
     return errors, [adapter(trained.result.folder) for trained in again]
 
 
@@ -169,7 +169,7 @@ def test_a_signal_stops_all_after_their_step_and_all_go_on(model_folder, child, 
 
 def together(recipes):
     return [(t.name, str(t.error or ""), t.shared, t.result and t.result.report["training"]["steps"])
-            for t in train_many(recipes)]  # fmt: skip
+            for t in train_many(recipes, at_once=len(recipes))]  # fmt: skip
 
 
 def test_a_run_that_fails_leaves_and_the_others_go_on(model_folder, child, tmp_path):
@@ -243,7 +243,7 @@ def weights(recipe):
 
     other = recipe.model_copy(deep=True)
     other.output.dir += "-2"
-    train_many([recipe, other], Looks())
+    train_many([recipe, other], Looks(), at_once=2)
     return places
 
 

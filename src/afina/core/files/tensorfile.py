@@ -145,7 +145,9 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> b
                                   fix="gather the state first (FSDP, ZeRO-3) and pass it as state_dict=")  # fmt: skip
     check_finite(plain, "saving")
     notes = json.dumps({**metadata, "tensors_sha256": digest(plain)}, sort_keys=True, allow_nan=False)
-    return _ordered(save_bytes(plain, {"format": "pt", "afina": notes}))
+    data = save_bytes(plain, {"format": "pt", "afina": notes})
+    plain.clear()  # so that no more than two copies are in memory
+    return _ordered(data)
 
 
 def _ordered(data: bytes) -> bytes:
@@ -153,7 +155,7 @@ def _ordered(data: bytes) -> bytes:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    return b"".join([len(header).to_bytes(8, "little"), header, memoryview(data)[end:]])
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

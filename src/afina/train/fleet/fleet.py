@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...devices.memory_use import trim
 from ...errors import AfinaError, ConfigError, RecipeError
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
@@ -72,7 +73,7 @@ def check(recipes: Sequence[Recipe]) -> None:
         raise RecipeError("two runs of one folder", where="output.dir", got=twice, fix="give each its own")
 
 
-def _names(recipes: Sequence[Recipe]) -> list[str]:
+def names(recipes: Sequence[Recipe]) -> list[str]:
     """What the runs' folders do not share."""
     folders = [Path(recipe.output.dir).absolute() for recipe in recipes]
     shared = Path(os.path.commonpath([folder.parent for folder in folders]))
@@ -80,10 +81,17 @@ def _names(recipes: Sequence[Recipe]) -> list[str]:
 
 
 class Fleet:
-    """The runs, their base, and the passes that they share."""
+    """The runs, their base, and the passes that they share.
 
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter, self.base = reporter, SharedBase()
+    Args:
+        base: one that other runs had before.
+        called: the names of the runs, where they are some of more.
+    """
+
+    def __init__(
+        self, reporter: Reporter, base: SharedBase | None = None, called: Sequence[str] | None = None
+    ) -> None:  # fmt: skip
+        self.reporter, self.base, self.called = reporter, base or SharedBase(), called
         self.joint: SharedPass | None = None
         self.members: list[Member] = []
         self.fast = False
@@ -101,8 +109,11 @@ class Fleet:
         """
         turns = []
         self.fast = all(named(recipe.task).fast and recipe.training.fast for recipe in recipes)
-        for number, (name, recipe, again) in enumerate(zip(_names(recipes), recipes, resume, strict=True)):
+        for number, (name, recipe, again) in enumerate(
+            zip(self.called or names(recipes), recipes, resume, strict=True)
+        ):
             member = Member(name, f"run{number}", self.reporter, self.join)
+            member.tried = len(recipes) == 1  # nobody is there to share a pass with
 
             def job(recipe: Recipe = recipe, member: Member = member, again: bool = again) -> Result:
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
@@ -166,7 +177,9 @@ class Fleet:
                 self.joint.leave(self.left.pop())
         trials = [t.request for t in waiting if isinstance(t.request, Trial)]
         if trials:
-            return {_turn(request.member): self._try(request) for request in trials}
+            tried = {_turn(request.member): self._try(request) for request in trials}
+            trim()  # threads have heaps of their own: what a trial leaves there no shared pass can take
+            return tried
         forwards = [t.request for t in waiting if isinstance(t.request, Forward)]
         if forwards:
             return self._forward(forwards)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 
 def train_many(
-    recipes: Sequence[Recipe], reporter: Reporter | None = None, *, overwrite: bool = False, resume: bool = False
-) -> list[Trained]:
+    recipes: Sequence[Recipe], reporter: Reporter | None = None, *, overwrite: bool = False, resume: bool = False,
+    at_once: int | None = None,
+) -> list[Trained]:  # fmt: skip
     """Train several recipes on one base at once; each leaves in its own folder what `afina train` leaves there.
 
     Args:
@@ -22,15 +23,26 @@ def train_many(
         reporter: hears what all have to say, with their names.
         overwrite: replace what former runs left in the folders.
         resume: go on from the last checkpoint of each.
+        at_once: how many are trained at the same time, while the others wait; without it as many as fit by their plan.
 
     Returns:
         What became of each, in their order. One that fails leaves, and the others go on.
 
     Raises:
-        RecipeError: they have no base in common, or share a folder.
+        RecipeError: they have no base in common, or share a folder, or `at_once` is below 1.
     """
+    from ...errors import RecipeError
     from ..report.events import Reporter
-    from .fleet import Fleet, check
+    from .fleet import check
+    from .room import waves
+    from .waiting import in_waves
 
     check(recipes)
-    return Fleet(reporter or Reporter()).run(recipes, overwrite=overwrite, resume=[resume] * len(recipes))
+    if at_once is not None and at_once < 1:
+        raise RecipeError("too small", where="at_once", got=at_once, expected=">= 1")
+    reporter = reporter or Reporter()
+    if at_once is None:
+        groups = waves(recipes, reporter)
+    else:
+        groups = [[*range(len(recipes))][i : i + at_once] for i in range(0, len(recipes), at_once)]
+    return in_waves(recipes, groups, reporter, overwrite=overwrite, resume=resume)

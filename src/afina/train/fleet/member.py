@@ -147,7 +147,7 @@ class Member(Reporter):
     def _try(self, body: Any, own: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         """Whether its rows come out among others as they do alone, with adapters that do something."""
         before = random_states()
-        expected = own(**kwargs).last_hidden_state
+        expected = own(**kwargs).last_hidden_state.detach()  # what it keeps for a backward pass goes at once
         if drew(before):
             return self._goes_alone("its forward pass draws random numbers, which would be others among others' rows")
         out = self._wait(Trial(self, _given(body, kwargs)))

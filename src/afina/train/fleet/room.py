@@ -1,0 +1,89 @@
+"""How many of several runs fit a device at once, by the plan of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...devices.memory_use import free_bytes
+from ...devices.place import place
+from ...methods.baselines.full import FullConfig
+from ..loop.plans.forecast import Forecast, Target, forecast
+from ..loop.plans.planning import working
+from ..loop.plans.rehearsal import Untold
+from ..loop.plans.setting import setting_of
+from ..recipe.sections import Recipe
+from ..recipe.settings import method_config
+from ..report.events import Reporter
+
+_ALIKE: dict[str, Any] = {
+    "output": True, "evaluation": True,
+    "training": {"seed", "learning_rate", "scheduler", "weight_decay", "max_steps", "save_steps", "keep_checkpoints"},
+}  # fmt: skip
+"""Keys of a recipe that no step's memory depends on."""
+
+
+def planned_bytes(recipes: Sequence[Recipe]) -> int:
+    """What runs on one base take at once: its weights, and what each takes beside them.
+
+    Raises:
+        Untold: what one of them takes cannot be told.
+        AfinaError: what would stop a run at its beginning.
+    """
+    weights, beside = _needs(recipes)
+    return weights + sum(beside)
+
+
+def waves(recipes: Sequence[Recipe], reporter: Reporter) -> list[list[int]]:
+    """Which runs are trained at the same time, in their order: as many as fit, the rest after them.
+
+    Where one of them cannot be planned, all are trained at once, which is said.
+    """
+    everyone = [*range(len(recipes))]
+    free = free_bytes(place(recipes[0].model.device).name) if len(recipes) > 1 else None
+    if free is None:
+        return [everyone]
+    try:
+        weights, beside = _needs(recipes)
+    except Untold as error:
+        reporter.note(f"all {len(recipes)} runs are trained at once: {error.what} ({error.fix or error.got})")
+        return [everyone]
+    out = packed(beside, free - weights)
+    if len(out) > 1:
+        reporter.note(f"{len(out[0])} of {len(recipes)} runs fit at once, the others wait (at_once=)")
+    return out
+
+
+def packed(needs: Sequence[int], room: int) -> list[list[int]]:
+    """The places of `needs` in groups, in order, each with as many as `room` holds, at least one."""
+    out: list[list[int]] = []
+    left = 0
+    for number, need in enumerate(needs):
+        if not out or need > left:
+            out.append([])
+            left = room
+        out[-1].append(number)
+        left -= need
+    return out
+
+
+def _needs(recipes: Sequence[Recipe]) -> tuple[int, list[int]]:
+    """Bytes of the base's weights, and of each run beside them. Runs that take as much as each other are planned
+    once; one that trains the whole model has weights of its own."""
+    found: dict[str, Forecast] = {}
+    for recipe in recipes:
+        if (key := _key(recipe)) not in found:
+            target = Target(place(recipe.model.device).name, place(recipe.model.device), None, None)
+            found[key] = forecast(setting_of(recipe, Reporter()), target, timed=False)
+    beside = [
+        working(found[_key(r)]) + (found[_key(r)].peak.parts["weights"] if _whole(r) else 0) for r in recipes
+    ]  # fmt: skip
+    return max(one.peak.parts["weights"] for one in found.values()), beside
+
+
+def _key(recipe: Recipe) -> str:
+    return recipe.model_dump_json(exclude=_ALIKE)
+
+
+def _whole(recipe: Recipe) -> bool:
+    return isinstance(method_config(recipe), FullConfig)

@@ -1,0 +1,136 @@
+"""How many runs fit at once, and that the others wait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from afina.errors import RecipeError
+from afina.train.fleet import room
+from afina.train.fleet.many import train_many
+from afina.train.fleet.room import packed, planned_bytes
+from afina.train.loop.plans.rehearsal import Untold
+from afina.train.recipe.settings import load_recipe
+from afina.train.report.events import Reporter
+
+from .. import tiny
+
+
+class Words(Reporter):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.began: list[str] = []
+        self.now: set[str] = set()
+        self.most = 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def reached(self, stage, parts) -> None:
+        folder = str(parts["recipe"].output.dir) if "recipe" in parts else ""
+        if stage == "ready":
+            self.now.add(folder)
+            self.most = max(self.most, len(self.now))
+        elif stage == "trained":
+            self.now.discard(folder)
+
+
+def three(folder, model, steps=2):
+    out = []
+    for rank in (4, 8, 4):
+        place = folder / f"run{len(out)}"
+        place.mkdir()
+        method = {"type": "lora", "r": rank, "target_modules": "all-linear"}
+        changes = {"evaluation__enabled": False, "training__max_steps": steps, "training__seed": len(out)}
+        out.append(load_recipe(str(tiny.write_recipe(place, model, method=method, **changes))))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("needs", "space", "groups"),
+    [
+        ([3, 3, 3], 9, [[0, 1, 2]]),
+        ([3, 3, 3], 8, [[0, 1], [2]]),
+        ([9, 1, 1], 4, [[0], [1, 2]]),
+        ([1, 9, 1], 4, [[0], [1], [2]]),
+        ([5, 5], -1, [[0], [1]]),
+    ],
+)
+def test_each_group_has_as_many_as_there_is_room_for_and_one_at_least(needs, space, groups):
+    assert packed(needs, space) == groups
+
+
+def trained_in_little_room(recipes):
+    """Trained where two fit: what was said, and most at once."""
+    room._needs, room.free_bytes = lambda recipes: (10, [4, 5, 4]), lambda name: 19
+    words = Words()
+    found = train_many(recipes, words)
+    adapters = [load_file(Path(one.result.folder) / "adapter_model.safetensors") for one in found]
+    return [n for n in words.notes if "fit at once" in n], words.most, found, adapters
+
+
+def test_runs_that_do_not_fit_at_once_wait_and_end_as_all_do(model_folder, child, tmp_path):
+    notes, most, found, adapters = child(trained_in_little_room, three(tmp_path, model_folder))
+    assert notes == ["2 of 3 runs fit at once, the others wait (at_once=)"]
+    assert most == 2
+    assert [one.name for one in found] == ["run0/out", "run1/out", "run2/out"]
+    assert [one.error for one in found] == [None] * 3
+    assert [one.shared for one in found] == [2, 2, 0]
+    assert all(adapters)
+
+
+def needs(recipes):
+    asked = []
+    own = room.forecast
+    room.forecast = lambda setting, *args, **how: asked.append(setting.recipe.method.r) or own(setting, *args, **how)
+    weights, beside = room._needs(recipes)
+    return weights, beside, planned_bytes(recipes), asked
+
+
+@pytest.mark.whole("two plans")
+def test_runs_that_take_as_much_are_planned_once_and_the_weights_are_there_once(model_folder, child, tmp_path):
+    weights, beside, all_at_once, asked = child(needs, three(tmp_path, model_folder))
+    assert asked == [4, 8, 4, 8]
+    assert beside[0] == beside[2] < beside[1]
+    assert all_at_once == weights + sum(beside) > weights > 0
+
+
+def stopped(recipes):
+    import os
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    class Stops(Reporter):
+        def reached(self, stage, parts):
+            if stage == "ready":
+                parts["trainer"].add_callback(Ends())
+
+    return [str(one.error) for one in train_many(recipes, Stops(), at_once=1)]
+
+
+def test_a_signal_stops_those_that_wait_too(model_folder, child, tmp_path):
+    errors = child(stopped, three(tmp_path, model_folder, steps=60)[:2])
+    assert "after step" in errors[0]
+    assert "before the run began" in errors[1]
+
+
+def test_runs_that_cannot_be_planned_are_trained_at_once_and_it_is_said(monkeypatch, tmp_path, model_folder):
+    def untold(recipes):
+        raise Untold("memory cannot be told", fix="why")
+
+    words = Words()
+    monkeypatch.setattr(room, "_needs", untold)
+    assert room.waves(three(tmp_path, model_folder), words) == [[0, 1, 2]]
+    assert words.notes == ["all 3 runs are trained at once: memory cannot be told (why)"]
+
+
+def test_one_at_least_is_trained_at_once(tmp_path, model_folder):
+    with pytest.raises(RecipeError, match="at_once"):
+        train_many(three(tmp_path, model_folder), at_once=0)
