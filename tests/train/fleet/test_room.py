@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from safetensors.torch import load_file
@@ -45,6 +46,7 @@ def three(folder, model, steps=2):
         method = {"type": "lora", "r": rank, "target_modules": "all-linear"}
         changes = {"evaluation__enabled": False, "training__max_steps": steps, "training__seed": len(out)}
         out.append(load_recipe(str(tiny.write_recipe(place, model, method=method, **changes))))
+        out[-1].data = out[0].data
     return out
 
 
@@ -64,9 +66,9 @@ def test_each_group_has_as_many_as_there_is_room_for_and_one_at_least(needs, spa
 
 def trained_in_little_room(recipes):
     """Trained where two fit: what was said, and most at once."""
-    room._needs, room.free_bytes = lambda recipes: (10, [4, 5, 4]), lambda name: 19
     words = Words()
-    found = train_many(recipes, words)
+    with patch.object(room, "_needs", lambda recipes: (10, [4, 5, 4])), patch.object(room, "free_bytes", lambda _: 19):
+        found = train_many(recipes, words)
     adapters = [load_file(Path(one.result.folder) / "adapter_model.safetensors") for one in found]
     return [n for n in words.notes if "fit at once" in n], words.most, found, adapters
 
@@ -82,17 +84,17 @@ def test_runs_that_do_not_fit_at_once_wait_and_end_as_all_do(model_folder, child
 
 
 def needs(recipes):
-    asked = []
-    own = room.forecast
-    room.forecast = lambda setting, *args, **how: asked.append(setting.recipe.method.r) or own(setting, *args, **how)
-    weights, beside = room._needs(recipes)
-    return weights, beside, planned_bytes(recipes), asked
+    with patch.object(room, "forecast", wraps=room.forecast) as forecast:
+        weights, beside = room._needs(recipes)
+        asked = [call.args[0].recipe.method.r for call in forecast.call_args_list]
+    with patch.object(room, "_needs", return_value=(weights, beside)):
+        return weights, beside, planned_bytes(recipes), asked
 
 
 @pytest.mark.whole("two plans")
 def test_runs_that_take_as_much_are_planned_once_and_the_weights_are_there_once(model_folder, child, tmp_path):
     weights, beside, all_at_once, asked = child(needs, three(tmp_path, model_folder))
-    assert asked == [4, 8, 4, 8]
+    assert asked == [4, 8]
     assert beside[0] == beside[2] < beside[1]
     assert all_at_once == weights + sum(beside) > weights > 0
 
@@ -115,10 +117,16 @@ def stopped(recipes):
     return [str(one.error) for one in train_many(recipes, Stops(), at_once=1)]
 
 
-def test_a_signal_stops_those_that_wait_too(model_folder, child, tmp_path):
-    errors = child(stopped, three(tmp_path, model_folder, steps=60)[:2])
+def gone_on(recipes):
+    return [one.error or one.result.report["training"]["steps"] for one in train_many(recipes, at_once=1, resume=True)]
+
+
+def test_a_signal_stops_those_that_wait_too_and_resuming_begins_them(model_folder, child, tmp_path):
+    recipes = three(tmp_path, model_folder, steps=6)[:2]
+    errors = child(stopped, recipes)
     assert "after step" in errors[0]
     assert "before the run began" in errors[1]
+    assert child(gone_on, recipes) == [6, 6]
 
 
 def test_runs_that_cannot_be_planned_are_trained_at_once_and_it_is_said(monkeypatch, tmp_path, model_folder):

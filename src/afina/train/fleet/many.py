@@ -22,7 +22,7 @@ def train_many(
             schedules, lengths and data may differ. `afina.train.recipe.settings.load_recipe` reads one.
         reporter: hears what all have to say, with their names.
         overwrite: replace what former runs left in the folders.
-        resume: go on from the last checkpoint of each.
+        resume: go on from the last checkpoint of each; those that had waited and never began, begin.
         at_once: how many are trained at the same time, while the others wait; without it as many as fit by their plan.
 
     Returns:

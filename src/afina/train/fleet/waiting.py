@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ...errors import StoppedError
 from ..recipe.sections import Recipe
@@ -20,8 +21,11 @@ def in_waves(
 
     Args:
         groups: the places of the runs that are trained at the same time.
+        resume: go on from the last checkpoints; a run that was waiting when the others were stopped begins.
     """
     called, base = names(recipes), SharedBase()
+    there = [Path(recipe.output.dir).expanduser().exists() for recipe in recipes]
+    again = [resume and (begun or not any(there)) for begun in there]
     out: dict[int, Trained] = {}
     for group in groups:
         stopped = next((one.error for one in out.values() if isinstance(one.error, StoppedError)), None)
@@ -32,6 +36,6 @@ def in_waves(
             continue
         fleet = Fleet(reporter, base, [called[place] for place in group])
         some = [recipes[place] for place in group]
-        found = fleet.run(some, overwrite=overwrite, resume=[resume] * len(group))
+        found = fleet.run(some, overwrite=overwrite, resume=[again[place] for place in group])
         out |= dict(zip(group, found, strict=True))
     return [out[place] for place in range(len(recipes))]
