@@ -285,6 +285,24 @@ def test_how_much_worse_it_may_be_is_told_with_the_recommendation():
     assert told_margin({"low": -0.25, "high": 0.3}, "accuracy").startswith("at most 25.0 points")
 
 
+@pytest.mark.parametrize(
+    ("metric", "near", "far"),
+    [
+        ("accuracy", {"low": -0.05, "high": 0.01}, {"low": -0.051, "high": 0.2}),
+        ("loss", {"low": -0.1, "high": 0.045}, {"low": -0.3, "high": 0.046}),
+    ],
+)
+def test_one_whose_seeds_differ_so_much_that_it_may_be_far_worse_is_not_recommended(metric, near, far):
+    full, ia3, road = row("full", 0.9, 1000), row("ia3", 0.89, 10), row("road", 0.8, 1)
+    ia3["to_best"], road["to_best"] = {"mean": -0.01, **near}, {"mean": -0.02, **far}
+    assert advise(full, ia3, road, metric=metric, floor=None).name == "ia3"
+    alone = advise(full, road, metric=metric, floor=None)
+    assert alone.name == "full"
+    assert "of those with fewer road may be as good, or more than 5" in alone.sentence
+    assert "too dear: road" in alone.sentence
+    assert advise(full, {**road, "to_best": None}, metric=metric, floor=0.5).name == "full"
+
+
 def test_runs_too_short_to_tell_forbid_no_recommendation():
     assert advise(row("full", 0.9, 1000, trained=None), row("ia3", 0.9, 1, trained=None)).name == "ia3"
 

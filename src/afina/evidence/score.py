@@ -118,6 +118,11 @@ def was_trained(verdicts: Sequence[str]) -> bool | None:
     return 2 * sum(told) > len(told) if told else None
 
 
+MARGIN = 0.05
+"""How much worse than the best a recommended method may be at most, with 95 % certainty: a share of right answers, or
+of the best's loss. That a difference is not significant says little where seeds differ much."""
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """A method, and why, in a sentence."""
@@ -129,7 +134,8 @@ class Recommendation:
 def recommend(
     rows: Sequence[Mapping[str, Any]], best: str, *, metric: str, floor: float | None, timed: bool = True
 ) -> Recommendation:
-    """The method with the fewest trained parameters among those that are not significantly worse than the best.
+    """The method with the fewest trained parameters among those that are not significantly worse than the best and,
+    with 95 % certainty, at most `MARGIN` worse.
 
     One that was not trained is neither recommended nor the best: what it could do is not known, which is said.
 
@@ -149,14 +155,15 @@ def recommend(
         sentence = (f"No method can be recommended: the best, {best}, is not significantly better than always giving "
                     f"the commonest label ({floor:.1%}); try more steps, or --tune.{left_out}")  # fmt: skip
         return Recommendation("", sentence)
-    fit = [row for row in rows if not row["worse"] and row["complete"]]
+    level = [row for row in rows if not row["worse"] and row["complete"]]
+    fit = [row for row in level if row is top or is_near(row, top, metric)]
     pick = min(fit, key=lambda row: (row["trainable"], row["wall_s"] if timed else 0))
     reason = (
         f"{told(pick['quality'], metric)}, with {pick['trainable']:,} trained parameters ({100 * pick['share']:.3g} %)"
     )
     if pick["name"] == best:
         cheaper = [row for row in rows if row["trainable"] < top["trainable"]]
-        why = "every method with fewer is significantly worse" if cheaper else "none has fewer"
+        why = _why_best(cheaper, level, metric)
         second = _second(cheaper, top, metric, floor)
         return Recommendation(best, f"Take {best}: the best, {reason}; {why}.{second}{left_out}")
     factor = top["trainable"] / pick["trainable"]
@@ -169,9 +176,30 @@ def recommend(
     ))  # fmt: skip
 
 
+def is_near(row: Mapping[str, Any], top: Mapping[str, Any], metric: str) -> bool:
+    """Whether a method is at most `MARGIN` worse than the best, with 95 % certainty."""
+    most = MARGIN if metric == "accuracy" else MARGIN * abs(top["quality"]["mean"])
+    return row["to_best"] is not None and _lost(row["to_best"], metric) <= most
+
+
+def _lost(difference: Mapping[str, float], metric: str) -> float:
+    """How much worse at most the one with this difference from the best is."""
+    return max(0.0, -difference["low"] if metric == "accuracy" else difference["high"])
+
+
+def _why_best(cheaper: Sequence[Mapping[str, Any]], level: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Why nothing with fewer parameters than the best is recommended."""
+    unsure = [row["name"] for row in cheaper if row in level]
+    if not unsure:
+        return "every method with fewer is significantly worse" if cheaper else "none has fewer"
+    most = f"{100 * MARGIN:.0f} points" if metric == "accuracy" else f"{MARGIN:.0%} of its loss"
+    return (f"of those with fewer {', '.join(unsure)} may be as good, or more than {most} worse: more rows or seeds "
+            "would tell")  # fmt: skip
+
+
 def told_margin(difference: Mapping[str, float], metric: str) -> str:
     """How much worse at most the one with this difference from the best is: the margin within which both are equal."""
-    least = max(0.0, -difference["low"] if metric == "accuracy" else difference["high"])
+    least = _lost(difference, metric)
     words = f"{100 * least:.1f} points" if metric == "accuracy" else f"{least:.3f}"
     return f"at most {words} worse, with 95 % certainty"
 
