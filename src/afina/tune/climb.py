@@ -84,12 +84,16 @@ class Climb(Reporter):
             pool = [o for o in self.all if o.group == one.group and number in o.record.rungs]
             losses = {o.name: o.record.rungs[number][1] for o in pool}
             self.judged[key] = leaving(losses)
-            ended = {o.name for o in self.everyone if o.record.status or o.record.reason} | set(self.judged[key])
-            rest = [o.name for o in self.everyone if o.group == one.group and o.name not in ended]
-            if rest == [one.name] or (len(rest) == 1 and rest[0] in losses):
-                self.judged[key][rest[0]] = ALONE
+            if (last := self._last_left(one.group, self.judged[key])) in losses:
+                self.judged[key][last] = ALONE
             self._tell(one, number, {name: sum(found) / len(found) for name, found in losses.items()})
         return self.judged[key].get(one.name, "")
+
+    def _last_left(self, group: str, leaves: Mapping[str, str]) -> str:
+        """The only one of a group that is left, of all candidates; none where a former wave trained one to its end."""
+        own = [o for o in self.everyone if o.group == group]
+        left = [o.name for o in own if not (o.record.status or o.record.reason or o.name in leaves)]
+        return left[0] if len(left) == 1 and all(o.record.status != "done" for o in own) else ""
 
     def _tell(self, one: Contender, number: int, losses: Mapping[str, float]) -> None:
         judged = self.judged[one.group, number]
