@@ -66,6 +66,7 @@ def test_what_each_of_several_devices_takes_is_said_for_every_engine_or_the_reci
     assert "base 105 KiB" in every[0]
     assert "base 52 KiB" in every[1]
     assert child(told_for, path, (("distributed", "tp"),), 2) == [every[-1]]
+    assert child(told_for, path, (("distributed", "zero2"),), 2) == [every[2]]  # asks for no DeepSpeed here
     (lines,) = child(told_for, path, (("distributed", "tp"),), 3)
     assert lines.endswith("cuts this model's heads over so many")
 

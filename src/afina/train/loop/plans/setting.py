@@ -42,8 +42,9 @@ class Setting:
         return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
     def on_processor(self) -> Setting:
-        """The same on this machine's processor, where every run can be rehearsed."""
-        return self.model(device="cpu").training(offload="none")
+        """The same on this machine's processor, alone and without DeepSpeed, where every run can be rehearsed."""
+        out = self.model(device="cpu").training(offload="none")
+        return replace(out, recipe=out.recipe.model_copy(update={"distributed": "auto"}))
 
     def model(self, **changes: Any) -> Setting:
         """The same with other settings of the base; the rows stay as they are."""
