@@ -11,6 +11,7 @@ what was stopped goes on; docs/plan-results.md is made of all of them.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -91,7 +92,7 @@ def _planned(path: Path, *, timed: bool) -> dict[str, Any]:
 def _watch() -> type[Any]:
     from transformers import TrainerCallback
 
-    from afina.devices.memory_use import resident_kib
+    from afina.devices.memory_use import resident_kib, trim
     from afina.train.report.events import Reporter
 
     class Steps(TrainerCallback):  # type: ignore[misc]
@@ -124,7 +125,8 @@ def _watch() -> type[Any]:
                 self._begin()
 
         def _begin(self) -> None:
-            _trim()
+            gc.collect()
+            trim()  # what the tiny run left
             self.base = int(1024 * resident_kib())
             Path("/proc/self/clear_refs").write_text("5")
 
@@ -143,15 +145,6 @@ def _watch() -> type[Any]:
 
 def Watch(reads: bool = False) -> Any:  # noqa: N802 - a class that needs transformers
     return _watch()(reads)
-
-
-def _trim() -> None:
-    """Give back what the tiny run left."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -184,15 +177,8 @@ def page(found: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
                      f"{seconds:.3f} | {case['plan']['seconds']:.3f} | {errors[name][1]:+.0%} |")  # fmt: skip
     failed = [f"{name}: {case['error']}" for name, case in found["cases"].items() if "error" in case]
     more = _pipelines(drawn) if drawn else []
-    return "\n".join(
-        [
-            *lines,
-            *(["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []),
-            *more,
-            *of_fleets(),
-            "",
-        ]
-    )
+    lines += ["", "Not measured:", "", *(f"- {line}" for line in failed)] if failed else []
+    return "\n".join([*lines, *more, *of_fleets(), ""])
 
 
 def _pipelines(drawn: dict[str, Any]) -> list[str]:

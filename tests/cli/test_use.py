@@ -126,11 +126,12 @@ def test_predict_starts_processes_that_share_the_rows(adapters, tmp_path, child)
 
 def test_predict_over_earlier_predictions_writes_its_own_and_says_so(adapters, tmp_path, child):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "p.jsonl"
-    rows.write_text('{"text": "n1", "prediction": "of another model"}\n', encoding="utf-8")
+    row = {"text": "n1", "prediction": "of another model", "scores": [1.5, {"a": float("nan")}]}
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
     code, _, told = child(command, "predict", adapters["causal_lm"], rows, "--out", out, "--max-new-tokens", "3")
     assert code == 0
     assert json.loads(out.read_text(encoding="utf-8"))["prediction"] != "of another model"
-    assert "the file's own 'prediction'" in told
+    assert told.count("the file's own 'prediction'\n") == 1  # and of no column that stays as it is
 
 
 def test_predict_needs_no_labels(adapters, tmp_path, child):

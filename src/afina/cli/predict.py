@@ -142,7 +142,7 @@ def _predicted(
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if is_first():
         # The file's own columns, under its own names, and what is new, also where the file has a column of that name.
-        new = [{k: v for k, v in row.items() if k not in shaped or v != shaped[k]}
+        new = [{k: v for k, v in row.items() if k not in shaped or v is not shaped[k]}
                for shaped, row in zip(rows.values, done.rows, strict=True)]  # fmt: skip
         out_rows = [{**own, **more} for own, more in zip(given.values, new, strict=True)]
         if replaced := {k for own, more in zip(given.values, new, strict=True) for k in own.keys() & more}:

@@ -182,7 +182,8 @@ def sketch(
     text = config.get_text_config()
     for key, value in options.items():
         setattr(config, key, value)
-    text.vocab_size = vocabulary or getattr(text, "vocab_size", 0)
+    if vocabulary:
+        text.vocab_size = vocabulary
     if layers:
         text.num_hidden_layers = layers
         text.layer_types = (getattr(config, "layer_types", None) or [])[:layers] or None

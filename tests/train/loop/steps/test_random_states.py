@@ -29,9 +29,9 @@ def test_numbers_drawn_on_a_device_are_noticed_and_taken_back(monkeypatch):
     set_random_states(before)
 
 
-def losses(folder):
+def losses(folder, key="loss"):
     lines = map(json.loads, (folder / "out" / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    return [(line["step"], line[key]) for line in lines if key in line]
 
 
 def test_how_often_a_run_is_measured_changes_no_step_of_it(tmp_path, model_folder, child):
@@ -41,5 +41,6 @@ def test_how_often_a_run_is_measured_changes_no_step_of_it(tmp_path, model_folde
         folder.mkdir()
         child(train, tiny.write_recipe(folder, model_folder, evaluation__every=every, method__lora_dropout=0.3))
         found[every] = losses(folder)
+        assert {step for step, _ in losses(folder, "eval_loss")} == {0, 6, *(range(every, 7, every) if every else ())}
     assert len(found[None]) == 6
     assert found[1] == found[2] == found[None]
