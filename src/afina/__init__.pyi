@@ -92,7 +92,7 @@ from .methods.reparam.boft import BOFTConfig as BOFTConfig
 from .methods.reparam.c3a import C3AConfig as C3AConfig
 from .methods.reparam.deft import DeftConfig as DeftConfig
 from .methods.reparam.delora import DeloraConfig as DeloraConfig
-from .methods.reparam.dora import DoraCaching as DoraCaching
+from .methods.reparam.dora_caching import DoraCaching as DoraCaching
 from .methods.reparam.fourierft import FourierFTConfig as FourierFTConfig
 from .methods.reparam.frod import FrodConfig as FrodConfig
 from .methods.reparam.glora import GloraConfig as GloraConfig

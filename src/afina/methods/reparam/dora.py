@@ -21,49 +21,10 @@ from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight
 from ...kernels.joint import Layer
 from ...kernels.lora_linear import is_plain_linear, lora_linear
+from .dora_caching import KeptNorm
 from .lora import LORA_CUT, Lora
 from .lora_config import LoraConfig
 from .lora_fast import updated
-
-PUBLIC = ("DoraCaching",)
-
-
-class DoraCaching:
-    """In evaluation, keep the norms ||W + s · B A|| from call to call, until one of the three changes.
-
-    Changes are seen by torch's version counters, so not those made through `.data`.
-
-        with DoraCaching():
-            model(inputs)
-
-        DoraCaching()(enabled=True)  # from here on
-
-    Args:
-        enabled: whether to keep them inside the context.
-    """
-
-    def __init__(self, enabled: bool = True) -> None:
-        self.enabled = enabled
-        self.before: list[bool] = []
-
-    def __call__(self, enabled: bool = True) -> None:
-        _SWITCH.on = enabled
-
-    def __enter__(self) -> None:
-        self.before.append(_SWITCH.on)
-        _SWITCH.on = self.enabled
-
-    def __exit__(self, *_: object) -> None:
-        _SWITCH.on = self.before.pop()
-
-
-class _Switch:
-    """Whether norms are kept, in this process."""
-
-    on = False
-
-
-_SWITCH = _Switch()
 
 
 @Lora.variant(lambda config: config.use_dora)
@@ -74,12 +35,11 @@ class Dora(Lora):
     steady: ClassVar[bool] = True
     """In training no norm is kept."""
     reference_attributes = Lora.reference_attributes | {"lora_magnitude_vector"}
-    kept: tuple[tuple[Tensor, ...], tuple[float, ...], Tensor] | None
-    """What a norm was computed from (tensors; the scaling, their versions and places), and the norm."""
+    kept: KeptNorm
 
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
-        self.hold(times=1, kept=None)
+        self.hold(times=1, kept=KeptNorm())
         outputs = site.base.out_features * (site.base.shape[0] if self.experts else 1)
         shape = (1, -1, *(1 for _ in site.base.shape[2:])) if site.base.kind == "conv" else (-1,)
         if site.device.type == "meta":
@@ -118,15 +78,7 @@ class Dora(Lora):
 
     def _norm_once(self, weight: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """A norm that is computed from `weight`, or the one that was kept."""
-        parts = weight, self.lora_A, self.lora_B
-        if not _SWITCH.on or self.training or torch.compiler.is_compiling() or any(t.is_inference() for t in parts):
-            self.kept = None
-            return compute()
-        now = (self.scaling, *(n for t in parts for n in (t._version, t.data_ptr())))
-        kept = self.kept
-        if kept is None or kept[1] != now or any(a is not b for a, b in zip(kept[0], parts, strict=True)):
-            self.kept = kept = parts, now, compute()
-        return kept[2]
+        return self.kept.once((weight, self.lora_A, self.lora_B), self.scaling, self.training, compute)
 
     def _scale(self, weight: Tensor, own: Tensor | None = None, base: BaseWeight | None = None) -> Tensor:
         """m / ||W + s B A||, one number for every output; `own` is the layer's own weight if W is nothing else, `base`
