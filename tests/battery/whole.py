@@ -211,7 +211,8 @@ def options_of(method: str, shape: Shape) -> Iterator[tuple[str, dict[str, Any]]
     if "ensure_weight_tying" in fields and shape.tied and method == "LORA":
         for option, value in (("embedding", {"modules_to_save": [shape.embedding]}),
                               ("tokens", {"trainable_token_indices": TOKENS}),
-                              ("target", {"target_modules": [shape.embedding]})):  # fmt: skip
+                              ("target", {"target_modules": [shape.embedding]}),
+                              ("head", {"modules_to_save": [shape.head]})):  # fmt: skip
             yield f"tying-{option}", {"ensure_weight_tying": True, **value}
 
 

@@ -20,7 +20,7 @@ from ..core.files.jsonfile import publish
 from ..core.files.tensorfile import to_bytes
 from ..core.hosts.host import hosts
 from ..core.inject.places import plain_path
-from ..core.inject.targets import plain_module, slots
+from ..core.inject.slots import plain_module, slots
 from ..core.model.mapping import get_peft_model
 from ..core.model.peft_model import PeftModel
 from ..errors import CheckpointError, ConfigError, NumericError, nearest_to_all

@@ -131,3 +131,10 @@ def test_head_takes_the_copy_of_the_table_whose_weight_it_shares_if_asked() -> N
     weight, bias = tied.merged(head.weight, head.bias)
     assert torch.equal(weight, source.copy.weight)
     assert bias is head.bias
+
+
+def test_files_have_a_tied_copy_twice() -> None:
+    table, head = nn.Embedding(5, 3), nn.Linear(3, 5)
+    tied: Any = Replacement(site(table), TIES).tied(site(head))
+    assert torch.equal(tied.disk_state({})["weight"], table.weight)
+    assert tied.disk_shapes({}) == {"weight": (5, 3)}

@@ -90,10 +90,17 @@ def test_a_switch_that_switches_nothing_is_told(config: Any, told: str) -> None:
         afina.get_peft_model(llama(), config)
 
 
+def test_a_tie_of_which_nothing_is_adapted_is_told() -> None:
+    with pytest.warns(AfinaWarning, match="no tied embedding is adapted"):
+        afina.get_peft_model(llama(tied=True), afina.LoraConfig(ensure_weight_tying=True, target_modules=["q_proj"]))
+
+
 def test_switches_that_count_are_not_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", AfinaWarning)
         afina.get_peft_model(gpt2(), afina.LoraConfig(fan_in_fan_out=True, target_modules=["c_attn"]))
         tied = {"ensure_weight_tying": True, "target_modules": ["embed_tokens"]}
         afina.get_peft_model(llama(tied=True), afina.LoraConfig(**tied))
+        tokens = {"ensure_weight_tying": True, "target_modules": ["q_proj"], "trainable_token_indices": [1]}
+        afina.get_peft_model(llama(tied=True), afina.LoraConfig(**tokens))
         afina.get_peft_model(llama(), afina.TinyLoraConfig(init_v_bound=0.5, init_weights=False))

@@ -16,7 +16,7 @@ from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
 from ..hosts.tuner import Tuner, merge
 from ..hosts.walk import shared_holder
-from ..inject.targets import slots
+from ..inject.slots import slots
 
 
 def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True) -> None:

@@ -70,13 +70,23 @@ class Replacement(Adapter):
 
     def tied(self, site: Site) -> Adapter | None:
         """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
-        return Tied(site, self) if self.ties else None
+        return TiedCopy(site, self) if self.ties else None
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n.removeprefix("copy."): t for n, t in own.items()}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.assign({f"copy.{n}": t for n, t in tensors.items()})
+
+
+class TiedCopy(Tied):
+    """The embedding's trained copy on the head that shares its weight; stored a second time, as the reference does."""
+
+    def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"weight": self.sources[0].get_parameter("copy.weight")}
+
+    def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The embedding's adapter has it."""
 
 
 def _bare(module: nn.Module) -> nn.Module:

@@ -10,19 +10,11 @@ from torch import nn
 
 from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig, method
+from ..hosts.tied import Tied
 from ..validate import idle_options
 from .patterns import Matcher, key_for
-from .targets import (
-    Slot,
-    layer_number,
-    leaves_and_paths,
-    matching_slots,
-    output_head,
-    plain_module,
-    shares_weights,
-    slots,
-    slots_in_layers,
-)
+from .slots import Slot, plain_module, slots, tied_table
+from .targets import layer_number, leaves_and_paths, matching_slots, slots_in_layers
 
 MOST_TOLD = 8
 """Entries that one warning names; it counts the others."""
@@ -55,7 +47,7 @@ def warn_of_idle_entries(
     kind: Any = method(config).implementation
     if made := [a for a in adapters if isinstance(a, kind)]:  # prompts stand at no layer
         idle += kind.idle(config, made)
-    idle += [] if config.inference_mode else _idle_switches(model, config, paths)
+    idle += [] if config.inference_mode else _idle_switches(model, config, paths, adapters)
     # What is loaded to be used was set for a training that is over.
     idle += [] if config.inference_mode else idle_options(config, config.needs)
     if idle:
@@ -63,15 +55,18 @@ def warn_of_idle_entries(
         warnings.warn(f"{config.peft_type}: without effect on this model: {'; '.join(told)}", AfinaWarning, 6)
 
 
-def _idle_switches(model: nn.Module, config: LayerConfig, paths: Sequence[str]) -> Iterator[str]:
+def _idle_switches(
+    model: nn.Module, config: LayerConfig, paths: Sequence[str], adapters: Sequence[Any]
+) -> Iterator[str]:
     kinds = {type(plain_module(model.get_submodule(path))).__name__ for path in paths}
     if getattr(config, "fan_in_fan_out", False) and "Conv1D" not in kinds:
         yield "fan_in_fan_out (no adapted layer stores its weight so)"
-    head = output_head(model)
-    if getattr(config, "ensure_weight_tying", False) and (
-        head is None or not shares_weights(model, plain_module(head))
-    ):
+    if not getattr(config, "ensure_weight_tying", False):
+        return
+    if tied_table(model) is None:
         yield "ensure_weight_tying (no two embeddings are tied)"
+    elif not any(isinstance(a, Tied) for a in adapters) and not config.companions():
+        yield "ensure_weight_tying (no tied embedding is adapted)"
 
 
 def idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequence[Sequence[str]]) -> Iterator[Idle]:

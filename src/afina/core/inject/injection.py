@@ -29,7 +29,8 @@ from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
 from .reading import is_read
-from .targets import Slot, output_head, plain_module, refuse_container, select_slots, shares_weights, slots
+from .slots import Slot, output_head, plain_module, refuse_container, shares_weights, slots, with_tables
+from .targets import select_slots
 
 
 @dataclass
@@ -152,8 +153,8 @@ class _Builder:
             if isinstance(shared, Router):
                 shared.name, shared.scope = self.name, self.scope
         adapted = [(s.name, *_own_parameter(s.name, h)) for s, h in places]
-        warn_of_idle_entries(self.model, self.config, adapted, [p.adapter for p in planned])
         self._tied(planned)
+        warn_of_idle_entries(self.model, self.config, adapted, [p.adapter for p in planned])
         self._biases(planned)
         for companion in self.config.companions():
             planned += self._companion(companion, planned)
@@ -233,8 +234,7 @@ class _Builder:
         self.inside = frozenset(extra)
         if self.inside and self.adapter_class.attention_note:
             warnings.warn(f"{extra[0]}: {self.adapter_class.attention_note}", AfinaWarning, stacklevel=5)
-        missing = self.inside - chosen
-        return targets + [s for s in slots(self.model) if s.name in missing] if missing else targets
+        return targets + [s for s in slots(self.model) if s.name in self.inside - chosen]
 
     def _parameters(self) -> list[tuple[Slot, Host]]:
         """Hosts for `target_parameters`: one around the other where a module has several."""
@@ -269,7 +269,7 @@ class _Builder:
         """Trainable copies of whole modules."""
         wanted, planned = self.config.modules_to_save or [], list[_Planned]()
         is_wanted = Matcher(wanted, "modules_to_save")
-        for slot in (s for s in slots(self.model) if is_wanted(s.name)):
+        for slot in with_tables(self.model, self.config, [s for s in slots(self.model) if is_wanted(s.name)]):
             refuse_container(slot, "modules_to_save")
             refuse_cut(slot.name, plain_module(slot.module), copied=True)
             wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None

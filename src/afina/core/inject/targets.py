@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,74 +15,7 @@ from ..layers.recognise import base_weight
 from ..layers.storages import quantised_weight
 from .architectures import DEFAULT_TARGETS
 from .patterns import Matcher, full_match
-
-
-@dataclass
-class Slot:
-    """A place in a model that can hold a host."""
-
-    name: str
-    """The module's name in the plain model, without hosts."""
-    parent: nn.Module
-    attribute: str
-    module: nn.Module
-    """The plain module, or the host that already stands there."""
-
-    def put(self, module: nn.Module) -> None:
-        """Replace the module."""
-        self.parent._modules[self.attribute] = module
-        self.module = module
-
-
-def slots(model: nn.Module) -> Iterator[Slot]:
-    """Every module below `model` by its name in the plain model; adapters are not entered, hosts are transparent."""
-    from ..hosts.host import Host
-
-    found: list[Slot] = []
-    seen = {id(model)}
-
-    def walk(parent: nn.Module, prefix: str) -> None:
-        for attribute, module in parent._modules.items():
-            if module is None or id(module) in seen:
-                continue
-            seen.add(id(module))
-            name = f"{prefix}{attribute}"
-            found.append(Slot(name, parent, attribute, module))
-            plain = module
-            while isinstance(plain, Host):
-                plain = plain.base_layer
-            if plain._modules and (plain is not module or not isinstance(module, Host)):
-                walk(plain, f"{name}.")
-
-    walk(model, "")
-    return iter(found)
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """The output embeddings of a language model, or None."""
-    getter = getattr(model, "get_output_embeddings", None)
-    try:
-        head = getter() if callable(getter) else None
-    except NotImplementedError:
-        return None
-    return head if isinstance(head, nn.Module) else None
-
-
-def refuse_container(slot: Slot, where: str) -> None:
-    """A copy of a module that only holds others would not be used.
-
-    Raises:
-        TargetError: it is one.
-    """
-    if isinstance(plain := plain_module(slot.module), (nn.ModuleDict, nn.ModuleList)):
-        raise TargetError("it only holds modules, nobody calls it", where=f"{where}: {slot.name}",
-                          got=type(plain).__name__, fix="name what is in it")  # fmt: skip
-
-
-def shares_weights(model: nn.Module, module: nn.Module) -> bool:
-    """Whether another module of a model has a parameter of this one's."""
-    own = {id(p) for p in module.parameters()}
-    return sum(id(p) in own for _, p in model.named_parameters(remove_duplicate=False)) > len(own)
+from .slots import Slot, output_head, plain_module, slots, with_tables
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -193,7 +124,7 @@ def select_slots(model: nn.Module, config: LayerConfig) -> list[Slot]:
     found = [s for s in in_layers if not excluded(s.name)] if config.exclude_modules else in_layers
     if not found and not getattr(config, "target_parameters", None):
         _explain(every, config, len(matching), len(in_layers))
-    return found
+    return with_tables(model, config, found)
 
 
 def matching_slots(model: nn.Module, config: LayerConfig, every: list[Slot]) -> list[Slot]:
@@ -246,15 +177,6 @@ def _present(model: nn.Module, defaults: list[str] | str) -> list[str] | str:
         known(slot.name)
     idle = set(known.unused())
     return type(defaults)(n for n in defaults if n not in idle) or defaults
-
-
-def plain_module(module: Any) -> Any:
-    """What hosts stand around."""
-    from ..hosts.host import Host
-
-    while isinstance(module, Host):
-        module = module.base_layer
-    return module
 
 
 def layer_number(name: str, patterns: list[str] | str | None = None) -> int | None:

@@ -15,7 +15,8 @@ from ..disk.names import own_key
 from ..hosts import tuner
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
-from ..inject.targets import settle, slots
+from ..inject.slots import slots
+from ..inject.targets import settle
 from ..validate import check_is
 from .peft_model import PeftModel
 

@@ -18,7 +18,8 @@ from torch import dtype as torch_dtype
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
 from ...core.inject.architectures import SUBLAYERS
-from ...core.inject.targets import layer_number, slots, sublayers
+from ...core.inject.slots import slots
+from ...core.inject.targets import layer_number, sublayers
 from ...core.layers.partitioned import shape_of
 from ...errors import TargetError
 

@@ -10,7 +10,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from ...core.inject.targets import is_linear, slots
+from ...core.inject.slots import slots
+from ...core.inject.targets import is_linear
 from ...core.layers.recognise import base_weight
 from ...errors import ConfigError
 

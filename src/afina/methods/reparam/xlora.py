@@ -26,7 +26,7 @@ from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.host import Host
 from ...core.hosts.routing import Place
 from ...core.hosts.view import View
-from ...core.inject.targets import slots
+from ...core.inject.slots import slots
 from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError, TargetError
 from .lora import Lora

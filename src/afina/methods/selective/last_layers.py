@@ -17,7 +17,7 @@ from torch import nn
 
 from ...core.config import LayerConfig, bounded, register
 from ...core.hosts.replacement import Replacement
-from ...core.inject.targets import slots
+from ...core.inject.slots import slots
 from ...errors import ConfigError, TargetError
 from ..initialisers.gather import plain
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...core.hosts.batch_rows import BASE, Rows
 from ...core.hosts.calls import Scope, entered, node_number
 from ...core.hosts.host import Host, hosts
-from ...core.inject.targets import Slot
+from ...core.inject.slots import Slot
 from ...errors import ConfigError
 
 BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids")
