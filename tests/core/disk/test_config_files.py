@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 
 import afina
@@ -120,6 +121,16 @@ def test_unknown_key_is_kept_rewritten_and_warned_of_once(tmp_path: Path) -> Non
     assert len(caught) == 1
     config.save_pretrained(tmp_path / "b")
     assert json.loads((tmp_path / "b" / CONFIG_NAME).read_text())["frobnicate_rate"] == 0.5
+
+
+@pytest.mark.parametrize("kind", sorted({k for k in methods() if hasattr(peft.PeftType, k)} - {"ADALORA"}))
+def test_reference_knows_every_key_that_a_plain_config_writes(kind: str, tmp_path: Path) -> None:
+    methods()[kind].config(
+        **({"adapter_len": 2, "adapter_layers": 1} if kind == "ADAPTION_PROMPT" else {})
+    ).save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Unexpected keyword")
+        assert type(peft.PeftConfig.from_pretrained(tmp_path)).__name__ == methods()[kind].config.__name__
 
 
 OLD = {
