@@ -269,6 +269,33 @@ def test_adapter_without_a_recipe_is_used_by_its_config(adapters, tmp_path, chil
     assert ok(child(command, "chat", tmp_path / "a", "--prompt", "n4", "--max-new-tokens", "4")).strip()
 
 
+def test_checkpoint_is_used_with_the_recipe_of_its_run(adapters, tmp_path, child):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 4, start=50)
+    found = []
+    for folder in (adapters["causal_lm"], adapters["causal_lm"] / "checkpoint-60"):
+        ok(child(command, "predict", folder, rows, "--out", tmp_path / "out.jsonl", "--overwrite"))
+        found.append((tmp_path / "out.jsonl").read_text())
+    assert '"prediction"' in found[0]
+    assert found[0] == found[1]
+
+
+def test_checkpoint_of_a_model_trained_as_a_whole_is_used(model_folder, tmp_path, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder, method={"type": "full"}, evaluation__enabled=False)
+    ok(child(command, "train", recipe))
+    found = [ok(child(command, "chat", folder, "--prompt", "n4", "--max-new-tokens", "4"))
+             for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-6")]  # fmt: skip
+    assert found[0].strip()
+    assert found[0] == found[1]
+
+
+def test_run_that_lost_its_adapters_config_is_no_adapter(adapters, tmp_path, child):
+    shutil.copytree(adapters["causal_lm"], tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    assert "no adapter_config.json" in mistake(child(command, "chat", tmp_path / "a", "--prompt", "n4"))
+    (tmp_path / "a" / "recipe.yaml").unlink()
+    assert "no adapter_config.json" in mistake(child(command, "chat", tmp_path / "a", "--prompt", "n4"))
+
+
 def test_version_names_what_afina_stands_on(child):
     out = ok(child(command, "version"))
     assert out.startswith("afina ")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..version import __version__
 from .guard import guarded
 from .options import Device
 
@@ -56,11 +55,9 @@ def doctor(
 def _versions() -> dict[str, str]:
     import platform
 
-    import torch
-    import transformers
+    from ..train.report.results import versions
 
-    return {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
-            "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}  # fmt: skip
+    return {**versions(), "system": f"{platform.system()} {platform.machine()}"}
 
 
 def _print(

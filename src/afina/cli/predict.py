@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,6 +65,8 @@ def predict(
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise DataError("the folder to write to is closed to you", where=target.absolute().parent, fix="--out FILE")
     if not file.exists() and not elsewhere:
         raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")

@@ -99,6 +99,19 @@ def test_same_contents_in_other_files_are_resumed_on(cut_off, child):
     assert "resuming from checkpoint-4" in heard.notes
 
 
+def test_other_versions_are_told_and_the_same_ones_are_not(cut_off, child):
+    mark = cut_off / "out" / "afina_run.json"
+    known = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**known, "versions": {**known["versions"], "torch": "2.5.0"}}))
+    (cut_off / "out" / "checkpoint-5").write_text("a file")
+    error, heard = child(run_with, cut_off / "tiny.yaml", {"resume": True})
+    assert error is None
+    told = [line for line in heard.warnings if "resumed with" in line]
+    assert len(told) == 1
+    assert "(began with 2.5.0)" in told[0]
+    assert "afina" not in told[0]
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
 def test_flipped_bit_is_noticed_and_the_checkpoint_before_is_taken(cut_off, child, name):
     path = cut_off / "out" / "checkpoint-4" / name

@@ -136,10 +136,19 @@ def test_refused_claim_leaves_no_folder(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_contents_are_remembered(tmp_path):
+def test_contents_and_versions_are_remembered(tmp_path):
     run = claim(str(tmp_path / "out"), overwrite=False, resume=False)
-    assert run.contents == {}
-    run.remember({"rows": "1"})
+    assert run.versions == {}
+    run.remember({"rows": "1"}, {"torch": "2"})
     checkpoint(run.work, 1)
     killed(run)
-    assert claim(str(tmp_path / "out"), overwrite=False, resume=True).contents == {"rows": "1"}
+    again = claim(str(tmp_path / "out"), overwrite=False, resume=True)
+    assert again.contents == {"rows": "1"}
+    assert again.versions == {"torch": "2"}
+
+
+def test_run_that_does_not_tell_what_it_began_with_is_not_compared(tmp_path):
+    run = claim(str(tmp_path / "out"), overwrite=False, resume=False)
+    (run.work / "afina_run.json").write_text("{")
+    with pytest.raises(RecipeError, match=r"afina_run\.json.*cannot be read"):
+        run.contents

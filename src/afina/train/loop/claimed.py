@@ -19,6 +19,7 @@ from ..report.checkpoints import newest_complete
 from ..report.events import Reporter
 from ..report.interrupts import Interrupted, postponed
 from ..report.output import RECIPE_NAME, REPORT, Output, check_claim, claim
+from ..report.results import versions
 
 
 @contextmanager
@@ -150,8 +151,12 @@ def _check_former(output: Output, recipe: Recipe, reporter: Reporter, *, keep_dt
 
 def stand_on(stands_on: dict[str, str], output: Output, reporter: Reporter) -> None:
     """Keep what the run begins with, or compare it."""
+    now = versions()
     if output.checkpoint is None:
-        output.remember(stands_on)
+        output.remember(stands_on, now)
         return
     check_contents(output.contents, stands_on, reporter)
+    others = [f"{name} {now[name]} (began with {was})" for name, was in output.versions.items() if now.get(name) != was]
+    if others:
+        reporter.warn(f"resumed with {', '.join(others)}: it may not end to the bit as it would have")
     output.reopen()

@@ -61,8 +61,14 @@ def is_sealed(folder: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """All checkpoints of a run, the one with the most steps first."""
-    found = [(int(m[1]), path) for path in run.glob("checkpoint-*") if (m := _NAME.fullmatch(path.name))]
+    there = (path for path in run.glob("checkpoint-*") if path.is_dir())
+    found = [(int(m[1]), path) for path in there if (m := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def run_of(folder: Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to; None of what is no checkpoint."""
+    return folder.absolute().parent if _NAME.fullmatch(folder.absolute().name) else None
 
 
 def look(run: Path) -> Found:

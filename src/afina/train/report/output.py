@@ -43,13 +43,26 @@ class Output:
 
     @property
     def contents(self) -> dict[str, str]:
-        """Hashes of what the run began with; empty where none are known."""
+        """Hashes of what the run began with.
+
+        Raises:
+            RecipeError: the folder does not tell them any more.
+        """
         known = _mark(self.work).get("contents")
+        if not isinstance(known, dict):
+            raise RecipeError("what the run began with cannot be read", where=self.work / MARK,
+                              fix="bring the file back as it was, or --overwrite to run anew")  # fmt: skip
+        return known
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What the run was begun with; empty where it is not known."""
+        known = _mark(self.work).get("versions")
         return known if isinstance(known, dict) else {}
 
-    def remember(self, contents: dict[str, str]) -> None:
-        """Keep the hashes of what the run begins with."""
-        _write_mark(self.work, {**_mark(self.work), "contents": contents})
+    def remember(self, contents: dict[str, str], versions: dict[str, str]) -> None:
+        """Keep the hashes of what the run begins with, and the versions."""
+        _write_mark(self.work, {**_mark(self.work), "contents": contents, "versions": versions})
 
     def reopen(self) -> None:
         """Make a finished run an unfinished one, which keeps what was measured before it."""

@@ -30,9 +30,6 @@ def report(
     device: Any,
 ) -> dict[str, Any]:
     """All that was measured, and what it was measured with; the memory is that of `device`."""
-    import torch
-    import transformers
-
     return {
         "task": task,
         "method": method,
@@ -44,13 +41,17 @@ def report(
         "data_sha256": data_sha256,
         "device": str(device),
         "peak_memory_mb": round(peak_bytes(device) / 2**20, 1),
-        "versions": {
-            "afina": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """What a run is made with."""
+    import torch
+    import transformers
+
+    return {"afina": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "python": platform.python_version()}  # fmt: skip
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ from ..recipe.ready import TASK_COUNTS
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
 from ..recipe.settings import load_recipe
 from ..recipe.task_types import of_task_type
+from ..report.checkpoints import run_of
 from ..report.events import Reporter
-from ..report.output import RECIPE_NAME, REPORT
+from ..report.output import MARK, RECIPE_NAME
 from ..tasks import named
 from ..tasks.base import Known, Trained
 
@@ -33,9 +34,10 @@ def recipe_of(folder: Path, base: str | None = None) -> Recipe:
     Raises:
         CheckpointError: it is not an adapter folder, or names no base.
     """
-    if not (folder / "adapter_config.json").is_file():
+    if not _is_adapter(folder):
         raise CheckpointError("not an adapter folder (no adapter_config.json)", where=folder)
-    recipe = load_recipe(str(folder)) if (folder / RECIPE_NAME).is_file() else _recipe_of_config(folder, base)
+    written = _with_recipe(folder)
+    recipe = load_recipe(str(written)) if written is not None else _recipe_of_config(folder, base)
     if base is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "path": base, "revision": None})
     return recipe
@@ -51,14 +53,26 @@ def known(folder: Path, base: str | None = None) -> Known:
         CheckpointError: it is not an adapter folder, or names no base.
         RecipeError: the whole model was trained, and stands on no base.
     """
-    if (folder / "adapter_config.json").is_file() or not (folder / REPORT).is_file():
+    written = _with_recipe(folder)
+    recipe = load_recipe(str(written)) if written is not None and not _is_adapter(folder) else None
+    if recipe is None or recipe.method.type.lower() != "full":
         recipe = recipe_of(folder, base)
         return Known(folder, recipe, named(recipe.task))
     if base is not None:
         raise RecipeError("the whole model was trained, it stands on no base", where="--base", got=base,
                           fix="leave it out")  # fmt: skip
-    recipe = load_recipe(str(folder))
     return Known(folder, recipe, named(recipe.task), is_adapter=False)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _with_recipe(folder: Path) -> Path | None:
+    """Where the recipe of an adapter, a trained model or a run's checkpoint lies."""
+    run = run_of(folder)
+    of_run = [run] if run is not None and (run / MARK).is_file() else []
+    return next((place for place in (folder, *of_run) if (place / RECIPE_NAME).is_file()), None)
 
 
 def load_trained(
