@@ -10,6 +10,7 @@ import difflib
 import heapq
 import itertools
 from collections.abc import Iterable
+from enum import Enum
 
 
 class AfinaError(Exception):
@@ -49,7 +50,7 @@ LONGEST = 400
 
 def _cut(value: object) -> str:
     """A part of a message on one line: its middle left out if it is long, without what could steer a terminal."""
-    text = str(value)
+    text = str(value.value if isinstance(value, Enum) else value)
     if len(text) > LONGEST:
         head, tail = text[: LONGEST * 3 // 4], text[-LONGEST // 8 :]
         text = f"{head} [... {len(text) - len(head) - len(tail)} characters ...] {tail}"

@@ -7,6 +7,7 @@ import json
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import afina
@@ -209,3 +210,31 @@ def test_a_copy_of_what_only_holds_modules_is_refused():
     for library, error in ((peft, TypeError), (afina, TargetError)):
         with pytest.raises(error):
             library.get_peft_model(Uneven(), lora(library, modules_to_save=["inside"]))
+
+
+def distilbert():
+    """A classifier with a `pre_classifier` before its `classifier`."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.DistilBertConfig(vocab_size=32, dim=16, hidden_dim=32, n_layers=2, n_heads=2, num_labels=3)
+    return transformers.DistilBertForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("saved", [None, ["sifier"], ["layer_norm", "classifier"]])
+def test_trained_copies_are_of_all_modules_whose_names_end_so_as_there(saved, tmp_path):
+    options = {"target_modules": ["q_lin"], "task_type": "SEQ_CLS", "modules_to_save": saved}
+    theirs, ours = both(distilbert, **options)
+    for model in (theirs, ours):
+        for parameter in model.parameters():
+            parameter.data += 0.1 * parameter.requires_grad
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    keys = [load_file(tmp_path / name / "adapter_model.safetensors").keys() for name in ("theirs", "ours")]
+    assert keys[0] == keys[1]
+    assert any("pre_classifier" in key for key in keys[0])
+    tokens = torch.tensor([[1, 2, 3]])
+    for library, folder in ((afina, "theirs"), (peft, "ours")):
+        loaded = library.PeftModel.from_pretrained(distilbert(), tmp_path / folder).eval()
+        made = theirs if folder == "theirs" else ours
+        torch.testing.assert_close(loaded(tokens).logits, made.eval()(tokens).logits)

@@ -12,7 +12,7 @@ from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig, method
 from ..hosts.tied import Tied
 from ..validate import idle_options
-from .patterns import Matcher, key_for
+from .patterns import Matcher, SavedNames, key_for
 from .slots import Slot, plain_module, slots, tied_table
 from .targets import layer_number, leaves_and_paths, matching_slots, slots_in_layers
 
@@ -86,7 +86,7 @@ def idle_entries(model: nn.Module, config: LayerConfig, adapted: Sequence[Sequen
     parameters = [place[-1] for place in adapted if len(place) > 1]
     yield from _unmatched("target_parameters", getattr(config, "target_parameters", None), parameters,
                           [n for n, p in model.named_parameters() if p.dim() in (2, 3)])  # fmt: skip
-    yield from _unmatched("modules_to_save", config.modules_to_save, modules, names)
+    yield from _unmatched("modules_to_save", config.modules_to_save, modules, names, SavedNames)
 
 
 def _idle_targets(model: nn.Module, config: LayerConfig, every: list[Slot]) -> Iterator[Idle]:
@@ -110,10 +110,12 @@ def _idle_targets(model: nn.Module, config: LayerConfig, every: list[Slot]) -> I
             yield Idle("layers_pattern", pattern)
 
 
-def _unmatched(field: str, wanted: Any, paths: Iterable[str], known: Sequence[str]) -> Iterator[Idle]:
+def _unmatched(
+    field: str, wanted: Any, paths: Iterable[str], known: Sequence[str], kind: type[SavedNames] | None = None
+) -> Iterator[Idle]:
     """The entries of a list or pattern that none of the paths matches."""
     if wanted:
-        matches = Matcher(wanted, field)
+        matches = Matcher(wanted, field) if kind is None else kind(wanted)
         for path in paths:
             matches(path)
         yield from (Idle(field, entry, known) for entry in matches.unused())

@@ -30,7 +30,7 @@ from .effects import warn_of_idle_entries
 from .patterns import Matcher
 from .reading import is_read
 from .slots import Slot, output_head, plain_module, refuse_container, shares_weights, slots, with_tables
-from .targets import select_slots
+from .targets import saved_slots, select_slots
 
 
 @dataclass
@@ -268,8 +268,7 @@ class _Builder:
     def _saved_modules(self) -> list[_Planned]:
         """Trainable copies of whole modules."""
         wanted, planned = self.config.modules_to_save or [], list[_Planned]()
-        is_wanted = Matcher(wanted, "modules_to_save")
-        for slot in with_tables(self.model, self.config, [s for s in slots(self.model) if is_wanted(s.name)]):
+        for slot in with_tables(self.model, self.config, saved_slots(self.model, wanted)):
             refuse_container(slot, "modules_to_save")
             refuse_cut(slot.name, plain_module(slot.module), copied=True)
             wrapper = slot.module if isinstance(slot.module, ModulesToSaveWrapper) else None

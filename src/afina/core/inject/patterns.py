@@ -124,6 +124,20 @@ class Matcher:
         return [entry for entry in every if entry not in self.used]
 
 
+class SavedNames(Matcher):
+    """The names of `modules_to_save`: the ends of modules' names as text, dots or not. The reference takes `norm` to mean
+    `input_layernorm` too, and its files of a `classifier` hold DistilBERT's `pre_classifier`."""
+
+    def __init__(self, wanted: Collection[str]) -> None:
+        super().__init__(list(wanted), "modules_to_save")
+        self.lengths = {len(entry) for entry in self.entries} - {0}
+
+    def __call__(self, name: str) -> bool:
+        found = {name[-n:] for n in self.lengths if n <= len(name)} & self.entries
+        self.used |= found
+        return bool(found)
+
+
 def _ends(name: str) -> Iterable[str]:
     """The name and all its ends at a dot."""
     yield name

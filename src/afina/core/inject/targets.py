@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from ..files.budget import budget
 from ..layers.recognise import base_weight
 from ..layers.storages import quantised_weight
 from .architectures import DEFAULT_TARGETS
-from .patterns import Matcher, full_match
+from .patterns import Matcher, SavedNames, full_match
 from .slots import Slot, output_head, plain_module, slots, with_tables
 
 
@@ -78,7 +79,7 @@ def resolve_targets(model: nn.Module, config: LayerConfig) -> list[str] | str:
         return config.target_modules
     own = config.own_targets(model)
     if own is not None:
-        saved = Matcher(config.modules_to_save or [], "modules_to_save")
+        saved = SavedNames(config.modules_to_save or [])
         return own if isinstance(own, str) else [n for n in own if not saved(n)]
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = {**DEFAULT_TARGETS, **config.default_targets}
@@ -132,7 +133,7 @@ def matching_slots(model: nn.Module, config: LayerConfig, every: list[Slot]) -> 
     if config.target_modules is None and getattr(config, "target_parameters", None):
         return []
     if config.target_modules == "all-linear":
-        head, saved = plain_module(output_head(model)), Matcher(config.modules_to_save or [], "modules_to_save")
+        head, saved = plain_module(output_head(model)), SavedNames(config.modules_to_save or [])
         return [
             s
             for s in every
@@ -140,6 +141,15 @@ def matching_slots(model: nn.Module, config: LayerConfig, every: list[Slot]) -> 
         ]
     wanted = Matcher(resolve_targets(model, config))
     return [s for s in every if wanted(s.name)]
+
+
+def saved_slots(model: nn.Module, wanted: Collection[str]) -> list[Slot]:
+    """Those of which copies are trained whole: not what lies inside another one of them."""
+    is_wanted, found = SavedNames(wanted), list[Slot]()
+    for slot in slots(model):
+        if is_wanted(slot.name) and not any(slot.name.startswith(f"{outer.name}.") for outer in found):
+            found.append(slot)
+    return found
 
 
 def slots_in_layers(found: list[Slot], config: LayerConfig) -> list[Slot]:
