@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import afina
 from afina.errors import CheckpointError, ConfigError, MergeError
 
-from ..tiny import bits, config, inputs, listing, mlp, nudge, same_bits, trained
+from ..tiny import bits, config, inputs, listing, llama, mlp, nudge, same_bits, trained
 
 
 def both() -> Any:
@@ -145,3 +145,37 @@ def test_merging_does_not_reach_where_nothing_is_adapted() -> None:
             assert torch.allclose(model(x), out, atol=1e-6)
             model.unmerge_adapter()
         assert torch.equal(model.unload()(x), plain)
+
+
+@pytest.mark.parametrize("options", [
+    {"target_modules": ["embed_tokens"]}, {"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]},
+    {"trainable_token_indices": [1]},
+], ids=str)  # fmt: skip
+def test_vocabulary_below_an_adapter_is_not_resized(options: dict[str, Any]) -> None:
+    model = afina.get_peft_model(llama(), afina.LoraConfig(**{"target_modules": ["q_proj"], **options}))
+    before = bits(model)
+    with pytest.raises(ConfigError, match=r"(?s)made for their size.*resize the base first"):
+        model.resize_token_embeddings(40)
+    assert same_bits(bits(model), before)
+    assert model.resize_token_embeddings().weight.shape[0] == 32
+
+
+def test_vocabulary_without_an_adapter_on_it_is_resized() -> None:
+    model = afina.get_peft_model(llama(), afina.LoraConfig(target_modules=["q_proj"]))
+    assert model.resize_token_embeddings(40, mean_resizing=False).weight.shape[0] == 40
+    assert model(torch.tensor([[39]])).logits.shape[-1] == 40
+
+
+@pytest.mark.parametrize("in_settings", [False, True])
+def test_prefix_with_a_cache_of_a_fixed_size_is_refused(in_settings: bool) -> None:
+    prefix = afina.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    model = afina.get_peft_model(llama(), prefix)
+    options = {} if in_settings else {"cache_implementation": "static"}
+    if in_settings:
+        model.get_base_model().generation_config.cache_implementation = "static"
+    with pytest.raises(ConfigError, match=r"(?s)cache_implementation.*static.*leave it out"):
+        model.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2, **options)
+    model.get_base_model().generation_config.cache_implementation = None
+    assert model.generate(input_ids=torch.tensor([[1, 2]]), max_new_tokens=2).shape[0] == 1
+    with pytest.raises(ConfigError, match=r"^generate: no input_ids were given"):
+        model.generate()

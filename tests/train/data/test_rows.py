@@ -80,7 +80,16 @@ def test_missing_column_names_the_columns_and_the_nearest(tmp_path):
     rows = read_rows(tmp_path / "d.jsonl")
     with pytest.raises(DataError, match=r"d\.jsonl:2: no column 'text'") as caught:
         rows.text(1, "text")
-    assert "did you mean 'txt'" in str(caught.value)
+    assert "data.columns={text: txt}" in str(caught.value)
+    with pytest.raises(DataError, match="did you mean 'txt'"):  # a name that the recipe gave
+        rows.text(1, "tx")
+
+
+@pytest.mark.parametrize("first", ["5,great film", "+1.5,so", "great film,good", f"label,{'so ' * 30}"])
+def test_first_line_that_is_hardly_one_of_names_is_spoken_of(tmp_path, first):
+    rows = read(tmp_path, "d.csv", f"{first}\n3,good\n4,bad\n")
+    assert len(rows) == 2
+    assert f"names of its columns ({first[:10]}"[:30] in rows.remarks[0].replace(", ", ",")
 
 
 def test_column_of_another_type_is_refused(tmp_path):

@@ -22,7 +22,14 @@ def test_mapping_can_be_read_back_as_yaml():
     assert yaml.safe_load(mapping(near).partition("=")[2]) == near
 
 
-@pytest.mark.parametrize(("column", "fix"), [("text", "data.columns={text: Text}"), ("texts", "did you mean 'Text'")])
+@pytest.mark.parametrize(
+    ("column", "fix"),
+    [
+        ("text", "data.columns={text: Text}"),
+        ("texts", "did you mean 'Text'"),
+        ("context", "data.columns={context: Text}"),
+    ],
+)
 def test_column_that_is_missing_is_told_with_what_reads_its_like(column, fix):
     with pytest.raises(DataError, match="no column") as caught:
         Rows(Path("x"), [{"Text": "a"}], [1]).value(0, column)

@@ -45,6 +45,19 @@ def layers(model: nn.Module) -> list[Any]:
     return [_plain(m) for m in _layers(model).values()]
 
 
+def refuse_adapted(model: nn.Module, size: int | None) -> None:
+    """Refuse to resize a vocabulary whose embeddings carry an adapter, which is made for its size.
+
+    Raises:
+        ConfigError: names the place.
+    """
+    for name, module in _layers(model).items():
+        rows = _plain(module).weight.shape[0]
+        if isinstance(module, Host) and size is not None and size != rows:
+            raise ConfigError("an adapter stands on these embeddings, made for their size", where=name, got=size,
+                              expected=rows, fix="resize the base first, then put the adapter on it")  # fmt: skip
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The keys on disk under which embeddings may lie, with their shapes."""
     return {k: shape_of(_plain(m).weight) for n, m in _layers(model).items()

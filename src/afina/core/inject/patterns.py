@@ -125,8 +125,8 @@ class Matcher:
 
 
 class SavedNames(Matcher):
-    """The names of `modules_to_save`: the ends of modules' names as text, dots or not. The reference takes `norm` to mean
-    `input_layernorm` too, and its files of a `classifier` hold DistilBERT's `pre_classifier`."""
+    """The names of `modules_to_save`: ends of modules' names as text, dots or not. In the reference `norm` means
+    `input_layernorm` too, and files with a `classifier` hold DistilBERT's `pre_classifier`."""
 
     def __init__(self, wanted: Collection[str]) -> None:
         super().__init__(list(wanted), "modules_to_save")

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ..config import LayerConfig, PeftConfig, TaskType
-from ..disk import card
+from ..disk import card, embeddings
 from ..disk.checkpoint import get_peft_model_state_dict, layer_config
 from ..hosts import tuner
 from ..hosts.host import hosts
@@ -202,6 +202,22 @@ class PeftModel(Verbs):
         does it."""
         if not getattr(model, "is_quantized", False):
             require_input_gradients(model)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """The base model's, whose input embedding it returns.
+
+        Args:
+            new_num_tokens: the size of the vocabulary; as it is if None.
+            *args: of the base model.
+            **kwargs: of the base model.
+
+        Raises:
+            ConfigError: an adapter stands on an embedding that would change.
+        """
+        base: Any = self.get_base_model()
+        embeddings.refuse_adapted(base, new_num_tokens)
+        resized: nn.Module = base.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        return resized
 
     def print_trainable_parameters(self) -> None:
         """Print how much trains."""

@@ -170,6 +170,10 @@ class Placement:
 
     def _generate_from_cache(self, run: Any, call: dict[str, Any], ids: Tensor) -> Any:
         settings: Any = call.get("generation_config") or self.model.generation_config
+        kind = call.get("cache_implementation", getattr(settings, "cache_implementation", None))
+        if kind not in (None, "hybrid"):  # a word of former releases, which transformers takes for no choice
+            raise ConfigError("a prefix stands in a cache of its own", where="cache_implementation", got=kind,
+                              fix="leave it out (in generation_config: None)")  # fmt: skip
         copies = max(call.get("num_beams", settings.num_beams) or 1,
                      call.get("num_return_sequences", settings.num_return_sequences) or 1)  # fmt: skip
         # generate() takes the cache's tokens for the first ones of the input, so as many stand-ins go before it.
@@ -200,7 +204,9 @@ def generating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, An
     if "inputs" in call:
         call["input_ids"] = call.pop("inputs")
     if call.get("input_ids") is None:
-        raise ConfigError("generate needs input_ids", where="generate")
+        raise ConfigError(
+            "no input_ids were given", where="generate", fix="virtual tokens stand before tokens: give them"
+        )
     if call.get("attention_mask") is None:
         call["attention_mask"] = torch.ones_like(call["input_ids"])
     return call

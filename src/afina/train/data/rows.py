@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...cache import sha256
-from ...errors import DataError, did_you_mean
+from ...errors import DataError
 from .readers.csv_rows import csv_rows, tsv_rows
 from .readers.json_rows import json_list, jsonl
 from .readers.media_rows import captions, is_medium, media_rows, of_metadata
 from .readers.row_check import Numbered, Row, checked, decoded
-from .standard import mapping, nearly
+from .standard import how_to_have
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Rows:
                 f"no column {column!r}",
                 where=self.where(index),
                 got=f"columns {', '.join(map(repr, row))}",
-                fix=mapping(near) if column in (near := nearly(row)) else did_you_mean(column, row),
+                fix=how_to_have(column, row),
             )
         return row[column]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ...errors import nearest
+
 STANDARD = (
     "prompt", "completion", "instruction", "input", "output", "messages", "conversations", "text", "label", "chosen",
     "rejected", "tokens", "tags", "system", "tools", "history", "question", "context", "answers", "answer",
@@ -27,6 +29,16 @@ def mapping(names: dict[str, str]) -> str:
 
 def _quoted(column: str) -> str:
     return column if column.replace("_", "").isalnum() else repr(column)
+
+
+def how_to_have(name: str, columns: Iterable[str]) -> str | None:
+    """What to write for a column that a row lacks. Who gave no name to it cannot mend a name: the recipe says which
+    column it is."""
+    have = list(columns)
+    close = [near[name]] if name in (near := nearly(have)) else nearest(name, have)
+    if not close:
+        return None
+    return mapping({name: close[0]}) if name in STANDARD else f"did you mean {close[0]!r}?"
 
 
 def how_to_answer(columns: Iterable[str], text: str, label: str) -> str:

@@ -39,11 +39,26 @@ def _separated(text: str, path: Path, sign: str, remark: str) -> tuple[Numbered,
     lines = _cells(text, path, sign, blanks=blanks)
     names = [name.strip() for name in next(lines, (1, []))[1]]
     if len(set(names)) < len(names):
-        raise DataError("a column name is given twice", where=f"{path}:1", got=", ".join(names))
+        raise DataError("a column name is given twice", where=f"{path}:1", got=", ".join(names),
+                        fix="the first line has the names: is it a row?")  # fmt: skip
     if blanks or plain != names:
         parts = "blanks before cells left out" if blanks else "blanks around column names left out"
         remark = f"{remark}, {parts}" if remark else parts
-    return _as_rows(lines, names, path), remark
+    rows = list(_as_rows(lines, names, path))
+    if _looks_like_a_row(names, rows):
+        told = f"its first line was taken for the names of its columns ({', '.join(names)[:80]}): is it a row?"
+        remark = f"{remark}, {told}" if remark else told
+    return iter(rows), remark
+
+
+def _looks_like_a_row(names: list[str], rows: list[tuple[int, Row]]) -> bool:
+    """Whether a first line is hardly one of names: a number, a sentence, or what stands in its own column again."""
+    again = any(row[name] == name for _, row in rows[:1000] for name in names)
+    return again or any(_is_number(name) or len(name) > 60 for name in names)
+
+
+def _is_number(name: str) -> bool:
+    return name.lstrip("+-").replace(".", "", 1).isdigit()
 
 
 def _as_rows(lines: Iterator[tuple[int, list[str]]], names: list[str], path: Path) -> Iterator[tuple[int, Row]]:
