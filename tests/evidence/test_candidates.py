@@ -30,6 +30,12 @@ def test_settings_follow_their_method_and_lists_keep_their_commas():
     )  # fmt: skip
 
 
+def test_ranks_that_no_method_takes_are_refused():
+    for methods in ("ia3,full", "lora:r=3"):
+        with pytest.raises(RecipeError, match="no method of the list has a rank to set"):
+            candidates(methods, (4, 8))
+
+
 def test_ranks_multiply_methods_that_have_one_and_leave_a_given_one_alone():
     names = [c.name for c in candidates("full,lora,ia3,loha:r=2,dora", (4, 16))]
     assert names == ["full", "lora r=4", "lora r=16", "ia3", "loha:r=2", "dora r=4", "dora r=16"]

@@ -34,6 +34,18 @@ def test_advice_names_the_best_and_those_that_were_not_trained(recipe):
     assert advice(found(recipe, best="")).startswith("No candidate was trained")
 
 
+def test_candidate_that_left_because_of_one_that_failed_later_is_named(recipe):
+    left = contender(recipe, "good", 0.02, status="left", steps=20, rungs={0: (20, [2.0] * 70)},
+                     reason="significantly worse than rate=<b>1</b> (+1.0 [0.9, 1.1])")  # fmt: skip
+    told = "good left because of one that failed later"
+    result = found(recipe, left)
+    assert advice(result).startswith("Take rate=0.01")
+    assert told in advice(result)
+    assert told not in advice(found(recipe))
+    result["rows"] = [row for row in result["rows"] if row["status"] != "done"]
+    assert advice({**result, "best": ""}).startswith(f"No candidate came to its end: the table says why. {told}")
+
+
 def test_what_was_saved_is_told_in_rows_and_time(recipe):
     said = saved(found(recipe))
     assert said.startswith("412 rows went through training instead of 960: 57% saved; 60 s instead of about 2 min")

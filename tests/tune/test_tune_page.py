@@ -49,7 +49,7 @@ def test_page_of_a_search_without_any_loss_still_says_why(result):
     result["rows"] = [row for row in result["rows"] if row["status"] == "failed"]
     text = page({**result, "best": "", "best_recipe": None})
     assert Tags(text).open == []
-    assert "No candidate could be trained" in text
+    assert "No candidate came to its end" in text
 
 
 @needs_browser

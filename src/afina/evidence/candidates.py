@@ -72,6 +72,11 @@ def candidates(methods: str, ranks: Sequence[int] = (), *, where: str = "--metho
             raise RecipeError("a method is named twice", where=where, got=name, fix="name it once")
     if not out:
         raise RecipeError("no methods to compare", where=where, expected="e.g. full,lora,ia3")
+    if ranks and not any(key == "method.r" and value == str(rank) for candidate in out
+                         for key, value in candidate.overrides for rank in ranks):  # fmt: skip
+        raise RecipeError(
+            "no method of the list has a rank to set", where="--ranks", got=list(ranks), fix="leave it out"
+        )
     return out
 
 

@@ -65,8 +65,12 @@ def fate(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def advice(found: Mapping[str, Any]) -> str:
     """What to take, in a sentence or two."""
+    failed = [row["name"] for row in found["rows"] if row["status"] == "failed"]
+    sent = [row["name"] for row in found["rows"] if row["status"] == "left"
+            and any(f"worse than {name} (" in row["reason"] for name in failed)]  # fmt: skip
+    said = f"{', '.join(sent)} left because of one that failed later: search again without that one." if sent else ""
     if not any(row["status"] == "done" for row in found["rows"]):
-        return "No candidate could be trained: the table says why."
+        return f"No candidate came to its end: the table says why. {said}".rstrip()
     if not found["best"]:
         return ("No candidate was trained: of none that came to the end did the training loss fall by more than its "
                 "noise. Try other rates, or more steps.")  # fmt: skip
@@ -76,6 +80,7 @@ def advice(found: Mapping[str, Any]) -> str:
     if found["as_good"]:
         words += f" No significant difference from it: {', '.join(found['as_good'])}."
     idle = [r["name"] for r in found["rows"] if r["trained"] is False and r["status"] == "done"]
+    words += f" {said}" if said else ""
     return words + (
         f" Not trained (their loss did not fall by more than its noise): {', '.join(idle)}." if idle else ""
     )

@@ -159,6 +159,16 @@ def test_an_adapted_embedding_that_the_head_shares_is_told(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["mlx", "gguf-lora"])
+def test_update_of_a_head_that_is_the_embedding_is_refused_where_no_layer_would_take_it(
+    name: str, base: Path, tmp_path: Path
+) -> None:
+    config = afina.LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    tied = subject(write_base(tmp_path / "tied", tied=True), config)
+    assert "lm_head: the base's head is its embedding" in str(FORMATS[name].refusal(tied))
+    assert FORMATS[name].refusal(subject(base, config)) is None
+
+
 def test_in_four_bits_transformers_reads_what_was_rounded_and_the_loss_is_told(tmp_path: Path) -> None:
     import bitsandbytes
     from transformers import AutoModelForCausalLM

@@ -82,7 +82,7 @@ class GgufLora(_LlamaCpp):
             return found
         names = Names(subject.base.config)
         odd = next((path for path in subject.factors if names.of(path) is None), None)
-        return None if odd is None else f"llama.cpp has no layer for {odd}"
+        return self.shared_head(subject) if odd is None else f"llama.cpp has no layer for {odd}"
 
     def write(self, subject: Subject, folder: Path) -> None:
         import gguf

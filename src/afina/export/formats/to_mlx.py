@@ -42,7 +42,7 @@ class Mlx(Format):
     def refusal(self, subject: Subject) -> str | None:
         found = super().refusal(subject)
         odd = [] if found else [p for p in subject.factors if not re.fullmatch(r"model\.layers\.\d+\..+|lm_head", p)]
-        return f"{odd[0]}: mlx-lm has no layer of this name" if odd else found
+        return f"{odd[0]}: mlx-lm has no layer of this name" if odd else found or self.shared_head(subject)
 
     def task(self, subject: Subject, folder: Path) -> dict[str, Any]:
         # mlx-lm takes the default where a config has this under the name that transformers 5 writes.
