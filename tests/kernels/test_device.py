@@ -8,18 +8,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.devices.place import place
-from afina.kernels import joint, loss
+from afina.kernels import loss
 from afina.kernels.cuda import loss_trial, offload
 from afina.kernels.cuda.few_bits import share_buffer
 from afina.kernels.cuda.flash import use_flash
 from afina.kernels.cuda.varlen import RowLengths
-from afina.kernels.cuda.wide_trial import way
 from afina.kernels.selftest import self_test
 from afina.kernels.speed import are_on, speed_up
+from afina.kernels.updates import siblings
+from afina.kernels.updates.wide_trial import way
 from afina.train.base.quantize import in_fp8
 
 from .cuda.test_few_bits import llama as llama_in_4_bits
-from .cuda.test_wide import always
+from .updates.test_wide import always
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -137,7 +138,7 @@ def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
     near(step(shared), expected, 1e-3)
     shared.zero_grad()
     ids = torch.arange(8, device="cuda")[None]
-    assert joint.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
+    assert siblings.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
     near(step(shared), expected, 1e-3)
 
 
@@ -149,9 +150,9 @@ def test_updates_in_the_layers_own_products_are_those_that_are_added(choose, dty
     for chosen in (None, choose):
         model = adapted("cuda", dtype)
         ids = torch.arange(8, device="cuda")[None]
-        assert joint.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
+        assert siblings.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
         found.append(step(model))
-    lie = [not host.base.weight.is_contiguous() for _, host in joint.hosts(model.get_base_model())]
+    lie = [not host.base.weight.is_contiguous() for _, host in siblings.hosts(model.get_base_model())]
     assert all(lie) or choose is way
     near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)
 

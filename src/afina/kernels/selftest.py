@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import backends, joint, loss, norm, rotary
+from . import backends, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
 from .cuda.loss_trial import Kernel
-from .cuda.wide import Way, make_room
 from .gated import gated
 from .lora_linear import lora_linear
+from .updates import joint
+from .updates.wide import CARRY, Way, make_room
 
 LIMITS = MappingProxyType({torch.float32: 1e-5, torch.bfloat16: 2e-2})
 """How far a kernel may be from its formula, relative: sums in another order, rounded to the dtype."""
@@ -113,7 +114,7 @@ def _everywhere() -> Iterator[_Kernel]:
 
     def carried(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         own = nn.Parameter(on(x, weight).clone(), requires_grad=False)
-        room = make_room([own], [len(a)], Way(forward=True, backward=True))
+        room = make_room([own], [len(a)], Way(CARRY, CARRY))
         return joint.lora_linears(x, [joint.Layer(own, None, a, b, _SCALE)], room)[0]
 
     yield _Kernel("LoRA in its frozen layer's product", carried, low_rank, ((40, 64), (8, 64), (48, 8)))

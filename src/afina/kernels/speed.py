@@ -18,14 +18,14 @@ from .cpu.native import instructions, library, why_not
 from .cuda.few_bits import share_buffer
 from .cuda.graphs import Graphs
 from .cuda.replay import Replays
-from .cuda.wide_trial import way
 from .gated import keep_less
-from .joint import join
 from .lora_linear import is_plain_linear
 from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, supervised_loss
 from .norm import fuse_norms
 from .rotary import fuse_rotary
 from .swap import swap_forward
+from .updates.siblings import join
+from .updates.wide_trial import way
 
 
 def speed_up(
