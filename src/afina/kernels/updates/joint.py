@@ -4,8 +4,8 @@
 
 x meets all A_i in one product, forward and backward, and the parts of its gradient are added by the products
 themselves. On GPUs the layers' own products may carry the updates (`wide`), those of a layer that stands alone too, and
-rows of a batch may have updates of their own (`rows`); weights in 4 bits are read one after the other into the buffer
-that all share (`cuda.few_bits`).
+rows of a batch may have updates of their own (`row_columns`); weights in few bits are read one after the other into the
+buffer that all share (`cuda.few_bits`).
 
 Shapes: N tokens, I inputs, O outputs of a layer, R rank of a layer, S sum of the ranks.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..lora_linear import up
-from .rows import RowColumns, factor_gradients, filled, finite, not_finite, put_aside
+from .row_columns import RowColumns, factor_gradients, filled, finite, not_finite, put_aside
 from .wide import Room, Weight, input_gradient, layer_outputs
 
 

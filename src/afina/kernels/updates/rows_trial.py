@@ -12,7 +12,7 @@ from ..cuda.clock import milliseconds
 from ..cuda.trial import FAULTS, kept
 from ..lora_linear import add_low_rank
 from .joint import Layer, lora_linears
-from .rows import RowColumns
+from .row_columns import RowColumns
 from .wide import Room, Way, make_room
 
 Sizes = tuple[tuple[int, ...], int, tuple[int, ...]]

@@ -18,7 +18,7 @@ from ...core.layers.weights import BaseWeight, autocasts
 from ...kernels.cuda.few_bits import stored
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 from ...kernels.updates.joint import Layer
-from ...kernels.updates.rows import RowColumns
+from ...kernels.updates.row_columns import RowColumns
 from ...kernels.updates.wide import Weight
 
 
