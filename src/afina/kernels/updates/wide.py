@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cuda.few_bits import Stored
+from ..cuda.few_bits import FewBits
 
-Weight = Tensor | Stored
+Weight = Tensor | FewBits
 """(O, I); one in few bits is read into a buffer that all share, one after the other."""
 ALIGNED = 8
 """What a row of the buffer is a multiple of, in numbers of 16 bits, so that matrix units read it as it lies."""
@@ -143,12 +143,14 @@ def layer_outputs(
     """
     how = ADD if room is None else room.way.forward
     if room is None or how != CARRY:
-        parts = torch.split(t_NS, [b.shape[1] for b in b_OR], 1)
-        out = []
-        for held, bias, b, t_NR in zip(weights, biases, b_OR, parts, strict=True):
-            with _read(held, x_NI.dtype) as weight:
-                out.append(F.linear(x_NI, weight, bias).addmm_(t_NR, b.mT) if how == ADD else
-                           _epilogue(x_NI, weight.mT, t_NR, b.mT, bias, how))  # fmt: skip
+        parts, out = torch.split(t_NS, [b.shape[1] for b in b_OR], 1), []
+        made: dict[Any, Any] = {}
+        for weight, bias, b, t_NR in zip(weights, biases, b_OR, parts, strict=True):
+            if how != ADD and isinstance(weight, Tensor):
+                out.append(_epilogue(x_NI, weight.mT, t_NR, b.mT, bias, how))
+                continue
+            y = F.linear(x_NI, weight, bias) if isinstance(weight, Tensor) else weight.product(x_NI, bias, made)
+            out.append(y.addmm_(t_NR, b.mT))
         return out
     both = torch.cat([x_NI, t_NS, *_padding(room, t_NS)], 1)
     with LOCK:

@@ -14,6 +14,7 @@ from ...core.hosts.calls import Call
 from ...core.hosts.host import Host
 from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
+from ...core.layers.storages import Bits8Weight
 from ...core.layers.weights import BaseWeight, autocasts
 from ...kernels.cuda.few_bits import stored
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
@@ -58,7 +59,7 @@ class LoraFast(LightModule, DeltaWeight):
             and x.is_floating_point()
             and not x.is_nested
             and x.dim() >= 2
-            and x.dtype == base.dtype
+            and (x.dtype == base.dtype or isinstance(base, Bits8Weight))  # which computes in its input's
             and x.dtype.itemsize <= self.lora_A.dtype.itemsize
             and not autocasts(x)
         )
