@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from afina.kernels.speed import speed_up
 
-from .test_replay import batch, llama, replayed
+from .test_replay import assert_same, batch, llama, replayed, trained
 
 STEPS = 6
 
@@ -51,6 +51,24 @@ def _run(me, recording, accumulated, unused):
         optimizer.zero_grad(set_to_none=True)
     found = torch.cat([p.detach().flatten() for p in parameters]).tolist()
     return losses, found, 0 if replays is None else replays.machine.repeats, "" if replays is None else replays.off
+
+
+@pytest.mark.gpu
+def test_beside_nccl_a_run_of_recorded_steps_is_the_run():
+    """One process: what is recorded holds nothing of what brings gradients together."""
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        found = []
+        for recorded in (False, True):
+            model, replays = replayed("cuda") if recorded else (llama("cuda"), None)
+            shared = DistributedDataParallel(model)
+            found.append(trained(shared, [batch(n, "cuda") for n in range(5)], 2))
+            del shared
+        assert (replays.off, replays.machine.records) == ("", 2)
+        assert_same(found[1], found[0], 1e-4)
+    finally:
+        gc.collect()
+        dist.destroy_process_group()
 
 
 @pytest.mark.whole
