@@ -45,7 +45,7 @@ class Stored8(NamedTuple):
             made: keeps the rounded input for the other layers that read it.
         """
         if self.threshold not in made:
-            made[self.threshold] = _ops().int8_vectorwise_quant(x_NI.to(torch.float16), self.threshold)
+            made[self.threshold] = _ops().int8_vectorwise_quant(x_NI.to(torch.float16).contiguous(), self.threshold)
         codes, scale, odd = made[self.threshold]
         if self.threshold > 0:
             out: Tensor = _ops().int8_mixed_scaled_mm(x_NI, codes, self.codes, scale, self.scale, odd, bias)[0]

@@ -91,7 +91,7 @@ def tile_of_sum(
 
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     for start in range(0, inputs, INPUTS):
-        i = start + tl.arange(0, INPUTS)
+        i = (start + tl.arange(0, INPUTS)).to(tl.int64)
         x = tl.load(x_ptr + n * x_row + i[None, :] * x_column, mask=(n < rows) & (i[None, :] < inputs), other=0.0)
         w = tl.load(w_ptr + i[:, None] * w_row + o * w_column, mask=(i[:, None] < inputs) & (o < outputs), other=0.0)
         total = tl.dot(x, w, total, input_precision="ieee")
