@@ -116,8 +116,7 @@ def _device(base: nn.Module) -> torch.device:
 
 
 def _siblings(base: Any) -> str:
-    small = _dtype(base).itemsize == 2
-    if not small and not any(map(shares_buffer, base.modules())):
+    if not (small := _dtype(base).itemsize == 2) and not any(map(shares_buffer, base.modules())):
         return "layers that read the same input: one by one, because the base is not in 16 bits"
     # Asked only of GPUs: on processors nothing was gained by it (docs/speed-gpu.md).
     choose = way if small and _device(base).type == "cuda" and not any(True for _ in units(base)) else None
