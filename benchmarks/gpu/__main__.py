@@ -34,25 +34,32 @@ def main(words: list[str] | None = None) -> None:
 
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device here; for a trial of the measuring itself: --device cpu --tiny")
+    from .rows import WAYS
+    from .ways import ways
+
     title = torch.cuda.get_device_name() if given.device == "cuda" else "processor"
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "device": title, "tiny": given.tiny,
-                             "versions": _versions(), "rows": {}, "skipped": [], "profile": None}  # fmt: skip
+                             "versions": _versions(), "rows": {}, "ways": [], "skipped": [],
+                             "profile": None}  # fmt: skip
     began = time.monotonic()
     for name in given.rows:
         if time.monotonic() - began > given.seconds:
             found["skipped"].append(name)
             continue
-        found["rows"][name] = _row(name, given.device, given.tiny, given.only)
+        if name == WAYS:
+            found["ways"] = ways(given.device, given.tiny)
+        else:
+            found["rows"][name] = _row(name, given.device, given.tiny, given.only)
         _write(found, given)
     found["profile"] = _slowest(found["rows"], given.device, given.tiny)
     _keep(found, given)
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
-    from .rows import ROWS
+    from .rows import NAMES
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(NAMES))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
     parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
@@ -60,8 +67,8 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender by name")
     parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
-    given.rows = given.rows or list(ROWS)
-    if unknown := set(given.rows) - set(ROWS):
+    given.rows = given.rows or list(NAMES)
+    if unknown := set(given.rows) - set(NAMES):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     return given
 

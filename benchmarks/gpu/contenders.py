@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .rows import ALONE, FAST, GRAPHS, LENGTHS, LINEARS, RANK, Row
+from .rows import ADDED, ALONE, CARRIED, FAST, GRAPHS, KERNEL, LENGTHS, LINEARS, RANK, Row
 
 _NEEDS = MappingProxyType({"liger": "liger_kernel", "unsloth": "unsloth", "peft": "peft"})
 
@@ -23,7 +23,7 @@ def missing(name: str, row: Row, device: str) -> str:
             return f"{package} is not installed"
     if ("liger" in name or "unsloth" in name) and device != "cuda":
         return "for GPUs"
-    return "bitsandbytes is not installed" if row.nf4 and importlib.util.find_spec("bitsandbytes") is None else ""
+    return "bitsandbytes is not installed" if row.stored and importlib.util.find_spec("bitsandbytes") is None else ""
 
 
 @contextmanager
@@ -56,21 +56,29 @@ def base(row: Row, device: str, tiny: bool) -> Any:
             model = LlamaForCausalLM(LlamaConfig(**row.shape(tiny)))
     finally:
         torch.set_default_dtype(before)
-    return _in_nf4(model, device) if row.nf4 else model
+    return _in_few_bits(model, row.stored, device) if row.stored else model
 
 
-def _in_nf4(model: Any, device: str) -> Any:
+def _in_few_bits(model: Any, stored: str, device: str) -> Any:
     import bitsandbytes as bnb
+
+    def layer_of(layer: nn.Linear) -> Any:
+        sizes = layer.in_features, layer.out_features
+        if stored == "int8":
+            few = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
+            few.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+            return few
+        few = bnb.nn.Linear4bit(*sizes, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16, device="meta")
+        few.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        return few
 
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and name != "lm_head":
             parent, _, own = name.rpartition(".")
-            few = bnb.nn.Linear4bit(layer.in_features, layer.out_features, bias=False, quant_type="nf4",
-                                    compute_dtype=torch.bfloat16, device="meta")  # fmt: skip
-            few.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-            setattr(model.get_submodule(parent), own, few.to(device))
+            setattr(model.get_submodule(parent), own, layer_of(layer).to(device))
             layer.weight = None
-    model.is_loaded_in_4bit = model.is_quantized = True
+    model.is_quantized = True
+    setattr(model, "is_loaded_in_8bit" if stored == "int8" else "is_loaded_in_4bit", True)
     return model
 
 
@@ -103,11 +111,25 @@ def _with_adapters(library: Any, model: Any, row: Row) -> Any:
 
 def _sped_up(name: str, model: Any, device: str) -> list[str]:
     from afina.devices.place import place
+    from afina.kernels import speed
     from afina.kernels.cuda.flash import use_flash
-    from afina.kernels.speed import speed_up
 
     first = [use_flash(model, place(device), packed=True)] if name.startswith(LENGTHS) else []
-    return first + speed_up(model, keep_logits=name == FAST, replay=name.endswith(", replayed"))
+    own, forced = speed.way, _way(name)
+    try:
+        speed.way = own if forced is None else lambda *_, **__: forced
+        return first + speed.speed_up(model, keep_logits=name == FAST, replay=", replayed" in name)
+    finally:
+        speed.way = own
+
+
+def _way(name: str) -> Any:
+    """How a contender's updates reach the layers' outputs, where no trial is to choose."""
+    from afina.kernels.updates.wide import ADD, CARRY, Way
+    from afina.kernels.updates.wide_trial import candidates
+
+    how = {ADDED: ADD, CARRIED: CARRY, KERNEL: list(candidates())[-1]}.get(name)
+    return None if how is None else Way(how, how)
 
 
 def _same_start(model: Any) -> None:
@@ -124,7 +146,7 @@ def unsloth(row: Row, folder: str, checkpointing: Any) -> Any:
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(folder, max_seq_length=row.tokens, dtype=torch.bfloat16,
-                                                 load_in_4bit=row.nf4)  # fmt: skip
+                                                 load_in_4bit=row.stored == "nf4")  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=RANK, lora_alpha=RANK, lora_dropout=0, bias="none", target_modules=LINEARS,
         use_gradient_checkpointing=checkpointing,

@@ -24,9 +24,17 @@ def measured(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
     with surroundings(name):
         model, said = adapted(name, row, device, tiny)
         out = timed(model, batch(name, row, device, tiny), row, device)
+        said += [f"replayed steps: not after all, because {off}"] if (off := _off(model)) else []
         del model
     free(device)
     return {**out, "said": said}
+
+
+def _off(model: Any) -> str:
+    """Why steps that were to be replayed were not."""
+    get_base: Any = getattr(model, "get_base_model", None)
+    off: str = getattr(getattr(model if get_base is None else get_base(), "replays", None), "off", "")
+    return off
 
 
 def timed(model: Any, data: dict[str, Any], row: Row, device: str) -> dict[str, Any]:
@@ -139,7 +147,7 @@ def floor(row: Row, device: str, tiny: bool) -> dict[str, float]:
 def _plain(row: Row) -> Row:
     from dataclasses import replace
 
-    return replace(row, nf4=False)
+    return replace(row, stored="")
 
 
 def profile(name: str, row: Row, device: str, tiny: bool, lines: int = 30) -> list[dict[str, Any]]:

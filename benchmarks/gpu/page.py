@@ -23,6 +23,7 @@ def page(found: dict[str, Any]) -> str:
         reference = next((c for c in row["contenders"].values() if "ms" in c), {})
         out += [_line(who, found, {} if who.startswith(EQUAL) else reference, floor["ms"])
                 for who, found in row["contenders"].items()]  # fmt: skip
+    out += _ways(found["ways"])
     if found["skipped"]:
         out += ["", f"Not measured, because the time was over: {', '.join(found['skipped'])}"]
     if found["profile"]:
@@ -31,6 +32,17 @@ def page(found: dict[str, Any]) -> str:
                 "| operation | ms a step | calls |", "|---|--:|--:|"]  # fmt: skip
         out += [f"| {e['operation']} | {e['ms']:.3g} | {e['calls']:g} |" for e in slowest["operations"]]
     return "\n".join(out) + "\n"
+
+
+def _ways(measured: list[dict[str, Any]]) -> list[str]:
+    """Layers alone, by every way that was right; the fastest first."""
+    if not measured:
+        return []
+    lines = [f"| {one['layers']} | {one['tokens']:,} | {one['pass']} | "
+             + ", ".join(f"{how} {ms:.3g}" for how, ms in sorted(one["ms"].items(), key=lambda i: i[1])) + " |"
+             for one in measured]  # fmt: skip
+    return ["", "**ways**: milliseconds of layers with their updates, by how these reach the outputs and the input's "
+            "gradient", "", "| layers | tokens | pass | ms |", "|---|--:|---|---|", *lines]  # fmt: skip
 
 
 def _line(who: str, found: dict[str, Any], reference: dict[str, Any], floor: float) -> str:

@@ -14,13 +14,16 @@ SHAPES = MappingProxyType({
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False},
 })  # fmt: skip
-_TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320}  # fmt: skip
 
 FAST, ALONE = "afina + speed_up", "afina + speed_up, loss alone"
 LIGER, COMPILE = "peft + liger", "peft + compile"
 COMPILED, GRAPHS = f"{ALONE} + compile", f"{ALONE} + compile in CUDA graphs"
 REPLAYED = f"{ALONE}, replayed"
+ADDED, CARRIED, KERNEL = (f"{REPLAYED}, updates {how}" for how in ("added", "carried", "in one kernel"))
+WAYS = "ways"
+"""Not a row: layers alone, by every way that updates take (`ways`)."""
 _STEP = ("peft", LIGER, "afina", ALONE)
 PADDED, LENGTHS, EQUAL = "afina, padded", "afina, by lengths", "afina, the same tokens in equal rows"
 LENGTHS_REPLAYED, EQUAL_REPLAYED = f"{LENGTHS}, replayed", f"{EQUAL}, replayed"
@@ -37,7 +40,7 @@ class Row:
         layers: fewer than the shape has; 0 for all.
         supervised: the share of tokens that the loss is taken on, at the end of a row.
         lengths: whether rows have lengths from a sixteenth of `tokens` to all of it.
-        nf4: whether the base is in NF4.
+        stored: what the base is in, if not in bfloat16: nf4 or int8.
         aim: times the floor that are wanted; 0 for none.
     """
 
@@ -50,7 +53,7 @@ class Row:
     layers: int = 0
     supervised: float = 1.0
     lengths: bool = False
-    nf4: bool = False
+    stored: str = ""
     checkpointing: bool = False
     aim: float = 0.0
 
@@ -60,7 +63,7 @@ class Row:
 
     def shape(self, tiny: bool) -> dict[str, Any]:
         """The model's sizes, as `LlamaConfig` takes them."""
-        out = {**SHAPES[self.size], **(_TINY if tiny else {}), "max_position_embeddings": 16384}
+        out = {**SHAPES[self.size], **(TINY if tiny else {}), "max_position_embeddings": 16384}
         return {**out, "num_hidden_layers": self.layers or out["num_hidden_layers"]}
 
 
@@ -69,13 +72,16 @@ ROWS = {row.name: row for row in (
     Row("8b-8-layers", "8b", 2, 2048, (*_STEP, REPLAYED, COMPILE, "unsloth"), layers=8, aim=1.35),
     Row("1b-short", "1b", 16, 64, (*_STEP, REPLAYED, COMPILE, COMPILED, GRAPHS), aim=3.0),
     Row("1b-packed", "1b", 16, 1024, (PADDED, LENGTHS, EQUAL, LENGTHS_REPLAYED, EQUAL_REPLAYED), lengths=True),
-    Row("8b-qlora", "8b", 2, 2048, ("peft", LIGER, ALONE), nf4=True, checkpointing=True),
-    Row("8b-checkpointing", "8b", 2, 2048, (LIGER, ALONE), checkpointing=True),
+    Row("1b-ways", "1b", 4, 1024, (ADDED, CARRIED, KERNEL, REPLAYED)),
+    Row("8b-qlora", "8b", 2, 2048, ("peft", LIGER, ALONE, REPLAYED), stored="nf4", checkpointing=True),
+    Row("8b-checkpointing", "8b", 2, 2048, (LIGER, ALONE, REPLAYED), checkpointing=True),
+    Row("8b-int8", "8b", 2, 2048, ("peft", ALONE), stored="int8", checkpointing=True),
     Row("8b", "8b", 2, 2048, (LIGER, ALONE, REPLAYED), aim=1.35),
     Row("1b-third", "1b", 4, 1024, (*_STEP, REPLAYED), supervised=1 / 3),
     Row("1b-long", "1b", 1, 8192, (LIGER, ALONE)),
     Row("1b-dora", "1b", 4, 1024, method="dora"),
     Row("1b-full", "1b", 4, 1024, ("plain", "plain + liger", "plain + compile", ALONE), method="full"),
-    Row("1b-adapters", "1b", 8, 256, ("peft", "afina"), method="adapters"),
+    Row("1b-adapters", "1b", 8, 256, ("peft", "afina", FAST), method="adapters"),
 )}  # fmt: skip
 """Those with an aim first, so that a short time measures them."""
+NAMES = (*(name for name, row in ROWS.items() if row.aim), WAYS, *(name for name, row in ROWS.items() if not row.aim))

@@ -9,12 +9,16 @@ import torch
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import contenders, measure
 from benchmarks.gpu.page import page
-from benchmarks.gpu.rows import EQUAL, LENGTHS, PADDED, ROWS
+from benchmarks.gpu.rows import EQUAL, FAST, LENGTHS, PADDED, ROWS
+
+from afina.kernels import speed
+from afina.kernels.updates.epilogue import TILES
+from afina.kernels.updates.wide import ADD, CARRY
 
 
 @pytest.mark.whole
 def test_rows_are_measured_and_kept_with_loss_and_gradient_beside_their_times(tmp_path, capsys):
-    names = ["8b-qlora", "1b-packed", "1b-adapters"]
+    names = ["8b-qlora", "1b-packed", "1b-adapters", "8b-int8"]
     command.main([*names, "--device", "cpu", "--tiny", "--results", str(tmp_path)])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert list(found["rows"]) == names
@@ -25,6 +29,8 @@ def test_rows_are_measured_and_kept_with_loss_and_gradient_beside_their_times(tm
         assert qlora[who]["loss"] == pytest.approx(qlora["peft"]["loss"], rel=1e-2)
         assert qlora[who]["gradient_norm"] == pytest.approx(qlora["peft"]["gradient_norm"], rel=2e-2) != 0
     assert "why" in qlora["peft + liger"]
+    few = found["rows"]["8b-int8"]["contenders"]
+    assert few["afina + speed_up, loss alone"]["gradient_norm"] == pytest.approx(few["peft"]["gradient_norm"], rel=2e-2)
     packed = found["rows"]["1b-packed"]["contenders"]
     assert packed[LENGTHS]["gradient_norm"] == pytest.approx(packed[PADDED]["gradient_norm"], rel=1e-2)
     assert packed[LENGTHS]["said"][0].startswith("attention by lengths: off")
@@ -74,12 +80,41 @@ def test_both_libraries_start_from_the_same_numbers():
     assert norms[0][1] > 0
 
 
+@pytest.mark.whole
+def test_ways_of_updates_are_timed_on_the_layers_of_both_sizes(capsys):
+    command.main(["ways", "--device", "cpu", "--tiny"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1b: ", "| 8b: "))]
+    assert len(lines) == 2 * 4 * 4
+    assert all("added" in line and "carried" in line for line in lines if "rows" not in line)
+    assert all("together" in line and "one after the other" in line for line in lines if "rows" in line)
+
+
+def test_a_contender_whose_way_is_named_takes_it_and_no_trials(monkeypatch):
+    asked = []
+
+    def speed_up(model, keep_logits, replay):
+        asked.append((speed.way([], [], 1) if speed.way is not own else None, keep_logits, replay))
+        return []
+
+    own = speed.way
+    monkeypatch.setattr(speed, "speed_up", speed_up)
+    for who in (*ROWS["1b-ways"].contenders, FAST):
+        contenders._sped_up(who, None, "cpu")
+    ways = [None if way is None else (way.forward == way.backward, way.forward) for way, _, _ in asked]
+    assert ways[:2] == [(True, ADD), (True, CARRY)]
+    assert ways[2][1] in TILES
+    assert ways[3:] == [None, None]
+    assert [(keep, replay) for _, keep, replay in asked] == [(False, True)] * 4 + [(True, False)]
+    assert speed.way is own
+
+
 def test_what_was_not_the_same_is_marked():
     one = {"ms": 2.0, "loss": 5.0, "gradient_norm": 1.0, "beyond_mib": 3000}
     rows = {"r": {"floor": {"ms": 1.0, "tflops": 600.0}, "aim": 1.8, "contenders": {
         "peft": one, "other": {**one, "loss": 5.2}, "steep": {**one, "gradient_norm": 1.2, "ms": 4.0},
         EQUAL: {**one, "loss": 9.0}, "absent": {"why": "not installed"}}}}  # fmt: skip
-    found = {"date": "d", "device": "g", "versions": {"torch": "2"}, "rows": rows, "skipped": [], "profile": None}
+    found = {"date": "d", "device": "g", "versions": {"torch": "2"}, "rows": rows, "ways": [], "skipped": [],
+             "profile": None}  # fmt: skip
     lines = page(found).splitlines()
     assert lines[2] == "**r**: floor 1 ms (600 TFLOP/s), aim 1.8"
     assert lines[6:] == ["| peft | 2.0 | 2.00 | 3,000 | 5 | 1 |", "| other | 2.0 | 2.00 | 3,000 | 5.2 (!) | 1 |",

@@ -14,8 +14,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import afina
-from afina.kernels.joint import join
 from afina.kernels.loss import linear_cross_entropy
+from afina.kernels.updates.siblings import join
 
 X = torch.linspace(-2, 2, 2 * 3 * 16).view(2, 3, 16).sin()
 LORA = {"r": 8, "target_modules": "all-linear", "init_lora_weights": False}

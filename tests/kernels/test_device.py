@@ -8,22 +8,27 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.devices.place import place
-from afina.kernels import joint, loss
+from afina.kernels import loss
 from afina.kernels.cuda import loss_trial, offload
 from afina.kernels.cuda.few_bits import share_buffer
 from afina.kernels.cuda.flash import use_flash
 from afina.kernels.cuda.varlen import RowLengths
-from afina.kernels.cuda.wide_trial import way
 from afina.kernels.selftest import self_test
 from afina.kernels.speed import are_on, speed_up
+from afina.kernels.updates import siblings
+from afina.kernels.updates.wide import Way
+from afina.kernels.updates.wide_trial import candidates, way
 from afina.train.base.quantize import in_fp8
 
+from .cuda.test_eight_bits import llama as llama_in_8_bits
 from .cuda.test_few_bits import llama as llama_in_4_bits
-from .cuda.test_wide import always
+from .updates.test_wide import always
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 LENGTHS = (40, 3, 64, 21)
+ALL_TILES = list(candidates())[2:]
+IN_ONE_KERNEL = [lambda *_, how=how: Way(how, how) for how in ALL_TILES]
 
 
 def adapted(device, dtype):
@@ -105,10 +110,10 @@ def test_the_loss_in_triton_is_torchs_operations(dtype, words, whose):
     assert loss.has_triton()
 
 
-def step(model, device="cuda"):
+def step(model, device="cuda", **inputs):
     words = model.get_input_embeddings().num_embeddings
     ids = torch.randint(1, words, (2, 70), generator=torch.Generator().manual_seed(0)).to(device)
-    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss = model(input_ids=ids, labels=ids, use_cache=False, **inputs).loss
     loss.backward()
     return float(loss), [p.grad.float() for p in model.parameters() if p.grad is not None]
 
@@ -137,22 +142,77 @@ def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
     near(step(shared), expected, 1e-3)
     shared.zero_grad()
     ids = torch.arange(8, device="cuda")[None]
-    assert joint.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
+    assert siblings.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
     near(step(shared), expected, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layers_in_8_bits_made_together_are_bitsandbytes_own(dtype, threshold):
+    pytest.importorskip("bitsandbytes")
+    plain, shared = (llama_in_8_bits(threshold, dtype).to("cuda").train() for _ in range(2))
+    assert share_buffer(shared) == 14
+    # A rounding in float32 may turn one in 8 bits over.
+    expected, far = step(plain), 1e-2 if dtype == torch.float32 else 3e-2
+    near(step(shared), expected, far)
+    shared.zero_grad()
+    ids = torch.arange(8, device="cuda")[None]
+    assert siblings.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
+    near(step(shared), expected, far)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tiles", ALL_TILES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(4096, 2048, 8192, 16), (1000, 520, 333, 24), (1, 64, 40, 1)], ids=str)
+def test_a_product_and_its_update_in_one_kernel_are_the_formula(sizes, dtype, tiles):
+    from afina.kernels.updates.epilogue import product
+
+    tokens, inputs, outputs, rank = sizes
+    x, w, t, b, bias = (torch.randn(s, device="cuda").mul_(s[-1] ** -0.5).to(dtype) for s in
+                        ((tokens, inputs), (outputs, inputs), (tokens, rank), (outputs, rank), (outputs,)))  # fmt: skip
+    g, a = torch.randn(tokens, outputs, device="cuda").to(dtype), torch.randn(rank, inputs, device="cuda").to(dtype)
+    far = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    plain = x.double() @ w.double().mT + bias.double()
+    for found, exact in (
+        (product(x, w.mT, t, b.mT, bias, tiles), plain + t.double() @ b.double().mT),
+        (product(g, w, t, a, None, tiles), g.double() @ w.double() + t.double() @ a.double()),
+    ):
+        assert found.dtype == dtype
+        assert float((found.double() - exact).norm() / exact.norm()) <= far
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("choose", [always, way])
+def test_rows_with_adapters_of_their_own_are_those_one_after_the_other(choose, dtype):
+    found = []
+    for chosen in (None, choose):
+        model = adapted("cuda", dtype)
+        torch.manual_seed(1)
+        model.add_adapter("b", afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, r=5))
+        for _, host in siblings.hosts(model.get_base_model()):
+            host.require_grad(("default", "b"))
+        ids = torch.arange(8, device="cuda")[None]
+        assert siblings.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
+        found.append(step(model, adapter_names=["b", "default"]))
+    near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)
+    assert len(found[0][1]) == 2 * 28
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("choose", [always, *IN_ONE_KERNEL, way])
 def test_updates_in_the_layers_own_products_are_those_that_are_added(choose, dtype):
     found = []
     for chosen in (None, choose):
         model = adapted("cuda", dtype)
         ids = torch.arange(8, device="cuda")[None]
-        assert joint.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
+        assert siblings.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
         found.append(step(model))
-    lie = [not host.base.weight.is_contiguous() for _, host in joint.hosts(model.get_base_model())]
-    assert all(lie) or choose is way
+    lie = [not host.base.weight.is_contiguous() for _, host in siblings.hosts(model.get_base_model())]
+    assert all(lie) or choose is not always
     near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)
 
 

@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import backends, joint, loss, norm, rotary
+from . import backends, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
 from .cuda.loss_trial import Kernel
-from .cuda.wide import Way, make_room
 from .gated import gated
 from .lora_linear import lora_linear
+from .updates import joint
+from .updates.row_columns import RowColumns
+from .updates.wide import CARRY, Way, make_room
 
-LIMITS = MappingProxyType({torch.float32: 1e-5, torch.bfloat16: 2e-2})
+LIMITS = MappingProxyType({torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2})
 """How far a kernel may be from its formula, relative: sums in another order, rounded to the dtype."""
 _SCALE, _EPS = 0.5, 1e-6
+_WEIGHT_OI = torch.linspace(-1, 1, 48 * 64).view(48, 64).cos()
 _FAULTS = (RuntimeError, OSError, ImportError, ValueError, TypeError, AssertionError, IndexError)
 
 Run = Callable[..., Tensor]
@@ -97,15 +100,11 @@ def _run(run: Run, inputs: list[Tensor]) -> list[Tensor]:
 
 def _everywhere() -> Iterator[_Kernel]:
     """What serves on every device."""
-    weight = torch.linspace(-1, 1, 48 * 64).view(48, 64).cos()
+    weight = _WEIGHT_OI
     words = torch.linspace(-1, 1, 300 * 64).view(300, 64).cos()
     targets = torch.arange(40).where(torch.arange(40) % 3 > 0, -100)
 
-    def on(x: Tensor, t: Tensor) -> Tensor:
-        return t.to(x.device, x.dtype if t.is_floating_point() else t.dtype)
-
-    def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return F.linear(x, on(x, weight)) + _SCALE * (x @ a.mT) @ b.mT
+    on, low_rank = _on, _low_rank
 
     def two(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         layer = joint.Layer(on(x, weight), None, a, b, _SCALE)
@@ -113,9 +112,17 @@ def _everywhere() -> Iterator[_Kernel]:
 
     def carried(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         own = nn.Parameter(on(x, weight).clone(), requires_grad=False)
-        room = make_room([own], [len(a)], Way(forward=True, backward=True))
+        room = make_room([own], [len(a)], Way(CARRY, CARRY))
         return joint.lora_linears(x, [joint.Layer(own, None, a, b, _SCALE)], room)[0]
 
+    def by_rows(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        rows = RowColumns(40, [(range(30), 5), (range(30, 40), 3)], x.device)
+        return joint.lora_linears(x, [joint.Layer(on(x, weight), None, a, b, _SCALE, rows=rows)])[0]
+
+    def of_rows(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat([low_rank(x[:30], a[:5], b[:, :5]), low_rank(x[30:], a[5:], b[:, 5:])])
+
+    yield _Kernel("LoRA for each row of a batch", by_rows, of_rows, ((40, 64), (8, 64), (48, 8)))
     yield _Kernel("LoRA in its frozen layer's product", carried, low_rank, ((40, 64), (8, 64), (48, 8)))
     yield _Kernel("LoRA with its frozen layer", lambda x, a, b: lora_linear(x, on(x, weight), None, a, b, _SCALE),
                   low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
@@ -161,7 +168,7 @@ def _others(device: torch.device) -> Iterator[_Kernel]:
     """What is for one kind of device, by other means."""
     cpu = device.type == "cpu"
     words = f"attention by blocks{' in C++' if cpu and library() is not None else ''}"
-    for dtype in LIMITS:
+    for dtype in (torch.float32, torch.bfloat16):
         yield _Kernel(f"{words}, {str(dtype).removeprefix('torch.')}",
                       lambda q, k, v: short_attention(q, k, v, None, 0.25), _attention,
                       ((2, 4, 96, 16), (2, 2, 96, 16), (2, 2, 96, 16)), dtype,
@@ -174,6 +181,25 @@ def _others(device: torch.device) -> Iterator[_Kernel]:
     yield _Kernel("cross-entropy in Triton",
                   lambda z: _through(z, targets.to(z.device), _triton()),
                   lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
+    for dtype in (torch.float32, torch.float16):
+        yield _Kernel(f"LoRA and its frozen layer in Triton, {str(dtype).removeprefix('torch.')}", _in_one_kernel,
+                      _low_rank, ((40, 64), (8, 64), (48, 8)), dtype, off)  # fmt: skip
+
+
+def _on(x: Tensor, t: Tensor) -> Tensor:
+    return t.to(x.device, x.dtype if t.is_floating_point() else t.dtype)
+
+
+def _low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return F.linear(x, _on(x, _WEIGHT_OI)) + _SCALE * (x @ a.mT) @ b.mT
+
+
+def _in_one_kernel(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    from .updates.epilogue import TILES
+
+    weight, tiles = _on(x, _WEIGHT_OI), next(iter(TILES))
+    room = make_room([nn.Parameter(weight, requires_grad=False)], [len(a)], Way(tiles, tiles))
+    return joint.lora_linears(x, [joint.Layer(weight, None, a, b, _SCALE)], room)[0]
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,17 +16,17 @@ from . import backends
 from .compiled import compile_layers
 from .cpu import attention, products
 from .cpu.native import instructions, library, why_not
-from .cuda.few_bits import share_buffer
+from .cuda.few_bits import share_buffer, shares_buffer
 from .cuda.graphs import Graphs
 from .cuda.replay import Replays
-from .cuda.wide_trial import way
 from .gated import keep_less
-from .joint import join
 from .lora_linear import is_plain_linear
 from .loss import has_triton, is_on_gpu, linear_cross_entropy, logits_and_loss, supervised_loss
 from .norm import fuse_norms
 from .rotary import fuse_rotary
 from .swap import swap_forward
+from .updates.siblings import join
+from .updates.wide_trial import way
 
 
 def speed_up(
@@ -63,7 +63,7 @@ def speed_up(
     if turned := fuse_rotary(base, dtype, device):
         said.append(f"rotary positions: {turned} layers in one pass over memory each way")
     if shared := share_buffer(base) if device.type == "cuda" else 0:
-        said.append(f"dequantised weights: {shared} layers in 4 bits share one buffer")
+        said.append(f"dequantised weights: {shared} layers in few bits share one buffer")
     said += [*_native(base), _siblings(base)]
     native = device.type == "cpu" and library() is not None
     if steps and parts and norms and turned and native:
@@ -116,17 +116,17 @@ def _device(base: nn.Module) -> torch.device:
 
 
 def _siblings(base: Any) -> str:
-    if _dtype(base).itemsize != 2:
+    if not (small := _dtype(base).itemsize == 2) and not any(map(shares_buffer, base.modules())):
         return "layers that read the same input: one by one, because the base is not in 16 bits"
     # Asked only of GPUs: on processors nothing was gained by it (docs/speed-gpu.md).
-    choose = way if _device(base).type == "cuda" and not any(True for _ in units(base)) else None
+    choose = way if small and _device(base).type == "cuda" and not any(True for _ in units(base)) else None
     try:
         count = join(base, lambda: _small_run(base), choose)
     except _NO_TOKENS:
         return "layers that read the same input: one by one, because the model takes more than tokens"
     if not count:
         return "layers that read the same input: none are known"
-    asked = "" if choose is None else "; the first step asks whether the layers' own products carry the updates"
+    asked = "" if choose is None else "; the first step asks which way of adding them is the fastest"
     return f"layers that read the same input: {count} sets share the updates' products{asked}"
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
-from afina.kernels import joint
 from afina.kernels.cuda import few_bits
 from afina.kernels.cuda.few_bits import Buffer, share_buffer
+from afina.kernels.updates import joint, siblings
 
 bnb = pytest.importorskip("bitsandbytes")
 IDS = torch.arange(3, 27).view(2, 12)
@@ -99,7 +99,7 @@ def test_layers_that_read_the_same_input_are_made_together_through_the_buffer(ch
     own = joint.lora_linears
     monkeypatch.setattr(joint, "lora_linears", lambda x, layers, room: sets.append(len(layers)) or own(x, layers, room))
     share_buffer(model)
-    assert joint.join(model.get_base_model(), lambda: model(input_ids=IDS)) == 4
+    assert siblings.join(model.get_base_model(), lambda: model(input_ids=IDS)) == 4
     assert sets == []
     found = step(model, checkpointing)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
@@ -112,7 +112,7 @@ def test_layers_that_read_the_same_input_are_made_together_through_the_buffer(ch
 def test_compiled_layers_have_no_break():
     model = llama()
     share_buffer(model)
-    joint.join(model.get_base_model(), lambda: model(input_ids=IDS))
+    siblings.join(model.get_base_model(), lambda: model(input_ids=IDS))
     part, x = model.get_base_model().model.layers[0].mlp, torch.linspace(-1, 1, 192).view(1, 3, 64)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(part, backend="eager", fullgraph=True)(x), part(x), rtol=1e-4, atol=1e-6)

@@ -412,18 +412,6 @@ def test_nothing_is_recorded_without_gradients_or_for_who_hears_each_position():
     assert len(heard) == SEEN + 1
 
 
-def test_layers_that_run_again_in_the_backward_pass_are_computed():
-    model, replays = replayed()
-    for _ in range(SEEN):
-        model(**batch(0)).loss.backward()
-    before = replays.machine.repeats
-    assert before
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    for _ in range(SEEN + 1):
-        model(**batch(0)).loss.backward()
-    assert replays.machine.repeats == before
-
-
 def test_copies_compute_anew():
     model, _ = replayed()
     again = copy.deepcopy(model)

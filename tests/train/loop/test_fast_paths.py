@@ -92,6 +92,30 @@ def test_rows_that_would_see_each_other_are_padded_after_all(tried, tmp_path, mo
     assert "not kept apart" in padded
 
 
+@pytest.mark.parametrize(
+    ("device", "changes", "processes", "spread", "replayed"),
+    [
+        (H100, {}, 1, False, True), (CPU, {}, 1, False, False), (H100, {"training__replay": False}, 1, False, False),
+        (H100, {"training__gradient_checkpointing": True}, 1, False, True), (H100, {}, 2, False, True),
+        (H100, {"distributed": "ddp"}, 2, False, True), (H100, {"distributed": "fsdp2"}, 2, True, False),
+        (H100, {"distributed": "zero2"}, 2, False, False),
+        (H100, {"training__offload": "activations"}, 1, False, False),
+    ],
+)  # fmt: skip
+def test_steps_are_replayed_on_a_gpu_where_each_process_has_the_whole_model(
+    device, changes, processes, spread, replayed, tried, tmp_path, model_folder, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(module, "place", lambda wanted: device)
+    monkeypatch.setattr(module, "size", lambda: processes)
+    monkeypatch.setattr(module, "spread", lambda: spread)
+    monkeypatch.setattr(module, "forget_passes", lambda model: None)
+    monkeypatch.setattr(module, "speed_up", lambda model, **options: asked.append(options["replay"]) or [])
+    recipe = recipe_of(tmp_path, model_folder, **changes)
+    module.speed_up_run(recipe, Model(), None, SimpleNamespace(train=ROWS), 1, Listener())
+    assert asked == [replayed]
+
+
 # -- which rows are laid end to end -----------------------------------------------------------------------------------
 
 

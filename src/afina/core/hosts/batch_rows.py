@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 BASE = "__base__"
 """The name that means: no adapter on this row."""
+
+
+@runtime_checkable
+class MadeTogether(Protocol):
+    """An adapter that may make a layer's rows along with those of other adapters."""
+
+    def all_rows(self, host: Host, call: Call, x: Tensor) -> Tensor | None:
+        """The layer's output for all rows; None where each group of rows is made by itself."""
 
 
 class Rows:
@@ -55,6 +63,9 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
             where=type(host.base_layer).__name__,
             fix="run one batch per adapter with set_adapter",
         )
+    made = None if args or kwargs else _made_together(host, call, names, x)
+    if made is not None:
+        return host.finish(made, x)
     times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
 
     def all_rows() -> Any:
@@ -83,6 +94,16 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
         outs.append(_one(host, call, name, x[index], more, named, of_group))
     back = None if order == sorted(order) else torch.tensor(order, device=x.device).argsort()
     return _together(outs, back, len(order))
+
+
+def _made_together(host: Host, call: Call, names: Iterable[str], x: Any) -> Tensor | None:
+    """The output in one product with what the layers beside it make of the same input, where that is faster."""
+    assert call.rows is not None
+    adapter: Any = host.adapter(next(iter(names)))
+    divides = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] % len(call.rows.names) == 0
+    if host.beside is None or not divides or len(call.rows.groups) == 1 or not isinstance(adapter, MadeTogether):
+        return None
+    return adapter.all_rows(host, call, x)
 
 
 class _Once:

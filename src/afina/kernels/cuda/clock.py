@@ -1,7 +1,8 @@
-"""How long operations take on a GPU."""
+"""How long operations take on a device."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ _ROUNDS = 5
 
 
 def milliseconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
-    """The least time of each on the GPU, of five in turn after one that is not counted."""
+    """The least time of each on the device, of five in turn after one that is not counted."""
+    if device.type != "cuda":
+        return _by_the_host(runs)
     gpu: Any = torch.cuda
     times: list[list[float]] = [[] for _ in runs]
     with gpu.device(device):
@@ -23,4 +26,14 @@ def milliseconds(runs: Sequence[Callable[[], Any]], device: torch.device) -> lis
                 end.record()
                 end.synchronize()
                 taken.append(begin.elapsed_time(end))
+    return [min(taken[1:]) for taken in times]
+
+
+def _by_the_host(runs: Sequence[Callable[[], Any]]) -> list[float]:
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(_ROUNDS + 1):
+        for run, taken in zip(runs, times, strict=True):
+            at = time.perf_counter()
+            run()
+            taken.append(1e3 * (time.perf_counter() - at))
     return [min(taken[1:]) for taken in times]

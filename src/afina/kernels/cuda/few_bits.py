@@ -1,6 +1,6 @@
-"""Frozen layers in 4 bits whose weights are dequantised into one buffer, at each use and for all layers.
+"""Frozen layers in few bits whose weights are dequantised into one buffer, at each use and for all layers.
 
-    forward  y = x W(q)ᵀ + b,    backward  dx = g W(q)
+    forward  y = x W(q)ᵀ + b (in 8 bits: `eight_bits`),    backward  dx = g W(q)
 
 Only the codes are kept between the two; bitsandbytes takes a new tensor of the weight's size each time. One buffer
 serves each device, stream and dtype: a product is queued behind the dequantising that it reads and before the next.
@@ -14,14 +14,15 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..swap import swap_forward
+from .eight_bits import is_in_8_bits, stored8
 
 
 class Buffer:
@@ -43,13 +44,27 @@ class Buffer:
 
 
 def share_buffer(base: nn.Module) -> int:
-    """Give bitsandbytes' layers in 4 bits one buffer for all; returns how many there are."""
-    found: list[Any] = [m for m in base.modules() if _is_in_4_bits(m)]
+    """Give bitsandbytes' layers in 4 and 8 bits one buffer for all; returns how many there are."""
+    found: list[Any] = [m for m in base.modules() if _is_in_4_bits(m) or is_in_8_bits(m)]
     buffer = Buffer()
     for layer in found:
         layer._buffer_of_all = _Held(buffer)
         swap_forward(layer, _forward)
     return len(found)
+
+
+class FewBits(Protocol):
+    """A frozen weight (O, I) in few bits."""
+
+    def read(self, dtype: torch.dtype) -> AbstractContextManager[Tensor]:
+        """The dequantised weight, for the products that are started inside."""
+
+    def product(self, x_NI: Tensor, bias: Tensor | None, made: dict[Any, Any]) -> Tensor:
+        """The layer's own, x Wᵀ + bias, (N, O), which nobody else has.
+
+        Args:
+            made: what is made of x, for other layers that read it.
+        """
 
 
 class Stored(NamedTuple):
@@ -65,19 +80,33 @@ class Stored(NamedTuple):
         with self.buffer.lock:
             yield _dequantised(self.codes, self.state, dtype, self.buffer)
 
+    def product(self, x_NI: Tensor, bias: Tensor | None, made: dict[Any, Any]) -> Tensor:
+        """x Wᵀ + bias."""
+        with self.read(x_NI.dtype) as weight:
+            return torch.nn.functional.linear(x_NI, weight, bias)
+
 
 def shares_buffer(module: nn.Module) -> bool:
     """Whether a layer is one of those of `share_buffer`."""
     return "_buffer_of_all" in module.__dict__
 
 
-def stored(module: Any, x: Tensor) -> Stored | None:
+def stored(module: Any, x: Tensor) -> FewBits | None:
     """What a layer multiplies an input by, where it shares a buffer and computes in the input's dtype."""
-    state = getattr(module.weight, "quant_state", None) if shares_buffer(module) else None
-    if state is None or (module.compute_dtype or x.dtype) != x.dtype or torch.compiler.is_compiling():
+    if not shares_buffer(module) or torch.compiler.is_compiling():
         return None
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return None if hooked else Stored(module.weight.data, state, module._buffer_of_all.buffer)
+    return None if hooked else _stored(module, x.dtype)
+
+
+def _stored(module: Any, dtype: torch.dtype) -> FewBits | None:
+    buffer = module._buffer_of_all.buffer
+    if hasattr(module, "state"):
+        return stored8(module, buffer)
+    state = getattr(module.weight, "quant_state", None)
+    if state is None or (module.compute_dtype or dtype) != dtype:
+        return None
+    return Stored(module.weight.data, state, buffer)
 
 
 class _Held:
@@ -108,15 +137,15 @@ def _is_in_4_bits(module: Any) -> bool:
 
 
 def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
-    state = getattr(self.weight, "quant_state", None)
+    dtype = getattr(self, "compute_dtype", None) or x.dtype
     # Where nothing is learnt and a token comes alone, bitsandbytes multiplies by the codes themselves.
-    if state is None or not torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dim() < 2:
+    learns = torch.is_grad_enabled() and not torch.compiler.is_compiling() and x.dim() > 1 and x.numel()
+    held = _stored(self, dtype) if learns else None
+    if held is None:
         out: Tensor = kind.forward(self, x)
         return out
-    dtype = self.compute_dtype or x.dtype
     run: Any = _Product.apply
-    bias = None if self.bias is None else self.bias.to(dtype)
-    product: Tensor = run(x.to(dtype), self.weight.data, state, bias, self._buffer_of_all.buffer)
+    product: Tensor = run(x.to(dtype), held, None if self.bias is None else self.bias.to(dtype))
     return product.to(x.dtype)
 
 
@@ -130,17 +159,14 @@ def _dequantised(codes: Tensor, state: Any, dtype: torch.dtype, buffer: Buffer) 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, state: Any, bias: Tensor | None, buffer: Buffer) -> Tensor:
-        ctx.save_for_backward(codes)
-        ctx.state, ctx.buffer = state, buffer
-        with Stored(codes, state, buffer).read(x.dtype) as weight:
-            return torch.nn.functional.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, held: FewBits, bias: Tensor | None) -> Tensor:
+        ctx.held = held
+        return held.product(x.flatten(0, -2), bias, {}).view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
-        (codes,) = ctx.saved_tensors
         if not ctx.needs_input_grad[0]:
-            return (None,) * 5
-        with Stored(codes, ctx.state, ctx.buffer).read(g.dtype) as weight:
-            return g @ weight, None, None, None, None
+            return None, None, None
+        with ctx.held.read(g.dtype) as weight:
+            return g @ weight, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ _FAR = {2: (2e-3, 3e-2), 4: (1e-4, 1e-3)}
 Inputs = dict[str, Any]
 Run = Callable[[Inputs, int], Tensor]
 """The loss of inputs, taken on at most so many positions."""
+Around = Callable[[Inputs], AbstractContextManager[None]]
 
 
 class Machine(Protocol):
@@ -30,10 +32,10 @@ class Machine(Protocol):
     def recorded(self, run: Callable[[], None]) -> Callable[[], None]:
         """Run once, recording; returns what repeats it."""
 
-    def draws(self) -> Any:
+    def draws(self) -> Tensor:
         """The state of random numbers."""
 
-    def set_draws(self, state: Any) -> None:
+    def set_draws(self, state: Tensor) -> None:
         """Put it back."""
 
 
@@ -94,22 +96,26 @@ class Step:
     """One recorded step: its own tensors, and what repeats its passes."""
 
     def __init__(
-        self, run: Run, inputs: Inputs, whole: Inputs, room: int, parameters: Sequence[nn.Parameter], machine: Machine,
-        few_bits: bool,
+        self, run: Run, around: Around, inputs: Inputs, whole: Inputs, room: int, parameters: Sequence[nn.Parameter],
+        machine: Machine, few_bits: bool, draws: bool = True,
     ) -> None:  # fmt: skip
         """Record.
 
         Args:
+            around: what either pass of `run` runs within.
             inputs: what is recorded. whole: what the model was given, whose step it has to be.
-            parameters: those that `run` computes with.
+            parameters: those that `run` computes with inside of `around`.
+            draws: whether it may draw random numbers.
         """
         self.inputs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        self.run, self.room, self.parameters = run, room, list(parameters)
+        self.run, self.around, self.room, self.parameters = run, around, room, list(parameters)
         self.loss = torch.empty(0)
         self.shapes: list[tuple[torch.dtype, torch.Size] | None] = []
         self.flat: dict[torch.dtype, Tensor] = {}
         before = machine.draws()
         expected = self._plain(whole)
+        if not draws and not torch.equal(before, machine.draws()):
+            raise AfinaError("layers that run again in the backward pass draw random numbers")
         machine.set_draws(before)
         machine.warm(lambda: self._plain(self.inputs))
         self.forward = machine.recorded(self._forward)
@@ -122,17 +128,18 @@ class Step:
         machine.set_draws(before)
 
     def _plain(self, inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad():
+        with torch.enable_grad(), self.around(inputs):
             loss = self.run(dict(inputs), self.room)
             found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return loss.detach(), [g for g in found if g is not None]
 
     def _forward(self) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), self.around(self.inputs):
             self.loss = self.run(dict(self.inputs), self.room)
 
     def _backward(self) -> None:
-        found = torch.autograd.grad(self.loss, self.parameters, self.slope, allow_unused=True)
+        with self.around(self.inputs):  # for layers that run again
+            found = torch.autograd.grad(self.loss, self.parameters, self.slope, allow_unused=True)
         self.loss = self.loss.detach()
         self.shapes = [None if g is None else (g.dtype, g.shape) for g in found]
         for dtype in {g.dtype for g in found if g is not None}:
@@ -144,7 +151,7 @@ class Step:
 
     def _check(self, loss: Tensor, gradients: Sequence[Tensor], near: float, nearly: float) -> None:
         """Raises AfinaError where the recorded step is another one."""
-        found = [g for g in self.taken() if g is not None]
+        found = list(self.taken())
         squares = [float((a.double() - b.double()).square().sum()) for a, b in zip(found, gradients, strict=True)]
         norm = sum(float(g.double().square().sum()) for g in gradients) ** 0.5
         losses = abs(float(self.loss) - float(loss)) / max(abs(float(loss)), 1e-6)
@@ -158,14 +165,15 @@ class Step:
             if isinstance(there, Tensor):
                 there.copy_(inputs[name], non_blocking=True)
 
-    def taken(self) -> Iterator[Tensor | None]:
-        """The gradients of the last pass, out of the way of the next one; one for each parameter."""
+    def taken(self) -> Iterator[Tensor]:
+        """The gradients of the last pass, out of the way of the next one; one for each parameter that has any."""
         parts = {}
         for dtype, flat in self.flat.items():
             sizes = [shape[1].numel() for shape in self.shapes if shape is not None and shape[0] == dtype]
             parts[dtype] = iter(torch.split(flat.clone(), sizes))
         for shape in self.shapes:
-            yield None if shape is None else next(parts[shape[0]]).view(shape[1])
+            if shape is not None:
+                yield next(parts[shape[0]]).view(shape[1])
 
 
 class Aliases:

@@ -33,6 +33,7 @@ from ...core.hosts.host import Host, hosts
 from ...errors import AfinaError, AfinaWarning, ConfigError
 from ..listening import is_heard
 from .graphs import Aliases, Inputs, Machine, Replayed, Run, Step, Token
+from .run_again import RunAgain
 
 SEEN, MOST = 2, 32
 """A shape is recorded when it comes for the time `SEEN`, if no more are there; others are computed."""
@@ -70,9 +71,7 @@ class Replays:
         self.hosts: list[Host] = [host for _, host in hosts(self.base)]
         self.scopes = {host.scope for host in self.hosts}
         self.settings: dict[nn.Module, _Settings] = {}
-        # Layers that can be run again in the backward pass have it in their class, others once it was asked for.
-        known = (m for m in modules if not isinstance(m, Host))
-        self.again: list[Any] = [m for m in known if hasattr(m, "gradient_checkpointing")]
+        self.again = RunAgain(modules)
         self.places = [m._modules for m in modules if m._modules], [m._parameters for m in modules if m._parameters]
         self.made_of = self._made_of()
         self.parameters = list(self.base.parameters())
@@ -106,8 +105,6 @@ class Replays:
             return None
         if self._made_of() != self.made_of:
             self._look()
-        if any(layer.gradient_checkpointing for layer in self.again):
-            return None
         # First what the host does alone: the question about the labels waits for the step before.
         state = self._state()
         asked = None if state is None else _asked(inputs)
@@ -122,7 +119,9 @@ class Replays:
         token = Token()
         self.due = weakref.ref(token)
         replayed: Any = Replayed.apply
-        out: Tensor = replayed(step, token, *(p for p in self.parameters if p.requires_grad))
+        # Those without a gradient are none of its inputs, so that who looks (DDP) knows them for unused.
+        trained = (p for p in self.parameters if p.requires_grad)
+        out: Tensor = replayed(step, token, *(p for p, has in zip(trained, step.shapes, strict=True) if has))
         return out
 
     def _recorded(self, key: Any, run: Run, inputs: Inputs, given: Inputs, room: int) -> Step | None:
@@ -131,16 +130,19 @@ class Replays:
             return None
         aliases = Aliases(self.base)
 
-        def aliased(inputs: Inputs, room: int) -> Tensor:
-            with aliases, plain_masks() if _is_unmasked(inputs) else contextlib.nullcontext():
-                return run(inputs, room)
+        @contextlib.contextmanager
+        def around(inputs: Inputs) -> Iterator[None]:
+            masks = plain_masks() if _is_unmasked(inputs) else contextlib.nullcontext()
+            with aliases, self.again.without_draws(), masks:
+                yield
 
         trained = [aliases.of[id(p)] for p in self.parameters if p.requires_grad]
         try:
             with contextlib.ExitStack() as alone:
                 for scope in self.scopes:  # no other thread runs the model with the aliases
                     alone.enter_context(scope.users.changing())
-                step = Step(aliased, inputs, given, room, trained, self.machine, self.few_bits)
+                draws = not self.again.state()
+                step = Step(run, around, inputs, given, room, trained, self.machine, self.few_bits, draws)
         except ConfigError:  # another thread waits to change adapters: next time
             return None
         except (AfinaError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
@@ -171,7 +173,7 @@ class Replays:
         ours = self.parameters
         kind = ours[0].device.type if ours else "cpu"
         places = [(p.data_ptr(), p.requires_grad) for p in ours]
-        return torch.is_autocast_enabled(kind), *found, *places
+        return torch.is_autocast_enabled(kind), self.again.state(), *found, *places
 
 
 def _none() -> None:

@@ -19,8 +19,8 @@ from ...core.hosts.adapter import Site
 from ...core.hosts.host import Host
 from ...core.hosts.view import View
 from ...core.layers.weights import BaseWeight
-from ...kernels.joint import Layer
 from ...kernels.lora_linear import is_plain_linear, lora_linear
+from ...kernels.updates.joint import Layer
 from .dora_caching import KeptNorm
 from .lora import LORA_CUT, Lora
 from .lora_config import LoraConfig

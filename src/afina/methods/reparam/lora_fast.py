@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ...core.hosts.adapter import DeltaWeight
+from ...core.hosts.calls import Call
 from ...core.hosts.host import Host
 from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
+from ...core.layers.storages import Bits8Weight
 from ...core.layers.weights import BaseWeight, autocasts
 from ...kernels.cuda.few_bits import stored
-from ...kernels.cuda.wide import Weight
-from ...kernels.joint import Layer
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
+from ...kernels.updates.joint import Layer
+from ...kernels.updates.row_columns import RowColumns
+from ...kernels.updates.wide import Weight
 
 
 class LoraFast(LightModule, DeltaWeight):
@@ -55,7 +59,7 @@ class LoraFast(LightModule, DeltaWeight):
             and x.is_floating_point()
             and not x.is_nested
             and x.dim() >= 2
-            and x.dtype == base.dtype
+            and (x.dtype == base.dtype or isinstance(base, Bits8Weight))  # which computes in its input's
             and x.dtype.itemsize <= self.lora_A.dtype.itemsize
             and not autocasts(x)
         )
@@ -90,6 +94,13 @@ class LoraFast(LightModule, DeltaWeight):
         made: Tensor | None = beside.output(inner.host, x, layer_of)
         return made
 
+    def all_rows(self, host: Host, call: Call, x: Tensor) -> Tensor | None:
+        """The layer's output for rows with adapters of their own, where it is made at once."""
+        if host.beside is None or not host.beside.takes_rows(x):
+            return None
+        made: Tensor | None = host.beside.output(host, x, partial(_of_rows, call))
+        return made
+
 
 def updated(host: Host, x: Tensor, adapters: Sequence[LoraFast]) -> Layer | None:
     """A frozen layer with these updates, where it is a plain one and they are nothing else."""
@@ -115,6 +126,24 @@ def _weight(base: BaseWeight, x: Tensor) -> Weight | None:
     if base.quantised:
         return stored(base.module, x)
     return base.canonical(base.weight) if is_plain_linear(base.module) else None
+
+
+def _of_rows(call: Call, host: Host, x: Tensor) -> Layer | None:
+    """What a host is where each row goes through its own adapter: the layer with the updates of all."""
+    assert call.rows is not None
+    there = {name: host.adapter(name) for name in call.rows.groups}
+    plain = [a for a in there.values() if isinstance(a, LoraFast) and a.adds and a.lora_bias is None]
+    if not plain or len(plain) < sum(a is not None for a in there.values()) or any(n in host.biases for n in there):
+        return None
+    found = updated(host, x, plain)
+    if found is None:
+        return None
+    ranks = [(name, len(a.factors()[0])) for name, a in there.items() if isinstance(a, LoraFast)]
+    key = "row columns", tuple(ranks), x.device
+    if key not in call.notes:
+        groups = [(call.rows.groups[name], rank) for name, rank in ranks]
+        call.notes[key] = RowColumns(len(call.rows.names), groups, x.device)
+    return found._replace(rows=call.notes[key])
 
 
 def _updates(host: Host, x: Tensor) -> Layer | None:

@@ -17,7 +17,7 @@ from ...kernels.speed import are_on, speed_up
 from ..data.encode import Data
 from ..data.packing import EndToEnd, check_apart
 from ..recipe.sections import Recipe
-from ..recipe.zero_stages import partitions_weights
+from ..recipe.zero_stages import STAGES, partitions_weights
 from ..report.events import Reporter
 from ..tasks import named
 from .adapt import wants_logits
@@ -38,10 +38,11 @@ def speed_up_run(
     compiles = t.compile and t.offload == "none" and not partitions_weights(recipe)
     passes = steps * t.gradient_accumulation if compiles else 0
     said = _attention(recipe, model, tokenizer, data, reporter)
-    alone = not partitions_weights(recipe) and size() == 1
-    plain = t.offload == "none" and not t.gradient_checkpointing
+    # Several processes that have all of the model each bring their gradients together after it.
+    whole = not partitions_weights(recipe) and (size() == 1 or not (spread() or recipe.distributed in STAGES))
+    replay = t.replay and whole and t.offload == "none" and place(recipe.model.device).kind == "cuda"
     said += speed_up(model, keep_logits=wants_logits(model), steps=passes, tokens=tokens,
-                     replay=t.replay and alone and plain and place(recipe.model.device).kind == "cuda")  # fmt: skip
+                     replay=replay)  # fmt: skip
     if spread():  # a trial that failed leaves weights gathered
         forget_passes(model)
     reporter.note(f"fast paths: {are_on(said)} on, {len(said) - are_on(said)} off (--explain says which, and why)")

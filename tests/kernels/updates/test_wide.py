@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.core.disk.fingerprint import fingerprint
-from afina.kernels import joint
-from afina.kernels.cuda.wide import ADDED, Way, make_room
-from afina.kernels.joint import Layer, lora_linears
+from afina.kernels.updates import siblings
+from afina.kernels.updates.joint import Layer, lora_linears
+from afina.kernels.updates.wide import ADD, ADDED, CARRY, Way, make_room
 
-WAYS = (Way(True, False), Way(False, True), Way(True, True))
+WAYS = (Way(CARRY, ADD), Way(ADD, CARRY), Way(CARRY, CARRY))
 IDS = torch.arange(3, 27).view(2, 12)
 
 
@@ -71,11 +71,11 @@ def test_16_bits_are_no_further_from_the_exact_result_than_added_updates(dtype):
     assert not torch.equal(found[0][0], found[1][0])
 
 
-def always(weights, ranks, tokens):
+def always(*_):
     return WAYS[-1]
 
 
-def never(weights, ranks, tokens):
+def never(*_):
     return ADDED
 
 
@@ -85,7 +85,7 @@ def llama(choose=always, dtype=torch.float32, **options):
                                         num_attention_heads=4, num_key_value_heads=2)).to(dtype)  # fmt: skip
     fields = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False, "target_modules": "all-linear", **options}
     model = afina.get_peft_model(base, afina.LoraConfig(**fields)).train()
-    assert joint.join(base, lambda: base(input_ids=IDS), choose) == 2
+    assert siblings.join(base, lambda: base(input_ids=IDS), choose) == 2
     return model
 
 
@@ -98,7 +98,7 @@ def step(model, **inputs):
 
 def carried(model):
     """How many layers' weights lie in a buffer with room."""
-    all_hosts = [h for _, h in joint.hosts(model.get_base_model())]
+    all_hosts = [h for _, h in siblings.hosts(model.get_base_model())]
     return sum(not h.base.weight.is_contiguous() for h in all_hosts)
 
 
@@ -159,7 +159,7 @@ def test_copies_pickles_and_moved_models_give_the_same_and_have_room_of_their_ow
         same(step(other), expected)
         assert carried(other) == 7
     with torch.no_grad():
-        for _, host in joint.hosts(twin.get_base_model()):
+        for _, host in siblings.hosts(twin.get_base_model()):
             host.base.weight.zero_()
     torch.testing.assert_close(step(model), expected, rtol=0, atol=0)
     moved = model.double()

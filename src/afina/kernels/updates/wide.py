@@ -1,4 +1,5 @@
-"""Low-rank updates of frozen layers that read the same input: added to their products, or carried by them.
+"""Low-rank updates of frozen layers that read the same input: added to their products, carried by them, or both in one
+kernel (`epilogue`).
 
     added    y_i = x W_iᵀ + (x A_iᵀ) (s_i B_i)ᵀ          dx = Σ g_i W_i + u A,   u = [g_1 s_1 B_1 | g_2 s_2 B_2 | …]
     carried  y_i = [x | x Aᵀ] [W_i | 0 s_i B_i 0]ᵀ       dx = [g_1 | g_2 | … | u] [W_1 ; W_2 ; … ; A]
@@ -29,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .few_bits import Stored
+from ..cuda.few_bits import FewBits
 
-Weight = Tensor | Stored
+Weight = Tensor | FewBits
 """(O, I); one in few bits is read into a buffer that all share, one after the other."""
 ALIGNED = 8
 """What a row of the buffer is a multiple of, in numbers of 16 bits, so that matrix units read it as it lies."""
@@ -39,14 +40,28 @@ LOCK = threading.RLock()
 """Held from writing into a room to the start of the product that reads it."""
 
 
+ADD, CARRY = "added", "carried"
+
+
 class Way(NamedTuple):
-    """Whether the products carry the updates, forward and to the input's gradient; else they are added."""
+    """How updates reach the outputs, and how their part reaches the input's gradient: ADD, CARRY, or the tiles of
+    `epilogue.TILES` in which one kernel makes both."""
 
-    forward: bool
-    backward: bool
+    forward: str = ADD
+    backward: str = ADD
+
+    @property
+    def moves(self) -> bool:
+        """Whether it takes a buffer with room."""
+        return CARRY in self
+
+    @property
+    def without_room(self) -> Way:
+        """What is left where there is none."""
+        return Way(*(ADD if how == CARRY else how for how in self))
 
 
-ADDED = Way(False, False)
+ADDED = Way()
 
 
 class Room(NamedTuple):
@@ -95,7 +110,7 @@ def make_room(weights: Sequence[nn.Parameter], ranks: Sequence[int], way: Way) -
     """Move frozen weights (O, I) into one buffer with room for updates of these ranks, if their products carry them."""
     outputs = tuple(w.shape[0] for w in weights)
     room = Room(outputs, weights[0].shape[1], tuple(ranks), way)
-    if way == ADDED:
+    if not way.moves:
         return room
     buffer = weights[0].data.new_zeros(room.shape)
     for weight, begin, out in zip(weights, _begins(outputs), outputs, strict=True):
@@ -116,23 +131,27 @@ def _by_itself(module: nn.Module, state: dict[str, Tensor], prefix: str, _: obje
 
 
 def layer_outputs(
-    x_NI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None], a_SI: Tensor, b_OR: Sequence[Tensor],
+    x_NI: Tensor, weights: Sequence[Weight], biases: Sequence[Tensor | None], t_NS: Tensor, b_OR: Sequence[Tensor],
     room: Room | None = None,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """The outputs, and x_NI a_SIᵀ.
+) -> list[Tensor]:  # fmt: skip
+    """The outputs.
 
     Args:
+        t_NS: x Aᵀ of all layers, side by side.
         b_OR: times the updates' factors.
-        room: what the weights lie in.
+        room: what the weights lie in, and how the updates reach the outputs; they are added without it.
     """
-    t_NS = x_NI @ a_SI.mT
-    if room is None or not room.way.forward:
-        parts = torch.split(t_NS, [b.shape[1] for b in b_OR], 1)
-        out = []
-        for held, bias, b, t_NR in zip(weights, biases, b_OR, parts, strict=True):
-            with _read(held, x_NI.dtype) as weight:
-                out.append(F.linear(x_NI, weight, bias).addmm_(t_NR, b.mT))
-        return out, t_NS
+    how = ADD if room is None else room.way.forward
+    if room is None or how != CARRY:
+        parts, out = torch.split(t_NS, [b.shape[1] for b in b_OR], 1), []
+        made: dict[Any, Any] = {}
+        for weight, bias, b, t_NR in zip(weights, biases, b_OR, parts, strict=True):
+            if how != ADD and isinstance(weight, Tensor):
+                out.append(_epilogue(x_NI, weight.mT, t_NR, b.mT, bias, how))
+                continue
+            y = F.linear(x_NI, weight, bias) if isinstance(weight, Tensor) else weight.product(x_NI, bias, made)
+            out.append(y.addmm_(t_NR, b.mT))
+        return out
     both = torch.cat([x_NI, t_NS, *_padding(room, t_NS)], 1)
     with LOCK:
         buffer, out = room.buffer(_dense(weights)[0]), []
@@ -140,7 +159,7 @@ def layer_outputs(
             wide = buffer[row : row + len(b)]
             wide[:, room.inputs + column :][:, : b.shape[1]].copy_(b)
             out.append(F.linear(both, wide, bias))
-    return out, t_NS
+    return out
 
 
 def input_gradient(
@@ -150,19 +169,30 @@ def input_gradient(
 
     Args:
         u_NS: the outputs' gradients times the b of `layer_outputs`, side by side.
-        room: what the weights lie in.
+        room: what the weights lay in as the outputs were made.
     """
-    if room is None or not room.way.backward:
-        dx = u_NS @ a_SI
-        for g, held in zip(g_NO, weights, strict=True):
-            with _read(held, g.dtype) as weight:
-                dx.addmm_(g, weight)
-        return dx
-    both = torch.cat([*g_NO, u_NS, *_padding(room, u_NS)], 1)
-    with LOCK:
-        buffer = room.buffer(_dense(weights)[0])[:, : room.inputs]
-        buffer[sum(room.outputs) :][: len(a_SI)].copy_(a_SI)
-        return both @ buffer
+    how = ADD if room is None else room.way.backward
+    if room is not None and how == CARRY and room.holds(_dense(weights)):
+        both = torch.cat([*g_NO, u_NS, *_padding(room, u_NS)], 1)
+        with LOCK:
+            buffer = room.buffer(_dense(weights)[0])[:, : room.inputs]
+            buffer[sum(room.outputs) :][: len(a_SI)].copy_(a_SI)
+            return both @ buffer
+    if how in (ADD, CARRY):
+        dx, first = u_NS @ a_SI, 0
+    else:
+        with _read(weights[0], u_NS.dtype) as weight:
+            dx, first = _epilogue(g_NO[0], weight, u_NS, a_SI, None, how), 1
+    for g, held in zip(g_NO[first:], weights[first:], strict=True):
+        with _read(held, g.dtype) as weight:
+            dx.addmm_(g, weight)
+    return dx
+
+
+def _epilogue(x: Tensor, weight: Tensor, t: Tensor, b: Tensor, bias: Tensor | None, tiles: str) -> Tensor:
+    from .epilogue import product
+
+    return product(x, weight, t, b, bias, tiles)
 
 
 def _read(weight: Weight, dtype: torch.dtype) -> AbstractContextManager[Tensor]:

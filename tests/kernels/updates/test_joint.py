@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import afina
-from afina.kernels import joint, speed
-from afina.kernels.cuda.wide_trial import way
-from afina.kernels.joint import Layer, lora_linears
+from afina.kernels import speed
 from afina.kernels.speed import speed_up
+from afina.kernels.updates import joint, siblings
+from afina.kernels.updates.joint import Layer, lora_linears
+from afina.kernels.updates.wide_trial import way
 
 IDS = torch.arange(3, 27).view(2, 12)
 SETS = 2 * 2  # q, k, v and gate, up in two layers
@@ -78,7 +79,7 @@ def test_model_finds_its_sets_and_makes_the_same_step(calls: list[int]) -> None:
         assert f"{SETS} sets share" in speed_up(model)[-2]
     # What is compared differs in nothing else: attention, above all, rounds by the processor (torch's own keeps its
     # scores in float32 where there is no AVX-512, which halves the distance to the exact gradients).
-    for _, host in joint.hosts(alone.get_base_model()):
+    for _, host in siblings.hosts(alone.get_base_model()):
         host.beside = None
     (loss, grads), (a, alone_grads) = step(exact), step(alone)
     assert calls == []
@@ -132,7 +133,7 @@ def test_several_updates_and_dora_are_made_together_too(calls: list[int], kind: 
             model.add_adapter("b", afina.LoraConfig(r=2, init_lora_weights=False, target_modules=["k_proj", "up_proj"]))
             model.set_adapter(["default", "b"])
         if fast:
-            assert joint.join(model.get_base_model(), lambda m=model: m(input_ids=IDS)) == SETS
+            assert siblings.join(model.get_base_model(), lambda m=model: m(input_ids=IDS)) == SETS
         found.append(step(model))
     assert calls == [3, 2, 3, 2]
     (a, plain), (b, together) = found
@@ -173,10 +174,10 @@ def test_cross_attention_shares_only_what_reads_the_same() -> None:
     base = T5ForConditionalGeneration(T5Config(vocab_size=64, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4,
                                                decoder_start_token_id=0)).bfloat16()  # fmt: skip
     model = afina.get_peft_model(base, afina.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "k", "v", "o"]))
-    found = joint.join(base, lambda: base(input_ids=IDS, decoder_input_ids=IDS))
+    found = siblings.join(base, lambda: base(input_ids=IDS, decoder_input_ids=IDS))
     assert found == 3
     names = {id(h): n for n, h in base.named_modules()}
-    sets = {tuple(names[id(m)] for m in h.beside.members) for _, h in joint.hosts(base) if h.beside is not None}
+    sets = {tuple(names[id(m)] for m in h.beside.members) for _, h in siblings.hosts(base) if h.beside is not None}
     cross = "decoder.block.0.layer.1.EncDecAttention"
     assert (f"{cross}.k", f"{cross}.v") in sets
     assert len(sets) == 3
@@ -187,7 +188,7 @@ def test_copies_are_siblings_among_themselves() -> None:
     model = llama()
     speed_up(model)
     twin = copy.deepcopy(model)
-    own = [h for _, h in joint.hosts(twin)]
+    own = [h for _, h in siblings.hosts(twin)]
     assert all(any(m is h for h in own) for h in own if h.beside is not None for m in h.beside.members)
     torch.testing.assert_close(step(twin), step(model), rtol=0, atol=0)
     model.get_base_model().model.layers[0].self_attn.q_proj(torch.ones(1, 2, 32, dtype=torch.bfloat16))
