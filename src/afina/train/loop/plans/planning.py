@@ -20,6 +20,7 @@ from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
 from .remedies import remedies
 from .setting import Setting, setting_of
+from .several import at_once
 from .sharing_plan import shared_lines
 
 
@@ -159,9 +160,3 @@ def fitting(recipe: Recipe) -> int | None:
     except Untold:
         return None
     return at_once(found, free)
-
-
-def at_once(found: Forecast, free: int) -> int:
-    """How many runs fit in so many bytes, with one base for all; one at a time reads or draws beside its steps."""
-    beside = found.bytes - found.peak.bytes
-    return max(1, (free - found.peak.parts["weights"] - beside) // max(working(found), 1))
