@@ -54,7 +54,10 @@ def three(folder, model, steps=2):
 def trained_in_little_room(recipes):
     """Trained where two fit: what was said, and most at once."""
     words = Words()
-    with patch.object(room, "_shares", lambda recipes: [Share(14, 10, own) for own in (4, 5, 4)]), patch.object(room, "free_bytes", lambda _: 19):
+    with (
+        patch.object(room, "_shares", lambda recipes: [Share(14, 10, own) for own in (4, 5, 4)]),
+        patch.object(room, "free_bytes", lambda _: 19),
+    ):
         found = train_many(recipes, words)
     adapters = [load_file(Path(one.result.folder) / "adapter_model.safetensors") for one in found]
     return [n for n in words.notes if "fit at once" in n], words.most, found, adapters

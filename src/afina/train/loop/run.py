@@ -115,7 +115,9 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     spread_out(spread, cut=recipe.distributed == "tp")
     if place(recipe.model.device).kind == "cpu":
         why = blocks.use()
-        reporter.detail(f"memory of tensors: {f'as torch has it, because {why}' if why else 'in blocks that serve again'}")
+        reporter.detail(
+            f"memory of tensors: {f'as torch has it, because {why}' if why else 'in blocks that serve again'}"
+        )
     engine = load_in_parts(recipe)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)
