@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: docs tutorials release test-spread test-zero demo demo-vision demo-diffusion test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
+.PHONY: docs tutorials release test-spread test-newest test-zero demo demo-vision demo-diffusion test test-all test-rest test-gpu quick mutants check format bench bench-gpu clean help exports test-audio demo-audio bench-plan
 help:
 	@echo "make demo      train the embedded example and show that it worked"
 	@echo "make demo-vision  train a model of images on digits, merge it, show what it takes for what (a minute or two)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-all  run the whole products"
 	@echo "make test-gpu  every method and every kernel on the GPU; skipped, with the reason, without one"
 	@echo "make test-spread  every method on bases that are spread over two processes (minutes)"
+	@echo "make test-newest  the tests with the newest releases of all libraries but torch, in a venv of their own (a quarter of an hour)"
 	@echo "make test-audio  every method on models of sounds (minutes)"
 	@echo "make test-zero  every method with DeepSpeed's engine in two processes; installs it (a quarter of an hour)"
 	@echo "make quick     a first answer in less than a minute: every method, every kind of layer, every storage once"
@@ -115,6 +116,14 @@ $(VENV)-zero/.ready: $(READY)
 	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(VENV)-zero/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-build-isolation -c constraints.txt deepspeed
 	@touch $@
+
+# The constraints are what is tested at every submission; this tells what the next releases change.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV)-newest/torch.txt torch
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -U -c $(VENV)-newest/torch.txt -e ".[dev]"
+	$(VENV)-newest/bin/python -m pytest -n 2 --dist worksteal $(TEST_ARGS)
 
 # Every method with ZeRO-2 and ZeRO-3 in two processes, and recipes with them.
 test-zero: $(VENV)-zero/.ready

@@ -68,16 +68,19 @@ def cells(
     return [Cell(t, m, n, f, s, batch) for s in SEEDS for t in tasks for n in steps for f in factors for m in methods]
 
 
-def measure(cell: Cell) -> dict[str, Any]:
-    """Train and measure; a run that cannot be holds its error."""
+def measure(cell: Cell, dtype: str | None = None) -> dict[str, Any]:
+    """Train and measure, a frozen base in `dtype` if one is named; a run that cannot be holds its error."""
     (candidate,) = candidates(cell.method)
     rate = cell.factor * UNIT[cell.method]
+    dtype = None if cell.method == "full" else dtype
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "training.max_steps": cell.steps, "training.seed": cell.seed, "training.learning_rate": f"{rate:.3g}",
             "data.max_eval_rows": DECODER_HELD_OUT if cell.task in DECODER else HELD_OUT, "output.dir": f"{folder}/out",
         }  # fmt: skip
+        if dtype:
+            settings["model.dtype"] = dtype
         if cell.batch:
             settings["training.batch_size"] = cell.batch
         try:
@@ -90,7 +93,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     return {
         **cell._asdict(), "rate": rate, "before": found["before"], "after": found["after"],
         "descent": found["training"]["descent"]["verdict"], "trainable": found["parameters"]["trainable"],
-        "seconds": round(time.monotonic() - started, 1),
+        "dtype": dtype, "seconds": round(time.monotonic() - started, 1),
         "versions": found["versions"],
     }  # fmt: skip
 
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
     parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
     parser.add_argument("--batch", type=int, help="rows a step (without it the recipe's)")
+    parser.add_argument("--dtype", help="of frozen bases (without it the recipe's)")
     parser.add_argument("--cells", type=int, help="stop after as many runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "rates.json")
     given = parser.parse_args()
@@ -152,7 +156,7 @@ def main() -> None:
     print(f"{len(done)} runs are kept in {given.out}, {len(todo)} to do", flush=True)
     for number, cell in enumerate(todo[: given.cells], 1):
         try:
-            done[cell.key] = measure(cell)
+            done[cell.key] = measure(cell, given.dtype)
         except StoppedError as stopped:
             print(f"stopped in {cell.key}; call it again to go on")
             raise SystemExit(stopped.exit_code) from stopped

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -71,11 +71,11 @@ MEASUREMENTS = """
 ## What was measured
 
 `python -m benchmarks.rates`, all runs in float32 (37 of them on a GPU, from weights rounded to float16), batches of the embedded recipe if nothing else is said; held-out loss by learning rate,
-mean of the seeds, the best in bold. "(end)": the best is the lowest or highest rate tried, so a better one may lie beyond. *Rule*: what a
-recipe without a rate takes there.
+mean of the seeds, the best in bold. "(end)": the best is the lowest or highest rate tried, so a better one may lie beyond. An asterisk: a rate that only
+the first seed tried. *Each seed's best*: of the rates that all tried. *Rule*: what a recipe without a rate takes there.
 
-| task | method | steps | seeds | held-out loss by rate | before | rule |
-|---|---|--:|--:|---|--:|--:|
+| task | method | steps | seeds | held-out loss by rate | each seed's best | before | rule |
+|---|---|--:|--:|---|--:|--:|--:|
 """
 
 
@@ -100,23 +100,34 @@ def measurements(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield MEASUREMENTS.rstrip("\n")
     for group in sorted({group_of(run) for run in runs.values()}):
         mine = [run for run in runs.values() if group_of(run) == group and "after" in run]
-        losses = {
-            rate: fmean(run["after"]["loss"] for run in mine if run["rate"] == rate)
-            for rate in sorted({run["rate"] for run in mine})
-        }
-        if len(losses) < 2:
+        by_rate = {rate: [run for run in mine if run["rate"] == rate] for rate in sorted({run["rate"] for run in mine})}
+        if len(by_rate) < 2:
             continue
-        best = min(losses, key=lambda rate: losses[rate])
+        most = max(map(len, by_rate.values()))
+        losses = {rate: fmean(run["after"]["loss"] for run in of) for rate, of in by_rate.items()}
+        best = min((rate for rate in losses if len(by_rate[rate]) == most), key=lambda rate: losses[rate])
         end = " (end)" if best in (min(losses), max(losses)) else ""
         told = ", ".join(
-            f"**{rate:.2g}: {loss:.3f}**{end}" if rate == best else f"{rate:.2g}: {loss:.3f}"
-            for rate, loss in losses.items()
+            _loss(rate, loss, len(by_rate[rate]) < most, rate == best, end) for rate, loss in losses.items()
         )
         task, method, steps = group
         width = DECODER_WIDTH if mine[0]["task"] in DECODER else ENCODER_WIDTH
         rule = own_rate(methods()[NAMES.get(method, method.upper())].config, width, steps)
-        seeds = len({run["seed"] for run in mine})
-        yield f"| {task} | {method} | {steps} | {seeds} | {told} | {mine[0]['before']['loss']:.3f} | {rule:g} |"
+        seeds = {run["seed"] for run in by_rate[best]}
+        each = ", ".join(f"{rate:.2g}" for rate in _bests(mine, seeds, [r for r in losses if len(by_rate[r]) == most]))
+        yield f"| {task} | {method} | {steps} | {len(seeds)} | {told} | {each} | {mine[0]['before']['loss']:.3f} | {rule:g} |"
+
+
+def _loss(rate: float, loss: float, fewer: bool, best: bool, end: str) -> str:
+    told = f"{rate:.2g}: {loss:.3f}" + "*" * fewer
+    return f"**{told}**{end}" if best else told.replace("*", "\\*")
+
+
+def _bests(runs: Sequence[Mapping[str, Any]], seeds: Iterable[int], rates: Sequence[float]) -> Iterator[float]:
+    """Every seed's own best rate, of those that all of them tried."""
+    for seed in sorted(seeds):
+        own = {run["rate"]: run["after"]["loss"] for run in runs if run["seed"] == seed and run["rate"] in rates}
+        yield min(own, key=lambda rate: own[rate])
 
 
 def main() -> int:

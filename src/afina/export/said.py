@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.caches import cache_name, cache_of
 from ..train.data.encode import token_ids
 from ..train.tasks.base import Trained
 
@@ -81,9 +82,10 @@ def _greedy(model: Any, ids: list[int], count: int) -> tuple[list[int], Tensor]:
     model.eval()
     out: list[int] = []
     given, cache, last = torch.tensor([ids], device=model.device), None, torch.empty(0)
+    name = cache_name(model.forward)
     for _ in range(count):
-        made = model(input_ids=given, past_key_values=cache, use_cache=True)
-        cache, logits = made.past_key_values, made.logits[0, -1].float().cpu()
+        made = model(input_ids=given, **{name: cache}, use_cache=True)
+        cache, logits = cache_of(made), made.logits[0, -1].float().cpu()
         last = last if out else logits
         out.append(int(logits.argmax()))
         given = torch.tensor([out[-1:]], device=model.device)

@@ -9,6 +9,7 @@ Source: Su et al. 2021, arXiv 2104.09864.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from typing import Any
 
@@ -82,7 +83,7 @@ def _forward(kind: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
 @functools.lru_cache(maxsize=64)
 def _with_kernel(kind: Any) -> Any:
     """The forward of a class of layers, calling ours; None where it calls no such function, or another formula."""
-    forward = kind.forward
+    forward = inspect.unwrap(kind.forward)  # transformers 5.24 wraps it, to tell of an argument's former name
     if not isinstance(forward, types.FunctionType) or _CALLED not in forward.__code__.co_names:
         return None
     own = forward.__globals__.get(_CALLED)

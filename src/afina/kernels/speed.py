@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.caches import cache_in, given_cache
 from ..core.layers.sharded import ready, runs_whole, units, whole_parts
 from ..core.layers.weights import autocasts
 from ..errors import AfinaError
@@ -241,7 +242,7 @@ def fused_loss(
     count, shifted = kwargs.pop("num_items_in_batch", None), kwargs.pop("shift_labels", None)
     kwargs.pop("logits_to_keep", None)
     as_tuple = kwargs.pop("return_dict", None) is False
-    if len(args) < 4 and kwargs.get("past_key_values") is None:
+    if len(args) < 4 and given_cache(kwargs) is None:
         kwargs.setdefault("use_cache", False)
     out = base.get_decoder()(*args, **{**kwargs, "return_dict": True})
     if shifted is None:
@@ -254,8 +255,8 @@ def fused_loss(
     else:
         loss = linear_cross_entropy(flat, head.weight, targets, bias=head.bias, softcap=_softcap(base), count=count,
                                     room=room)  # fmt: skip
-    result = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
-                                    hidden_states=out.hidden_states, attentions=out.attentions)  # fmt: skip
+    result = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=out.hidden_states,
+                                    attentions=out.attentions, **cache_in(out))  # fmt: skip
     return result.to_tuple() if as_tuple else result
 
 

@@ -23,6 +23,8 @@ from transformers import (
 import afina
 from afina.errors import ConfigError, TargetError
 
+from ...reference import KNOWS_CACHES
+
 REFERENCE = pytest.importorskip("peft", reason="the reference is the oracle")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 IDS = torch.randint(3, 64, (3, 9), generator=torch.Generator().manual_seed(2))
@@ -108,7 +110,8 @@ def test_generation_with_a_cache_is_that_without_and_that_of_the_reference(kind:
     call = {"input_ids": IDS, "attention_mask": MASK, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     tokens = mine.generate(**call)
     assert torch.equal(tokens, mine.generate(**call, use_cache=False))
-    assert torch.equal(tokens, theirs.generate(**call))
+    if KNOWS_CACHES:
+        assert torch.equal(tokens, theirs.generate(**call))
     assert not torch.equal(tokens, base(kind).generate(**call))
     assert torch.equal(mine.generate(**call, num_beams=3), mine.generate(**call, num_beams=3, use_cache=False))
 

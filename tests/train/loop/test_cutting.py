@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 
 from afina.errors import RecipeError
 
+from ...reference import cuts_here
 from .test_sharing import looked, recipe_in, resumed
 from .test_together import written
+
+pytestmark = cuts_here
 
 
 @pytest.mark.whole

@@ -16,6 +16,7 @@ from afina.train.report.checkpoints import newest_complete
 from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS
 
+from ...reference import cuts_here
 from .. import tiny
 from .test_adapt import ready
 
@@ -117,7 +118,7 @@ UNCUT = {"FULL": "method.type"}
 
 ENGINES = [
     *((n, d) if n in KINDS else pytest.param(n, d, marks=OF_A_KIND) for n in methods() for d in ("ddp", "fsdp2")),
-    *((n, "tp") if n == "LORA" else pytest.param(n, "tp", marks=OF_A_KIND) for n in KINDS),
+    *(pytest.param(n, "tp", marks=[cuts_here] if n == "LORA" else [OF_A_KIND, cuts_here]) for n in KINDS),
 ]
 
 

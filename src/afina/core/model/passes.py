@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError
+from ..caches import given_cache
 from ..config import TaskType, method
 from ..hosts.batch_rows import BASE, Rows
 from ..hosts.host import hosts
@@ -115,7 +116,7 @@ def _padding(kwargs: Mapping[str, Any], settings: Any) -> int:
 
 def _divided(model: Running, rows: Rows, wanted: list[tuple[str, ...]], args: Any, kwargs: dict[str, Any]) -> Any:
     """For every pass: its rows, their numbers, and its arguments."""
-    if kwargs.get("past_key_values") is not None:
+    if given_cache(kwargs) is not None:
         raise ConfigError("a cache cannot be divided into passes", where="past_key_values",
                           fix="run one batch per adapter with set_adapter")  # fmt: skip
     known = {n: method(c).implementation for n, c in model.peft_config.items() if n in rows.groups}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..caches import cache_name, given_cache
 from ..config import TaskType
 from .key_shapes import text_config
 from .placement import Placement, after_prompt, arguments, generating, weighted_loss, word_embeddings
@@ -57,7 +58,7 @@ class MixedPlacement:
         call["attention_mask"] = full
         call["position_ids"] = (full.long().cumsum(1) - 1).clamp_min(0)[:, prefix:]
         if prefix:
-            call["past_key_values"] = self._cache(prefix, encoded)
+            call[cache_name(self.model.forward)] = self._cache(prefix, encoded)
         labels = call.get("labels")
         if labels is not None:
             call["labels"] = self._labels(prompts, labels)
@@ -178,7 +179,8 @@ def can_mix(model: nn.Module, placements: Mapping[str, Placement], kwargs: Mappi
         # A gap between a prefix and the words would move the words out of a window.
         and kinds == {"full_attention"}
         and not windows
-        and all(kwargs.get(k) is None for k in ("position_ids", "token_type_ids", "past_key_values", "cache_position"))
+        and given_cache(kwargs) is None
+        and all(kwargs.get(k) is None for k in ("position_ids", "token_type_ids", "cache_position"))
         and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
         and len({_layout(p) for p in placements.values() if p.encoder.goes_into == "cache"}) <= 1
     )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..caches import cache_name, given_cache
 from ..config import TaskType
 from ..layers.cut import cut_of_keys
 from ..layers.sharded import ready
@@ -86,10 +87,10 @@ class Placement:
         ids = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if ids is None:
             raise ConfigError("neither input_ids nor inputs_embeds was given", where="forward")
-        if call.get("past_key_values") is not None:
+        if given_cache(call) is not None:
             return
         batch, length = ids.shape[:2]
-        call["past_key_values"] = self.cache(batch, call)
+        call[cache_name(self.model.forward)] = self.cache(batch, call)
         if self.is_encoder_decoder:
             mask = call.get("decoder_attention_mask")
             if mask is not None:
@@ -173,7 +174,7 @@ class Placement:
         copies = max(call.get("num_beams", settings.num_beams) or 1,
                      call.get("num_return_sequences", settings.num_return_sequences) or 1)  # fmt: skip
         # generate() takes the cache's tokens for the first ones of the input, so as many stand-ins go before it.
-        call["past_key_values"] = self.cache(len(ids) * copies, call)
+        call[cache_name(self.model.forward)] = self.cache(len(ids) * copies, call)
         if self.is_encoder_decoder:
             return run(**call)
         call["input_ids"] = _lengthen(ids, len(ids), ids.shape[1], self.count, ids.device, 0)

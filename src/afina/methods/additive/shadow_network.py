@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.caches import cache_name
 from ...core.config import TaskType
 from ...core.hosts.routing import Router
 from ...errors import ConfigError, TargetError
@@ -95,7 +96,8 @@ class ShadowNetwork(Router):
         if "inputs_embeds" in inputs:
             inputs["inputs_embeds"] = inputs["inputs_embeds"].to(dtype)
         cache = _cache(given, backbone.config.num_hidden_layers, model)
-        hidden = backbone(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        inputs[cache_name(backbone.forward)] = cache
+        hidden = backbone(**inputs, use_cache=cache is not None).last_hidden_state
         for projection in self.shadow_projection.values():
             hidden = projection(hidden)
         begun: Tensor = hidden.to(next(model.parameters()).dtype)

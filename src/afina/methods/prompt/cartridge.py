@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...core.caches import cache_of
 from ...core.config import bounded, register
 from ...core.layers.sharded import shared_like
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
@@ -146,4 +147,4 @@ def initialize_kv_prefix_from_text(
     device = next(model.parameters()).device
     with torch.no_grad(), model.disable_adapter():
         out = model(input_ids=ids.to(device), use_cache=True)
-    return initialize_kv_prefix_from_past_key_values(model, adapter_name, out.past_key_values)
+    return initialize_kv_prefix_from_past_key_values(model, adapter_name, cache_of(out))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...core.caches import given_cache
 from ...core.layers.weights import BaseWeight
 from ...errors import ConfigError
 from .xlora_controls import XLoraControls
@@ -56,7 +57,7 @@ class XLoraRouter(XLoraControls):
     # -- deciding ---------------------------------------------------------------------------------------------------
 
     def route(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if kwargs.get("past_key_values") is not None:
+        if given_cache(kwargs) is not None:
             raise ConfigError("X-LoRA needs the whole sequence in every pass", where="past_key_values",
                               fix="pass use_cache=False")  # fmt: skip
         plain = {k: v for k, v in kwargs.items() if k != "labels"}

@@ -13,6 +13,7 @@ from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.tasks import TASKS
 
+from ....reference import cuts_here
 from ... import tiny
 
 WHOLE = pytest.mark.whole("language models and classifiers take the same way")
@@ -46,7 +47,7 @@ def measured(recipe):
     ("task", "distributed"),
     [("causal_lm", "ddp"), *(pytest.param(t, "ddp", marks=WHOLE) for t in OTHERS),
      *(pytest.param(t, "fsdp2", marks=WHOLE) for t in ("causal_lm", *OTHERS)),
-     pytest.param("causal_lm", "tp", marks=WHOLE)],
+     pytest.param("causal_lm", "tp", marks=[WHOLE, cuts_here])],
 )  # fmt: skip
 def test_two_processes_measure_what_one_does_with_fewer_passes(task, distributed, models, child, together, tmp_path):
     found = []
