@@ -12,8 +12,8 @@ from afina.errors import RecipeError
 from afina.train.fleet import room
 from afina.train.fleet.many import train_many
 from afina.train.fleet.room import planned_bytes
+from afina.train.loop.plans.base_shares import Share
 from afina.train.loop.plans.rehearsal import Untold
-from afina.train.loop.plans.several import Share
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 

@@ -8,10 +8,10 @@ from typing import Any
 from ...devices.memory_use import free_bytes
 from ...devices.place import place
 from ...methods.baselines.full import FullConfig
+from ..loop.plans.base_shares import Share, groups, share, together
 from ..loop.plans.forecast import Forecast, Target, forecast
 from ..loop.plans.rehearsal import Untold
 from ..loop.plans.setting import setting_of
-from ..loop.plans.several import Share, groups, share, together
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
 from ..report.events import Reporter

@@ -16,11 +16,11 @@ from ...report.events import Reporter
 from ...tasks import named
 from ..adapt import plan
 from ..begin import begin_config
+from .base_shares import at_once
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
 from .remedies import remedies
 from .setting import Setting, setting_of
-from .several import at_once
 from .sharing_plan import shared_lines
 
 

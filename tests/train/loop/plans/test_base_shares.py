@@ -9,7 +9,7 @@ import pytest
 
 from afina.plan.footprint import Peak
 from afina.plan.trace import Event
-from afina.train.loop.plans.several import MORE, PARTS, Share, at_once, groups, share, together
+from afina.train.loop.plans.base_shares import MORE, PARTS, Share, at_once, groups, share, together
 
 
 @pytest.mark.parametrize(
