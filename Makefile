@@ -25,7 +25,7 @@ help:
 	@echo "make check     ruff and mypy"
 	@echo "make bench     measure against the reference and the floor (about half an hour on two cores)"
 	@echo "make exports   every export, loaded in its target and compared; installs the targets (4 GB, half an hour)"
-	@echo "make bench-plan  how far the plan is from what forty runs take (half an hour; goes on where it was stopped)"
+	@echo "make bench-plan  how far the plan is from what forty runs, pipelines and fleets take (an hour; goes on where it was stopped)"
 	@echo "make bench-gpu the same on a GPU, beside other tools that are installed (five minutes)"
 
 $(READY): pyproject.toml constraints.txt
@@ -164,6 +164,7 @@ exports: $(VENV)-exports/.ready
 
 # One thread, because the plan's times are held to the process's own seconds.
 bench-plan: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan_fleets
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.plan $(BENCH_ARGS)
 
 bench-gpu: $(READY)

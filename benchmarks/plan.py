@@ -53,6 +53,22 @@ def measure(name: str) -> dict[str, Any]:
     return {"measured": measured, "plan": plan}
 
 
+def remeasure(name: str) -> dict[str, Any]:
+    """What one case takes of memory, without its plan."""
+    import torch
+
+    torch.set_num_threads(1)
+    from afina.train.loop.run import run
+    from afina.train.recipe.settings import load_recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
+        run(load_recipe(str(small)), Watch())
+        watch = Watch(reads=name in DRAWINGS)
+        run(load_recipe(str(real)), watch)
+    return {"peak": watch.peak, "ready": watch.ready, "read": watch.read}
+
+
 def replan(name: str) -> dict[str, Any]:
     """What the plan says of one case, without running it."""
     import torch
@@ -216,26 +232,34 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=[*EVERY])
     parser.add_argument("--again", action="store_true", help="measure anew what was measured")
     parser.add_argument("--replan", action="store_true", help="plan anew what was measured; times stay as they were")
+    parser.add_argument("--remeasure-one", choices=EVERY, help="measure its memory in this process")
+    parser.add_argument("--remeasure", metavar="SINCE", help="measure the memory anew of what was not since this date; "
+                        "times and plans stay as they were")  # fmt: skip
     given = parser.parse_args()
-    if given.one or given.replan_one:
-        print("RESULT " + json.dumps(measure(given.one) if given.one else replan(given.replan_one)))
-        return
+    for does, name in ((measure, given.one), (replan, given.replan_one), (remeasure, given.remeasure_one)):
+        if name:
+            print("RESULT " + json.dumps(does(name)))
+            return
     for name in given.only or EVERY:
         file = next(file for file, names in FILES.items() if name in names)
         cases = read(file).get("cases", {})
         done = "measured" in cases.get(name, {})
-        if done and not given.again and not given.replan:
+        old = given.remeasure and cases.get(name, {}).get("measured", {}).get("date", "") < given.remeasure
+        if done and not (given.again or given.replan or old):
             continue
         print(f"{name} ...", flush=True)
-        if given.replan and done:
-            new = child("plan", "--replan-one", name)
-            kept = ("bytes", "parts", "gflop", "read") if "error" not in new else ()
-            cases[name]["plan"].update({k: new[k] for k in kept})
+        now, renewed = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}, ""
+        if done and not given.again:
+            part, renewed = ("plan", "planned") if given.replan else ("measured", "remeasured")
+            new = child("plan", "--replan-one" if given.replan else "--remeasure-one", name)
+            kept = ("bytes", "parts", "gflop", "read", "peak", "ready") if "error" not in new else ()
+            cases[name][part].update({k: new[k] for k in kept if k in new})
+            if kept and not given.replan:
+                cases[name][part]["date"] = now["date"]
         else:
             cases[name] = child("plan", "--one", name)
         print(json.dumps(cases[name]), flush=True)
-        now = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
-        found = {**read(file), "planned": now, "cases": cases} if given.replan and done else {**now, "cases": cases}
+        found = {**read(file), renewed: now, "cases": cases} if renewed else {**now, "cases": cases}
         file.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(*map(read, FILES)))
 

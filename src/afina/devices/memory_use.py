@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
+_ARENA_MAX = -8  # of malloc.h
 _STATUS, _MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
 
 
@@ -81,6 +83,33 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # another C library
         return
+
+
+def one_heap() -> None:
+    """Let threads that begin from now on take memory from the heap that is there, not from one of their own each, which
+    comes in pieces of 64 MiB and whose holes no other thread fills. It holds for the rest of the process, and is for
+    threads of which one works at a time; GNU's C library only."""
+    try:
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
+    except (AttributeError, OSError, TypeError):
+        return
+
+
+@functools.cache
+def _thread_buffers() -> Any:
+    """MKL's function, under the name that it has inside of torch's library."""
+    import torch
+
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).mkl_serv_thread_free_buffers
+    except (AttributeError, OSError):
+        return None
+
+
+def free_thread_buffers() -> None:
+    """Give back what MKL, where torch has it, keeps for the next product of the thread that calls."""
+    if (free := _thread_buffers()) is not None:
+        free()
 
 
 def _of(device: Any) -> tuple[str, Any]:

@@ -31,14 +31,18 @@ class _Kept:
         self.share: Tensor | None = None
         self.spent = False
 
-    def product(self) -> Tensor:
+    def product(self, part: slice, shape: torch.Size) -> Tensor:
+        """The product of some of its numbers, which follow each other in memory."""
         self.spend(False)
         assert self.gate is not None
         assert self.up is not None
-        if _fits(self.gate, self.up):
-            return backends.on(self.gate.device).gated(self.gate, self.up)
-        self.share = F.silu(self.gate)
-        return self.share * self.up
+        gate, up = (x.flatten()[part].view(shape) for x in (self.gate, self.up))
+        if _fits(gate, up):
+            return backends.on(gate.device).gated(gate, up)
+        share = F.silu(gate)
+        if share.numel() == self.gate.numel():
+            self.share = share.view_as(self.gate)
+        return share * up
 
     def spend(self, overwritten: bool) -> None:
         """Note whether a backward pass leaves its gradients in the place of gate and up. Raises where one has."""
@@ -79,18 +83,21 @@ def _product(gate: Tensor, up: Tensor, kept: _Kept) -> Tensor:
 
 
 def gated(gate: Tensor, up: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
-    """`down(silu(gate) * up)`; what `down` keeps of its input is made again in the backward pass."""
+    """`down(silu(gate) * up)`; what `down` keeps of its input, or of some of its rows, is made again in the backward
+    pass."""
     kept = _Kept(gate.detach(), up.detach())
     product = _product(gate, up, kept)
     # Not the tensor itself: the backward pass holds on to both functions.
-    own = product.data_ptr(), product.numel(), product.dtype
+    own = product.untyped_storage()._cdata, product.dtype
+    plain = gate.shape == up.shape and all(x.is_contiguous() for x in (gate, up, product))
 
     def pack(tensor: Tensor) -> Any:
-        same = (tensor.data_ptr(), tensor.numel(), tensor.dtype) == own and tensor.is_contiguous()
-        return tensor.shape if same else tensor
+        same = plain and (tensor.untyped_storage()._cdata, tensor.dtype) == own and tensor.is_contiguous()
+        first = tensor.storage_offset()
+        return (slice(first, first + tensor.numel()), tensor.shape) if same else tensor
 
     def unpack(held: Any) -> Tensor:
-        return held if isinstance(held, Tensor) else kept.product().view(held)
+        return held if isinstance(held, Tensor) else kept.product(*held)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return down(product)

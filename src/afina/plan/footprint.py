@@ -12,6 +12,8 @@ from .trace import PARTS, Event
 
 KEPT = 30
 """What outlives so many large tensors is kept for the backward pass, or longer."""
+PLAIN = 72
+"""Bytes that `kernels.cpu.blocks` asks for beyond a tensor's own."""
 BESIDE = 15 * 2**19
 """Bytes of a process on its first steps, of the libraries' code and Python's objects (measured: 7 to 8 MiB)."""
 
@@ -38,11 +40,13 @@ class Peak:
 
 
 def on_processor(
-    events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0, rows: int = 0
-) -> Peak:
+    events: Iterable[Event], parts: Mapping[int, str], weights: Mapping[int, int], unread: int = 0, rows: int = 0,
+    plain: bool = False,
+) -> Peak:  # fmt: skip
     """The peak in main memory, beside what the process had before.
 
     Args:
+        plain: tensors have the blocks of `kernels.cpu.blocks`, not torch's own.
         weights: bytes of the base's tensors by their keys; they are read from files, which the heap does not see.
         unread: bytes of them that no step reads, which stay in the files.
         rows: bytes of tensors that were made of rows beforehand and are kept.
@@ -54,7 +58,8 @@ def on_processor(
         if event.key in weights:
             continue
         if event.size > 0:
-            heap.allocate(event.key, event.size, kept=event.key in kept)
+            size = event.size + PLAIN if plain else event.size
+            heap.allocate(event.key, size, aligned=not plain, kept=event.key in kept)
         else:
             heap.free(event.key)
         watch.at(heap.taken + watch.weights)

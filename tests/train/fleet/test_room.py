@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from afina.errors import RecipeError
 from afina.train.fleet import room
 from afina.train.fleet.many import train_many
-from afina.train.fleet.room import packed, planned_bytes
+from afina.train.fleet.room import planned_bytes
+from afina.train.loop.plans.base_shares import Share
 from afina.train.loop.plans.rehearsal import Untold
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
@@ -50,24 +51,13 @@ def three(folder, model, steps=2):
     return out
 
 
-@pytest.mark.parametrize(
-    ("needs", "space", "groups"),
-    [
-        ([3, 3, 3], 9, [[0, 1, 2]]),
-        ([3, 3, 3], 8, [[0, 1], [2]]),
-        ([9, 1, 1], 4, [[0], [1, 2]]),
-        ([1, 9, 1], 4, [[0], [1], [2]]),
-        ([5, 5], -1, [[0], [1]]),
-    ],
-)
-def test_each_group_has_as_many_as_there_is_room_for_and_one_at_least(needs, space, groups):
-    assert packed(needs, space) == groups
-
-
 def trained_in_little_room(recipes):
     """Trained where two fit: what was said, and most at once."""
     words = Words()
-    with patch.object(room, "_needs", lambda recipes: (10, [4, 5, 4])), patch.object(room, "free_bytes", lambda _: 19):
+    with (
+        patch.object(room, "_shares", lambda recipes: [Share(14, 10, own) for own in (4, 5, 4)]),
+        patch.object(room, "free_bytes", lambda _: 19),
+    ):
         found = train_many(recipes, words)
     adapters = [load_file(Path(one.result.folder) / "adapter_model.safetensors") for one in found]
     return [n for n in words.notes if "fit at once" in n], words.most, found, adapters
@@ -85,18 +75,19 @@ def test_runs_that_do_not_fit_at_once_wait_and_end_as_all_do(model_folder, child
 
 def needs(recipes):
     with patch.object(room, "forecast", wraps=room.forecast) as forecast:
-        weights, beside = room._needs(recipes)
+        shares = room._shares(recipes)
         asked = [call.args[0].recipe.method.r for call in forecast.call_args_list]
-    with patch.object(room, "_needs", return_value=(weights, beside)):
-        return weights, beside, planned_bytes(recipes), asked
+    with patch.object(room, "_shares", return_value=shares):
+        return shares, planned_bytes(recipes), asked
 
 
 @pytest.mark.whole("two plans")
 def test_runs_that_take_as_much_are_planned_once_and_the_weights_are_there_once(model_folder, child, tmp_path):
-    weights, beside, all_at_once, asked = child(needs, three(tmp_path, model_folder))
+    shares, all_at_once, asked = child(needs, three(tmp_path, model_folder))
     assert asked == [4, 8]
-    assert beside[0] == beside[2] < beside[1]
-    assert all_at_once == weights + sum(beside) > weights > 0
+    assert shares[0] == shares[2]
+    assert shares[0].own < shares[1].own
+    assert all_at_once == shares[0].common + sum(one.own for one in shares) > shares[0].common > 0
 
 
 def stopped(recipes):
@@ -134,7 +125,7 @@ def test_runs_that_cannot_be_planned_are_trained_at_once_and_it_is_said(monkeypa
         raise Untold("memory cannot be told", fix="why")
 
     words = Words()
-    monkeypatch.setattr(room, "_needs", untold)
+    monkeypatch.setattr(room, "_shares", untold)
     assert room.waves(three(tmp_path, model_folder), words) == [[0, 1, 2]]
     assert words.notes == ["all 3 runs are trained at once: memory cannot be told (why)"]
 

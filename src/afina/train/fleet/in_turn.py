@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...devices.memory_use import free_thread_buffers, one_heap
 from ..loop.steps.random_states import random_states, set_random_states
 
 
@@ -53,6 +54,7 @@ class Turn:
         except BaseException as error:
             self.error = error
         self.ended = True
+        free_thread_buffers()
         self._asleep.release()
 
     def go_on(self, answer: Any = None) -> None:
@@ -74,6 +76,7 @@ class Turn:
     def wait_for(self, request: Any) -> Any:
         """Ask, and sleep until there is an answer; called by the run itself."""
         self.request = request
+        free_thread_buffers()  # who works next has use for the memory
         self._asleep.release()
         self._awake.acquire()
         if isinstance(self.answer, Failed):
@@ -105,6 +108,7 @@ def take_turns(turns: Sequence[Turn], serve: Callable[[Sequence[Turn]], dict[Tur
         serve: gets those that wait, when nobody works any more; gives answers to some of them, to at least one. What it
             raises, those that wait raise too, so that each gives back what it holds.
     """
+    one_heap()
     ready: dict[Turn, Any] = dict.fromkeys(turns)
     while ready:
         for turn, answer in ready.items():
@@ -112,6 +116,7 @@ def take_turns(turns: Sequence[Turn], serve: Callable[[Sequence[Turn]], dict[Tur
         waiting = [turn for turn in turns if not turn.ended]
         try:
             ready = serve(waiting) if waiting else {}
+            free_thread_buffers()
         except BaseException as error:
             for turn in waiting:
                 turn.go_on(Failed(error))

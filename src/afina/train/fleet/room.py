@@ -8,8 +8,8 @@ from typing import Any
 from ...devices.memory_use import free_bytes
 from ...devices.place import place
 from ...methods.baselines.full import FullConfig
+from ..loop.plans.base_shares import Share, groups, share, together
 from ..loop.plans.forecast import Forecast, Target, forecast
-from ..loop.plans.planning import working
 from ..loop.plans.rehearsal import Untold
 from ..loop.plans.setting import setting_of
 from ..recipe.sections import Recipe
@@ -24,14 +24,13 @@ _ALIKE: dict[str, Any] = {
 
 
 def planned_bytes(recipes: Sequence[Recipe]) -> int:
-    """What runs on one base take at once: its weights, and what each takes beside them.
+    """What runs on one base take at once.
 
     Raises:
         Untold: what one of them takes cannot be told.
         AfinaError: what would stop a run at its beginning.
     """
-    weights, beside = _needs(recipes)
-    return weights + sum(beside)
+    return together(_shares(recipes))
 
 
 def waves(recipes: Sequence[Recipe], reporter: Reporter) -> list[list[int]]:
@@ -44,41 +43,24 @@ def waves(recipes: Sequence[Recipe], reporter: Reporter) -> list[list[int]]:
     if free is None:
         return [everyone]
     try:
-        weights, beside = _needs(recipes)
+        shares = _shares(recipes)
     except Untold as error:
         reporter.note(f"all {len(recipes)} runs are trained at once: {error.what} ({error.fix or error.got})")
         return [everyone]
-    out = packed(beside, free - weights)
+    out = groups(shares, free)
     if len(out) > 1:
         reporter.note(f"{len(out[0])} of {len(recipes)} runs fit at once, the others wait (at_once=)")
     return out
 
 
-def packed(needs: Sequence[int], room: int) -> list[list[int]]:
-    """The places of `needs` in groups, in order, each with as many as `room` holds, at least one."""
-    out: list[list[int]] = []
-    left = 0
-    for number, need in enumerate(needs):
-        if not out or need > left:
-            out.append([])
-            left = room
-        out[-1].append(number)
-        left -= need
-    return out
-
-
-def _needs(recipes: Sequence[Recipe]) -> tuple[int, list[int]]:
-    """Bytes of the base's weights, and of each run beside them. Runs that take as much as each other are planned
-    once; one that trains the whole model has weights of its own."""
+def _shares(recipes: Sequence[Recipe]) -> list[Share]:
+    """What each is among the others. Runs that take as much as each other are planned once."""
     found: dict[str, Forecast] = {}
     for recipe in recipes:
         if (key := _key(recipe)) not in found:
             target = Target(place(recipe.model.device).name, place(recipe.model.device), None, None)
             found[key] = forecast(setting_of(recipe, Reporter()), target, timed=False)
-    beside = [
-        working(found[_key(r)]) + (found[_key(r)].peak.parts["weights"] if _whole(r) else 0) for r in recipes
-    ]  # fmt: skip
-    return max(one.peak.parts["weights"] for one in found.values()), beside
+    return [share(found[_key(r)], whole=_whole(r)) for r in recipes]
 
 
 def _key(recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from ...core.model.peft_model import PeftModel
 from ...devices.place import place
 from ...devices.ranks import cut, from_first, is_first, joined, size, spread_out
 from ...errors import StoppedError
+from ...kernels.cpu import blocks
 from ...kernels.frozen import FrozenPrefix
 from ..answers.evaluate import against
 from ..answers.generate import keep_ends
@@ -112,6 +113,11 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     config = begin_config(recipe, steps)
     spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
     spread_out(spread, cut=recipe.distributed == "tp")
+    if place(recipe.model.device).kind == "cpu":
+        why = blocks.use()
+        reporter.detail(
+            f"memory of tensors: {f'as torch has it, because {why}' if why else 'in blocks that serve again'}"
+        )
     engine = load_in_parts(recipe)
     base = named(recipe.task).load(recipe.model, location, labels, tokenizer)
     config = trains_new_tokens(config, base, tokenizer, recipe.model)

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -68,21 +69,42 @@ def _found(target: tuple[str, ...] | None = None) -> tuple[ctypes.CDLL | None, s
     Args:
         target: flags for the compiler; those for the instructions that torch uses here if None.
     """
+    machine, uses = platform.machine(), torch.backends.cpu.get_cpu_capability()
+    target = target or PROCESSORS.get((machine, uses), PROCESSORS.get((machine, None)))
+    here = Path(__file__).parent
+    sources, headers = sorted(here.glob("*.cpp")), sorted(here.glob("*.h"))
+    if target is None and sys.platform.startswith("linux") and os.environ.get(SWITCH) != "0":
+        return None, f"they are for AVX-512, AVX2 and NEON, and torch uses {uses} on {machine} here"
+    return compiled(sources, (*FLAGS, *(target or ())), "kernels.so", (), _processor(), headers=headers)
+
+
+def compiled(
+    sources: Sequence[Path], options: Sequence[str], name: str, end: Sequence[str] = (), known: str = "",
+    headers: Sequence[Path] = (),
+) -> tuple[ctypes.CDLL | None, str]:  # fmt: skip
+    """A library of these sources, and why there is none; compiled once, and found again in the cache.
+
+    Args:
+        options: for the compiler.
+        end: what follows the sources.
+        known: what else it depends on.
+        headers: files of ours that the sources read.
+    """
     if os.environ.get(SWITCH) == "0":
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
         return None, "they are compiled under Linux only"
-    machine, uses = platform.machine(), torch.backends.cpu.get_cpu_capability()
-    target = target or PROCESSORS.get((machine, uses), PROCESSORS.get((machine, None)))
-    if target is None:
-        return None, f"they are for AVX-512, AVX2 and NEON, and torch uses {uses} on {machine} here"
     compiler = (
         shlex.split(os.environ.get("CXX", "")) or [c for c in (shutil.which("g++"), shutil.which("c++")) if c][:1]
     )
     if not compiler:
         return None, "there is no C++ compiler (g++)"
+    # The C++ library is named, because CXX may be a compiler for C, which does not link it by itself.
+    command = [*compiler, *options, *map(str, sources), *end, "-lstdc++"]
+    texts = [path.read_bytes() for path in (*sources, *headers)]
     try:
-        return ctypes.CDLL(str(_built(compiler, target))), ""
+        known += _output([*compiler, "--version"]) + repr([*compiler, *options, *end])
+        return ctypes.CDLL(str(_built(command, name, [*texts, known.encode()]))), ""
     except subprocess.CalledProcessError as error:
         first = next((x for x in error.stderr.splitlines() if "error" in x), error.stderr[:100])
         return None, f"{compiler[0]} could not compile them ({first.strip()[:100]})"
@@ -90,27 +112,20 @@ def _found(target: tuple[str, ...] | None = None) -> tuple[ctypes.CDLL | None, s
         return None, " ".join(str(error).split())[:200]
 
 
-def _built(compiler: list[str], target: tuple[str, ...]) -> Path:
-    """The compiled library of these sources, this compiler and this processor."""
-    here = Path(__file__).parent
-    sources = sorted(here.glob("*.cpp"))
-    command = [*compiler, *FLAGS, *target]
-    version = _output([*compiler, "--version"])
+def _built(command: Sequence[str], name: str, parts: Sequence[bytes]) -> Path:
+    """What a command makes, kept under what it is made of."""
     known = hashlib.sha256()
-    for part in (*(p.read_bytes() for p in (*sources, *sorted(here.glob("*.h")))), repr(command).encode(),
-                 version.encode(), _processor().encode()):  # fmt: skip
+    for part in parts:
         known.update(hashlib.sha256(part).digest())
-    name = "kernels.so"
 
     def make(work: Path) -> None:
-        # Named, because CXX may be a compiler for C, which does not link it by itself.
-        _output([*command, *map(str, sources), "-lstdc++", "-o", str(work / name)])
+        _output([*command, "-o", str(work / name)])
         ctypes.CDLL(str(work / name))  # what cannot be loaded is not kept
 
     return make_once(cache_dir() / "native" / known.hexdigest()[:20], make) / name
 
 
-def _output(command: list[str]) -> str:
+def _output(command: Sequence[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
 
 

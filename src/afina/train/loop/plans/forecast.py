@@ -10,6 +10,7 @@ import torch
 from ....devices.found import Device
 from ....devices.memory_use import free_bytes
 from ....devices.place import place
+from ....kernels.cpu import blocks
 from ....plan.footprint import Peak, on_cuda, on_processor
 from ....plan.probe import Speed, speed_of
 from ....plan.published import Figures, published
@@ -122,4 +123,4 @@ def _peak(target: Target, found: Rehearsed, unread: int, rows: int) -> Peak:
     """What was rehearsed, put to the target's allocator; what is kept of rows lies in main memory."""
     if target.gpu:
         return on_cuda(found.events, found.parts, found.weights, target.free)
-    return on_processor(found.events, found.parts, found.weights, unread, rows)
+    return on_processor(found.events, found.parts, found.weights, unread, rows, plain=not blocks.why_not())

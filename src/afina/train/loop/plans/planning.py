@@ -16,6 +16,7 @@ from ...report.events import Reporter
 from ...tasks import named
 from ..adapt import plan
 from ..begin import begin_config
+from .base_shares import at_once
 from .forecast import Forecast, Target, forecast
 from .rehearsal import Untold
 from .remedies import remedies
@@ -159,9 +160,3 @@ def fitting(recipe: Recipe) -> int | None:
     except Untold:
         return None
     return at_once(found, free)
-
-
-def at_once(found: Forecast, free: int) -> int:
-    """How many runs fit in so many bytes, with one base for all; one at a time reads or draws beside its steps."""
-    beside = found.bytes - found.peak.bytes
-    return max(1, (free - found.peak.parts["weights"] - beside) // max(working(found), 1))

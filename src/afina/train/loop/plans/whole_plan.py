@@ -10,8 +10,9 @@ from ....devices.memory_use import used_bytes
 from ....plan.usage import told_bytes
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
+from .base_shares import at_once
 from .forecast import Forecast, Target, forecast, target_of
-from .planning import at_once, outline, told_beside, told_room, told_time
+from .planning import outline, told_beside, told_room, told_time
 from .remedies import Largest, largest, remedies
 from .setting import Setting, setting_of
 

@@ -1,0 +1,50 @@
+"""How runs are counted that share a base."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from afina.plan.footprint import Peak
+from afina.plan.trace import Event
+from afina.train.loop.plans.base_shares import MORE, PARTS, Share, at_once, groups, share, together
+
+
+@pytest.mark.parametrize(
+    ("owns", "free", "expected"),
+    [
+        ([3, 3, 3], 19, [[0, 1, 2]]),
+        ([3, 3, 3], 18, [[0, 1], [2]]),
+        ([9, 1, 1], 14, [[0], [1, 2]]),
+        ([1, 9, 1], 14, [[0], [1], [2]]),
+        ([5, 5], -1, [[0], [1]]),
+    ],
+)
+def test_each_group_has_as_many_as_there_is_room_for_and_one_at_least(owns, free, expected):
+    assert groups([Share(10 + own, 10, own) for own in owns], free) == expected
+
+
+def found(libraries: int, beside: int = 0) -> Any:
+    events = [Event(0, 900, 0), Event(1, 7, 1), Event(2, 5, 1), Event(1, -7, 1), Event(3, 40, 1)]
+    kinds = {0: "activations", 1: "activations", 2: "activations", 3: "loss"}
+    parts = {"weights": 100, "activations": 50, **({"libraries": libraries} if libraries else {})}
+    peak = Peak(parts, 150)
+    return SimpleNamespace(peak=peak, bytes=peak.bytes + beside, rehearsal=SimpleNamespace(events=events, parts=kinds))
+
+
+def test_weights_libraries_and_what_reads_are_there_once_and_a_shared_pass_has_more_of_the_widest():
+    one = share(found(30, beside=4))
+    assert one == Share(184, 134 + MORE, 50 + PARTS * 7)
+    assert together([one]) == 184
+    assert together([one, one]) == 134 + MORE + 2 * (50 + PARTS * 7)
+    assert share(found(30), whole=True).own == 150 + PARTS * 7
+    assert share(found(0)).common == 100  # of a GPU
+
+
+def test_as_many_fit_as_groups_have():
+    for free in (100, 150, 171, 242, 243, 1000):
+        count = at_once(found(0), free)
+        assert groups([share(found(0))] * (count + 1), free)[0] == [*range(count)]
+    assert at_once(found(0), 1000) == 12
