@@ -218,7 +218,7 @@ class LayerConfig(PeftConfig):
     exclude_modules: list[str] | str | None = extension()
     layers_to_transform: list[int] | int | None = extension()
     layers_pattern: list[str] | str | None = extension()
-    modules_to_save: list[str] | None = extension()
+    modules_to_save: list[str] | None = None
 
     default_targets: ClassVar[Mapping[str, list[str] | str]] = {}
     """model_type -> targets, where it differs from the common table of `core.architectures`."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core.config import LayerConfig, bounded, register
+from ...core.config import LayerConfig, bounded, extension, register
 from ...core.hosts.adapter import Activation, Site
 from ...core.hosts.view import View
 from ...core.layers.cut import cut_of_keys
@@ -36,6 +36,7 @@ class AdaptionPromptConfig(LayerConfig):
 
     adapter_len: int | None = bounded(None, ge=1)
     adapter_layers: int | None = bounded(None, ge=1)
+    modules_to_save: list[str] | None = extension()
 
     default_learning_rate: ClassVar[float] = 9e-3
 

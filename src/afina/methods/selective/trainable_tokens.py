@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.config import LayerConfig, register
+from ...core.config import LayerConfig, extension, register
 from ...core.hosts.adapter import Adapter, Site
 from ...core.hosts.tied import Tied
 from ...core.hosts.view import View
@@ -35,6 +35,7 @@ class TrainableTokensConfig(LayerConfig):
 
     token_indices: list[int] = field(default_factory=list, metadata={"bounds": {"ge": 0}})
     init_weights: bool = True
+    modules_to_save: list[str] | None = extension()
 
     default_learning_rate: ClassVar[float] = 1e-3
     disk_folder: str = field(default="", metadata={"runtime": True})

@@ -113,7 +113,7 @@ def _trained(recipe: Recipe, split: Split, labels: list[str] | None, output: Out
     config = begin_config(recipe, steps)
     spread = choose(recipe, Setting(recipe, location, tokenizer, data, steps), reporter)
     spread_out(spread, cut=recipe.distributed == "tp")
-    if place(recipe.model.device).kind == "cpu":
+    if recipe.training.fast and place(recipe.model.device).kind == "cpu":
         why = blocks.use()
         reporter.detail(
             f"memory of tensors: {f'as torch has it, because {why}' if why else 'in blocks that serve again'}"

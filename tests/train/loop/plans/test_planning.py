@@ -111,9 +111,11 @@ def fitting(path, free):
 
 def test_as_many_runs_fit_at_once_as_there_is_memory_for_beside_one_base(tmp_path, model_folder, child):
     recipe = tiny.write_recipe(tmp_path, model_folder)
-    few, many = (child(fitting, recipe, free) for free in (2**26, 2**28))
-    assert 4 * few <= many <= 4 * few + 4
-    step = 1024 * memory_of_a_step(child(told, recipe))
-    assert few * step < 2**26 < 2 * few * step
+    few, more, many = (child(fitting, recipe, free) for free in (2**26, 2**27, 2**28))
+    # What there is once for all is counted once, and each adds as much as the one before.
+    assert abs((many - more) - 2 * (more - few)) <= 3
+    own = 2**27 / (many - more)
+    assert 0 < 2**26 - few * own < 2**26
+    assert own < 1024 * memory_of_a_step(child(told, recipe))
     assert child(fitting, recipe, 1) == 1
     assert child(fitting, recipe, None) is None

@@ -105,12 +105,12 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
     found = rehearse(setting, gpu=target.gpu, steps=2 if target.gpu else STEPS)
     unread, beside = unread_bytes(setting, found.base), dict[str, Peak]()
     around = named(setting.recipe.task).around(setting.recipe, setting.location, setting.data)
-    rows = 0 if around is None else around.kept
-    peak = _peak(target, found, unread, rows)
+    rows, fast = 0 if around is None else around.kept, setting.recipe.training.fast
+    peak = _peak(target, found, unread, rows, fast)
     if around is not None:
         reading = rehearse_reading(setting, around)
-        beside[READING] = _peak(target, reading, reading.unread, rows)
-    if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows)).bytes > peak.bytes:
+        beside[READING] = _peak(target, reading, reading.unread, rows, fast)
+    if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows, fast)).bytes > peak.bytes:
         beside[DRAWING] = drawn
     if not timed:
         return Forecast(target, peak, found, beside=beside)
@@ -119,8 +119,9 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
     return Forecast(target, peak, found, seconds, found.usual.flops, beside)
 
 
-def _peak(target: Target, found: Rehearsed, unread: int, rows: int) -> Peak:
+def _peak(target: Target, found: Rehearsed, unread: int, rows: int, fast: bool) -> Peak:
     """What was rehearsed, put to the target's allocator; what is kept of rows lies in main memory."""
     if target.gpu:
         return on_cuda(found.events, found.parts, found.weights, target.free)
-    return on_processor(found.events, found.parts, found.weights, unread, rows, plain=not blocks.why_not())
+    plain = fast and not blocks.why_not()
+    return on_processor(found.events, found.parts, found.weights, unread, rows, plain=plain)
