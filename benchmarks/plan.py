@@ -169,9 +169,12 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def _elsewhere(found: dict[str, Any]) -> str:
-    """Where memory was planned anew, if that was later or on another machine than what it is held to."""
-    later = found.get("planned")
-    return f" Memory was planned anew on {later['date']}, on {later['machine']['processor']}." if later else ""
+    """When and where memory was measured or planned anew, after the times."""
+    told = (("remeasured", "measured"), ("planned", "planned"))
+    return "".join(
+        f" Memory was {what} anew on {found[key]['date']}, on {found[key]['machine']['processor']}."
+        for key, what in told if key in found
+    )  # fmt: skip
 
 
 def page(found: dict[str, Any], drawn: dict[str, Any] | None = None) -> str:
