@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +33,48 @@ PAGE = Path(__file__).parents[1] / "docs" / "plan-results.md"
 
 def measure(name: str) -> dict[str, Any]:
     """One case, in this process: what it takes, and what the plan says."""
-    import torch
+    timed, before = name not in DRAWINGS, list[float]()
 
-    torch.set_num_threads(1)
-    from afina.train.loop.run import run
-    from afina.train.recipe.settings import load_recipe
+    def look(real: Path) -> None:
+        if timed:
+            before.append(_planned(real, timed=True)["seconds"])
 
     with tempfile.TemporaryDirectory() as folder:
-        small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
-        run(load_recipe(str(small)), Watch())
-        watch = Watch(reads=name in DRAWINGS)
-        before = None if name in DRAWINGS else _planned(real, timed=True)["seconds"]
-        done = run(load_recipe(str(real)), watch)
-        plan = _planned(real, timed=before is not None)
+        real, watch, loss = _watched(name, Path(folder), look)
+        plan = _planned(real, timed=timed)
     steps = watch.steps[1:]
-    measured = {"peak": watch.peak, "ready": watch.ready, "seconds": statistics.median(steps), "least": min(steps),
-                "steps": len(watch.steps), "loss": done.report["training"]["loss"], "read": watch.read}  # fmt: skip
-    if before is not None:
-        plan["seconds"] = (before + plan["seconds"]) / 2  # the speed was measured right before and right after
+    measured = {**_memory(watch), "seconds": statistics.median(steps), "least": min(steps),
+                "steps": len(watch.steps), "loss": loss}  # fmt: skip
+    if timed:  # the speed was measured right before and right after
+        plan["seconds"] = (before[0] + plan["seconds"]) / 2
     return {"measured": measured, "plan": plan}
 
 
 def remeasure(name: str) -> dict[str, Any]:
     """What one case takes of memory, without its plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _memory(_watched(name, Path(folder))[1])
+
+
+def _memory(watch: Any) -> dict[str, Any]:
+    return {"peak": watch.peak, "ready": watch.ready, "read": watch.read}
+
+
+def _watched(name: str, folder: Path, first: Callable[[Path], None] = lambda real: None) -> tuple[Path, Any, float]:
+    """Run one case after a tiny one of its kind, and after `first` of its recipe: the recipe, what was seen, the
+    loss."""
     import torch
 
     torch.set_num_threads(1)
     from afina.train.loop.run import run
     from afina.train.recipe.settings import load_recipe
 
-    with tempfile.TemporaryDirectory() as folder:
-        small, real = (_write(name, Path(folder) / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
-        run(load_recipe(str(small)), Watch())
-        watch = Watch(reads=name in DRAWINGS)
-        run(load_recipe(str(real)), watch)
-    return {"peak": watch.peak, "ready": watch.ready, "read": watch.read}
+    small, real = (_write(name, folder / kind, tiny=kind == "tiny") for kind in ("tiny", "real"))
+    run(load_recipe(str(small)), Watch())
+    first(real)
+    watch = Watch(reads=name in DRAWINGS)
+    done = run(load_recipe(str(real)), watch)
+    return real, watch, done.report["training"]["loss"]
 
 
 def replan(name: str) -> dict[str, Any]:

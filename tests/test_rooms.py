@@ -126,6 +126,10 @@ def test_imports_run_down_the_house(within: str, rooms: tuple[str, ...]) -> None
     assert not climbing, "\n".join(climbing)
 
 
+def test_every_folder_of_code_is_a_package() -> None:
+    assert not [p for p in {f.parent for f in ROOT.rglob("*.py")} if not (p / "__init__.py").is_file()]
+
+
 @pytest.mark.parametrize(("within", "rooms"), [("", FLOORS), *ROOMS.items()])
 def test_every_room_has_its_floor(within: str, rooms: tuple[str, ...]) -> None:
     there = {p.stem if p.is_file() else p.name for p in (ROOT / within).iterdir()

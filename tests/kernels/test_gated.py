@@ -63,6 +63,38 @@ def test_product_is_not_kept_for_the_backward_pass() -> None:
     torch.testing.assert_close(weight.grad, (F.silu(gate) * up).sum(0).expand(4, 4))
 
 
+def test_of_a_product_that_is_read_in_parts_none_is_kept_and_the_gradients_are_the_formulas() -> None:
+    torch.manual_seed(0)
+    gate, up = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights = [torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def down(h: Tensor) -> Tensor:
+        return torch.cat([F.linear(h[:3], weights[0]), F.linear(h[3:], weights[1])])
+
+    kept: list[torch.Size] = []
+
+    def parts(gate: Tensor, up: Tensor) -> Tensor:
+        product = module._Kept.product
+
+        def counted(self: Any, part: slice, shape: torch.Size) -> Tensor:
+            kept.append(shape)
+            return product(self, part, shape)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module._Kept, "product", counted)
+            out = gated(gate, up, down)
+            out.square().sum().backward()
+        return out.detach()
+
+    torch.testing.assert_close(parts(gate, up), down(F.silu(gate) * up).detach())
+    assert kept == [torch.Size([4, 5]), torch.Size([3, 5])]
+    found = [t.grad for t in (gate, up, *weights)]
+    for t in (gate, up, *weights):
+        t.grad = None
+    down(F.silu(gate) * up).square().sum().backward()
+    torch.testing.assert_close(found, [t.grad for t in (gate, up, *weights)])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_model_makes_the_same_step(monkeypatch: pytest.MonkeyPatch, checkpointing: bool, either: bool) -> None:
     calls: list[int] = []

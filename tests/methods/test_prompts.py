@@ -24,6 +24,8 @@ from transformers import (
 )
 
 import afina
+from afina.core.config import methods
+from afina.core.prompts.encoder import PromptEncoder
 
 from ..reference import KNOWS_CACHES, knows_caches
 
@@ -169,6 +171,11 @@ def test_generation_equals_the_references(method: str, name: str, beams: int, tm
     settings = {"attention_mask": torch.ones_like(x), "max_new_tokens": 5, "do_sample": False, "num_beams": beams,
                 "pad_token_id": 0}  # fmt: skip
     assert torch.equal(ours.generate(input_ids=x, **settings), theirs.generate(input_ids=x, **settings))
+
+
+def test_every_method_of_virtual_tokens_is_among_them() -> None:
+    kinds = {m.config.__name__ for m in methods().values() if issubclass(m.implementation, PromptEncoder)}
+    assert kinds == {name.partition(" ")[0] for name in METHODS}
 
 
 @pytest.mark.parametrize(("method", "name"), [c for c in CASES if not c[1].startswith("bert")])

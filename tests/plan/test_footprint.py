@@ -31,6 +31,15 @@ def test_weights_of_files_do_not_lie_in_the_heap_and_rows_that_are_not_read_stay
     assert 190 * MIB < whole.bytes - BESIDE < 210 * MIB
 
 
+def test_blocks_that_serve_again_leave_no_gaps_where_torchs_own_do():
+    events = [Event(key, MIB, 1) for key in range(2, 42)]
+    events += [Event(key, -MIB, 1) for key in range(2, 42, 2)] + [Event(key, MIB, 1) for key in range(42, 62)]
+    parts = dict.fromkeys(range(2, 62), "activations")
+    torchs, ours = (on_processor(events, parts, {}, plain=plain).bytes - BESIDE for plain in (False, True))
+    assert 40 * MIB < ours < 42 * MIB
+    assert torchs > ours + 15 * MIB
+
+
 def test_a_weight_that_goes_is_no_longer_counted():
     found = on_cuda([Event(0, -100 * MIB, 0), *EVENTS, Event(2, 50 * MIB, 2)], PARTS, {0: 100 * MIB})
     assert (found.alive, found.parts["weights"]) == (120 * MIB, 0)
