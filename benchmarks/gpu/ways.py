@@ -3,6 +3,8 @@ own, together and one group after the other. Each by the trial that chooses amon
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,12 +30,24 @@ def ways(device: str, tiny: bool) -> list[dict[str, Any]]:
                 best.append(min(found, key=lambda how, ms=found: ms[how]))
                 out.append({"layers": f"{name}: {layers}", "tokens": tokens, "pass": side, "ms": found})
             of_all = outputs, inputs, (RANK * GROUPS,) * len(outputs)
-            for learns in (False, True):
-                times = rows_trial.measured(of_all, tokens, GROUPS, dtype, where, wide_trial.Way(*best), learns)
-                side = "rows, with backward" if learns else "rows, forward"
-                named = dict(zip(("together", "one after the other"), times, strict=True))
-                out.append({"layers": f"{name}: {layers}", "tokens": tokens, "pass": side, "ms": named})
+            dense = rows_trial.Case(of_all, tokens, GROUPS, dtype, where, wide_trial.Way(*best))
+            out += [{"layers": f"{name}: {layers}", "tokens": tokens, **one} for one in _rows(dense)]
     return out
+
+
+def _rows(dense: Any) -> Iterator[dict[str, Any]]:
+    """Rows with LoRA and DoRA, and with LoRA on layers in few bits."""
+    from afina.kernels.updates import rows_trial
+    from afina.kernels.updates.wide import ADDED
+
+    kinds: dict[str, dict[str, Any]] = {"rows": {}, "rows of DoRA": {"magnified": True}}
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        kinds |= {f"rows, {name}": {"kind": (name, 0.0), "way": ADDED} for name in ("nf4", "int8")}
+    for name, how in kinds.items():
+        for learns in (False, True):
+            times = rows_trial.measured(dense._replace(**how), learns)
+            named = dict(zip(("together", "one after the other"), times, strict=True))
+            yield {"pass": f"{name}, {'with backward' if learns else 'forward'}", "ms": named}
 
 
 def _sets(shape: dict[str, Any]) -> list[tuple[str, tuple[int, ...], int]]:
