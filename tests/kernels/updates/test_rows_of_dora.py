@@ -63,14 +63,12 @@ def dense(dtype=torch.float32):
 
 
 def in_4_bits():
-    pytest.importorskip("bitsandbytes")
     from ..cuda.test_few_bits import llama
 
     return llama()
 
 
 def in_8_bits():
-    pytest.importorskip("bitsandbytes")
     from ..cuda.test_eight_bits import llama
 
     return llama()
@@ -90,32 +88,22 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def places(monkeypatch):
-    """Where every dequantised weight lay; bitsandbytes dequantises into a given tensor on GPUs only."""
+def places(monkeypatch, writes_where_it_is_told):
+    """Where every dequantised weight lay."""
     seen, own = [], few_bits.Buffer.of
-    try:
-        from bitsandbytes import functional
-    except ImportError:
-        return seen
-    plain = functional.dequantize_4bit
-
-    def dequantize(codes, state=None, out=None, **more):
-        found = plain(codes, state, **more)
-        return found if out is None else out.copy_(found)
 
     def noted(self, *args):
         out = own(self, *args)
         seen.append(out.data_ptr())
         return out
 
-    monkeypatch.setattr(functional, "dequantize_4bit", dequantize)
     monkeypatch.setattr(few_bits.Buffer, "of", noted)
     return seen
 
 
-def with_more(made, way):
-    """A model with three adapters; rows are made together, by a way, or one group after the other."""
-    model = made()
+def with_more(made, choose, device="cpu"):
+    """A model with four adapters; rows are made as `choose` says, or one group after the other."""
+    model = made().to(device)
     torch.manual_seed(1)
     for name, fields in ADAPTERS.items():
         config = afina.LoraConfig(init_lora_weights=False, target_modules="all-linear", **fields)
@@ -125,12 +113,13 @@ def with_more(made, way):
         for name in ("default", "dora", "wide"):  # as after some training
             if isinstance(m := getattr(host.adapter(name), "lora_magnitude_vector", None), torch.Tensor):
                 m.data *= torch.linspace(0.5, 2, m.numel()).view(m.shape)
-    if way is not None:
+    if choose is not None:
         share_buffer(model.get_base_model())
-        siblings.join(model.get_base_model(), lambda: model(input_ids=IDS), lambda *_: way)
-    return model
+        siblings.join(model.get_base_model(), lambda: model(input_ids=IDS.to(device)), choose)
+    return model.to(device)
 
 
+@pytest.mark.sampled(2, "each pair of adapters meets two ways at the least")
 @pytest.mark.parametrize("names", NAMES, ids=" ".join)
 @pytest.mark.parametrize(
     ("made", "way"), [(dense, ADDED), (dense, Way(CARRY, CARRY)), (in_4_bits, ADDED), (in_8_bits, ADDED)]
@@ -139,7 +128,7 @@ def test_a_models_step_is_that_of_rows_one_after_the_other(made, way, names, cal
     expected = step(with_more(made, None), adapter_names=names)
     assert not calls
     assert not places
-    model = with_more(made, way)
+    model = with_more(made, lambda *_: way)
     found = step(model, adapter_names=names)
     same(found, expected)
     layers = model.get_base_model().config.num_hidden_layers
@@ -160,7 +149,7 @@ def test_16_bits_are_no_further_from_the_exact_result_than_each_adapter_by_itsel
         return model(input_ids=IDS, adapter_names=adapter_names).logits.double()
 
     exact = logits(with_more(dense, None).double(), names)
-    model, alone = with_more(lambda: dense(dtype), ADDED), []
+    model, alone = with_more(lambda: dense(dtype), lambda *_: ADDED), []
     found = logits(model, names)
     assert calls
     for i, name in enumerate(names):
@@ -172,7 +161,6 @@ def test_16_bits_are_no_further_from_the_exact_result_than_each_adapter_by_itsel
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("scaled", [False, True])
 def test_what_is_timed_of_layers_in_few_bits_is_the_same_thing(kind, scaled, places):
-    pytest.importorskip("bitsandbytes")
     case = rows_trial.Case(((128, 64), 64, (5, 3)), 13, 2, torch.float32, CPU, kind=kind, magnified=scaled)
     batch, found = rows_trial.Batch(case), []
     for outputs in (batch.together(), batch.apart()):

@@ -106,6 +106,8 @@ class Siblings:
     def _room_for(self, layers: list[Layer], way: Way, x: Tensor) -> Room | None:
         """Where the weights lie, if their products carry these updates; they are moved there in the first step."""
         weights, ranks = _dense(layers), tuple(len(layer.a) for layer in layers)
+        if len(weights) < len(layers):
+            return None
         if way.moves and (room := self._moved(weights, ranks, way, x, layers[0].rows is not None)) is not None:
             return room
         way = way.without_room
