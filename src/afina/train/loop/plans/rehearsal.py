@@ -23,10 +23,11 @@ from ...tasks import named
 from ...tasks.job import Around
 from ..adapt import adapted, counts
 from ..begin import begin_config
-from ..fast_paths import speed_up_run
-from .pretence import chunks, fakes, unwatched
+from ..fast_paths import offload, speed_up_run
+from .pretence import MainMemory, chunks, fakes, unwatched
 from .quantised_shapes import FewBits, quantised, stored_bytes
 from .setting import Setting
+from .stepping import Stepping
 
 STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
@@ -70,6 +71,7 @@ class Rehearsal(Rehearsed):
         base: the model with its adapter inside, without data.
         batch: what the trainer was given.
         drawing: the same steps, after which images are drawn; None if none are.
+        offloaded: bytes of main memory in which activations of a step wait.
     """
 
     work: Work
@@ -81,6 +83,7 @@ class Rehearsal(Rehearsed):
     base: nn.Module
     batch: Mapping[str, Any]
     drawing: Rehearsed | None = None
+    offloaded: int = 0
 
 
 def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
@@ -139,16 +142,17 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     trace.number = 0.0  # so that kernels are found to agree
     with trace.of("temporary"):
         speed_up_run(recipe, model, setting.tokenizer, setting.data, setting.steps, Reporter())
+    offload(recipe, model, Reporter(), elsewhere := MainMemory())
     trace.number = 1.0
     trainer = task.trainer(recipe, model, setting.tokenizer, setting.data, task.arguments(recipe, folder, 1e-3))
     if size() > 1 and type(trainer).__module__.partition(".")[0] != "transformers":
         raise Untold("memory and time cannot be told of this task in one of several processes", where="task",
                      got=recipe.task, fix="its trainer would wait for the others")  # fmt: skip
     made = _batch(setting, trainer, longest=True)
-    run = _Stepping(trace, trainer, gpu)
+    run = Stepping(trace, trainer, gpu)
     for _ in range(steps):
         run.step(made)
-    events, work = trace.events[began:], trace.works[steps]
+    events, work, offloaded = trace.events[began:], trace.works[steps], elsewhere.taken // steps
     if _is_uneven(setting) and not setting.tokens:
         run.step(_batch(setting, trainer, longest=False))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -158,7 +162,8 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     if around is not None and around.drawing is not None:
         around.drawing(trace, inner)
         drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights})
-    return Rehearsal(events, trace.parts, weights, work, usual, *counts(model), trained, shape, inner, made, drawing)
+    return Rehearsal(events, trace.parts, weights, work, usual, *counts(model), trained, shape, inner, made, drawing,
+                     offloaded)  # fmt: skip
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
@@ -181,60 +186,6 @@ def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
 
 def _weights(trace: Trace) -> dict[int, int]:
     return {key: size for key, size in trace.sizes().items() if trace.parts[key] == "weights"}
-
-
-class _Stepping:
-    """A trainer's steps, each part of them told to the trace."""
-
-    def __init__(self, trace: Trace, trainer: Any, gpu: bool) -> None:
-        self.trace, self.trainer, self.gpu = trace, trainer, gpu
-        self.model = trainer.model.train()
-        self.optimizer = trainer.create_optimizer()
-        for group in self.optimizer.param_groups if gpu else ():
-            if "foreach" in group:
-                group["foreach"] = True
-        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-        trainer._prepare_inputs = lambda inputs: inputs  # they lie where the model does
-        own = trainer.accelerator.backward
-
-        def backward(loss: Tensor, **how: Any) -> None:
-            with trace.of("temporary"):
-                own(loss, **how)
-
-        trainer.accelerator.backward = backward
-        self._tell_loss()
-
-    def _tell_loss(self) -> None:
-        """What comes after the decoder or encoder is of the loss."""
-        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        inner = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
-        if isinstance(inner, nn.Module):
-            inner.register_forward_pre_hook(lambda *_: self._now("activations"))
-            inner.register_forward_hook(lambda *_: self._now("loss"))
-
-    def _now(self, part: str) -> None:
-        if self.trace.part in ("activations", "loss"):
-            self.trace.part = part
-
-    def step(self, batch: Mapping[str, Any]) -> None:
-        """One step of the optimizer, of one batch."""
-        self.trace.step += 1
-        inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        with _disable_current_modes():
-            numbers = {k: v.clone() for k, v in batch.items() if isinstance(v, Tensor)}  # the step may change its own
-        for key, found in numbers.items():
-            self.trace.known.tell(inputs[key], found)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with self.trace.of("activations"):
-            self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
-        self.trace.mark((p.grad for p in parameters if p.grad is not None), "gradients")
-        with self.trace.of("temporary"):
-            if self.trainer.args.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, self.trainer.args.max_grad_norm, foreach=self.gpu or None)
-            self.optimizer.step()
-            state = [t for kept in self.optimizer.state.values() for t in kept.values() if isinstance(t, Tensor)]
-            self.trace.mark(state, "optimizer")
-            self.optimizer.zero_grad()
 
 
 def _base(setting: Setting) -> Any:
