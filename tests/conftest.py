@@ -54,6 +54,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item.nodeid not in left]
 
 
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A GPU that a test has brought to a halt answers no test after it: the run ends and names that one."""
+    if item.get_closest_marker("gpu") and not no_gpu():
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            pytest.exit(f"no GPU any more since {item.nodeid}: {str(error).splitlines()[0]}", returncode=1)
+
+
 def pytest_collection_finish() -> None:
     # Tens of thousands of tests are not looked at again by every collection of garbage.
     gc.freeze()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from itertools import combinations, product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from afina.core.config import methods
 
+from . import conftest
 from .battery.kinds import KINDS
 from .battery.storages import LINEAR_ROWS, STORAGES
 from .battery.table import CASES, ROWS
@@ -130,3 +134,18 @@ def test_the_parts_of_the_rest_are_all_of_it_and_apart() -> None:
     assert set().union(*parts) == names
     assert sum(map(len, parts)) == len(names)
     assert min(map(len, parts)) > 250
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_gpu_that_no_longer_answers_ends_the_run_and_the_test_is_named(
+    marked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halted() -> None:
+        raise RuntimeError("an illegal memory access\nwas encountered")
+
+    monkeypatch.setattr(conftest, "no_gpu", lambda: "")
+    monkeypatch.setattr(torch.cuda, "synchronize", halted)
+    item: Any = SimpleNamespace(nodeid="tests/a.py::b", get_closest_marker=lambda name: marked)
+    expected = pytest.raises(pytest.exit.Exception, match=r"since tests/a\.py::b: an illegal memory")
+    with expected if marked else nullcontext():
+        conftest.pytest_runtest_teardown(item)

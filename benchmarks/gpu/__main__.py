@@ -62,12 +62,14 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(NAMES))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="miniature models: shows that all runs, measures nothing")
-    parser.add_argument("--seconds", type=float, default=280, help="no row is begun after these")
+    parser.add_argument("--seconds", type=float, help="no row is begun after these; 280, in miniature no limit")
     parser.add_argument("--results", type=Path, help="folder of gpu.json; in miniature nothing is kept without it")
     parser.add_argument("--only", action="append", default=[], metavar="WHO", help="a contender by name")
     parser.add_argument("--unsloth", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     given.rows = given.rows or list(NAMES)
+    if given.seconds is None:
+        given.seconds = float("inf") if given.tiny else 280
     if unknown := set(given.rows) - set(NAMES):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     return given
@@ -86,10 +88,15 @@ def _versions() -> dict[str, str]:
 def _row(name: str, device: str, tiny: bool, only: list[str]) -> dict[str, Any]:
     from .contenders import missing
     from .measure import floor, measured
+    from .page import why as told
     from .rows import ROWS
 
     row = ROWS[name].tiny() if tiny else ROWS[name]
-    out: dict[str, Any] = {"floor": floor(row, device, tiny), "aim": row.aim, "contenders": {}}
+    out: dict[str, Any] = {"aim": row.aim, "contenders": {}}
+    try:
+        out["floor"] = floor(row, device, tiny)
+    except Exception as error:  # of this row nothing can be said then; the others are still to be measured
+        return {**out, "floor": {"why": told(error)}}
     for who in [w for w in row.contenders if not only or w in only]:
         why = missing(who, row, device)
         print(f"{name}: {who}{f': {why}' if why else ' ...'}", flush=True)
@@ -101,7 +108,7 @@ def _row(name: str, device: str, tiny: bool, only: list[str]) -> dict[str, Any]:
             try:
                 out["contenders"][who] = measured(who, row, device, tiny)
             except Exception as error:  # a peer may fail in any way; the others are still to be measured
-                out["contenders"][who] = {"why": f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")}
+                out["contenders"][who] = {"why": told(error)}
         print(json.dumps(out["contenders"][who]), flush=True)
     return out
 
@@ -141,6 +148,7 @@ def _unsloth(name: str, tiny: bool) -> dict[str, Any]:
 def _slowest(rows: dict[str, Any], device: str, tiny: bool) -> dict[str, Any] | None:
     """The row in which the best of afina takes the most floors, by operation."""
     from .measure import profile
+    from .page import why as told
     from .rows import ROWS
 
     ours = {}
@@ -154,7 +162,11 @@ def _slowest(rows: dict[str, Any], device: str, tiny: bool) -> dict[str, Any] | 
         return None
     name = max(ours, key=lambda n: ours[n][0])
     row = ROWS[name].tiny() if tiny else ROWS[name]
-    return {"row": name, "who": ours[name][1], "operations": profile(ours[name][1], row, device, tiny)}
+    found: dict[str, Any] = {"row": name, "who": ours[name][1]}
+    try:
+        return {**found, "operations": profile(found["who"], row, device, tiny)}
+    except Exception as error:  # what was measured is still to be printed
+        return {**found, "why": told(error)}
 
 
 def _keep(found: dict[str, Any], given: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ def missing(name: str, row: Row, device: str) -> str:
         if word in name and importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
     if ("liger" in name or "unsloth" in name) and device != "cuda":
-        return "for GPUs"
+        return "it runs on GPUs only"
     return "bitsandbytes is not installed" if row.stored and importlib.util.find_spec("bitsandbytes") is None else ""
 
 
@@ -97,15 +97,21 @@ def adapted(name: str, row: Row, device: str, tiny: bool) -> tuple[Any, list[str
         _same_start(model)
     if "compile" in name:
         model.forward = torch.compile(model.forward, mode="reduce-overhead" if name == GRAPHS else None)
-    return model.train(row.method != "adapters"), said
+    model.train(not row.adapters)
+    for layer in model.modules():  # which on processors have no gradient in evaluation; else it is nothing to them
+        if type(layer).__name__ == "Linear4bit":
+            layer.train()
+    return model, said
 
 
 def _with_adapters(library: Any, model: Any, row: Row) -> Any:
     config = library.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEARS, task_type="CAUSAL_LM",
                                 use_dora=row.method == "dora")  # fmt: skip
     out = library.get_peft_model(model, config)
-    for number in range(1, row.batch if row.method == "adapters" else 1):
+    for number in range(1, row.batch if row.adapters else 1):
         out.add_adapter(str(number), config)
+    for name, parameter in out.named_parameters():  # those of all adapters count, not of the active one alone
+        parameter.requires_grad_("lora_" in name)
     return out
 
 
@@ -133,12 +139,17 @@ def _way(name: str) -> Any:
 
 
 def _same_start(model: Any) -> None:
-    """Small random numbers in all matrices that train, in the order of the parameters, which is the same for all."""
+    """Small random numbers in all matrices that train, in an order of their names that is the same for all."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for _, parameter in sorted(model.named_parameters(), key=lambda named: _by_parts(named[0])):
             if parameter.requires_grad and parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.02)
+
+
+def _by_parts(name: str) -> list[str]:
+    """A parameter's name as a key that is the same wherever a library puts its adapters' names."""
+    return sorted(set(name.split(".")) - {"base_model", "model", "adapters", "weight"})
 
 
 def unsloth(row: Row, folder: str, checkpointing: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .contenders import adapted, base, surroundings
+from .page import why
 from .rows import EQUAL, LENGTHS, Row
 
 WARM, TIMED = 4, 8
@@ -24,6 +25,7 @@ def measured(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
     with surroundings(name):
         model, said = adapted(name, row, device, tiny)
         out = timed(model, batch(name, row, device, tiny), row, device)
+        said += [f"gradients: none, because of {out.pop('no_gradient')}"] if "no_gradient" in out else []
         said += [f"replayed steps: not after all, because {off}"] if (off := _off(model)) else []
         del model
     free(device)
@@ -40,11 +42,10 @@ def _off(model: Any) -> str:
 def timed(model: Any, data: dict[str, Any], row: Row, device: str) -> dict[str, Any]:
     """The same of a model that is there."""
     held = _allocated(device)
-    loss, norm = first_step(model, data) if row.method != "adapters" else (None, None)
+    first = first_step(model, data, row.adapters)
     _forget_peak(device)
     found = times(stepper(model, data, row, device), device)
-    return {**found, "loss": loss, "gradient_norm": norm, "beyond_mib": _mib(_peak(device), held),
-            "weights_mib": _mib(held, 0)}  # fmt: skip
+    return {**found, **first, "beyond_mib": _mib(_peak(device), held), "weights_mib": _mib(held, 0)}
 
 
 def batch(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
@@ -60,9 +61,8 @@ def batch(name: str, row: Row, device: str, tiny: bool) -> dict[str, Any]:
     labels = ids.clone()
     labels[:, : round(tokens * (1 - row.supervised))] = -100
     out: dict[str, Any] = {"input_ids": ids.to(device), "labels": labels.to(device)}
-    if row.method == "adapters":
+    if row.adapters:
         out["adapter_names"] = ["default", *map(str, range(1, row.batch))]
-        del out["labels"]
     return out
 
 
@@ -79,19 +79,31 @@ def _uneven(rows: list[torch.Tensor], by_lengths: bool, device: str) -> dict[str
     return {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in out.items()}
 
 
-def first_step(model: Any, data: dict[str, Any]) -> tuple[float, float]:
-    """Loss, and norm of all gradients, before anything is trained."""
-    loss = model(**data, use_cache=False).loss
-    loss.backward()
+def first_step(model: Any, data: dict[str, Any], may_fail: bool = False) -> dict[str, Any]:
+    """Loss, and norm of all gradients, before anything is trained.
+
+    Args:
+        may_fail: whether those are measured too that have no gradient of this; then it says why.
+    """
+    try:
+        loss = model(**data, use_cache=False).loss
+        loss.backward()
+    except RuntimeError as error:
+        if not may_fail:
+            raise
+        with torch.no_grad():
+            loss = model(**data, use_cache=False).loss
+        return {"loss": float(loss), "gradient_norm": None, "no_gradient": why(error)}
     gradients = [p.grad.float().norm() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
-    return float(loss), float(torch.stack(gradients).norm())
+    return {"loss": float(loss), "gradient_norm": float(torch.stack(gradients).norm())}
 
 
 def stepper(model: Any, data: dict[str, Any], row: Row, device: str) -> Step:
     """What is timed: forward, backward and AdamW; of many adapters forward alone."""
-    if row.method == "adapters":
-        return torch.no_grad()(lambda: model(**data, use_cache=False).logits)
+    if row.adapters:
+        inputs = {key: value for key, value in data.items() if key != "labels"}
+        return torch.no_grad()(lambda: model(**inputs, use_cache=False).logits)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
@@ -132,14 +144,14 @@ def floor(row: Row, device: str, tiny: bool) -> dict[str, float]:
         for weight in weights:
             out, width = weight.shape
             _ = states[width] @ weight.T
-            if row.method != "adapters":
+            if not row.adapters:
                 _ = states[out] @ weight
             if row.method == "full":
                 _ = states[out].T @ states[width]
         return states[width]
 
     found = times(step, device)
-    products = {"adapters": 1, "full": 3}.get(row.method, 2)
+    products = 1 if row.adapters else {"full": 3}.get(row.method, 2)
     work = 2 * tokens * products * sum(w.numel() for w in weights)
     return {**found, "tflops": work / found["ms"] / 1e9}
 

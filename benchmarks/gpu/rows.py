@@ -14,7 +14,7 @@ SHAPES = MappingProxyType({
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "tie_word_embeddings": False},
 })  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320}  # fmt: skip
 
 FAST, ALONE = "afina + speed_up", "afina + speed_up, loss alone"
@@ -25,6 +25,7 @@ ADDED, CARRIED, KERNEL = (f"{REPLAYED}, updates {how}" for how in ("added", "car
 WAYS = "ways"
 """Not a row: layers alone, by every way that updates take (`ways`)."""
 _STEP = ("peft", LIGER, "afina", ALONE)
+_ROWS = ("peft", "afina", FAST)
 PADDED, LENGTHS, EQUAL = "afina, padded", "afina, by lengths", "afina, the same tokens in equal rows"
 LENGTHS_REPLAYED, EQUAL_REPLAYED = f"{LENGTHS}, replayed", f"{EQUAL}, replayed"
 
@@ -36,7 +37,8 @@ class Row:
     Attributes:
         size: a shape of `SHAPES`.
         batch, tokens: rows of a batch and tokens of a row.
-        method: lora, dora, full, or adapters (as many as rows, one each, forward alone).
+        method: lora, dora or full.
+        adapters: as many as rows, one each; forward alone is timed.
         layers: fewer than the shape has; 0 for all.
         supervised: the share of tokens that the loss is taken on, at the end of a row.
         lengths: whether rows have lengths from a sixteenth of `tokens` to all of it.
@@ -50,6 +52,7 @@ class Row:
     tokens: int
     contenders: tuple[str, ...] = _STEP
     method: str = "lora"
+    adapters: bool = False
     layers: int = 0
     supervised: float = 1.0
     lengths: bool = False
@@ -81,7 +84,10 @@ ROWS = {row.name: row for row in (
     Row("1b-long", "1b", 1, 8192, (LIGER, ALONE)),
     Row("1b-dora", "1b", 4, 1024, method="dora"),
     Row("1b-full", "1b", 4, 1024, ("plain", "plain + liger", "plain + compile", ALONE), method="full"),
-    Row("1b-adapters", "1b", 8, 256, ("peft", "afina", FAST), method="adapters"),
+    Row("1b-adapters", "1b", 8, 256, _ROWS, adapters=True),
+    Row("1b-adapters-dora", "1b", 8, 256, _ROWS, method="dora", adapters=True),
+    Row("1b-adapters-nf4", "1b", 8, 256, _ROWS, stored="nf4", adapters=True),
+    Row("1b-adapters-int8", "1b", 8, 256, _ROWS, stored="int8", adapters=True),
 )}  # fmt: skip
 """Those with an aim first, so that a short time measures them."""
 NAMES = (*(name for name, row in ROWS.items() if row.aim), WAYS, *(name for name, row in ROWS.items() if not row.aim))

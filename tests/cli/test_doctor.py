@@ -47,13 +47,13 @@ def test_doctor_ends_with_2_where_a_kernel_is_not_its_formula(child):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
-@pytest.mark.parametrize("verb", ["train", "compare", "chat", "predict", "merge", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "compare", "tune", "chat", "predict", "merge", "convert", "doctor"])
 def test_every_command_that_runs_a_model_refuses_a_device_that_is_not_there(verb, tmp_path, model_folder, child):
     import afina
 
     recipe = tiny.write_recipe(tmp_path, model_folder)
     adapter = tmp_path / "adapter"
-    if verb in ("chat", "predict", "merge"):
+    if verb in ("chat", "predict", "merge", "convert"):
         from transformers import AutoModelForCausalLM
 
         model = afina.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), afina.LoraConfig())
@@ -61,9 +61,11 @@ def test_every_command_that_runs_a_model_refuses_a_device_that_is_not_there(verb
     words = {
         "train": [recipe],
         "compare": [recipe],
+        "tune": [recipe],
         "chat": [adapter, "--prompt", "a"],
         "predict": [adapter, tmp_path / "eval.jsonl"],
         "merge": [adapter, tmp_path / "merged"],
+        "convert": [adapter, tmp_path / "converted"],
         "doctor": [],
     }
     code, _, err = child(command, verb, *words[verb], "--device", "cuda")

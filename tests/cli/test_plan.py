@@ -29,7 +29,13 @@ def test_a_plan_tells_parts_and_what_fits_on_a_device_that_is_not_here(recipe, c
     assert any("published figures, nothing measured there" in line for line in found["verdict"])
 
 
-@pytest.mark.parametrize(("words", "said"), [((), "no recipe"), (("--device", "X9"), "no figures of this device")])
+_BOTH = ("--device", "h100", "training.offload=activations", "training.gradient_checkpointing=true")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ((), "no recipe"), (("--device", "X9"), "no figures of this device"),
+    (_BOTH, "activations that are computed again need not be kept elsewhere"),
+])  # fmt: skip
 def test_mistakes_are_told_in_four_lines(recipe, child, words, said):
     source = (str(recipe),) if words else ()
     code, _, err = child(command, "plan", *source, *words)

@@ -29,6 +29,20 @@ def switch_off(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes dequantises 4 bits into a given tensor on GPUs only; here it does everywhere."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    own = functional.dequantize_4bit
+
+    def dequantize(codes: torch.Tensor, state: object, out: torch.Tensor | None = None, **more: object) -> torch.Tensor:
+        if out is None or codes.is_cuda:
+            return own(codes, state, out=out, **more)
+        return out.copy_(own(codes, state, **more))
+
+    monkeypatch.setattr(functional, "dequantize_4bit", dequantize)
+
+
+@pytest.fixture
 def native_library() -> None:
     there(native._found())
 

@@ -22,12 +22,15 @@ from afina.train.base.quantize import in_fp8
 
 from .cuda.test_eight_bits import llama as llama_in_8_bits
 from .cuda.test_few_bits import llama as llama_in_4_bits
+from .updates import test_rows_of_dora as rows_of_dora
 from .updates.test_wide import always
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
 LORA = afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
 LENGTHS = (40, 3, 64, 21)
 ALL_TILES = list(candidates())[2:]
+CHOSEN = [("cpu", always), *(pytest.param("cuda", one, marks=pytest.mark.gpu) for one in (always, way))]
+"""Ways that updates take, of which the trial is the device's."""
 IN_ONE_KERNEL = [lambda *_, how=how: Way(how, how) for how in ALL_TILES]
 
 
@@ -133,33 +136,33 @@ def test_activations_in_pinned_memory_come_back_as_they_were(monkeypatch):
     near(step(moved), step(plain), 1e-6)
 
 
-@pytest.mark.gpu
-def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own():
-    pytest.importorskip("bitsandbytes")
-    plain, shared = (llama_in_4_bits().to("cuda") for _ in range(2))
+@pytest.mark.parametrize("device", DEVICES)
+def test_layers_in_4_bits_that_share_a_buffer_are_bitsandbytes_own(device, writes_where_it_is_told):
+    plain, shared = (llama_in_4_bits().to(device) for _ in range(2))
     assert share_buffer(shared) == 14
-    expected = step(plain)
-    near(step(shared), expected, 1e-3)
+    expected = step(plain, device)
+    near(step(shared, device), expected, 1e-3)
     shared.zero_grad()
-    ids = torch.arange(8, device="cuda")[None]
+    ids = torch.arange(8, device=device)[None]
     assert siblings.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
-    near(step(shared), expected, 1e-3)
+    near(step(shared, device), expected, 1e-3)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("threshold", [0.0, 6.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_layers_in_8_bits_made_together_are_bitsandbytes_own(dtype, threshold):
+@pytest.mark.parametrize("device", DEVICES)
+def test_layers_in_8_bits_made_together_are_bitsandbytes_own(device, dtype, threshold):
     pytest.importorskip("bitsandbytes")
-    plain, shared = (llama_in_8_bits(threshold, dtype).to("cuda").train() for _ in range(2))
+    # On the processor its products are in 8 bits in evaluation only.
+    plain, shared = (llama_in_8_bits(threshold, dtype).to(device).train(device == "cuda") for _ in range(2))
     assert share_buffer(shared) == 14
     # A rounding in float32 may turn one in 8 bits over.
-    expected, far = step(plain), 1e-2 if dtype == torch.float32 else 3e-2
-    near(step(shared), expected, far)
+    expected, far = step(plain, device), 1e-2 if dtype == torch.float32 else 3e-2
+    near(step(shared, device), expected, far)
     shared.zero_grad()
-    ids = torch.arange(8, device="cuda")[None]
+    ids = torch.arange(8, device=device)[None]
     assert siblings.join(shared.get_base_model(), lambda: shared(input_ids=ids)) == 4
-    near(step(shared), expected, far)
+    near(step(shared, device), expected, far)
 
 
 @pytest.mark.gpu
@@ -183,34 +186,47 @@ def test_a_product_and_its_update_in_one_kernel_are_the_formula(sizes, dtype, ti
         assert float((found.double() - exact).norm() / exact.norm()) <= far
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("choose", [always, way])
-def test_rows_with_adapters_of_their_own_are_those_one_after_the_other(choose, dtype):
+@pytest.mark.parametrize(("device", "choose"), CHOSEN)
+def test_rows_with_adapters_of_their_own_are_those_one_after_the_other(device, choose, dtype):
     found = []
     for chosen in (None, choose):
-        model = adapted("cuda", dtype)
+        model = adapted(device, dtype)
         torch.manual_seed(1)
         model.add_adapter("b", afina.LoraConfig(target_modules="all-linear", init_lora_weights=False, r=5))
         for _, host in siblings.hosts(model.get_base_model()):
             host.require_grad(("default", "b"))
-        ids = torch.arange(8, device="cuda")[None]
+        ids = torch.arange(8, device=device)[None]
         assert siblings.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
-        found.append(step(model, adapter_names=["b", "default"]))
+        found.append(step(model, device, adapter_names=["b", "default"]))
     near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)
     assert len(found[0][1]) == 2 * 28
 
 
-@pytest.mark.gpu
+@pytest.mark.sampled(4, "updates/test_rows_of_dora.py has them on the processor")
+@pytest.mark.parametrize("names", [["dora", "wide"], ["lora", "default"], ["dora", "default"]], ids=" ".join)
+@pytest.mark.parametrize("made", [rows_of_dora.dense, rows_of_dora.in_4_bits, rows_of_dora.in_8_bits])
+@pytest.mark.parametrize(("device", "choose"), CHOSEN)
+def test_rows_with_dora_and_on_layers_in_few_bits_are_those_one_after_the_other(
+    device, choose, made, names, writes_where_it_is_told
+):  # fmt: skip
+    one_by_one, together = (rows_of_dora.with_more(made, chosen, device) for chosen in (None, choose))
+    # A rounding in float32 may turn one in 8 bits over.
+    far = 1e-2 if made is rows_of_dora.in_8_bits else 1e-3
+    found, expected = (step(model, device, adapter_names=names) for model in (together, one_by_one))
+    near(found, expected, far)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("choose", [always, *IN_ONE_KERNEL, way])
-def test_updates_in_the_layers_own_products_are_those_that_are_added(choose, dtype):
+@pytest.mark.parametrize(("device", "choose"), [*CHOSEN, *(pytest.param("cuda", one, marks=pytest.mark.gpu)
+                                                           for one in IN_ONE_KERNEL)])  # fmt: skip
+def test_updates_in_the_layers_own_products_are_those_that_are_added(device, choose, dtype):
     found = []
     for chosen in (None, choose):
-        model = adapted("cuda", dtype)
-        ids = torch.arange(8, device="cuda")[None]
+        model = adapted(device, dtype)
+        ids = torch.arange(8, device=device)[None]
         assert siblings.join(model.get_base_model(), lambda m=model, i=ids: m(input_ids=i), chosen) == 4
-        found.append(step(model))
+        found.append(step(model, device))
     lie = [not host.base.weight.is_contiguous() for _, host in siblings.hosts(model.get_base_model())]
     assert all(lie) or choose is not always
     near(found[1], found[0], 1e-5 if dtype == torch.float32 else 3e-2)

@@ -10,6 +10,7 @@ import typer
 from ..errors import CheckpointError, ConfigError, NotMergeable
 from .as_json import AsJson, say_json
 from .guard import guarded
+from .options import Device
 
 if TYPE_CHECKING:
     from ..core.combine.low_rank_form import Kept, Retained
@@ -26,6 +27,7 @@ def convert(
     base: Annotated[
         str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
     ] = None,
+    device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter in OUT.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +57,7 @@ def convert(
                            fix="afina predict and chat use it as it is")  # fmt: skip
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
-    trained = load_trained(adapter, reporter, "none", base)
+    trained = load_trained(adapter, reporter, "none", base, device=device)
     name = trained.model.active_adapter
     if base is not None:
         trained.model.peft_config[name].base_model_name_or_path = base

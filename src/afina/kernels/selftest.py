@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,11 +18,14 @@ from . import backends, loss, norm, rotary
 from .cpu import products
 from .cpu.attention import short_attention
 from .cpu.native import library, rowwise, why_not
+from .cuda import loss_trial
+from .cuda.few_bits import Buffer, Kind, in_few_bits
 from .cuda.loss_trial import Kernel
+from .cuda.varlen import attend
 from .gated import gated
-from .lora_linear import lora_linear
+from .lora_linear import add_low_rank, lora_linear
 from .updates import joint
-from .updates.row_columns import RowColumns
+from .updates.row_columns import RowColumns, magnified
 from .updates.wide import CARRY, Way, make_room
 
 LIMITS = MappingProxyType({torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2})
@@ -122,10 +128,18 @@ def _everywhere() -> Iterator[_Kernel]:
     def of_rows(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([low_rank(x[:30], a[:5], b[:, :5]), low_rank(x[30:], a[5:], b[:, 5:])])
 
+    def dora_by_rows(x: Tensor, a: Tensor, b: Tensor, n: Tensor) -> Tensor:
+        return magnified(by_rows(x, a, b), [n[0], n[1]], RowColumns(40, [(range(30), 5), (range(30, 40), 3)], x.device))
+
     yield _Kernel("LoRA for each row of a batch", by_rows, of_rows, ((40, 64), (8, 64), (48, 8)))
+    yield _Kernel("DoRA for each row of a batch", dora_by_rows,
+                  lambda x, a, b, n: of_rows(x, a, b) * n.repeat_interleave(torch.tensor([30, 10]), 0),
+                  ((40, 64), (8, 64), (48, 8), (2, 48)))  # fmt: skip
     yield _Kernel("LoRA in its frozen layer's product", carried, low_rank, ((40, 64), (8, 64), (48, 8)))
     yield _Kernel("LoRA with its frozen layer", lambda x, a, b: lora_linear(x, on(x, weight), None, a, b, _SCALE),
                   low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
+    yield _Kernel("LoRA added to a layer's output", lambda x, a, b: add_low_rank(F.linear(x, on(x, weight)), x, a, b,
+                  _SCALE), low_rank, ((40, 64), (8, 64), (48, 8)))  # fmt: skip
     yield _Kernel("LoRA layers that read the same input", two,
                   lambda x, a, b: torch.cat([low_rank(x, a, b)] * 2, -1), ((40, 64), (8, 64), (48, 8)))  # fmt: skip
     yield _Kernel("loss without logits, in chunks",
@@ -178,12 +192,20 @@ def _others(device: torch.device) -> Iterator[_Kernel]:
                   off="" if cpu and products.ONEDNN else "for AMD processors with AVX-512")  # fmt: skip
     targets = torch.arange(0, 180, 9)[:, None]
     off = "for NVIDIA and AMD GPUs" if device.type != "cuda" else "" if loss.has_triton() else "Triton is not installed"
-    yield _Kernel("cross-entropy in Triton",
-                  lambda z: _through(z, targets.to(z.device), _triton()),
-                  lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
+    how = {loss_trial.OURS: "in Triton", loss_trial.LIGERS: "by liger-kernel"}
+    for name, load in loss_trial.candidates().items():
+        yield _Kernel(f"cross-entropy {how[name]}", lambda z, load=load: _through(z, targets.to(z.device), load()[0]),
+                      lambda z: F.cross_entropy(z, targets[:, 0], reduction="sum"), ((20, 300),), off=off)  # fmt: skip
     for dtype in (torch.float32, torch.float16):
         yield _Kernel(f"LoRA and its frozen layer in Triton, {str(dtype).removeprefix('torch.')}", _in_one_kernel,
                       _low_rank, ((40, 64), (8, 64), (48, 8)), dtype, off)  # fmt: skip
+    off = "for NVIDIA and AMD GPUs" if device.type != "cuda" else ""
+    off = off or ("" if find_spec("bitsandbytes") else "bitsandbytes is not installed")
+    for name, kind in (("4", ("nf4", 0.0)), ("8", ("int8", 0.0))):
+        yield _Kernel(f"LoRA with a frozen layer in {name} bits", *_in_few_bits(kind, device),
+                      ((40, 64), (8, 64), (48, 8)), torch.float16, off)  # fmt: skip
+    yield _Kernel("attention by rows' lengths", _by_lengths, _each_row, ((40, 4, 32), (40, 2, 32), (40, 2, 32)),
+                  torch.float16, _why_not_by_lengths(device))  # fmt: skip
 
 
 def _on(x: Tensor, t: Tensor) -> Tensor:
@@ -202,16 +224,49 @@ def _in_one_kernel(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return joint.lora_linears(x, [joint.Layer(weight, None, a, b, _SCALE)], room)[0]
 
 
+def _in_few_bits(kind: Kind, device: torch.device) -> tuple[Run, Run]:
+    """The operation on a weight in few bits, and its formula with what that is in float64."""
+    held = functools.lru_cache(1)(lambda: in_few_bits(_WEIGHT_OI.half().to(device), kind, Buffer()))
+
+    def kernel(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return joint.lora_linears(x, [joint.Layer(held(), None, a, b, _SCALE)])[0]
+
+    def formula(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        with held().read(torch.float32) as weight:
+            product = (x + _rounding(x)) if kind[0] == "int8" else x
+            return F.linear(product, weight.double().cpu()) + _SCALE * (x @ a.mT) @ b.mT
+
+    return kernel, formula
+
+
+def _rounding(x: Tensor) -> Tensor:
+    """What rows gain as they are rounded to 8 bits, which is nothing to their gradients."""
+    scale = x.detach().abs().amax(-1, keepdim=True) / 127
+    return (x.detach() / scale).round() * scale - x.detach()
+
+
+_STARTS = (0, 17, 20, 40)
+
+
+def _why_not_by_lengths(device: torch.device) -> str:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return "for NVIDIA GPUs from Ampere on"
+    return "" if find_spec("torch.nn.attention.varlen") else "this torch has none"
+
+
+def _by_lengths(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attend(q, k, v, torch.tensor(_STARTS, dtype=torch.int32, device=q.device), 32, 0.25, None)
+
+
+def _each_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows = [slice(*ends) for ends in pairwise(_STARTS)]
+    return torch.cat([_attention(*(t[row].transpose(0, 1)[None] for t in (q, k, v)))[0] for row in rows])
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
     return ((0.25 * q @ k.mT).masked_fill(later, float("-inf")).softmax(-1) @ v).transpose(1, 2)
-
-
-def _triton() -> Kernel:
-    from .cuda.loss import losses
-
-    return losses
 
 
 def _through(z: Tensor, targets: Tensor, kernel: Kernel) -> Tensor:

@@ -15,6 +15,7 @@ from afina.kernels.cuda.few_bits import Buffer, share_buffer
 from afina.kernels.updates import joint, siblings
 
 bnb = pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.usefixtures("writes_where_it_is_told")
 IDS = torch.arange(3, 27).view(2, 12)
 
 
@@ -47,19 +48,6 @@ def step(model, checkpointing=False):
     loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
     loss.backward()
     return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
-
-
-@pytest.fixture(autouse=True)
-def _writes_where_it_is_told(monkeypatch):
-    """bitsandbytes dequantises into a given tensor on GPUs only."""
-    functional = bnb.functional
-    own = functional.dequantize_4bit
-
-    def dequantize(codes, state=None, out=None, **more):
-        found = own(codes, state, **more)
-        return found if out is None else out.copy_(found)
-
-    monkeypatch.setattr(functional, "dequantize_4bit", dequantize)
 
 
 @pytest.fixture

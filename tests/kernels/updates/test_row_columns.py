@@ -89,7 +89,7 @@ def test_an_adapter_that_is_no_number_spoils_no_rows_but_its_own(way, what):
         assert b[~rest].isnan().any()
 
 
-MADE = {("b", "default"): [3, 1, 2, 1], ("default", "b"): [3, 1, 2, 1], ("b", "__base__"): [3], ("c", "b"): []}
+MADE = {("b", "default"): [3, 1, 2, 1], ("default", "b"): [3, 1, 2, 1], ("b", "__base__"): [3], ("c", "b"): [3]}
 """How many layers each joint operation has, by the rows' adapters: "b" is on q, k, v and up; "c", on q, is DoRA."""
 NAMES = [list(names) for names in MADE]
 
@@ -100,7 +100,8 @@ class Chosen:
     def __init__(self, of_rows):
         self.of_rows, self.groups = of_rows, []
 
-    def __call__(self, weights, ranks, tokens, groups=0):
+    def __call__(self, layers, x):
+        groups = max(0 if layer.rows is None else len(layer.rows.groups) for layer in layers)
         self.groups.append(groups)
         return self.of_rows if groups else WAYS[-1]
 
@@ -139,7 +140,7 @@ def test_a_models_step_is_that_of_rows_one_after_the_other(way, names, calls):
     found = step(model, adapter_names=names)
     same(found, expected)
     assert calls == MADE[tuple(names)]
-    assert chosen.groups == {4: [2, 1, 2, 1], 1: [1], 0: []}[len(calls)]
+    assert chosen.groups == {4: [2, 1, 2, 1], 1: [1 if "__base__" in names else 2]}[len(calls)]
 
 
 def test_where_nothing_is_learnt_too_and_repeated_with_other_rows(calls):

@@ -7,7 +7,7 @@ import torch
 
 from afina.kernels.cuda import trial
 from afina.kernels.updates import rows_trial
-from afina.kernels.updates.rows_trial import Batch, gains
+from afina.kernels.updates.rows_trial import Batch, Case, gains
 from afina.kernels.updates.wide import ADD, CARRY, Way
 
 SIZES = ((12, 6), 8, (5, 3))
@@ -33,10 +33,13 @@ def times(monkeypatch, tmp_path):
 def test_both_passes_have_to_gain(slow, way, times, monkeypatch):
     if slow is not None:
         times[slow] = [2.0, 2.0]
-    assert gains(SIZES, 32, 2, torch.float32, CPU, way) == (slow is None)
+    case = Case(SIZES, 32, 2, torch.float32, CPU, way)
+    assert gains(case) == (slow is None)
     gains.cache_clear()  # another process
     monkeypatch.setattr(rows_trial, "tried", lambda *_: pytest.fail("asked again"))
-    assert gains(SIZES, 32, 2, torch.float32, CPU, way) == (slow is None)
+    assert gains(case) == (slow is None)
+    with pytest.raises(pytest.fail.Exception):
+        gains(case._replace(magnified=True))
 
 
 def test_what_cannot_be_tried_goes_one_after_the_other(times, monkeypatch):
@@ -44,13 +47,14 @@ def test_what_cannot_be_tried_goes_one_after_the_other(times, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(rows_trial, "tried", fails)
-    assert not gains(SIZES, 32, 2, torch.float32, CPU, Way())
+    assert not gains(Case(SIZES, 32, 2, torch.float32, CPU))
 
 
+@pytest.mark.parametrize("magnified", [False, True])
 @pytest.mark.parametrize("way", [Way(ADD, ADD), Way(CARRY, CARRY)])
 @pytest.mark.parametrize("groups", [2, 3])
-def test_what_is_timed_is_the_same_thing(groups, way):
-    batch = Batch(SIZES, 13, groups, torch.float64, CPU, way)
+def test_what_is_timed_is_the_same_thing(groups, way, magnified):
+    batch = Batch(Case(SIZES, 13, groups, torch.float64, CPU, way, magnified=magnified))
     found = []
     for outputs in (batch.together(), batch.apart()):
         gradients = torch.autograd.grad(outputs, [batch.x, *batch.factors], batch.g)

@@ -10,6 +10,8 @@ import torch
 
 from afina.kernels.cuda import trial
 from afina.kernels.updates import wide, wide_trial
+from afina.kernels.updates.joint import Layer
+from afina.kernels.updates.row_columns import RowColumns
 from afina.kernels.updates.wide import ADD, ADDED, CARRY, Way
 
 SIZES = ((12, 6), 8, (2, 3))
@@ -103,8 +105,9 @@ def test_what_cannot_be_tried_is_added_and_not_kept(gpu, monkeypatch):
 
 def test_processors_are_not_asked(monkeypatch):
     monkeypatch.setattr(wide_trial, "_known", lambda *_: pytest.fail("asked"))
-    assert wide_trial.way([torch.ones(4, 4)], [2], 8) == ADDED
-    assert wide_trial.way([torch.ones(4, 4)], [2], 8, groups=2) is None
+    layer, x = Layer(torch.ones(4, 4), None, torch.ones(2, 4), torch.ones(4, 2), 1.0), torch.ones(8, 4)
+    assert wide_trial.way([layer], x) == ADDED
+    assert wide_trial.way([layer._replace(rows=RowColumns(2, [([0], 1), ([1], 1)], CPU))], x) is None
 
 
 @pytest.mark.parametrize("there", [True, False])

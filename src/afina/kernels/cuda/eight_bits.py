@@ -17,19 +17,27 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .few_bits import Buffer
+    from .few_bits import Buffer, Kind
 
 
 class Stored8(NamedTuple):
-    """A frozen weight (O, I) as its codes and a scale for each output, and where it is dequantised to."""
+    """A frozen weight (O, I) as its codes and a scale for each output, and where it is dequantised to; whether inputs
+    are rounded too."""
 
     codes: Tensor
     scale: Tensor
     threshold: float
     buffer: Buffer
+    rounds: bool = True
+
+    @property
+    def kind(self) -> Kind:
+        """How it is stored."""
+        return ("int8", self.threshold) if self.rounds else ("int8, inputs as they are", 0.0)
 
     @contextmanager
     def read(self, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -39,11 +47,14 @@ class Stored8(NamedTuple):
             yield torch.mul(self.codes, self.scale[:, None] * (1 / 127), out=out)
 
     def product(self, x_NI: Tensor, bias: Tensor | None, made: dict[Any, Any]) -> Tensor:
-        """x Wᵀ + bias in 8 bits, (N, O), which nobody else has.
+        """x Wᵀ + bias, (N, O), in 8 bits where inputs are rounded too; nobody else has it.
 
         Args:
             made: keeps the rounded input for the other layers that read it.
         """
+        if not self.rounds:
+            with self.read(x_NI.dtype) as weight:
+                return F.linear(x_NI, weight, bias)
         if self.threshold not in made:
             made[self.threshold] = _ops().int8_vectorwise_quant(x_NI.to(torch.float16).contiguous(), self.threshold)
         codes, scale, odd = made[self.threshold]
@@ -52,6 +63,12 @@ class Stored8(NamedTuple):
             return out
         out = _ops().int8_scaled_mm(codes, self.codes, scale, self.scale, bias=bias, dtype=x_NI.dtype)
         return out
+
+
+def in_8_bits(weight: Tensor, kind: Kind, buffer: Buffer) -> Stored8:
+    """A weight (O, I), stored so."""
+    codes, scale, _ = _ops().int8_vectorwise_quant(weight.to(torch.float16), 0.0)
+    return Stored8(codes, scale, kind[1], buffer, rounds=kind[0] == "int8")
 
 
 def stored8(module: Any, buffer: Buffer) -> Stored8 | None:

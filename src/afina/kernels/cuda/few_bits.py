@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..swap import swap_forward
-from .eight_bits import is_in_8_bits, stored8
+from .eight_bits import in_8_bits, is_in_8_bits, stored8
+
+Kind = tuple[str, float]
+"""How a weight is stored and used: nf4, fp4 or int8 (its inputs rounded or not); a threshold of the last."""
 
 
 class Buffer:
@@ -56,6 +59,10 @@ def share_buffer(base: nn.Module) -> int:
 class FewBits(Protocol):
     """A frozen weight (O, I) in few bits."""
 
+    @property
+    def kind(self) -> Kind:
+        """How it is stored."""
+
     def read(self, dtype: torch.dtype) -> AbstractContextManager[Tensor]:
         """The dequantised weight, for the products that are started inside."""
 
@@ -74,6 +81,11 @@ class Stored(NamedTuple):
     state: Any
     buffer: Buffer
 
+    @property
+    def kind(self) -> Kind:
+        """How it is stored."""
+        return str(self.state.quant_type), 0.0
+
     @contextmanager
     def read(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The weight, for the products that are started inside."""
@@ -84,6 +96,15 @@ class Stored(NamedTuple):
         """x Wᵀ + bias."""
         with self.read(x_NI.dtype) as weight:
             return torch.nn.functional.linear(x_NI, weight, bias)
+
+
+def in_few_bits(weight: Tensor, kind: Kind, buffer: Buffer) -> FewBits:
+    """A weight (O, I), stored so."""
+    if kind[0].startswith("int8"):
+        return in_8_bits(weight, kind, buffer)
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    codes, state = functional.quantize_4bit(weight, quant_type=kind[0])
+    return Stored(codes, state, buffer)
 
 
 def shares_buffer(module: nn.Module) -> bool:
@@ -144,9 +165,14 @@ def _forward(kind: type[nn.Module], self: Any, x: Tensor) -> Tensor:
     if held is None:
         out: Tensor = kind.forward(self, x)
         return out
+    return product(x.to(dtype), held, None if self.bias is None else self.bias.to(dtype)).to(x.dtype)
+
+
+def product(x: Tensor, held: FewBits, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias, (..., O), whose gradient goes to x."""
     run: Any = _Product.apply
-    product: Tensor = run(x.to(dtype), held, None if self.bias is None else self.bias.to(dtype))
-    return product.to(x.dtype)
+    out: Tensor = run(x, held, bias)
+    return out
 
 
 def _dequantised(codes: Tensor, state: Any, dtype: torch.dtype, buffer: Buffer) -> Tensor:

@@ -23,7 +23,13 @@ LEAST = 1 << 20
 
 
 class Mover(Protocol):
-    """Copies between a GPU and main memory."""
+    """Copies between a GPU and main memory.
+
+    Attributes:
+        kind: of tensors, which have no subclass of it.
+    """
+
+    kind: type[Tensor]
 
     def out(self, tensor: Tensor) -> Tensor:
         """Begin a copy into main memory; the tensor may be freed once it is done."""
@@ -37,6 +43,8 @@ class Mover(Protocol):
 
 class Streams:
     """Copies on a CUDA stream of their own, through pinned memory."""
+
+    kind: type[Tensor] = Tensor
 
     def __init__(self, device: torch.device) -> None:
         gpu: Any = torch.cuda
@@ -66,7 +74,7 @@ class Kept:
     def __init__(self, mover: Mover, parameters: frozenset[int]) -> None:
         self.mover, self.parameters = mover, parameters
         self.held: list[tuple[Tensor, torch.device]] = []
-        self.places: dict[tuple[int, int, torch.Size, tuple[int, ...]], int] = {}
+        self.places: dict[tuple[Any, int, torch.Size, tuple[int, ...]], int] = {}
         self.sources: list[Tensor] = []
         self.ready: dict[int, Tensor] = {}
 
@@ -74,7 +82,8 @@ class Kept:
         """A number in the place of a tensor that was copied out; else the tensor."""
         if not self._is_worth_it(tensor):
             return tensor
-        key = tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride()
+        at = tensor.untyped_storage()._cdata, tensor.storage_offset()
+        key = at, tensor._version, tensor.shape, tensor.stride()
         if key not in self.places:
             self.places[key] = len(self.held)
             self.sources.append(tensor.detach())  # its memory is not given to another while keys are compared
@@ -103,17 +112,18 @@ class Kept:
         return self.mover.back(*self.held[place])
 
     def _forget(self, source: Tensor) -> None:
-        if any(other.data_ptr() == source.data_ptr() for other in self.sources):  # the same in another shape
+        own = source.untyped_storage()._cdata
+        if any(other.untyped_storage()._cdata == own for other in self.sources):  # the same in another shape
             return
-        for key in [k for k in self.places if k[0] == source.data_ptr()]:
+        for key in [k for k in self.places if k[0][0] == own]:
             del self.places[key]
 
     def _is_worth_it(self, tensor: Tensor) -> bool:
         return (
-            type(tensor) is Tensor
+            type(tensor) is self.mover.kind
             and tensor.is_floating_point()
             and tensor.numel() * tensor.element_size() >= LEAST
-            and tensor.untyped_storage().data_ptr() not in self.parameters
+            and tensor.untyped_storage()._cdata not in self.parameters
             and (tensor.is_contiguous() or (tensor.dim() == 4 and tensor.transpose(1, 2).is_contiguous()))
         )
 
@@ -124,7 +134,7 @@ def offload_layers(model: nn.Module, mover: Mover) -> int:
     base: Any = model if get_base is None else get_base()
     decoder: Any = getattr(base, "get_decoder", lambda: None)()
     layers: Any = getattr(decoder, "layers", ())
-    own = frozenset(p.untyped_storage().data_ptr() for p in model.parameters())
+    own = frozenset(p.untyped_storage()._cdata for p in model.parameters())
 
     def forward(kind: type[nn.Module], self: Any, *args: Any, **kwargs: Any) -> Any:
         with _hooks(self, mover, own):

@@ -26,7 +26,8 @@ from .wide import Room, Weight, input_gradient, layer_outputs
 
 class Layer(NamedTuple):
     """weight: (O, I) and bias: (O,), frozen; a: (R, I), b: (O, R), of any dtype; what a and b are made of, if of
-    something else; which rows of a batch go through which columns, if not all through all."""
+    something else; which rows of a batch go through which columns, if not all through all; whether whoever asks
+    multiplies their outputs by magnitudes."""
 
     weight: Weight
     bias: Tensor | None
@@ -35,6 +36,7 @@ class Layer(NamedTuple):
     scale: float
     sources: tuple[Tensor, ...] = ()
     rows: RowColumns | None = None
+    magnified: bool = False
 
 
 def lora_linears(x: Tensor, layers: list[Layer], room: Room | None = None) -> tuple[Tensor, ...]:

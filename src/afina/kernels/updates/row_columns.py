@@ -1,13 +1,14 @@
 """Rows of a batch with adapters of their own in one product: columns for each adapter, zeros elsewhere.
 
-    y = x Wᵀ + (M ∘ (x [A_1; A_2; …]ᵀ)) [s_1 B_1 | s_2 B_2 | …]ᵀ
+    y = x Wᵀ + (M ∘ (x [A_1; A_2; …]ᵀ)) [s_1 B_1 | s_2 B_2 | …]ᵀ,    with magnitudes (DoRA) n ∘ y
 
 M is one where a row goes through the adapter of a column. Zeros times what is not finite would not be zero, so what a
 row does not go through is put aside rather than multiplied away: an adapter that has diverged spoils no rows but its
-own, and the gradient of an adapter is made of its own rows alone.
+own, and the gradient of an adapter is made of its own rows alone. n are the numbers that a row's adapter multiplies
+the outputs by.
 
-Shapes: B rows of the batch, N tokens (as many a row), I inputs, O outputs, R rank (of all adapters of a layer), S sum
-of the ranks.
+Shapes: B rows of the batch, G adapters, N tokens (as many a row), I inputs, O outputs, R rank (of all adapters of a
+layer), S sum of the ranks.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ class RowColumns:
     Attributes:
         mask_BR: true where a row goes through a column.
         groups: of each adapter its rows, and its rank, in the order of the columns.
+        of_row_B: the number of a row's adapter in that order, or that after the last.
     """
 
     def __init__(self, count: int, groups: Sequence[tuple[Sequence[int], int]], device: torch.device) -> None:
-        mask, begin, found = torch.zeros(count, sum(rank for _, rank in groups), dtype=torch.bool), 0, []
+        found: list[tuple[Index, int]] = []
+        mask, begin = torch.zeros(count, sum(rank for _, rank in groups), dtype=torch.bool), 0
+        of_row = torch.full((count,), len(groups))
         for numbers, rank in groups:
+            of_row[torch.tensor(numbers)] = len(found)
             mask[torch.tensor(numbers), begin : begin + rank] = True
             begin += rank
             in_a_row = list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))
             index = slice(numbers[0], numbers[-1] + 1) if in_a_row else torch.tensor(numbers, device=device)
             found.append((index, rank))
-        self.mask_BR, self.groups = mask.to(device), tuple(found)
+        self.mask_BR, self.groups, self.of_row_B = mask.to(device), tuple(found), of_row.to(device)
 
 
 def put_aside(t_NS: Tensor, rows: Sequence[RowColumns], ranks: Sequence[int]) -> Tensor:
@@ -49,6 +54,19 @@ def put_aside(t_NS: Tensor, rows: Sequence[RowColumns], ranks: Sequence[int]) ->
     masks = [filled(one.mask_BR, rank) for one, rank in zip(rows, ranks, strict=True)]
     mask_B1S = torch.cat(masks, 1)[:, None]
     return t_NS.view(len(mask_B1S), -1, t_NS.shape[1]).where(mask_B1S, 0).flatten(0, 1)
+
+
+def magnified(y: Tensor, magnitudes: Sequence[Tensor | None], rows: RowColumns) -> Tensor:
+    """The outputs times what each row's adapter multiplies them by, in their dtype.
+
+    Args:
+        y: (..., O), of the batch's rows one after the other.
+        magnitudes: (O,) of each adapter; None for ones.
+    """
+    one = torch.ones(y.shape[-1], dtype=y.dtype, device=y.device)
+    n_GO = torch.stack([one if n is None else n for n in (*magnitudes, None)])
+    n_B1O = n_GO.index_select(0, rows.of_row_B)[:, None]
+    return (y.reshape(len(n_B1O), -1, y.shape[-1]) * n_B1O).to(y.dtype).view(y.shape)
 
 
 def filled(t: Tensor, columns: int) -> Tensor:

@@ -22,9 +22,9 @@ from .wide import ADDED, LOCK, Room, Way, make_room, saves_apart
 class Choose(Protocol):
     """How updates reach the outputs and the input's gradient."""
 
-    def __call__(self, weights: Sequence[Tensor], ranks: Sequence[int], tokens: int, groups: int = 0) -> Way | None:
-        """Of frozen weights (O, I), the updates' ranks, the number of tokens, and how many adapters the rows of the
-        batch are divided among, if they are: None where these are made one after the other."""
+    def __call__(self, layers: Sequence[Layer], x: Tensor) -> Way | None:
+        """Of frozen layers with their updates, and the input (..., I): None where rows with adapters of their own are
+        made one group after the other."""
 
 
 class Siblings:
@@ -57,7 +57,7 @@ class Siblings:
 
     def takes_rows(self, x: Tensor) -> bool:
         """Whether it is asked if rows with updates of their own are made together."""
-        return self.choose is not None and not torch.compiler.is_compiling() and not x.is_inference()
+        return self.choose is not None and not torch.compiler.is_compiling() and not x.is_inference() and x.numel() > 0
 
     def output(self, host: Host, x: Tensor, layer_of: Callable[[Host, Tensor], Layer | None]) -> Tensor | None:
         """The host's output for x; None where one of them is no such layer now, or nothing is gained.
@@ -91,21 +91,23 @@ class Siblings:
 
     def _way(self, layers: list[Layer], x: Tensor) -> Way | None:
         """How their updates reach the outputs; None where rows go through theirs one group after the other."""
-        groups = max(0 if layer.rows is None else len(layer.rows.groups) for layer in layers)
-        weights = _dense(layers)
-        if self.choose is None or torch.compiler.is_compiling() or len(weights) < len(layers):
-            return None if groups else ADDED
-        ranks, tokens = tuple(len(layer.a) for layer in layers), x.numel() // x.shape[-1]
-        if groups:
-            return self.choose(weights, ranks, tokens, groups)
-        key = ranks, x.dtype, x.device
+        by_rows = any(layer.rows is not None for layer in layers)
+        if self.choose is None or torch.compiler.is_compiling():
+            return None if by_rows else ADDED
+        if by_rows:
+            return self.choose(layers, x)
+        if len(_dense(layers)) < len(layers):
+            return ADDED
+        key = tuple(len(layer.a) for layer in layers), x.dtype, x.device
         if key not in self.ways:
-            self.ways[key] = self.choose(weights, ranks, tokens) or ADDED
+            self.ways[key] = self.choose(layers, x) or ADDED
         return self.ways[key]
 
     def _room_for(self, layers: list[Layer], way: Way, x: Tensor) -> Room | None:
         """Where the weights lie, if their products carry these updates; they are moved there in the first step."""
         weights, ranks = _dense(layers), tuple(len(layer.a) for layer in layers)
+        if len(weights) < len(layers):
+            return None
         if way.moves and (room := self._moved(weights, ranks, way, x, layers[0].rows is not None)) is not None:
             return room
         way = way.without_room

@@ -181,10 +181,10 @@ def input_gradient(
     if how in (ADD, CARRY):
         dx, first = u_NS @ a_SI, 0
     else:
-        with _read(weights[0], u_NS.dtype) as weight:
+        with read(weights[0], u_NS.dtype) as weight:
             dx, first = _epilogue(g_NO[0], weight, u_NS, a_SI, None, how), 1
     for g, held in zip(g_NO[first:], weights[first:], strict=True):
-        with _read(held, g.dtype) as weight:
+        with read(held, g.dtype) as weight:
             dx.addmm_(g, weight)
     return dx
 
@@ -195,7 +195,8 @@ def _epilogue(x: Tensor, weight: Tensor, t: Tensor, b: Tensor, bias: Tensor | No
     return product(x, weight, t, b, bias, tiles)
 
 
-def _read(weight: Weight, dtype: torch.dtype) -> AbstractContextManager[Tensor]:
+def read(weight: Weight, dtype: torch.dtype) -> AbstractContextManager[Tensor]:
+    """The weight (O, I), for the products that are started inside."""
     return nullcontext(weight) if isinstance(weight, Tensor) else weight.read(dtype)
 
 

@@ -17,28 +17,30 @@ from torch import Tensor, nn
 from ..cuda.clock import milliseconds
 from ..cuda.trial import FAULTS, kept, no_further
 from ..loss import has_triton
-from .rows_trial import gains
+from .joint import Layer
+from .rows_trial import Case, Sizes, gains
 from .wide import ADD, ADDED, CARRY, Room, Way, input_gradient, layer_outputs, make_room
 
-Sizes = tuple[tuple[int, ...], int, tuple[int, ...]]
-"""Outputs of each layer, inputs, ranks."""
 Pass = Literal["forward", "backward"]
 
 
-def way(weights: Sequence[Tensor], ranks: Sequence[int], tokens: int, groups: int = 0) -> Way | None:
-    """How the updates of layers reach their outputs and their input's gradient: the fastest of all.
+def way(layers: Sequence[Layer], x: Tensor) -> Way | None:
+    """How the updates of layers reach their outputs and their input's gradient: the fastest of all. None where rows
+    with adapters of their own are faster one group after the other.
 
     Args:
-        weights: (O, I). tokens: rows of the input, about. groups: among how many adapters the rows are divided, if they
-            are: None where one group after the other is faster.
+        layers: which read x: (..., I).
     """
-    first = weights[0]
-    if first.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+    groups = max((len(layer.rows.groups) for layer in layers if layer.rows is not None), default=0)
+    kinds = {None if isinstance(layer.weight, Tensor) else layer.weight.kind for layer in layers}
+    unknown = x.device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
+    if unknown or len(kinds) > 1:
         return None if groups else ADDED
-    sizes = tuple(w.shape[0] for w in weights), first.shape[1], tuple(ranks)
-    about = 1 << (tokens - 1).bit_length()
-    found = _known(sizes, about, first.dtype, first.device)
-    return found if not groups or gains(sizes, about, groups, first.dtype, first.device, found) else None
+    sizes = tuple(len(layer.b) for layer in layers), x.shape[-1], tuple(len(layer.a) for layer in layers)
+    about, kind = 1 << (x.numel() // x.shape[-1] - 1).bit_length(), kinds.pop()
+    found = _known(sizes, about, x.dtype, x.device) if kind is None else ADDED
+    case = Case(sizes, about, groups, x.dtype, x.device, found, kind, any(layer.magnified for layer in layers))
+    return found if not groups or gains(case) else None
 
 
 @functools.lru_cache(maxsize=256)

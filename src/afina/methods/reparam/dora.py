@@ -32,6 +32,7 @@ class Dora(Lora):
     """`magnitude`: (out,), of experts (experts · out,), for convolutions (1, out, *ones)."""
 
     adds = False
+    magnifies = True
     steady: ClassVar[bool] = True
     """In training no norm is kept."""
     reference_attributes = Lora.reference_attributes | {"lora_magnitude_vector"}
@@ -112,14 +113,17 @@ class Dora(Lora):
             norm: Tensor = changed.clamp_min(0).sqrt().clamp_min(torch.finfo(B.dtype).tiny)
         return norm
 
+    def magnitudes(self, weight: Tensor, own: Tensor) -> Tensor:
+        norm = self._norm_once(own, lambda: self._quick_norm(weight, *self.factors()))
+        return self.lora_magnitude_vector / norm
+
     def _fused(self, inner: View, x: Tensor) -> Tensor:
-        (A, B), base = self.factors(), inner.base
+        base = inner.base
         weight = base.canonical(base.weight)
         out = self.together(inner, x, _directions)
         if out is None:
-            out = lora_linear(x, weight, None, A, B, self.scaling)
-        norm = self._norm_once(base.weight, lambda: self._quick_norm(weight, A, B))
-        out = (out * (self.lora_magnitude_vector / norm)).to(x.dtype)
+            out = lora_linear(x, weight, None, *self.factors(), self.scaling)
+        out = (out * self.magnitudes(weight, base.weight)).to(x.dtype)
         return out if base.bias is None else out + base.bias
 
     def forward(self, inner: View, x: Any) -> Any:

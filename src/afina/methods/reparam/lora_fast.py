@@ -16,11 +16,12 @@ from ...core.hosts.light import LightModule
 from ...core.hosts.view import View
 from ...core.layers.storages import Bits8Weight
 from ...core.layers.weights import BaseWeight, autocasts
+from ...kernels.cuda.eight_bits import Stored8
 from ...kernels.cuda.few_bits import stored
 from ...kernels.lora_linear import add_low_rank, is_plain_linear, lora_linear
 from ...kernels.updates.joint import Layer
-from ...kernels.updates.row_columns import RowColumns
-from ...kernels.updates.wide import Weight
+from ...kernels.updates.row_columns import RowColumns, magnified
+from ...kernels.updates.wide import Weight, read
 
 
 class LoraFast(LightModule, DeltaWeight):
@@ -28,9 +29,11 @@ class LoraFast(LightModule, DeltaWeight):
 
     Attributes:
         adds: whether its output is the layer's with s · B A x added, and nothing else.
+        magnifies: whether it is that times magnitudes, before the bias.
     """
 
     adds: ClassVar[bool] = True
+    magnifies: ClassVar[bool] = False
     scaling: float
     times: int
     lora_A: nn.Parameter
@@ -48,6 +51,14 @@ class LoraFast(LightModule, DeltaWeight):
     @property
     def fuses(self) -> bool:
         """Whether the update is s · B A x and nothing else."""
+        raise NotImplementedError
+
+    def magnitudes(self, weight: Tensor, own: Tensor) -> Tensor:
+        """What it multiplies every output by, (out,).
+
+        Args:
+            weight: (out, in), which may not stay. own: what the layer holds it as.
+        """
         raise NotImplementedError
 
     def reads_as_is(self, base: BaseWeight, x: Any) -> bool:
@@ -99,7 +110,7 @@ class LoraFast(LightModule, DeltaWeight):
         if host.beside is None or not host.beside.takes_rows(x):
             return None
         made: Tensor | None = host.beside.output(host, x, partial(_of_rows, call))
-        return made
+        return None if made is None else _magnified(host, call, made)
 
 
 def updated(host: Host, x: Tensor, adapters: Sequence[LoraFast]) -> Layer | None:
@@ -132,18 +143,47 @@ def _of_rows(call: Call, host: Host, x: Tensor) -> Layer | None:
     """What a host is where each row goes through its own adapter: the layer with the updates of all."""
     assert call.rows is not None
     there = {name: host.adapter(name) for name in call.rows.groups}
-    plain = [a for a in there.values() if isinstance(a, LoraFast) and a.adds and a.lora_bias is None]
+    plain = [a for a in there.values() if isinstance(a, LoraFast) and (a.adds or a.magnifies) and a.lora_bias is None]
     if not plain or len(plain) < sum(a is not None for a in there.values()) or any(n in host.biases for n in there):
         return None
     found = updated(host, x, plain)
     if found is None:
         return None
-    ranks = [(name, len(a.factors()[0])) for name, a in there.items() if isinstance(a, LoraFast)]
+    found = found._replace(rows=_columns(call, host, x))
+    if not any(a.magnifies for a in plain):
+        return found
+    weight = found.weight
+    if isinstance(weight, Stored8):  # magnitudes are of products with inputs as they are, all others of rounded ones
+        if not all(isinstance(a, LoraFast) and a.magnifies for a in there.values()):
+            return None
+        weight = weight._replace(rounds=False)
+    return found._replace(weight=weight, magnified=True, bias=None)
+
+
+def _columns(call: Call, host: Host, x: Tensor) -> RowColumns:
+    """Which rows go through which columns, found once for all layers of a call with the same adapters and ranks."""
+    assert call.rows is not None
+    there = ((name, host.adapter(name)) for name in call.rows.groups)
+    ranks = [(name, len(a.factors()[0])) for name, a in there if isinstance(a, LoraFast)]
     key = "row columns", tuple(ranks), x.device
     if key not in call.notes:
         groups = [(call.rows.groups[name], rank) for name, rank in ranks]
         call.notes[key] = RowColumns(len(call.rows.names), groups, x.device)
-    return found._replace(rows=call.notes[key])
+    found: RowColumns = call.notes[key]
+    return found
+
+
+def _magnified(host: Host, call: Call, made: Tensor) -> Tensor:
+    """What was made of rows, times the magnitudes of those whose adapters have any, with the bias that waited."""
+    assert call.rows is not None
+    there = [a for name in call.rows.groups if isinstance(a := host.adapter(name), LoraFast)]
+    weight, base = _weight(host.base, made), host.base
+    if weight is None or not any(a.magnifies for a in there):
+        return made
+    with read(weight, made.dtype) as dense:
+        magnitudes = [a.magnitudes(dense, base.weight) if a.magnifies else None for a in there]
+    out = magnified(made, magnitudes, _columns(call, host, made))
+    return out if base.bias is None else out + base.bias.to(out.dtype)
 
 
 def _updates(host: Host, x: Tensor) -> Layer | None:

@@ -87,3 +87,33 @@ def test_a_task_that_draws_its_answers_is_planned_for_the_longest(tmp_path, mode
     assert found["64"]["bytes"] > found["4"]["bytes"]
     assert found["64"]["calls"] > 10 * found["4"]["calls"]
     assert found["64"]["seconds"] > found["4"]["seconds"]
+
+
+def moved_out(path: Any) -> list[tuple[dict[str, int], int, int]]:
+    """Without and with activations that wait in main memory: the peak on a GPU by part, what waits, and products."""
+    from afina.kernels.cuda import offload
+    from afina.plan.footprint import on_cuda
+    from afina.train.loop.plans.rehearsal import rehearse
+    from afina.train.loop.plans.setting import setting_of
+    from afina.train.recipe.settings import load_recipe
+    from afina.train.report.events import Reporter
+
+    least, offload.LEAST = offload.LEAST, 1024
+    try:
+        setting, out = setting_of(load_recipe(str(path)), Reporter()), []
+        for where in ("none", "activations"):
+            found = rehearse(setting.training(offload=where), gpu=True)
+            peak = on_cuda(found.events, found.parts, found.weights, None)
+            out.append((dict(peak.parts), found.offloaded, found.work.flops))
+        return out
+    finally:
+        offload.LEAST = least
+
+
+def test_activations_that_wait_in_main_memory_are_not_the_devices(tmp_path, model_folder, child):
+    (plain, none, flops), (moved, waits, same) = child(moved_out, tiny.write_recipe(tmp_path, model_folder))
+    assert none == 0
+    assert moved["activations"] < 0.7 * plain["activations"]
+    assert waits > plain["activations"] - moved["activations"]
+    assert moved["weights"] == plain["weights"]
+    assert flops == same

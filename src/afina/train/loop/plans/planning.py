@@ -101,6 +101,7 @@ def _fits(setting: Setting, found: Forecast) -> Iterator[str]:
         needed += f", beside {told_bytes(used_bytes())} of the libraries"
     yield from told_beside(found)
     yield f"memory: {needed}{told_room(found)}"
+    yield from told_offloaded(found)
     if found.fits is False:
         for words, other in remedies(setting, found.target):
             yield f"memory: {told_bytes(other.bytes)} with {words}"
@@ -110,6 +111,13 @@ def told_beside(found: Forecast) -> Iterator[str]:
     """What is taken beside the steps, where models of their own do something there."""
     for when, peak in found.beside.items():
         yield f"memory: {told_bytes(peak.bytes)} {when} ({_parts(peak)})"
+
+
+def told_offloaded(found: Forecast) -> Iterator[str]:
+    """Where activations wait (`training.offload`)."""
+    if found.rehearsal.offloaded:
+        size = told_bytes(found.rehearsal.offloaded)
+        yield f"main memory: {size} pinned for activations; the time leaves out copies that computing does not hide"
 
 
 def told_room(found: Forecast) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ....kernels import loss
 from ....kernels.chunks import MOST, chunk_rows
@@ -27,6 +29,30 @@ def fakes() -> Any:
             return self  # tensors that are copied stay of this one
 
     return Fakes()
+
+
+class MainMemory:
+    """Where activations of a rehearsal wait (`training.offload`), which is not the device's.
+
+    Attributes:
+        taken: bytes of pinned memory for all that came, in powers of two, as torch takes them.
+    """
+
+    kind: type[Tensor] = FakeTensor
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def out(self, tensor: Tensor) -> Tensor:
+        self.taken += 1 << (tensor.numel() * tensor.element_size() - 1).bit_length()
+        with _disable_current_modes():
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    def back(self, held: Tensor, device: torch.device) -> Tensor:
+        return torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device=device)
+
+    def wait(self) -> None:
+        """Copies take no time here."""
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from ...report.events import Reporter
 from ...tasks import named
 from ..adapt import adapted, counts
 from ..begin import begin_config
-from ..fast_paths import speed_up_run
-from .pretence import chunks, fakes, unwatched
+from ..fast_paths import offload, speed_up_run
+from .pretence import MainMemory, chunks, fakes, unwatched
 from .quantised_shapes import FewBits, quantised, stored_bytes
 from .setting import Setting
+from .stepping import Stepping
 
 STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
@@ -66,6 +67,7 @@ class Rehearsal(Rehearsed):
         base: the model with its adapter inside, without data.
         batch: what the trainer was given.
         drawing: the same, after which images or answers are drawn, with what that adds to a step; None if none are.
+        offloaded: bytes of main memory in which activations of a step wait.
     """
 
     usual: Work
@@ -76,6 +78,7 @@ class Rehearsal(Rehearsed):
     base: nn.Module
     batch: Mapping[str, Any]
     drawing: Rehearsed | None = None
+    offloaded: int = 0
 
 
 def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehearsal:
@@ -132,6 +135,7 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     trace.number = 0.0  # so that kernels are found to agree
     with trace.of("temporary"):
         speed_up_run(recipe, model, setting.tokenizer, setting.data, setting.steps, Reporter())
+    offload(recipe, model, Reporter(), elsewhere := MainMemory())
     trace.number = 1.0
     trainer = task.trainer(recipe, model, setting.tokenizer, setting.data, task.arguments(recipe, folder, 1e-3))
     if size() > 1 and type(trainer).__module__.partition(".")[0] != "transformers":
@@ -142,10 +146,10 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     if around is not None and around.batch is not None:
         rows, collate = setting.data.train.items, around.batch
     made = _batch(setting, rows, collate, longest=True)
-    run = _Stepping(trace, trainer, gpu)
+    run = Stepping(trace, trainer, gpu)
     for _ in range(steps):
         run.step(made)
-    events, work = trace.events[began:], trace.works[steps]
+    events, work, offloaded = trace.events[began:], trace.works[steps], elsewhere.taken // steps
     if _is_uneven(setting) and not setting.tokens:
         run.step(_batch(setting, rows, collate, longest=False))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -155,9 +159,8 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     if around is not None and around.drawing is not None:
         added = around.drawing(trace, inner)
         drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights}, work=added)
-    return Rehearsal(
-        events, trace.parts, weights, usual, *counts(model), trained, shape, inner, made, drawing, work=work
-    )
+    return Rehearsal(events, trace.parts, weights, usual, *counts(model), trained, shape, inner, made, drawing,
+                     offloaded, work=work)  # fmt: skip
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
@@ -180,60 +183,6 @@ def rehearse_reading(setting: Setting, reading: Callable[[Trace], None], *, mapp
 
 def _weights(trace: Trace) -> dict[int, int]:
     return {key: size for key, size in trace.sizes().items() if trace.parts[key] == "weights"}
-
-
-class _Stepping:
-    """A trainer's steps, each part of them told to the trace."""
-
-    def __init__(self, trace: Trace, trainer: Any, gpu: bool) -> None:
-        self.trace, self.trainer, self.gpu = trace, trainer, gpu
-        self.model = trainer.model.train()
-        self.optimizer = trainer.create_optimizer()
-        for group in self.optimizer.param_groups if gpu else ():
-            if "foreach" in group:
-                group["foreach"] = True
-        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-        trainer._prepare_inputs = lambda inputs: inputs  # they lie where the model does
-        own = trainer.accelerator.backward
-
-        def backward(loss: Tensor, **how: Any) -> None:
-            with trace.of("temporary"):
-                own(loss, **how)
-
-        trainer.accelerator.backward = backward
-        self._tell_loss()
-
-    def _tell_loss(self) -> None:
-        """What comes after the decoder or encoder is of the loss."""
-        base: Any = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        inner = getattr(base, getattr(base, "base_model_prefix", "") or "-", None)
-        if isinstance(inner, nn.Module):
-            inner.register_forward_pre_hook(lambda *_: self._now("activations"))
-            inner.register_forward_hook(lambda *_: self._now("loss"))
-
-    def _now(self, part: str) -> None:
-        if self.trace.part in ("activations", "loss"):
-            self.trace.part = part
-
-    def step(self, batch: Mapping[str, Any]) -> None:
-        """One step of the optimizer, of one batch."""
-        self.trace.step += 1
-        inputs = {k: fakes().from_tensor(v) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        with _disable_current_modes():
-            numbers = {k: v.clone() for k, v in batch.items() if isinstance(v, Tensor)}  # the step may change its own
-        for key, found in numbers.items():
-            self.trace.known.tell(inputs[key], found)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with self.trace.of("activations"):
-            self.trainer.training_step(self.model, inputs, num_items_in_batch=None)
-        self.trace.mark((p.grad for p in parameters if p.grad is not None), "gradients")
-        with self.trace.of("temporary"):
-            if self.trainer.args.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, self.trainer.args.max_grad_norm, foreach=self.gpu or None)
-            self.optimizer.step()
-            state = [t for kept in self.optimizer.state.values() for t in kept.values() if isinstance(t, Tensor)]
-            self.trace.mark(state, "optimizer")
-            self.optimizer.zero_grad()
 
 
 def _base(setting: Setting) -> Any:

@@ -38,8 +38,9 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
     """The settings that are left to change, each with all before it."""
     config, training = method_config(setting.recipe), setting.recipe.training
     if not training.gradient_checkpointing and not _in_cache(config):
-        setting = setting.training(gradient_checkpointing=True)
-        yield "training.gradient_checkpointing=true", setting
+        setting = setting.training(gradient_checkpointing=True, offload="none")
+        also = "" if training.offload == "none" else " training.offload=none"
+        yield f"training.gradient_checkpointing=true{also}", setting
     if training.batch_size > 1 and setting.recipe.task != "embeddings":
         rows = training.batch_size * training.gradient_accumulation
         setting = setting.training(batch_size=1, gradient_accumulation=rows)

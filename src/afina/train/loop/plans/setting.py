@@ -43,7 +43,7 @@ class Setting:
 
     def on_processor(self) -> Setting:
         """The same on this machine's processor, alone and without DeepSpeed, where every run can be rehearsed."""
-        out = self.model(device="cpu").training(offload="none")
+        out = self.model(device="cpu")
         return replace(out, recipe=out.recipe.model_copy(update={"distributed": "auto"}))
 
     def model(self, **changes: Any) -> Setting:

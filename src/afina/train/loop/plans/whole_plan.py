@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ....devices.found import Device
 from ....devices.memory_use import used_bytes
 from ....plan.usage import told_bytes
 from ...recipe.sections import Recipe
 from ...report.events import Reporter
+from ..fast_paths import check_offload
 from .base_shares import at_once
 from .forecast import Forecast, Target, forecast, target_of
-from .planning import outline, told_beside, told_room, told_time
+from .planning import outline, told_beside, told_offloaded, told_room, told_time
 from .remedies import Largest, largest, remedies
 from .setting import Setting, setting_of
 
@@ -32,6 +34,7 @@ class Plan:
         fits: None where that cannot be told.
         changes: settings in words, and the bytes with them, where it does not fit.
         together: how many such runs fit at once on one base.
+        offloaded: bytes of main memory in which activations wait.
         verdict: all that in sentences.
     """
 
@@ -47,6 +50,7 @@ class Plan:
     steps: int
     largest: Largest
     together: int | None
+    offloaded: int = 0
     beside: Mapping[str, int] = field(default_factory=dict)
     changes: list[tuple[str, int, bool]] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
@@ -69,8 +73,9 @@ def make(recipe: Recipe, reporter: Reporter, other: str | None = None) -> Plan:
             told.
     """
     if other is not None:
-        recipe = _elsewhere(recipe, other)
-    setting = setting_of(recipe, reporter)
+        check_offload(recipe, Device("cuda:0", other))
+    setting = setting_of(recipe if other is None else _elsewhere(recipe, other), reporter)
+    setting = setting.training(offload=recipe.training.offload)
     target = target_of(setting.recipe.model.device, other)
     found = forecast(setting, target)
     tried = [(words, one.bytes, bool(one.fits)) for words, one in remedies(setting, target)] \
@@ -78,9 +83,10 @@ def make(recipe: Recipe, reporter: Reporter, other: str | None = None) -> Plan:
     most = largest(setting, found)
     together = None if target.free is None else at_once(found, target.free)
     assert found.seconds is not None
+    beside = {when: peak.bytes for when, peak in found.beside.items()}
     plan = Plan(outline(setting), target.name, target.device is None, found.peak.parts, found.peak.bytes,
                 found.peak.alive, target.free, found.fits, found.seconds, setting.steps, most, together,
-                {when: peak.bytes for when, peak in found.beside.items()}, tried)  # fmt: skip
+                found.rehearsal.offloaded, beside, tried)  # fmt: skip
     plan.verdict.extend(_sentences(setting, found, plan))
     return plan
 
@@ -107,6 +113,7 @@ def _sentences(setting: Setting, found: Forecast, plan: Plan) -> Iterator[str]:
         yield f"memory: beside {told_bytes(used_bytes())} that the libraries hold already"
     yield from told_beside(found)
     yield f"memory: {told_bytes(plan.bytes)}{told_room(found)}"
+    yield from told_offloaded(found)
     for words, size, fits in plan.changes:
         yield f"with {words}: {told_bytes(size)}, {'fits' if fits else 'does not fit'}"
     yield told_time(setting, found)
