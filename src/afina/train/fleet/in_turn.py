@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ class Turn:
             self.result = self.job()
         except BaseException as error:
             self.error = error
+            traceback.clear_frames(error.__traceback__)  # or what failed would hold its model
         self.ended = True
         free_thread_buffers()
         self._asleep.release()
