@@ -138,14 +138,17 @@ class Fleet:
                     self.left.append(member.key)
                     gc.collect()  # a trainer and its model know each other
 
-            member.turn = Turn(number, job)
+            turns.append(Turn(number, job))
             self.members.append(member)
-            turns.append(member.turn)
-        before = listen(self._stop, (*ENDING, signal.SIGINT))
-        try:
-            take_turns(turns, self.serve)
-        finally:
-            hand_back(before)
+            member.turn = turns[-1] if len(recipes) > 1 else None
+        if len(turns) == 1:  # nobody to wait for: no thread with buffers of its own, and it hears signals itself
+            turns[0].work()
+        else:
+            before = listen(self._stop, (*ENDING, signal.SIGINT))
+            try:
+                take_turns(turns, self.serve)
+            finally:
+                hand_back(before)
         for member, turn in zip(self.members, turns, strict=True):
             if crashes and isinstance(turn.error, Exception) and not isinstance(turn.error, AfinaError):
                 told = (str(turn.error).splitlines() or [""])[0]

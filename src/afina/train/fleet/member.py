@@ -119,7 +119,8 @@ class Member(Reporter):
 
     def meet(self, place: int) -> None:
         """Wait until every run has come to this place of its training, or has ended; lower places come first."""
-        self._wait(Meeting(self, place))
+        if self.turn is not None:
+            self._wait(Meeting(self, place))
 
     def _count(self) -> None:
         """Let every pass be counted on its way back, behind which a shared one is gone back through with the others."""

@@ -11,10 +11,12 @@ from .forecast import Forecast
 PARTS = 3
 """Tensors of the widest size that a run adds to a shared pass while it lasts: of its rows' part and of all together."""
 MORE = 20 * 2**20
-"""Bytes that a processor's libraries take of passes that are shared (measured: 13 to 24 MiB): products of other shapes,
-on more threads."""
+"""Bytes that a processor's libraries take of several runs (measured: 13 to 24 MiB): products of other shapes, buffers
+of the threads that the runs have."""
 WAITING = ("weights", "adapters", "optimizer")
 """Parts that a run which waits for its turn keeps, of the weights those that are its own."""
+OBJECTS = 2**20
+"""Bytes of the modules, the trainer and the rows of one that waits (measured on ten layers)."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,15 @@ def share(found: Forecast, *, whole: bool = False, in_turn: bool = False) -> Sha
     """
     peak, rehearsal = found.peak, found.rehearsal
     weights, libraries = peak.parts["weights"], peak.parts.get("libraries", 0)
-    kept = (e.size for e in rehearsal.events if e.step and rehearsal.parts[e.key] == "activations")
-    own = peak.bytes - libraries - (0 if whole else weights) + PARTS * max(kept, default=0)
     beside = found.bytes - peak.bytes
+    common = weights + beside + libraries + (MORE if libraries else 0)
     if in_turn:
         own = sum(peak.parts.get(part, 0) for part in WAITING) - (0 if whole else weights)
         working = peak.bytes - libraries - own - (0 if whole else weights)
-        return Share(found.bytes, weights + beside + libraries, own, working)
-    return Share(found.bytes, weights + beside + libraries + (MORE if libraries else 0), own)
+        return Share(found.bytes, common, own + OBJECTS, working)
+    kept = (e.size for e in rehearsal.events if e.step and rehearsal.parts[e.key] == "activations")
+    own = peak.bytes - libraries - (0 if whole else weights) + PARTS * max(kept, default=0)
+    return Share(found.bytes, common, own)
 
 
 def together(shares: Sequence[Share]) -> int:
