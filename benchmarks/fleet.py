@@ -1,8 +1,11 @@
-"""Many LoRA runs on one base, at once and one after the other: `python -m benchmarks.fleet [--runs 16] [--steps 6]`.
+"""Many LoRA runs on one base, in three ways: `python -m benchmarks.fleet [--runs 16] [--steps 6]`.
 
 Ranks 4 to 64 at four rates, on SmolLM2-135M and the tweets, or with `--shapes 1b` on random weights of a 1B Llama with
-4 rows of 64 tokens a step. Both ways are processes of their own, in turns; kept are the shortest times of the steps
-(loading and measuring left out) and the most memory of each, and how far the adapters are apart.
+4 rows of 64 tokens a step. `shared`: `train_many` with passes that all share. `in_turn`: `train_many` with passes of
+their own, one run after the other on one base. `alone`: each by itself, as `afina train` does it, in one process; runs of
+the first rate only, taken as a quarter of all. The ways are processes of their own, by turns. Kept of each are the
+shortest times, on a processor those that it worked: of the steps, and of all with loading and saving; the most memory;
+and how far the adapters are from those alone.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 
 from .timing import RESULTS
 
+WAYS = ("shared", "in_turn", "alone")
 RANKS, RATES = (4, 8, 16, 64), (2e-4, 5e-4, 1e-3, 2e-3)
 
 
@@ -76,24 +80,40 @@ training: {{learning_rate: 1e-3, save_steps: 1000000}}
 
 
 def train(how: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """Train all candidates, alone those of the first rate only; seconds of the steps, and MiB."""
+    """Train all candidates, alone those of the first rate only; seconds of the steps and of all, and MiB."""
     import torch
 
     from afina import train_many
     from afina.train.loop.run import run
     from afina.train.report.events import Reporter
 
-    todo, started = recipes(folder, given), time.monotonic()
-    if how == "together":
-        found = train_many(todo)
-        assert all(one.error is None and not one.alone for one in found), [str(one.error) for one in found]
-        seconds = max(one.result.report["training"]["seconds"] for one in found if one.result)
-    else:
+    on_gpu = torch.cuda.is_available()
+    clock = time.monotonic if on_gpu else time.process_time
+
+    class Watch(Reporter):
+        """Adds up the time in which at least one run is between its first step and its last."""
+
+        training, began, seconds = 0, 0.0, 0.0
+
+        def reached(self, stage: Any, parts: Any) -> None:
+            if stage == "ready":
+                self.training += 1
+                self.began = clock() if self.training == 1 else self.began
+            elif stage == "trained":
+                self.training -= 1
+                self.seconds += 0.0 if self.training else clock() - self.began
+
+    todo, watch, started, times = recipes(folder, given), Watch(), clock(), 1.0
+    if how == "alone":
         few = todo[: len(RANKS)]
-        seconds = sum(run(r, Reporter()).report["training"]["seconds"] for r in few) * len(todo) / len(few)
-    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "mib": resident if gpu is None else gpu, "all": time.monotonic() - started}
+        times = len(todo) / len(few)
+        for recipe in few:
+            run(recipe, watch)
+    else:
+        found = train_many(todo, watch, at_once=len(todo) if how == "shared" else 1)
+        assert all(one.error is None and (how == "shared") != bool(one.alone) for one in found), found
+    mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": watch.seconds * times, "all": (clock() - started) * times, "mib": mib}
 
 
 def apart(one: Path, other: Path) -> float:
@@ -109,8 +129,8 @@ def apart(one: Path, other: Path) -> float:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Both ways by turns."""
-    found: dict[str, list[dict[str, float]]] = {"together": [], "alone": []}
+    """The ways by turns."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as work:
         for turn in range(given.times):
             for how, done in found.items():
@@ -123,12 +143,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                     sys.exit(out.stderr[-2000:])
                 done.append(json.loads(out.stdout.splitlines()[-1]))
                 print(turn, how, done[-1], flush=True)
-        differ = apart(Path(work) / "alone-0", Path(work) / "together-0")
-    best = {how: {"seconds": min(d["seconds"] for d in done), "mib": max(d["mib"] for d in done)}
-            for how, done in found.items()}  # fmt: skip
-    ratio = best["together"]["seconds"] / best["alone"]["seconds"]
-    return {"shapes": given.shapes or "SmolLM2-135M", "runs": given.runs, "steps": given.steps, **best,
-            "time_ratio": round(ratio, 3), "apart": differ}  # fmt: skip
+        differ = {way: apart(Path(work) / "alone-0", Path(work) / f"{way}-0") for way in WAYS[:2]}
+    best: dict[str, Any] = {
+        how: {**{key: round(min(d[key] for d in done), 1) for key in ("seconds", "all")},
+              "mib": round(max(d["mib"] for d in done))}
+        for how, done in found.items()
+    }  # fmt: skip
+    for way, distance in differ.items():
+        best[way] |= {"apart": distance, **{f"{key}_to_alone": round(best[way][key] / best["alone"][key], 3)
+                                            for key in ("seconds", "all")}}  # fmt: skip
+    return {"shapes": given.shapes or "SmolLM2-135M", "runs": given.runs, "steps": given.steps, **best}
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -138,7 +162,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--shapes", choices=("1b", "tiny"), help="random weights instead of SmolLM2's")
-    parser.add_argument("--child", choices=("together", "alone"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--made", help=argparse.SUPPRESS)
     words = parser.parse_args(given)

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import ctypes
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,3 +44,58 @@ def test_a_processor_has_the_machines_memory_and_the_processs_own(gpu):
 
 def test_a_device_that_keeps_no_record_has_no_free_memory_to_tell():
     assert memory.free_bytes("meta") is None
+
+
+HEAPS = """
+import ctypes, sys, threading
+from afina.devices.memory_use import one_heap
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+if sys.argv[2] == "one":
+    one_heap()
+for _ in range(2):
+    thread = threading.Thread(target=lambda: libc.malloc(1000))
+    thread.start()
+    thread.join()
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of other C libraries are not counted")
+def test_threads_have_heaps_of_their_own_unless_all_are_to_have_one(tmp_path):
+    found = {}
+    for how in ("own", "one"):
+        subprocess.run([sys.executable, "-c", HEAPS, str(tmp_path / how), how], check=True)
+        found[how] = (tmp_path / how).read_text().count("<heap nr=")
+    assert found["own"] > found["one"] == 1
+
+
+def in_buffers() -> int:
+    """Bytes that MKL keeps for the next product."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    if not hasattr(library, "mkl_serv_mem_stat"):
+        pytest.skip("torch without MKL")
+    library.mkl_serv_mem_stat.restype = ctypes.c_int64
+    return int(library.mkl_serv_mem_stat(ctypes.byref(ctypes.c_int())))
+
+
+def test_buffers_of_products_are_given_back_and_products_are_what_they_were():
+    memory.free_thread_buffers()
+    before, x = in_buffers(), torch.randn(700, 700)
+    product = x @ x
+    assert (held := in_buffers()) > before
+    memory.free_thread_buffers()
+    assert in_buffers() < held
+    assert torch.equal(x @ x, product)
+
+
+def test_c_libraries_without_these_functions_have_nothing_to_do(monkeypatch):
+    memory._thread_buffers.cache_clear()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.one_heap()
+    memory.trim()
+    memory.free_thread_buffers()
+    assert memory._thread_buffers() is None
+    memory._thread_buffers.cache_clear()

@@ -7,6 +7,7 @@ import pytest
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.tune.climb import Climb
+from afina.tune.halving import Leaves
 from afina.tune.outcome import ALONE
 
 from .made import contender, ended
@@ -17,10 +18,10 @@ RUNGS = {0: (20, [1.0 + (i % 7) / 10 for i in range(70)])}
 @pytest.mark.parametrize(
     ("former", "expected"),
     [
-        ({"status": "left", "reason": "worse", "rungs": RUNGS}, ALONE),
-        ({"status": "failed", "reason": "the loss is not finite"}, ALONE),
-        (ended(0.5), ""),
-        ({}, ""),
+        ({"status": "left", "reason": "worse", "rungs": RUNGS}, Leaves(ALONE)),
+        ({"status": "failed", "reason": "the loss is not finite"}, Leaves(ALONE)),
+        (ended(0.5), None),
+        ({}, None),
     ],
     ids=["one left", "one failed", "one was trained to the end", "one waits"],
 )

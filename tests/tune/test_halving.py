@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afina.tune.halving import leaving, rungs
+from afina.tune.halving import Leaves, leaving, rungs
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,8 @@ def test_the_significantly_worse_of_the_worse_half_leave():
     losses = {"a": rows(1.0, 1), "b": rows(1.5, 2, 0.1), "c": rows(2.0, 3, 0.1), "d": rows(2.5, 4, 0.1)}
     out = leaving(losses)
     assert set(out) == {"c", "d"}  # b is significantly worse than a too, and in the better half
-    assert out["c"].startswith("significantly worse than a (+1.0")
+    assert out["c"].reason.startswith("significantly worse than a (+1.0")
+    assert {left.worse_than for left in out.values()} == {"a"}
 
 
 def test_of_an_odd_number_the_one_in_the_middle_stays():
@@ -44,5 +45,7 @@ def test_pairs_find_what_rows_that_are_hard_for_all_would_hide():
 
 
 def test_losses_that_are_not_finite_leave_and_one_alone_stays():
-    assert leaving({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {"b": "its held-out loss is not finite"}
+    assert leaving({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {
+        "b": Leaves("its held-out loss is not finite")
+    }
     assert leaving({"a": [1.0, 2.0]}) == {}

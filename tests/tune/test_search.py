@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from afina.errors import ConfigError, RecipeError, StoppedError
+from afina.train.fleet.room import IN_TURN
 from afina.train.loop.run import run
 from afina.train.recipe.sections import MethodSection
 from afina.train.recipe.settings import load_recipe
@@ -69,10 +70,11 @@ def finished(request_of, child, tmp_path_factory):
 
 def test_every_candidate_is_a_row_with_what_became_of_it(finished):
     _, found, notes, _ = finished
+    assert f"candidates take turns on one base: {IN_TURN} (--share-passes)" in notes
     rows = rows_of(found)
     best = rows["rate=0.02"]
     assert found["best"] == best["name"] == found["rows"][0]["name"]
-    assert (best["status"], best["trained"], best["steps"], best["alone"]) == ("done", True, 16, "")
+    assert (best["status"], best["trained"], best["steps"], best["alone"]) == ("done", True, 16, IN_TURN)
     failed = rows["rate=1e+30"]
     assert failed["status"] == "failed"
     assert "finite" in failed["reason"]
@@ -87,7 +89,7 @@ def test_every_candidate_is_a_row_with_what_became_of_it(finished):
 
 @pytest.mark.whole("nine runs; the search above has all but whole models and several methods")
 def test_methods_are_searched_and_whole_models_have_passes_of_their_own(request_of, child):
-    found, *_ = child(searched, request_of(("method=lora,ia3,full", "rate=1e-7,x1,2e-2", "rank=4")))
+    found, *_ = child(searched, request_of(("method=lora,ia3,full", "rate=1e-7,x1,2e-2", "rank=4"), share_passes=True))
     rows = rows_of(found)
     assert len(rows) == 9
     assert rows["full rate=0.02"]["alone"] == "the whole model is trained"
@@ -226,10 +228,13 @@ def test_as_many_fly_together_as_fit_and_whole_models_alone(recipe, monkeypatch)
     heard = Heard()
     search = module.Search(SimpleNamespace(placed=lambda r, *a, **k: r), Path(), 2, None, heard)
     search.waiting = waiting(recipe, "a", "b", "full", "c")
-    monkeypatch.setattr(module, "fitting", lambda recipe: 2)
+    asked = []
+    monkeypatch.setattr(module, "fitting", lambda recipe, **how: asked.append((recipe.method.fields.get("r"), how)) or 2)
+    search.waiting[3].recipe.method, search.alone = MethodSection(type="lora", r=64), IN_TURN
     assert search._fitting() == 2
+    assert asked == [(64, {"in_turn": True})]
     assert heard.notes == ["2 of 3 candidates are trained at once (--at-once)"]
-    monkeypatch.setattr(module, "fitting", lambda recipe: None)
+    monkeypatch.setattr(module, "fitting", lambda recipe, **how: None)
     assert search._fitting() == module._MOST
     assert [one.name for one in module._together(search.waiting, 2)] == ["a", "b"]
     assert [one.name for one in module._together(search.waiting[2:], 2)] == ["full"]

@@ -36,9 +36,11 @@ def test_advice_names_the_best_and_those_that_were_not_trained(recipe):
 
 def test_candidate_that_left_because_of_one_that_failed_later_is_named(recipe):
     left = contender(recipe, "good", 0.02, status="left", steps=20, rungs={0: (20, [2.0] * 70)},
-                     reason="significantly worse than rate=<b>1</b> (+1.0 [0.9, 1.1])")  # fmt: skip
+                     reason="it was worse", worse_than="rate=<b>1</b>")  # fmt: skip
+    other = contender(recipe, "other", 0.03, status="left", steps=20, rungs={0: (20, [2.0] * 70)},
+                      reason="significantly worse than rate=<b>1</b> (", worse_than="rate=0.01")  # fmt: skip
     told = "good left because of one that failed later"
-    result = found(recipe, left)
+    result = found(recipe, left, other)
     assert advice(result).startswith("Take rate=0.01")
     assert told in advice(result)
     assert told not in advice(found(recipe))
@@ -53,7 +55,10 @@ def test_what_was_saved_is_told_in_rows_and_time(recipe):
 
 def test_notes_say_what_is_special(recipe):
     told = notes(found(recipe))
-    assert "Passes of its own: rate=1e-05 (it draws random numbers)." in told
+    assert "Passes of their own: rate=1e-05 (it draws random numbers)." in told
+    both = notes(found(recipe, contender(recipe, "late", 0.02, **ended(0.1), alone="it draws random numbers")))
+    assert [line for line in both if "own:" in line] == [
+        "Passes of their own: late, rate=1e-05 (it draws random numbers)."]  # fmt: skip
     assert not any("Optuna" in note for note in told)
     assert any("Optuna" in note for note in notes(found(recipe, sampled=True)))
     assert any("70.0%" in note for note in told)

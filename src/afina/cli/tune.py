@@ -33,6 +33,10 @@ def tune(
     at_once: Annotated[
         int | None, typer.Option(help="How many are trained together; without it as many as fit.")
     ] = None,
+    share_passes: Annotated[
+        bool | None,
+        typer.Option("--share-passes/--own-passes", help="Passes through the base: shared, or own; own on processors."),
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps of every candidate, instead of the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; without it the recipe's own with -tuned.")] = None,
     as_json: AsJson = False,
@@ -57,7 +61,8 @@ def tune(
     from ..tune.told import advice, cells, heads, saved
     from ..tune.tune_page import BEST, write
 
-    request = Request(source, tuple(space or DEFAULT), tuple(overrides), candidates, rungs, at_once, max_steps, out)
+    request = Request(source, tuple(space or DEFAULT), tuple(overrides), candidates, rungs, at_once, share_passes,
+                      max_steps, out)  # fmt: skip
     folder, found = run(request, reporter)
     written = write(folder, found)
     if as_json:

@@ -51,9 +51,11 @@ def search(
     Raises:
         StoppedError: a signal asked for the end.
     """
-    from ..tune.search import Search  # loads what trains
+    from ..train.fleet.room import in_turn  # loads what trains
+    from ..tune.search import Search
 
-    climbing = Search(shared, folder, _RUNGS, None, reporter, seed=seed, until_alone=True)
+    device = next(iter(recipes.values())).model.device
+    climbing = Search(shared, folder, _RUNGS, None, reporter, in_turn(device), seed=seed, until_alone=True)
     climbing.run([one for name, recipe in recipes.items() for one in _contenders(name, recipe, count, shared)])
     return {name: _tried([one for one in climbing.done if one.group == name]) for name in recipes}
 

@@ -14,7 +14,7 @@ from ..train.report.descent import descent
 from ..train.report.events import Progress, Reporter, Stage
 from ..train.tasks import named
 from .contender import Contender
-from .halving import leaving, rungs
+from .halving import Leaves, leaving, rungs
 from .outcome import ALONE
 
 STAGE = "tuning"
@@ -40,7 +40,7 @@ class Climb(Reporter):
         self.reporter, self.expected = reporter, expected
         self.everyone: Sequence[Contender] = ()
         self.at = {str(one.folder): one for one in wave}
-        self.judged: dict[tuple[str, int], dict[str, str]] = {}
+        self.judged: dict[tuple[str, int], dict[str, Leaves]] = {}
 
     def warn(self, text: str) -> None:
         """Passed on; other words of so many runs are too many."""
@@ -77,19 +77,19 @@ class Climb(Reporter):
             record.losses, record.right = held_out_items(parts)
         one.keep()
 
-    def judge(self, one: Contender, number: int) -> str:
-        """Why a candidate leaves at a rung; empty where it goes on. All of its group have come there by now."""
+    def judge(self, one: Contender, number: int) -> Leaves | None:
+        """Why a candidate leaves at a rung; None where it goes on. All of its group have come there by now."""
         key = one.group, number
         if key not in self.judged:
             pool = [o for o in self.all if o.group == one.group and number in o.record.rungs]
             losses = {o.name: o.record.rungs[number][1] for o in pool}
             self.judged[key] = leaving(losses)
             if (last := self._last_left(one.group, self.judged[key])) in losses:
-                self.judged[key][last] = ALONE
+                self.judged[key][last] = Leaves(ALONE)
             self._tell(one, number, {name: sum(found) / len(found) for name, found in losses.items()})
-        return self.judged[key].get(one.name, "")
+        return self.judged[key].get(one.name)
 
-    def _last_left(self, group: str, leaves: Mapping[str, str]) -> str:
+    def _last_left(self, group: str, leaves: Mapping[str, Leaves]) -> str:
         """The only one of a group that is left, of all candidates; none where a former wave trained one to its end."""
         own = [o for o in self.everyone if o.group == group]
         left = [o.name for o in own if not (o.record.status or o.record.reason or o.name in leaves)]
@@ -97,10 +97,10 @@ class Climb(Reporter):
 
     def _tell(self, one: Contender, number: int, losses: Mapping[str, float]) -> None:
         judged = self.judged[one.group, number]
-        gone = [o.name for o in self.wave if judged.get(o.name, ALONE) != ALONE]
+        gone = [o.name for o in self.wave if o.name in judged and judged[o.name].reason != ALONE]
         best = min(losses, key=lambda name: losses[name])
         words = f"; out: {', '.join(f'{name} ({losses[name]:.3f})' for name in gone)}" if gone else "; all go on"
-        words += f"; {ALONE}" if ALONE in judged.values() else ""
+        words += f"; {ALONE}" if Leaves(ALONE) in judged.values() else ""
         place = f"{one.group}: " if one.group else ""
         step = one.record.rungs[number][0]
         self.reporter.note(f"{place}step {step} of {one.steps}: best {best} (held-out loss {losses[best]:.3f}){words}")
@@ -135,8 +135,9 @@ class Rungs(TrainerCallback):  # type: ignore[misc]
                 return
             self.passed += 1
             control.should_save = True
-            record.reason = self.climb.judge(self.one, number)
-            if record.reason:
+            leaves = self.climb.judge(self.one, number)
+            if leaves is not None:
+                record.reason, record.worse_than = leaves.reason, leaves.worse_than
                 control.should_training_stop, control.should_save = True, False
                 return
 

@@ -33,6 +33,7 @@ class Record:
         rungs: of each rung that it came to, its step and the loss of every held-out row.
         status: "" while it is on its way, "done" (trained to the end), "left" (at a rung), "failed".
         reason: why it left or failed.
+        worse_than: the candidate that it left because of.
         steps: how many it was trained for.
         seconds: its share of the time of the fleets that it was in.
         losses: of every held-out row at the end, and how right it is on each where rows are right or wrong.
@@ -44,6 +45,7 @@ class Record:
     rungs: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
     status: str = ""
     reason: str = ""
+    worse_than: str = ""
     steps: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)

@@ -9,8 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..evidence.score import is_worse, standings, told_difference
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """Why a candidate leaves.
+
+    Attributes:
+        reason: in words.
+        worse_than: the candidate that it is significantly worse than; empty where it leaves for another reason.
+    """
+
+    reason: str
+    worse_than: str = ""
 
 
 def rungs(steps: int, count: int) -> list[int]:
@@ -20,13 +34,13 @@ def rungs(steps: int, count: int) -> list[int]:
     return sorted({step for n in range(1, count + 1) if 0 < (step := round(steps / 2**n)) < steps})
 
 
-def leaving(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """Who leaves, and why in words; `losses` are of every held-out row, by candidate.
+def leaving(losses: Mapping[str, Sequence[float]]) -> dict[str, Leaves]:
+    """Who leaves, and why; `losses` are of every held-out row, by candidate.
 
     One whose losses are not finite leaves. The best never does.
     """
     finite = {name: values for name, values in losses.items() if all(map(math.isfinite, values))}
-    out = {name: "its held-out loss is not finite" for name in losses if name not in finite}
+    out = {name: Leaves("its held-out loss is not finite") for name in losses if name not in finite}
     if len(finite) < 2:
         return out
     best, found = standings({n: {0: v} for n, v in finite.items()}, higher_is_better=False)
@@ -35,5 +49,5 @@ def leaving(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
         difference = found[name].to_best
         if difference is not None and is_worse(difference, higher_is_better=False):
             words = told_difference({"mean": difference.mean, "low": difference.low, "high": difference.high}, "loss")
-            out[name] = f"significantly worse than {best} ({words})"
+            out[name] = Leaves(f"significantly worse than {best} ({words})", best)
     return out

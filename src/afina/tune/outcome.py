@@ -64,6 +64,7 @@ def row(one: Contender, standing: Standing | None) -> dict[str, Any]:
     return {
         "name": one.name, "choice": one.choice, "learning_rate": one.recipe.training.learning_rate,
         "method": one.recipe.method.type, "status": record.status, "reason": record.reason,
+        "worse_than": record.worse_than,
         "steps": record.steps, "of": one.steps, "rows_per_step": one.rows_per_step,
         "rungs": [[step, fmean(losses)] for step, losses in record.rungs.values()],
         "loss": fmean(record.losses) if record.losses else None,

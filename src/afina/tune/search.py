@@ -13,6 +13,7 @@ from ..core.files.overwriting import refuse_occupied
 from ..errors import AfinaError, RecipeError, StoppedError
 from ..evidence.prepare import Shared, digest, key_of, prepare
 from ..train.fleet.fleet import Fleet, Trained
+from ..train.fleet.room import in_turn
 from ..train.loop.plans.planning import fitting
 from ..train.recipe.sections import Recipe
 from ..train.recipe.settings import load_recipe, method_config
@@ -40,6 +41,7 @@ class Request:
         most: how many candidates there may be.
         rungs: at how many steps they are compared on the way.
         at_once: how many are in the fleet at the same time, while the others wait; without it as many as fit.
+        share_passes: whether they share passes through the base; without it they do but on a processor.
         out: folder of everything.
     """
 
@@ -49,6 +51,7 @@ class Request:
     most: int = 16
     rungs: int = 3
     at_once: int | None = None
+    share_passes: bool | None = None
     max_steps: int | None = None
     out: Path | None = None
 
@@ -85,7 +88,10 @@ def tune(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     how = f"Optuna's sampler takes {request.most}" if draw.sampled else "all are tried"
     count = "infinitely many" if size(axes) == float("inf") else f"{size(axes):.0f}"
     reporter.note(f"space: {count} candidates; {how}")
-    search = Search(shared, folder / "runs", request.rungs, request.at_once, reporter)
+    search = Search(shared, folder / "runs", request.rungs, request.at_once, reporter,
+                    alone=in_turn(base.model.device, request.share_passes))  # fmt: skip
+    if search.alone:
+        reporter.note(f"candidates take turns on one base: {search.alone} (--share-passes)")
     number = 0
     for wave in draw.waves():
         made = [contender(request.source, request.overrides, choice, shared.rows[0], request.max_steps)
@@ -113,6 +119,7 @@ class Search:
         folder: of the candidates' own folders.
         count: how many rungs there are.
         at_once: how many are in the fleet at the same time; without it as many as fit, and not more than `_MOST`.
+        alone: why all have passes of their own, in turn; empty where those that can share them.
         done: those that were trained, or left or failed.
         now, waiting: those that are being trained, and those that will be.
         planned: how many more will come, for the time left.
@@ -125,6 +132,7 @@ class Search:
     count: int
     at_once: int | None
     reporter: Reporter
+    alone: str = ""
     done: list[Contender] = field(default_factory=list)
     now: list[Contender] = field(default_factory=list)
     waiting: list[Contender] = field(default_factory=list)
@@ -166,12 +174,12 @@ class Search:
             self.now = []
 
     def _fitting(self) -> int:
-        """How many of the candidates fit at once, by the one with the largest batches."""
+        """How many of the candidates fit at once, by the one with the largest batches, or rank among those."""
         todo = [one for one in self.waiting if not one.record.status and not _whole(one)]
         if len(todo) < 2:
             return 1
-        largest = max(todo, key=lambda one: one.recipe.training.batch_size)
-        out = min(_MOST, fitting(self._placed(largest)) or _MOST)
+        largest = max(todo, key=_size)
+        out = min(_MOST, fitting(self._placed(largest), in_turn=bool(self.alone)) or _MOST)
         if out < len(todo):
             self.reporter.note(f"{out} of {len(todo)} candidates are trained at once (--at-once)")
         return out
@@ -194,7 +202,7 @@ class Search:
             climb.everyone = self.everyone
         started = time.monotonic()
         try:
-            found = Fleet(climb).run(recipes, overwrite=False, resume=resume, crashes=True)
+            found = Fleet(climb, alone=self.alone).run(recipes, overwrite=False, resume=resume, crashes=True)
         finally:
             _share_out(time.monotonic() - started, todo)
         self._end(todo, found)
@@ -252,6 +260,10 @@ def _together(waiting: Sequence[Contender], at_once: int) -> list[Contender]:
     if _whole(waiting[0]):
         return [waiting[0]]
     return [one for one in waiting if not _whole(one)][:at_once]
+
+
+def _size(one: Contender) -> tuple[int, int]:
+    return one.recipe.training.batch_size, getattr(method_config(one.recipe), "r", None) or 0
 
 
 def _whole(one: Contender) -> bool:

@@ -66,8 +66,7 @@ def fate(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def advice(found: Mapping[str, Any]) -> str:
     """What to take, in a sentence or two."""
     failed = [row["name"] for row in found["rows"] if row["status"] == "failed"]
-    sent = [row["name"] for row in found["rows"] if row["status"] == "left"
-            and any(f"worse than {name} (" in row["reason"] for name in failed)]  # fmt: skip
+    sent = [row["name"] for row in found["rows"] if row["status"] == "left" and row["worse_than"] in failed]
     said = f"{', '.join(sent)} left because of one that failed later: search again without that one." if sent else ""
     if not any(row["status"] == "done" for row in found["rows"]):
         return f"No candidate came to its end: the table says why. {said}".rstrip()
@@ -119,7 +118,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
                      "second by Optuna's TPE, which knew what became of the first.")  # fmt: skip
     if found["majority"] is not None:
         lines.append(f"Always giving the commonest label is right in {found['majority']:.1%} of the recipe's own rows.")
-    lines += [f"Passes of its own: {row['name']} ({row['alone']})." for row in rows if row["alone"]]
+    lines += [f"Passes of their own: {', '.join(row['name'] for row in rows if row['alone'] == why)} ({why})."
+              for why in dict.fromkeys(row["alone"] for row in rows if row["alone"])]  # fmt: skip
     if unknown := [row["name"] for row in rows if row["trained"] is None and row["status"] == "done"]:
         lines.append(f"Too short to tell, or a loss that is no measure of it, whether trained: {', '.join(unknown)}.")
     made = ", ".join(f"{name} {version}" for name, version in found["versions"].items())

@@ -63,19 +63,42 @@ def adapter(folder):
     return load_file(file if file.is_file() else Path(folder) / "model.safetensors")
 
 
+class Meets(Reporter):
+    """Lets runs wait for each other after every second step, as candidates of a search do."""
+
+    def reached(self, stage, parts):
+        from transformers import TrainerCallback
+
+        class Waits(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step % 2 == 0:
+                    parts["meet"](state.global_step)
+
+        if stage == "ready":
+            parts["trainer"].add_callback(Waits())
+
+
+def elsewhere(recipe, suffix):
+    out = recipe.model_copy(deep=True)
+    out.output.dir += suffix
+    return out
+
+
 def both(recipes):
-    """What becomes of runs together; and their adapters alone and together."""
+    """What becomes of runs together; their adapters alone and together; and those of runs that take turns."""
     together = train_many(recipes, at_once=len(recipes))
+    turns = Fleet(Meets(), alone="in turn").run([elsewhere(recipe, "-turns") for recipe in recipes], overwrite=False,
+                                                resume=[False] * len(recipes))  # fmt: skip
     out = {}
-    for recipe, trained in zip(recipes, together, strict=True):
+    for recipe, trained, turn in zip(recipes, together, turns, strict=True):
         assert trained.error is None, trained.error
-        other = recipe.model_copy(deep=True)
-        other.output.dir += "-alone"
-        alone = run(other, Reporter())
+        assert turn.error is None, turn.error
+        alone = run(elsewhere(recipe, "-alone"), Reporter())
         reports = [{k: r["training"][k] for k in ("loss", "steps")} for r in (alone.report, trained.result.report)]
         scores = [result.after for result in (alone, trained.result)]
         told = (trained.alone, trained.shared, trained.own)
-        out[recipe.output.dir] = adapter(alone.folder), adapter(trained.result.folder), reports, scores, told
+        in_turn = adapter(turn.result.folder), turn.result.report["training"]["loss"], turn.shared, turn.own
+        out[recipe.output.dir] = adapter(alone.folder), adapter(trained.result.folder), reports, scores, told, in_turn
     return out
 
 
@@ -86,6 +109,11 @@ def check_equal(found, loss=1e-5):
     assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], abs=loss)
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=3e-5, msg=name)
+    turn, loss_in_turn, shared, own = found[-1]
+    assert turn.keys() == one.keys()
+    assert all(torch.equal(turn[name], tensor) for name, tensor in one.items())
+    assert (loss_in_turn, shared) == (reports[0]["loss"], 0)
+    assert own >= reports[0]["steps"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +129,7 @@ def varied(model_folder, child, tmp_path_factory):
 @pytest.mark.parametrize("name", VARIED)
 def test_a_run_among_others_has_the_losses_and_the_adapter_that_it_has_alone(name, varied):
     check_equal(varied[name])
-    _, _, _, (alone, together), (why, shared, own) = varied[name]
+    _, _, _, (alone, together), (why, shared, own), _ = varied[name]
     assert (alone is None) == (name != "lora")
     assert alone is None or together.loss == pytest.approx(alone.loss, rel=1e-4)
     if name == "drop":
@@ -126,7 +154,7 @@ def test_every_method_has_among_all_others_what_it_has_alone(model_folder, child
     found = child(both, [of_method(tmp_path, model_folder, name) for name in names])
     for name, one in zip(names, found.values(), strict=True):
         check_equal(one)
-        why, shared, _ = one[-1]
+        why, shared, _ = one[-2]
         assert shared == (0 if name in ALONE else 3), (name, why)
         if name in ALONE:
             assert ALONE[name] in why

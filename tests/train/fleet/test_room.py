@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +18,7 @@ from afina.train.loop.plans.base_shares import Share
 from afina.train.loop.plans.rehearsal import Untold
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
+from afina.train.report.output import REPORT
 
 from .. import tiny
 
@@ -57,6 +60,7 @@ def trained_in_little_room(recipes):
     with (
         patch.object(room, "_shares", lambda recipes: [Share(14, 10, own) for own in (4, 5, 4)]),
         patch.object(room, "free_bytes", lambda _: 19),
+        patch.object(room, "in_turn", lambda _: ""),  # as on a GPU
     ):
         found = train_many(recipes, words)
     adapters = [load_file(Path(one.result.folder) / "adapter_model.safetensors") for one in found]
@@ -118,6 +122,43 @@ def test_a_signal_stops_those_that_wait_too_and_resuming_begins_them(model_folde
     assert "after step" in errors[0]
     assert "before the run began" in errors[1]
     assert child(gone_on, recipes) == [6, 6]
+
+
+def one_after_the_other(recipes):
+    """Trained as nothing says otherwise; and again, when one of three had not begun and one had not come to a save."""
+    words, again = Words(), Words()
+    first = train_many(recipes, words)
+    folders = [Path(recipe.output.dir) for recipe in recipes]
+    shutil.rmtree(folders[2])
+    (folders[1] / REPORT).unlink()
+    for checkpoint in folders[1].glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    second = train_many(recipes, again, resume=True)
+    other = [recipe.model_copy(deep=True) for recipe in recipes]
+    other[0].training.learning_rate = 1.0
+    third = train_many(other, resume=True)
+    told = [[(one.alone, one.shared, one.own) for one in found] for found in (first, second)]
+    losses = [[one.result.report["training"]["loss"] for one in found] for found in (first, second)]
+    return words.notes, words.most, again.notes, told, losses, str(third[0].error)
+
+
+def test_on_a_processor_runs_follow_each_other_and_resuming_does_what_is_not_done(model_folder, child, tmp_path):
+    notes, most, again, told, losses, wrong = child(one_after_the_other, three(tmp_path, model_folder))
+    assert notes[0] == f"3 runs on one base, one after the other: {room.IN_TURN} (at_once=)"
+    assert most == 1
+    assert told == [[(room.IN_TURN, 0, 2)] * 3, [("", 0, 0), *[(room.IN_TURN, 0, 2)] * 2]]
+    assert "run0/out: had ended, and is as it was" in again
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 3
+    assert "a resumed run has the settings that it began with" in wrong
+
+
+def test_passes_are_shared_where_it_is_said_and_else_on_gpus(monkeypatch):
+    assert room.in_turn("cpu") == room.IN_TURN
+    assert room.in_turn("cpu", True) == ""
+    monkeypatch.setattr(room, "place", lambda _: SimpleNamespace(kind="cuda"))
+    assert room.in_turn("auto") == ""
+    assert room.in_turn("auto", False) == "passes are not to be shared"
 
 
 def test_runs_that_cannot_be_planned_are_trained_at_once_and_it_is_said(monkeypatch, tmp_path, model_folder):

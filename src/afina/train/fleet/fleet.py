@@ -7,6 +7,7 @@ there make one batch, and the gradients of all go back through it together.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from ...devices.memory_use import trim
-from ...errors import AfinaError, ConfigError, RecipeError
+from ...errors import AfinaError, ConfigError, RecipeError, StoppedError
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ..base.given_base import loaded_by
@@ -33,6 +34,9 @@ from .in_turn import Turn, take_turns
 from .member import Backward, Forward, Meeting, Member, Refused, Trial
 from .shared_base import SharedBase, sharing
 from .shared_pass import SharedPass
+
+
+NOBODY = "nobody was beside it"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ def check(recipes: Sequence[Recipe]) -> None:
         raise RecipeError("two runs of one folder", where="output.dir", got=twice, fix="give each its own")
 
 
+def not_begun(exit_code: int) -> StoppedError:
+    """What a run ends in whose turn had not come when a signal asked for the end."""
+    return StoppedError("stopped before the run began: nothing is lost", fix="run it again", exit_code=exit_code)
+
+
 def names(recipes: Sequence[Recipe]) -> list[str]:
     """What the runs' folders do not share."""
     folders = [Path(recipe.output.dir).absolute() for recipe in recipes]
@@ -86,12 +95,14 @@ class Fleet:
     Args:
         base: one that other runs had before.
         called: the names of the runs, where they are some of more.
+        alone: why all have passes of their own; empty where those that can share them.
     """
 
     def __init__(
-        self, reporter: Reporter, base: SharedBase | None = None, called: Sequence[str] | None = None
+        self, reporter: Reporter, base: SharedBase | None = None, called: Sequence[str] | None = None, alone: str = ""
     ) -> None:  # fmt: skip
-        self.reporter, self.base, self.called = reporter, base or SharedBase(), called
+        self.reporter, self.base, self.called, self.alone = reporter, base or SharedBase(), called, alone
+        self.stopping: int | None = None
         self.joint: SharedPass | None = None
         self.members: list[Member] = []
         self.fast = False
@@ -112,10 +123,12 @@ class Fleet:
         for number, (name, recipe, again) in enumerate(
             zip(self.called or names(recipes), recipes, resume, strict=True)
         ):
-            member = Member(name, f"run{number}", self.reporter, self.join)
-            member.tried = len(recipes) == 1  # nobody is there to share a pass with
+            alone = self.alone or (NOBODY if len(recipes) == 1 else "")
+            member = Member(name, f"run{number}", self.reporter, self.join, alone)
 
             def job(recipe: Recipe = recipe, member: Member = member, again: bool = again) -> Result:
+                if self.stopping is not None:
+                    raise not_begun(128 + self.stopping)
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
                 try:
                     with nullcontext() if whole else loaded_by(self.base.load):
@@ -123,15 +136,19 @@ class Fleet:
                 finally:
                     member.trainer = member.open = None
                     self.left.append(member.key)
+                    gc.collect()  # a trainer and its model know each other
 
-            member.turn = Turn(number, job)
+            turns.append(Turn(number, job))
             self.members.append(member)
-            turns.append(member.turn)
-        before = listen(self._stop, (*ENDING, signal.SIGINT))
-        try:
-            take_turns(turns, self.serve)
-        finally:
-            hand_back(before)
+            member.turn = turns[-1] if len(recipes) > 1 else None
+        if len(turns) == 1:  # nobody to wait for: no thread with buffers of its own, and it hears signals itself
+            turns[0].work()
+        else:
+            before = listen(self._stop, (*ENDING, signal.SIGINT))
+            try:
+                take_turns(turns, self.serve)
+            finally:
+                hand_back(before)
         for member, turn in zip(self.members, turns, strict=True):
             if crashes and isinstance(turn.error, Exception) and not isinstance(turn.error, AfinaError):
                 told = (str(turn.error).splitlines() or [""])[0]
@@ -145,13 +162,10 @@ class Fleet:
         ]
 
     def _stop(self, number: int) -> None:
-        """Let every run end after its step, as a signal lets one."""
-        from ..loop.steps.stopping import GracefulStop
-
+        """Let every run end after its step, as a signal lets one; those that have not begun do not begin."""
+        self.stopping = number
         for member in self.members:
-            for callback in [] if member.trainer is None else member.trainer.callback_handler.callbacks:
-                if isinstance(callback, GracefulStop):
-                    callback.received = number
+            member.stop(number)
 
     def join(self, member: Member, body: nn.Module) -> str:
         """Put a run's adapters on the shared body; why that cannot be, or nothing."""

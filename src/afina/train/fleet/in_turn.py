@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +50,18 @@ class Turn:
 
     def _run(self) -> None:
         self._awake.acquire()
+        self.work()
+        free_thread_buffers()
+        self._asleep.release()
+
+    def work(self) -> None:
+        """Do the job to its end, in the thread that calls."""
         try:
             self.result = self.job()
         except BaseException as error:
             self.error = error
+            traceback.clear_frames(error.__traceback__)  # or what failed would hold its model
         self.ended = True
-        free_thread_buffers()
-        self._asleep.release()
 
     def go_on(self, answer: Any = None) -> None:
         """Let it work until it waits or ends; called by who serves them."""

@@ -83,26 +83,58 @@ class Member(Reporter):
         alone: why it has passes of its own; empty where it shares them.
         passes: how many it shared, and how many it had to itself.
         tried: whether it was seen if it can share them.
+        stopping: the signal that asked for its end.
     """
 
-    def __init__(self, name: str, key: str, inner: Reporter, join: Callable[[Member, nn.Module], str]) -> None:
+    def __init__(
+        self, name: str, key: str, inner: Reporter, join: Callable[[Member, nn.Module], str], alone: str = ""
+    ) -> None:  # fmt: skip
         self.name, self.key, self.inner, self.join = name, key, inner, join
         self.turn: Turn | None = None
-        self.alone, self.passes = "", [0, 0]
+        self.alone, self.passes = alone, [0, 0]
         self.tried = False
+        self.stopping: int | None = None
         self.open: tuple[Any, Any] | None = None
         self.trainer: Any = None
 
     def reached(self, stage: Stage, parts: Mapping[str, Any]) -> None:
-        """From before its first step on it shares passes."""
+        """From before its first step on it shares passes, unless it is known to have its own."""
         if stage == "ready":
             self.trainer = parts["trainer"]
-            self._enlist(parts["model"])
+            if self.stopping is not None:  # the signal came while it was loaded
+                self.stop(self.stopping)
+            self._count()
+            if not self.alone:
+                self._enlist(parts["model"])
         self.inner.reached(stage, {**parts, "meet": self.meet})
+
+    def stop(self, number: int) -> None:
+        """Let it end after its step, as a signal lets a run."""
+        from ..loop.steps.stopping import GracefulStop
+
+        self.stopping = number
+        for callback in [] if self.trainer is None else self.trainer.callback_handler.callbacks:
+            if isinstance(callback, GracefulStop):
+                callback.received = number
 
     def meet(self, place: int) -> None:
         """Wait until every run has come to this place of its training, or has ended; lower places come first."""
-        self._wait(Meeting(self, place))
+        if self.turn is not None:
+            self._wait(Meeting(self, place))
+
+    def _count(self) -> None:
+        """Let every pass be counted on its way back, behind which a shared one is gone back through with the others."""
+        accelerator = self.trainer.accelerator
+        backward = accelerator.backward
+
+        def back(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            backward(loss, *args, **kwargs)
+            self.passes[self.open is None] += 1
+            if self.open is not None:
+                (out, given), self.open = self.open, None
+                self._wait(Backward(self, out, given))
+
+        accelerator.backward = back
 
     def _enlist(self, model: Any) -> None:
         base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -111,23 +143,15 @@ class Member(Reporter):
         if self.alone:
             self.note(f"passes of its own: {self.alone}")
             return
-        own, accelerator = body.forward, self.trainer.accelerator
-        backward = accelerator.backward
+        own = body.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled() or not body.training:
                 return own(*args, **kwargs)
             cut = None if self.alone or args else self._forward(body, own, kwargs)
-            self.passes[cut is None] += 1
             return own(*args, **kwargs) if cut is None else cut
 
-        def back(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            backward(loss, *args, **kwargs)
-            if self.open is not None:
-                (out, given), self.open = self.open, None
-                self._wait(Backward(self, out, given))
-
-        body.forward, accelerator.backward = forward, back
+        body.forward = forward
 
     def _forward(self, body: Any, own: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """What comes of its rows among others'; None where it has to run them itself."""

@@ -1,4 +1,4 @@
-"""How many of several runs fit a device at once, by the plan of each."""
+"""Whether several runs share passes, and how many fit a device at once, by the plan of each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,31 @@ _ALIKE: dict[str, Any] = {
 """Keys of a recipe that no step's memory depends on."""
 
 
-def planned_bytes(recipes: Sequence[Recipe]) -> int:
+IN_TURN = "on a processor passes of their own are faster"
+
+
+def in_turn(device: str, wanted: bool | None = None) -> str:
+    """Why runs on one base have passes of their own; empty where those that can share them.
+
+    Args:
+        wanted: whether passes are to be shared; None where nothing is said.
+    """
+    if wanted is not None:
+        return "" if wanted else "passes are not to be shared"
+    return IN_TURN if place(device).kind == "cpu" else ""
+
+
+def planned_bytes(recipes: Sequence[Recipe], *, in_turn: bool = False) -> int:
     """What runs on one base take at once.
+
+    Args:
+        in_turn: each has passes of its own while the others wait.
 
     Raises:
         Untold: what one of them takes cannot be told.
         AfinaError: what would stop a run at its beginning.
     """
-    return together(_shares(recipes))
+    return together(_shares(recipes, turns=in_turn))
 
 
 def waves(recipes: Sequence[Recipe], reporter: Reporter) -> list[list[int]]:
@@ -53,14 +70,14 @@ def waves(recipes: Sequence[Recipe], reporter: Reporter) -> list[list[int]]:
     return out
 
 
-def _shares(recipes: Sequence[Recipe]) -> list[Share]:
+def _shares(recipes: Sequence[Recipe], *, turns: bool = False) -> list[Share]:
     """What each is among the others. Runs that take as much as each other are planned once."""
     found: dict[str, Forecast] = {}
     for recipe in recipes:
         if (key := _key(recipe)) not in found:
             target = Target(place(recipe.model.device).name, place(recipe.model.device), None, None)
             found[key] = forecast(setting_of(recipe, Reporter()), target, timed=False)
-    return [share(found[_key(r)], whole=_whole(r)) for r in recipes]
+    return [share(found[_key(r)], whole=_whole(r), in_turn=turns) for r in recipes]
 
 
 def _key(recipe: Recipe) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from afina.plan.footprint import Peak
 from afina.plan.trace import Event
-from afina.train.loop.plans.base_shares import MORE, PARTS, Share, at_once, groups, share, together
+from afina.train.loop.plans import base_shares
+from afina.train.loop.plans.base_shares import MORE, OBJECTS, PARTS, Share, at_once, groups, share, together
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,21 @@ def test_weights_libraries_and_what_reads_are_there_once_and_a_shared_pass_has_m
     assert share(found(0)).common == 100  # of a GPU
 
 
-def test_as_many_fit_as_groups_have():
+def test_what_takes_turns_has_the_activations_of_one_and_keeps_what_was_trained_of_all():
+    given = found(30)
+    given.peak.parts.update(adapters=4, optimizer=8, activations=38)
+    one = share(given, in_turn=True)
+    assert one == Share(180, 130 + MORE, 12 + OBJECTS, 38)
+    assert together([one, Share(0, 120, 1, 20), one]) == 130 + MORE + 38 + 12 + 1 + 12 + 2 * OBJECTS
+    assert share(given, whole=True, in_turn=True).own == 112 + OBJECTS
+
+
+@pytest.mark.parametrize(("in_turn", "expected"), [(False, 12), (True, 22)])
+def test_as_many_fit_as_groups_have(in_turn, expected, monkeypatch):
+    given = found(0)
+    given.peak.parts.update(adapters=14, optimizer=26, activations=10)
+    monkeypatch.setattr(base_shares, "OBJECTS", 0)
     for free in (100, 150, 171, 242, 243, 1000):
-        count = at_once(found(0), free)
-        assert groups([share(found(0))] * (count + 1), free)[0] == [*range(count)]
-    assert at_once(found(0), 1000) == 12
+        count = at_once(given, free, in_turn=in_turn)
+        assert groups([share(given, in_turn=in_turn)] * (count + 1), free)[0] == [*range(count)]
+    assert at_once(given, 1000, in_turn=in_turn) == expected

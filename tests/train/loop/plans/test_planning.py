@@ -99,12 +99,12 @@ def test_quantised_weights_take_less(tmp_path, model_folder, child):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def fitting(path, free):
+def fitting(path, free, in_turn=False):
     from afina.train.loop.plans import planning
 
     real, planning.free_bytes = planning.free_bytes, lambda device: free
     try:
-        return planning.fitting(load_recipe(str(path)))
+        return planning.fitting(load_recipe(str(path)), in_turn=in_turn)
     finally:
         planning.free_bytes = real
 
@@ -117,5 +117,6 @@ def test_as_many_runs_fit_at_once_as_there_is_memory_for_beside_one_base(tmp_pat
     own = 2**27 / (many - more)
     assert 0 < 2**26 - few * own < 2**26
     assert own < 1024 * memory_of_a_step(child(told, recipe))
+    assert child(fitting, recipe, 2**26, True) > 4 * few
     assert child(fitting, recipe, 1) == 1
     assert child(fitting, recipe, None) is None

@@ -11,8 +11,12 @@ from .forecast import Forecast
 PARTS = 3
 """Tensors of the widest size that a run adds to a shared pass while it lasts: of its rows' part and of all together."""
 MORE = 20 * 2**20
-"""Bytes that a processor's libraries take of passes that are shared (measured: 13 to 24 MiB): products of other shapes,
-on more threads."""
+"""Bytes that a processor's libraries take of several runs (measured: 13 to 24 MiB): products of other shapes, buffers
+of the threads that the runs have."""
+WAITING = ("weights", "adapters", "optimizer")
+"""Parts that a run which waits for its turn keeps, of the weights those that are its own."""
+OBJECTS = 2**20
+"""Bytes of the modules, the trainer and the rows of one that waits (measured on ten layers)."""
 
 
 @dataclass(frozen=True)
@@ -22,33 +26,42 @@ class Share:
     Attributes:
         alone: what it takes with nobody beside it.
         common: what there is of it once for all runs on the base: weights, libraries, what reads rows and draws.
-        own: what it adds to that.
+        own: what it adds to that, as long as it is among them.
+        working: what it takes beside that while its turn is, where passes are not shared.
     """
 
     alone: int
     common: int
     own: int
+    working: int = 0
 
 
-def share(found: Forecast, *, whole: bool = False) -> Share:
+def share(found: Forecast, *, whole: bool = False, in_turn: bool = False) -> Share:
     """What a run is among others.
 
     Args:
         whole: it trains the base, and has weights of its own.
+        in_turn: each has passes of its own while the others wait.
     """
     peak, rehearsal = found.peak, found.rehearsal
     weights, libraries = peak.parts["weights"], peak.parts.get("libraries", 0)
+    beside = found.bytes - peak.bytes
+    common = weights + beside + libraries + (MORE if libraries else 0)
+    if in_turn:
+        own = sum(peak.parts.get(part, 0) for part in WAITING) - (0 if whole else weights)
+        working = peak.bytes - libraries - own - (0 if whole else weights)
+        return Share(found.bytes, common, own + OBJECTS, working)
     kept = (e.size for e in rehearsal.events if e.step and rehearsal.parts[e.key] == "activations")
     own = peak.bytes - libraries - (0 if whole else weights) + PARTS * max(kept, default=0)
-    beside = found.bytes - peak.bytes
-    return Share(found.bytes, weights + beside + libraries + (MORE if libraries else 0), own)
+    return Share(found.bytes, common, own)
 
 
 def together(shares: Sequence[Share]) -> int:
     """Bytes of all at once."""
     if len(shares) == 1:
         return shares[0].alone
-    return max(one.common for one in shares) + sum(one.own for one in shares)
+    once = max(one.common for one in shares) + max(one.working for one in shares)
+    return once + sum(one.own for one in shares)
 
 
 def groups(shares: Sequence[Share], free: int) -> list[list[int]]:
@@ -62,7 +75,7 @@ def groups(shares: Sequence[Share], free: int) -> list[list[int]]:
     return out
 
 
-def at_once(found: Forecast, free: int) -> int:
+def at_once(found: Forecast, free: int, *, in_turn: bool = False) -> int:
     """How many such runs fit in so many bytes, at least one."""
-    one = share(found)
-    return max(1, (free - one.common) // max(one.own, 1))
+    one = share(found, in_turn=in_turn)
+    return max(1, (free - one.common - one.working) // max(one.own, 1))

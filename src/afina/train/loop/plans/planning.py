@@ -155,9 +155,13 @@ def too_large(setting: Setting) -> str | None:
     return f"it takes {told_bytes(found.bytes)} and {told_bytes(free)} are free on {device.name}"
 
 
-def fitting(recipe: Recipe) -> int | None:
+def fitting(recipe: Recipe, *, in_turn: bool) -> int | None:
     """How many runs such as this one fit the device at once, with the base's weights in memory once; at least 1, and
-    None where that cannot be told."""
+    None where that cannot be told.
+
+    Args:
+        in_turn: each has passes of its own while the others wait.
+    """
     setting = setting_of(recipe, Reporter())
     device = place(setting.recipe.model.device)
     free = free_bytes(device.name)
@@ -167,4 +171,4 @@ def fitting(recipe: Recipe) -> int | None:
         found = forecast(setting, Target(device.name, device, None, free), timed=False)
     except Untold:
         return None
-    return at_once(found, free)
+    return at_once(found, free, in_turn=in_turn)

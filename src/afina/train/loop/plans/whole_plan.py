@@ -33,7 +33,7 @@ class Plan:
         seconds: of a step, of `steps`.
         fits: None where that cannot be told.
         changes: settings in words, and the bytes with them, where it does not fit.
-        together: how many such runs fit at once on one base.
+        together: how many such runs fit at once on one base; on a processor in turn, with passes of their own.
         offloaded: bytes of main memory in which activations wait.
         verdict: all that in sentences.
     """
@@ -81,7 +81,7 @@ def make(recipe: Recipe, reporter: Reporter, other: str | None = None) -> Plan:
     tried = [(words, one.bytes, bool(one.fits)) for words, one in remedies(setting, target)] \
         if found.fits is False else []  # fmt: skip
     most = largest(setting, found)
-    together = None if target.free is None else at_once(found, target.free)
+    together = None if target.free is None else at_once(found, target.free, in_turn=not target.gpu)
     assert found.seconds is not None
     beside = {when: peak.bytes for when, peak in found.beside.items()}
     plan = Plan(outline(setting), target.name, target.device is None, found.peak.parts, found.peak.bytes,
@@ -129,4 +129,5 @@ def _most(plan: Plan, target: Target) -> Iterator[str]:
         yield (f"largest model of this width that fits: {plan.largest.layers:,} layers, "
                f"{plan.largest.parameters / 1e9:,.2f} billion parameters")  # fmt: skip
     if plan.together is not None and plan.fits:
-        yield f"such runs at once on one base (train_many, tune): {plan.together}"
+        how = "at once on one base (train_many, tune)" if target.gpu else "on one base between two rungs (tune)"
+        yield f"such runs {how}: {plan.together}"
