@@ -171,3 +171,17 @@ def test_a_column_that_is_left_out_for_its_case_is_told(tmp_path):
     code, out, err = command("data", tmp_path / "d.jsonl")
     assert code == 0, err
     assert "data.columns={input: Input}" in " ".join((out + err).split())
+
+
+@pytest.mark.parametrize("task", ["kto", "preference", "text_to_image", "extractive_qa", "seq2seq"])
+def test_data_tells_columns_that_some_rows_have_no_value_in(tmp_path, task):
+    rows = tiny.task_rows(task, 4)
+    column = list(rows[0])[-1]
+    del rows[1][column]
+    rows[2][column] = None
+    path = tmp_path / "gaps.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, out, err = command("data", path, "--task", task)
+    told = " ".join((out + err).split())
+    assert f"column {column!r}: missing or null in 2 rows, first" in told
+    assert told.count("missing or null") == 1

@@ -14,7 +14,20 @@ from ..train.child import command
 COMMANDS = {
     "merge into a filled folder": (["merge", "LM", "FULL"], "FULL: the output holds something"),
     "merge onto the base": (["merge", "LM", "MODEL"], "OUT: this would overwrite the base model"),
-    "merge below a file": (["merge", "LM", "ROWS/x"], "is no folder that can be written"),
+    "merge below a file": (["merge", "LM", "ROWS/x"], "cannot write there: Not a directory"),
+    "convert below a file": (["convert", "LM", "ROWS/x"], "cannot write there: Not a directory"),
+    "export below a file": (["export", "LM", "--to", "safetensors", "--out", "ROWS/x"], "cannot write there"),
+    "predict below a file": (["predict", "LM", "ROWS", "--out", "ROWS/x"], "cannot write there: Not a directory"),
+    "compare below a file": (["compare", "RECIPE", "--out", "ROWS/x"], "cannot write there: Not a directory"),
+    "search below a file": (["tune", "RECIPE", "--out", "ROWS/x"], "cannot write there: Not a directory"),
+    "transcript below a file": (["chat", "LM", "-p", "a", "--transcript", "ROWS/x"], "cannot write there"),
+    "train below a file": (["train", "RECIPE", "output.dir=ROWS/x"], "cannot write there: Not a directory"),
+    "import below a file": (["import", "LM", "--out", "ROWS/x"], "cannot write there: Not a directory"),
+    "recipe below a file": (["import", "OTHERS", "--out", "ROWS/x"], "cannot write there: Not a directory"),
+    "a name that is too long": (["predict", "LM", "LONG"], "File name too long"),
+    "a long name to write": (["predict", "LM", "ROWS", "--out", "LONG"], "cannot write there: File name too long"),
+    "a long name of a run": (["train", "RECIPE", "output.dir=LONG"], "File name too long"),
+    "the base of another recipe": (["train", "dreambooth"], "first: afina train handwriting"),
     "merge virtual tokens": (["merge", "PROMPTS", "NEW"], "it cannot be merged: virtual tokens"),
     "convert virtual tokens": (["convert", "PROMPTS", "NEW"], "it cannot be written as LoRA: virtual tokens"),
     "card without licence": (["export", "LM", "--to", "hub", "--out", "NEW"], "a card needs a licence"),
@@ -51,6 +64,8 @@ def things(tmp_path_factory, model_folder):
     """Placeholder -> path. Adapters have no weights, which nobody should look for."""
     home = tmp_path_factory.mktemp("refusals")
     out = {name: home / name.lower() for name in ("FULL", "ROWS", "BARE", "OTHER", "NEW", "RECIPE", "CLASSIFIER")}
+    out["LONG"], out["OTHERS"] = home / ("l" * 300), home / "others.yaml"
+    out["OTHERS"].write_text("model_name_or_path: a/b\nstage: sft\nfinetuning_type: lora\ndataset: rows.jsonl\n")
     out["FULL"].mkdir()
     (out["FULL"] / "a").touch()
     for name in ("ROWS", "BARE", "OTHER"):

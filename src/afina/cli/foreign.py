@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.files.unwritable import check_place
 from ..errors import ConfigError, RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
@@ -54,6 +55,8 @@ def import_recipe(
 
     if source is not None and source not in DIALECTS:
         raise RecipeError("no such tool", where="--from", got=source, expected=", ".join(DIALECTS))
+    if out is not None:
+        check_place(out)
     if out is not None and out.exists() and not overwrite:
         raise RecipeError("the file to write exists", where=out, fix="--overwrite, or --out another file")
     found = import_recipe(file, source)

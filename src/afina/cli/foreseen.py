@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files.unwritable import check_place
 from ..errors import DataError, RecipeError
 from ..train.conversations.image_files import found_at
 
@@ -24,9 +25,11 @@ def check_transcript(path: Path | None) -> None:
 
     Raises:
         DataError: it is there, or its folder is not.
+        CheckpointError: it cannot be written.
     """
     if path is None:
         return
+    check_place(path)
     if path.exists():
         raise DataError("the file to write exists", where=path, fix="--transcript another file")
     if not path.absolute().parent.is_dir():

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from ..core.files.unwritable import shortened
 from ..errors import AfinaError, StoppedError
 from ..train.report.interrupts import Interrupted, interruptible
 
@@ -27,6 +28,7 @@ _EXTRAS = MappingProxyType(
 _DISK = MappingProxyType(
     {
         **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or choose another disk"),
+        **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), "choose another name"),
         **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose another place, or mend its rights"),
     }
 )
@@ -51,7 +53,7 @@ def guarded(command: Callable[_P, _R]) -> Callable[_P, _R]:
             fix = _DISK.get(error.errno or 0)
             if fix is None:
                 raise
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{shortened(error.filename)}: " if error.filename else ""
             typer.echo(f"error: {where}{error.strerror}\nfix: {fix}", err=True)
             raise typer.Exit(2) from error
         except ModuleNotFoundError as error:

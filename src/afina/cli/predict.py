@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +49,7 @@ def predict(
     """Write a prediction for every row of FILE, and the accuracy if the rows are labelled. Images that are drawn stand
     in a folder beside the file to write."""
     from ..core.files.overwriting import refuse_overwriting
+    from ..core.files.unwritable import check_place
     from ..train.data.readers.media_rows import is_medium
     from ..train.data.split import is_named
 
@@ -59,14 +59,13 @@ def predict(
     elsewhere = not file.exists() and is_named(source)
     beside = Path() if elsewhere or file.is_dir() or is_medium(file) else file.parent
     target = out or beside / f"{Path(file.name.partition('#')[0]).stem or file.absolute().stem}.predictions.jsonl"
+    check_place(target)
     if target.is_dir():
         raise DataError("a folder is here, and a file is to be written", where=target, fix="--out FILE")
     if target.exists() and not overwrite:
         raise DataError("the file to write exists", where=target, fix="--overwrite, or --out another file")
     if not target.absolute().parent.is_dir():
         raise DataError("no such folder to write to", where=target.absolute().parent)
-    if not os.access(target.absolute().parent, os.W_OK):
-        raise DataError("the folder to write to is closed to you", where=target.absolute().parent, fix="--out FILE")
     if not file.exists() and not elsewhere:
         raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")

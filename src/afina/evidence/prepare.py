@@ -22,6 +22,7 @@ from ..train.data.rows import Rows
 from ..train.data.split import read_split
 from ..train.loop.adapt import planned_steps
 from ..train.recipe.sections import Recipe
+from ..train.recipe.settings import refuse_unmade
 from ..train.report.events import Reporter
 from ..train.tasks import named
 from ..version import __version__
@@ -80,6 +81,7 @@ def prepare(recipe: Recipe, folder: Path, reporter: Reporter, at_once: int = 1) 
         RecipeError: there is nothing to compare on: no held-out rows.
         DataError: the rows are unusable.
     """
+    refuse_unmade(recipe.model.path)
     named(recipe.task).check_location(recipe.model)
     split = read_split(recipe, reporter)
     if split.held_out is None:

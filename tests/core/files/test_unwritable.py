@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from afina.core.files import jsonfile
 from afina.core.files.jsonfile import publish
-from afina.core.files.unwritable import told_if_unwritable
+from afina.core.files.unwritable import check_place, told_if_unwritable
 from afina.errors import CheckpointError
 
 
@@ -71,3 +72,26 @@ def test_other_errors_go_their_way(tmp_path, error):
     with pytest.raises(type(error)) as got, told_if_unwritable(tmp_path):
         raise error
     assert got.value is error
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 240, "file/x", "file/x/y"])
+def test_place_that_the_system_would_not_have_is_refused_before_the_work(tmp_path, name):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(CheckpointError, match="cannot write there") as caught:
+        check_place(tmp_path / name)
+    assert len(str(caught.value)) < 500
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no file system here that takes no files")
+def test_place_on_a_file_system_that_takes_no_files_is_refused_before_the_work():
+    with pytest.raises(CheckpointError, match=r"/proc/x: cannot write there"):
+        check_place(Path("/proc/x"))
+
+
+@pytest.mark.parametrize("name", ["file", "new", "new/below/that", "."])
+def test_place_that_can_be_written_is_left_as_it_was(tmp_path, name):
+    (tmp_path / "file").write_text("here")
+    check_place(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "here"

@@ -17,6 +17,7 @@ from ..hosts.routing import routers
 from ..hosts.tuner import Tuner, merge
 from ..hosts.walk import shared_holder
 from ..inject.slots import slots
+from .gained_biases import settle_gained
 
 
 def strip(model: nn.Module, *, only_empty: bool = False, keep_saved: bool = True) -> None:
@@ -67,9 +68,12 @@ def delete(model: nn.Module, name: str) -> None:
 def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
     """Merge for good and take the hosts away."""
     tied = is_tied(model)
+    without = [h for _, h in hosts(model) if h.base.has_bias and h.base.bias is None]
     merge(model, names, requantise)
+    gained = [h.base.module for h in without if h.merged and h.base.bias is not None]
     strip(model)
     retie(model, tied)
+    settle_gained(model.model if isinstance(model, Tuner) else model, gained)
 
 
 def retie(model: nn.Module, tied: bool) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError
+from .unwritable import check_place
 
 
 def refuse_overwriting(out: Path, inputs: Mapping[str, Path], where: str) -> None:
@@ -39,9 +39,7 @@ def refuse_occupied(out: Path, kind: str, is_one: bool, overwrite: bool) -> None
     Raises:
         CheckpointError: it is a file, or holds something else, or it was not asked for, or there is no place for it.
     """
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not out.exists() and not (there.is_dir() and os.access(there, os.W_OK)):
-        raise CheckpointError(f"cannot write {kind}", where=out, got=f"{there} is no folder that can be written")
+    check_place(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())) or (is_one and overwrite):
         return
     fix = "choose another folder, or --overwrite" if is_one else f"choose another folder: only {kind} is replaced"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from ...errors import CheckpointError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_SUFFIX, _LONG = 24, 160
+"""What names of unfinished files have more than the finished one's, and how much of a name is shown."""
 _TORCH = ("inline_container", "PytorchStreamWriter failed", "Parent directory")
 """In what `torch.save` says when a file cannot be written, whatever the reason."""
 
@@ -67,6 +70,41 @@ def usable_folder(given: object) -> Path:
     raise CheckpointError("not the name of a folder", where="save_directory", got=repr(given), expected="a path")
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file or folder that could not be written at the end of the work; tried with a file that goes at once.
+
+    Args:
+        path: what will be written; folders above it may be missing.
+
+    Raises:
+        CheckpointError: the system would not have it, with its reason.
+    """
+    given = path.expanduser().absolute()
+    try:
+        there = next(place for place in (given, *given.parents) if place.exists())
+        if there == given and not there.is_dir():
+            there = there.parent
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".afina-"):
+            pass
+        os.lstat(given.parent / f".{given.name}.{'x' * _SUFFIX}")
+    except FileNotFoundError as error:
+        if error.filename is None or _SUFFIX * "x" not in str(error.filename):
+            raise _refused(path, error) from None
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write there: {error.strerror}", where=shortened(path),
+                           fix="choose another place to write")  # fmt: skip
+
+
+def shortened(path: object) -> str:
+    """The name of a file, or the beginning of one that nobody would read to its end."""
+    name = str(path)
+    return name if len(name) <= _LONG else f"{name[:_LONG]}..."
+
+
 def made_folder(folder: Path) -> Path:
     """The folder, made with its parents where it is missing.
 
@@ -83,7 +121,8 @@ def made_folder(folder: Path) -> Path:
 
 def free_bytes(folder: Path) -> int:
     """What is left on the disk that a folder is on, or would be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    # `Path.exists` raises for names that are too long.
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     return shutil.disk_usage(there).free
 
 

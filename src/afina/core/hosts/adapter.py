@@ -87,19 +87,19 @@ class Adapter(nn.Module):
     disk_names: ClassVar[Mapping[str, str]] = {}
     prefix: ClassVar[str] = ""
     reference_attributes: ClassVar[frozenset[str]] = frozenset()
+    reference_slots: ClassVar[frozenset[str]] = frozenset()  # those that its layers have even where they hold nothing
     inputs: ClassVar[frozenset[str]] = frozenset()
     """Arguments of the model's forward that the method consumes; they are set as attributes of that name."""
     has_penalty: ClassVar[bool] = False
     shares_batch: ClassVar[bool] = True
     """Whether rows of a batch can go through it beside others; false where it looks beyond its rows or layer."""
     loaded_whole = False
-    """Whether its file is being loaded as a whole, so that the names of single tensors need not be known."""
+    """Whether its file is being loaded as a whole, so that names of tensors need not be known."""
     steady: ClassVar[bool] = False
     """Whether what this very class does follows from tensors and settings alone, so that recorded steps stay right."""
     with_attention_output: ClassVar[bool] = True
-    """On nn.MultiheadAttention, adapt both projections."""
     attention_note: ClassVar[str] = ""
-    """What is said once when the method is put on both of its projections."""
+    """What is said once when both projections of nn.MultiheadAttention are adapted (`with_attention_output`)."""
     rank_dims: Mapping[str, int] = MappingProxyType({})
     """Parameter -> its dimension that counts ranks, where more ranks of zeros change nothing (padding)."""
     variants: ClassVar[list[tuple[Callable[[Any], bool], type[Adapter]]]] = []

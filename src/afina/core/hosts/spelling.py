@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, NameTakenError, NotMergeable
 from .adapter import Adapter, DeltaWeight
+from .view import spelled
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
+    from .calls import Scope
 
 
 class ReferenceSpelling(nn.Module):
@@ -28,6 +31,10 @@ class ReferenceSpelling(nn.Module):
 
         biases: nn.ParameterDict | dict[str, nn.Parameter]
         adapter_slot: str
+
+        enabled: bool
+        saved: dict[str, nn.Parameter | None]
+        scope: Scope
 
         def adapter(self, name: str) -> Adapter | None: ...
         def names(self) -> list[str]: ...
@@ -60,7 +67,7 @@ class ReferenceSpelling(nn.Module):
     @property
     def adapter_layer_names(self) -> tuple[str, ...]:
         """The names under which the layer has its adapters' tensors, as `layer.NAME[adapter]`."""
-        named = {d.partition(".")[0]: a for a in self._all() for d in a.disk_names.values()}
+        named = {d.partition(".")[0]: a for a in self._all() for d in spelled(a).values()}
         return tuple(n for n, a in named.items() if a.prefix and n.startswith(a.prefix)) or (self.adapter_slot,)
 
     @property
@@ -84,6 +91,36 @@ class ReferenceSpelling(nn.Module):
         """Whether the adapter's change of this layer is one of a weight."""
         found = self.adapter(adapter_name)
         return found is not None and type(found).merged is not Adapter.merged and self.base.kind in DeltaWeight.kinds
+
+    def get_base_weight(self) -> Tensor:
+        """The wrapped layer's weight in its own layout, dequantised, whatever is merged into it."""
+        return self.base.stored(self.base.read()[0])
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """ΔW of an adapter, so that the original weight + ΔW is the merged one, in the weight's own layout;
+        differentiable. Of a DoRA, the update of its direction.
+
+        Raises:
+            NameTakenError: the layer has no such adapter.
+            NotMergeable: the method is no sum of the weight and an update.
+        """
+        found = self.adapter(adapter)
+        if found is None:
+            raise NameTakenError("the layer has no adapter of this name", where="get_delta_weight", got=adapter,
+                                 expected=", ".join(self.names()) or "none")  # fmt: skip
+        delta = getattr(type(found), "delta", None)
+        if delta is None:
+            raise NotMergeable("the method adds no update to the weight", where=f"get_delta_weight: {adapter}",
+                               got=type(found).__name__, fix="layer.adapter(name).merged(weight, bias) gives the new "
+                               "weight and bias")  # fmt: skip
+        merged = self.saved if self.enabled else {}
+        with self.scope.swapping if merged else contextlib.nullcontext():
+            before = self.base.parameters()
+            self.base.restore(merged)
+            try:
+                return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
+            finally:
+                self.base.restore(before if merged else {})
 
     def delete_adapter(self, adapter_name: str) -> None:
         self.remove(adapter_name)

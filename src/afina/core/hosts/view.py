@@ -187,7 +187,7 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | N
     """What the reference calls `layer.NAME`: adapter name -> a value, a parameter, or what has it as `.weight`."""
     out: dict[str, Any] = {}
     for key, adapter in adapters.items():
-        for attribute, disk in adapter.disk_names.items():
+        for attribute, disk in spelled(adapter).items():
             head, _, tail = disk.partition(".")
             if head == name and adapter.prefix and name.startswith(adapter.prefix):
                 value = getattr(adapter, attribute)
@@ -199,7 +199,14 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | N
             out[key] = adapter.in_reference(name)
         elif isinstance(held := getattr(adapter, "shared", None), nn.Module):
             out |= shared_view({key: held}, name)
-    return out or None
+    # The reference's layers have an empty dictionary for what they could hold and do not.
+    return out if out or any(name in a.reference_slots for a in adapters.values()) else None
+
+
+def spelled(adapter: Adapter) -> dict[str, str]:
+    """An adapter's own parameters and buffers -> their names in the file, below those that the method gives."""
+    own = {n: n for n in (*adapter._parameters, *adapter._buffers)}
+    return own | {n: disk for n, disk in adapter.disk_names.items() if hasattr(adapter, n)}
 
 
 def shared_view(shared: Mapping[str, nn.Module], name: str) -> dict[str, Any]:

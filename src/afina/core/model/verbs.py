@@ -1,18 +1,23 @@
-"""What is done with the adapters of a `PeftModel` that are there: its tuner does it."""
+"""What is done with the adapters of a `PeftModel` that are there, and read off them: its tuner knows and does it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ...errors import ConfigError
+from ..hosts import tuner
 from ..hosts.calls import switched_off
+from ..prompts.encoder import PromptEncoder
 from .running import Running
 
 
 class Verbs(Running):
-    """Activating, switching off, merging, taking away."""
+    """Activating, switching off, merging, taking away; and telling what is there."""
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one adapter, or several that apply in the given order; exactly they become trainable.
@@ -105,3 +110,57 @@ class Verbs(Running):
     @active_adapter.setter
     def active_adapter(self, name: str) -> None:
         self.base_model.set_adapter(name)
+
+    @property
+    def base_model_torch_dtype(self) -> torch.dtype | None:
+        """The base model's dtype, if it has one."""
+        return getattr(self.base_model, "dtype", None)
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether an adapter is active and not switched off, here and now."""
+        return bool(self.base_model.active) and self.is_enabled
+
+    @property
+    def modules_to_save(self) -> set[str] | None:
+        """The modules that adapters train as whole copies, by the names in their configs; None if there is none."""
+        found = {n for c in self.base_model.peft_config.values() for n in getattr(c, "modules_to_save", None) or ()}
+        return found or None
+
+    def get_prompt(self, batch_size: int, task_ids: Tensor | None = None, max_cache_len: int | None = None) -> Any:
+        """The virtual tokens of the first active adapter, as the model is given them.
+
+        Args:
+            batch_size: how many rows.
+            task_ids: (batch_size,), for methods that know tasks.
+            max_cache_len: accepted for the reference's sake, without effect.
+
+        Returns:
+            Embeddings (batch_size, tokens, dim); a cache of transformers for methods that prefix keys and values.
+
+        Raises:
+            ConfigError: the active adapter has no virtual tokens.
+        """
+        name = next((n for n in self.base_model.active if n in self.base_model.prompt_encoder), "")
+        encoder = self._encoder(name or self.active_adapter)
+        inputs = {"task_ids": task_ids}
+        if encoder.goes_into == "cache":
+            return self.base_model.placements([name])[name].cache(batch_size, inputs)
+        return encoder(batch_size, **{k: v for k, v in inputs.items() if k in encoder.inputs})
+
+    def get_prompt_embedding_to_save(self, adapter_name: str) -> Tensor:
+        """The table of virtual tokens in the file of the adapter `adapter_name`, (tokens, width), on the processor.
+
+        Raises:
+            NameTakenError: no such adapter.
+            ConfigError: it has no virtual tokens.
+        """
+        tuner.check_known([adapter_name], self.base_model.peft_config)
+        return self._encoder(adapter_name).disk_state()["prompt_embeddings"].detach().cpu()
+
+    def _encoder(self, name: str) -> PromptEncoder:
+        found = self.base_model.prompt_encoder._modules.get(name)
+        if not isinstance(found, PromptEncoder):
+            raise ConfigError("the adapter has no virtual tokens", where=name or "no adapter is active",
+                              fix="activate one that has with set_adapter")  # fmt: skip
+        return found

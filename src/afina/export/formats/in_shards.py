@@ -164,6 +164,9 @@ def _merged(host: Host, below: str, adapter: str, name: str, own: Tensor) -> Ten
     """A tensor of a host's layer with the adapter in it, in the dtype of the file."""
     host.merge([adapter])
     try:
+        if host.saved and host.base.bias is not None and host.saved.get(host.base.bias_name, own) is None:
+            raise MergeError("the adapter gives a bias to a layer that has none, for which the base's files have no "
+                             "place", where=name, fix="afina merge writes the model from memory")  # fmt: skip
         found: Any = host.result()  # of trained copies the copy
         while isinstance(found, Host):
             found = found.base_layer

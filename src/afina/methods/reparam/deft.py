@@ -95,6 +95,10 @@ class Deft(WeightTransform):
         out = inner.apply(x, kept, bias)
         return out if added is None else out + inner.apply(self.dropout(x), added, None)
 
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW, which depends on the weight."""
+        return self.merged(weight, None)[0] - weight
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         kept, added = self._parts(weight)
         return (kept if added is None else kept + added), bias

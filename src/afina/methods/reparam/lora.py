@@ -46,7 +46,10 @@ class Lora(LoraFast, LoraForm):
     open_foreign = staticmethod(open_mlx)
     prefix = "lora_"
     attention_note = "the output projection's update counts twice, as in files of the reference up to 0.21.2"
-    reference_attributes = frozenset({"r", "lora_alpha", "scaling", "lora_dropout"})
+    reference_attributes = frozenset(
+        {"r", "lora_alpha", "scaling", "lora_dropout", "lora_bias", "use_dora", "use_rslora"}
+    )
+    reference_slots = frozenset({"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"})
 
     def __init__(self, site: Site, config: LoraConfig) -> None:
         super().__init__(site, config)
@@ -58,6 +61,7 @@ class Lora(LoraFast, LoraForm):
         # such files mean, and what is written here.
         times = 2 if site.inside_target else 1
         self.hold(r=config.rank_at(site.names), scaling=scaling, initial_scaling=scaling, lora_alpha=alpha, times=times,
+                  use_dora=config.use_dora, use_rslora=config.use_rslora,
                   counted_once=counts_once(config.peft_version),
                   groups=base.groups, embedding=embedding, experts=experts, ensure_tied=config.ensure_weight_tying,
                   pair=None, late_start=None, start_name=start,
@@ -93,6 +97,9 @@ class Lora(LoraFast, LoraForm):
         out, width, *kernel = shape
         # With groups, A sees every input channel and B is grouped: the reference's layout.
         return (self.r, width * self.groups, *kernel), (out, self.r // self.groups, *(1 for _ in kernel))
+
+    def in_reference(self, name: str) -> Any:
+        return self.lora_bias is not None if name == "lora_bias" else super().in_reference(name)
 
     def tied(self, site: Site) -> Adapter | None:
         return TiedLora(site, self) if self.ensure_tied else None

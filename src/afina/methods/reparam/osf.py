@@ -77,6 +77,10 @@ class OSF(WeightTransform):
             nn.Parameter(p.to(dtype=site.dtype, device=site.device).contiguous().clone()) for p in parts
         )
 
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW, which depends on the weight."""
+        return self.merged(weight, None)[0] - weight
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         U = _without(self.osf_U, self.get_buffer("U_high"))
         V = _without(self.osf_V.T, self.get_buffer("V_high").T).T

@@ -17,7 +17,7 @@ from ..conversations.messages import shared_system
 from ..data.split import Split, read_split
 from ..recipe.anchoring import absolute
 from ..recipe.sections import DataSection, ModelSection, OutputSection, Recipe
-from ..recipe.settings import method_config
+from ..recipe.settings import method_config, refuse_unmade
 from ..report.events import Reporter
 from ..tasks import TASKS, named
 from .adapt import fill_rate
@@ -39,6 +39,7 @@ def prepared(recipe: Recipe, reporter: Reporter) -> tuple[Recipe, Split, list[st
     """
     for remark in recipe.remarks:
         reporter.note(remark)
+    refuse_unmade(recipe.model.path)
     named(recipe.task).check_location(recipe.model)
     _check_medium(recipe)
     named(recipe.task).check(recipe)

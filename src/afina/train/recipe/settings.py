@@ -133,6 +133,19 @@ def embedded_recipes() -> dict[str, str]:
     }
 
 
+def refuse_unmade(folder: str) -> None:
+    """Refuse a base that a recipe which comes with afina would make, and has not made here.
+
+    Raises:
+        RecipeError: names the recipe.
+    """
+    path = Path(folder).expanduser()
+    made = [n for n in embedded_recipes() if f"\n  dir: {folder}\n" in f"{_read(n)[0]}\n"]
+    if made and not path.exists():
+        raise RecipeError("no such folder here: it is another run's", where="model.path", got=folder,
+                          fix=f"first: afina train {made[0]}")  # fmt: skip
+
+
 def is_recipe(source: str) -> bool:
     """Whether `load_recipe` would take it: a YAML file, the folder of a run, or an embedded recipe's name."""
     path = Path(source).expanduser()

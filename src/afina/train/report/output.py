@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.files.unwritable import free_bytes
+from ...core.files.unwritable import check_place, free_bytes, shortened
 from ...errors import RecipeError
 from ...version import __version__
 from .checkpoints import checkpoints, clear, is_sealed, look
@@ -97,8 +97,10 @@ def check_claim(directory: str, *, overwrite: bool, resume: bool, longer: bool =
 
     Raises:
         RecipeError: it is a file, or holds something that the flags do not allow to replace.
+        CheckpointError: it cannot be written.
     """
     final = _own(directory)
+    check_place(final)
     if not (final / _LOCK).exists():
         _filled(final, overwrite, resume, longer)
 
@@ -145,8 +147,8 @@ def claim(directory: str, *, overwrite: bool, resume: bool, longer: bool = False
 
 
 def _unwritable(final: Path, error: OSError) -> RecipeError:
-    got = f"{final} ({error.strerror}, {free_bytes(final):,} bytes free)"
-    return RecipeError("cannot write to the output folder", where="output.dir", got=got)
+    got = f"{shortened(final)} ({error.strerror}, {free_bytes(final):,} bytes free)"
+    return RecipeError("cannot write to the output folder", where="output.dir", got=got, fix="choose another folder")
 
 
 def _locked(final: Path) -> Any:

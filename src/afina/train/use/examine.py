@@ -125,7 +125,7 @@ def examine(
         _encode(shaped, data, tokenizer, fitting, found, shown)
     else:
         _without_tokens(shaped, data, fitting, found)
-    found.notes += _hints(rows, data, task, fitting, found)
+    found.notes += _gaps(rows) + _hints(rows, data, task, fitting, found)
     return found
 
 
@@ -156,6 +156,14 @@ def _has_images(row: Row) -> bool:
     contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return bool(row.get("images") or row.get("image")) or any(image_in(part)[0] for part in parts)
+
+
+def _gaps(rows: Rows) -> list[str]:
+    """Columns that some rows have a value in and others not."""
+    seen = dict.fromkeys(c for row in rows.values for c in row)
+    without = {c: [i for i, row in enumerate(rows.values) if row.get(c) is None] for c in seen}
+    return [f"column {c!r}: missing or null in {len(i)} rows, first {rows.where(i[0])}"
+            for c, i in without.items() if 0 < len(i) < len(rows)]  # fmt: skip
 
 
 def _hints(rows: Rows, data: DataSection, wanted: str | None, task: Task, found: Findings) -> list[str]:
