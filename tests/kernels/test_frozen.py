@@ -120,3 +120,20 @@ def test_what_cannot_be_kept_is_refused():
         FrozenPrefix(adapted(layers=(0, 3)))
     with pytest.raises(AfinaError, match="random"), FrozenPrefix(adapted(attention_dropout=0.5)):
         pass
+
+
+def test_another_scale_of_an_adapter_on_frozen_layers_empties_the_cache():
+    model = adapted(range(4))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and "layers.0." not in name)
+    host = model.get_base_model().model.layers[0].self_attn.v_proj
+    with FrozenPrefix(model) as prefix:
+        first = step(model)
+        host.set_scale("default", 3.0)
+        found = step(model)
+        again = step(model)
+    assert (prefix.hits, prefix.misses) == (1, 2)
+    plain = step(model)
+    assert same(plain, found)
+    assert same(plain, again)
+    assert (first[0] - found[0]).abs() > 1e-3

@@ -121,3 +121,24 @@ def test_with_room_to_spare_the_loss_and_its_gradient_are_the_same(supervised, r
         found.append((loss.detach(), *torch.autograd.grad(loss, hidden)))
     torch.testing.assert_close(*found)
     assert found[0][1].any()
+
+
+@pytest.mark.parametrize("trains_head", [False, True])
+@pytest.mark.parametrize("uses_logits", [None, False, True])
+def test_under_autocast_gradients_are_near_those_of_float32(uses_logits, trains_head):
+    """None: without logits."""
+    found = []
+    for autocast in (False, True):
+        hidden, weight, targets = numbers(torch.float32)
+        weight.requires_grad_(trains_head)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if uses_logits is None:
+                total = linear_cross_entropy(hidden, weight, targets, memory=17 * 4 * 5)
+            else:
+                total, logits = logits_and_loss(hidden, weight, targets)
+                total = total + (logits.float().square().mean() if uses_logits else 0)
+        leaves = [hidden, *([weight] if trains_head else [])]
+        found.append(torch.autograd.grad(total, leaves))
+    for exact, near in zip(*found, strict=True):
+        assert near.dtype == torch.float32
+        assert 0 < (near - exact).norm() <= 1e-2 * exact.norm()

@@ -72,3 +72,18 @@ def test_other_formulas_are_left(monkeypatch):
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (2 * q, k))
     assert fuse_rotary(llama(), torch.float32, CPU) == 0
     rotary._with_kernel.cache_clear()
+
+
+def test_whether_angles_suit_a_device_is_asked_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = []
+    monkeypatch.setattr(rotary.backends, "reads_all_angles", lambda device: device.type == "cpu")
+    monkeypatch.setattr(rotary, "_has_equal_halves", lambda angles: False)
+    monkeypatch.setattr(rotary.backends, "can_turn", lambda *_: True)
+    monkeypatch.setattr(rotary, "rotate", lambda q, *_: turned.append(q.device.type))
+    rotary._with_kernel.cache_clear()
+    function = rotary._with_kernel(modeling_llama.LlamaAttention).__globals__["apply_rotary_pos_emb"]
+    for device in ("cpu", "meta", "cpu"):  # the device without data stands for a GPU
+        heads, angles = torch.ones(1, 2, 3, 8, device=device), torch.ones(1, 3, 8, device=device)
+        function(heads, heads, angles, angles)
+    assert turned == ["cpu", "cpu"]
+    rotary._with_kernel.cache_clear()

@@ -131,8 +131,9 @@ class FrozenPrefix:
     def _state(self) -> tuple[Any, ...]:
         modules = (self.embedding, *self.layers)
         on = [h for m in modules for _, h in hosts(m) if (call := current(h.scope)) is None or call.is_plain]
-        stacks = tuple(id(a) for h in on for a in h.stack)
-        return stacks, tuple((id(p), p._version) for m in modules for p in m.parameters())
+        stacks = tuple((h.enabled, *((id(a), *_settings(a)) for a in h.stack)) for h in on)
+        tensors = (t for m in modules for t in (*m.parameters(), *m.buffers()))
+        return stacks, tuple((id(t), t._version) for t in tensors)
 
     def _layer(self, number: int, layer: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         last = number == self.depth - 1
@@ -155,6 +156,13 @@ class FrozenPrefix:
             if key not in self._states and self.used + size <= self.memory:
                 self._states[key] = row.detach().clone()
                 self.used += size
+
+
+def _settings(adapter: nn.Module) -> tuple[Any, ...]:
+    """What an adapter holds that may be set anew and is no parameter, such as its scale."""
+    held = vars(adapter).values()
+    return tuple((id(v), v._version) if isinstance(v, Tensor) else v for v in held
+                 if isinstance(v, bool | int | float | str | Tensor))  # fmt: skip
 
 
 def _lengths(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> list[int]:

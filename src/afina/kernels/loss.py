@@ -125,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dh_ND is not None:
                 dh_ND[part] = products.mm(z_NV, weight)
             if dw_VD is not None:
-                dw_VD.addmm_(z_NV.mT, h_ND[part])
+                _add_product(dw_VD, z_NV.mT, h_ND[part])
         if counted is not None and dh_ND is not None:
             dh_ND.mul_(counted.unsqueeze(1))
         divisor = (len(rows) if counted is None else counted.sum()) if how.divisor is None else how.divisor
@@ -140,13 +140,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, dh_ND, dw_VD, weight, hidden = ctx.saved_tensors
         dh = dw = None
         if dh_ND is not None:
-            dh = dh_ND.new_zeros(ctx.shape) if g_NV is None else products.mm(g_NV, weight)
+            dh = None if g_NV is None else products.mm(g_NV, weight.to(g_NV.dtype)).to(dh_ND.dtype)
+            dh = dh_ND.new_zeros(ctx.shape) if dh is None else dh
             if g is not None:
                 dh.index_add_(0, rows, dh_ND * (g / ctx.divisor).to(dh_ND.dtype))
         if dw_VD is not None:
             dw = torch.zeros_like(dw_VD) if g is None else dw_VD * (g / ctx.divisor).to(dw_VD.dtype)
-            dw = dw if g_NV is None else dw.addmm_(g_NV.mT, hidden)
+            dw = dw if g_NV is None else _add_product(dw, g_NV.mT, hidden)
         return dh, dw, None, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in place. Under autocast logits are in 16 bits and the weight is not."""
+    return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(products.mm(a, b.to(a.dtype)))
 
 
 def _losses(z_NV: Tensor, y_N1: Tensor, how: _How, backward: bool) -> Tensor:

@@ -90,12 +90,13 @@ def _with_kernel(kind: Any) -> Any:
     if not callable(own) or not _is_the_formula(own):
         return None
 
-    fits: list[bool] = []
+    fits: dict[str, bool] = {}
 
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not fits:
-            fits.append(backends.reads_all_angles(q.device) or all(map(_has_equal_halves, (cos, sin))))
-        if args or kwargs or not fits[0] or not backends.can_turn(q, k, cos, sin):
+        kind = q.device.type
+        if kind not in fits:
+            fits[kind] = backends.reads_all_angles(q.device) or all(map(_has_equal_halves, (cos, sin)))
+        if args or kwargs or not fits[kind] or not backends.can_turn(q, k, cos, sin):
             return own(q, k, cos, sin, *args, **kwargs)
         return rotate(q, k, cos, sin)
 

@@ -50,6 +50,18 @@ def test_outputs_and_gradients_are_the_formulas() -> None:
     assert torch.autograd.gradcheck(run, (x, *(t for layer in given for t in (layer.a, layer.b))))
 
 
+def test_no_tokens_have_no_outputs_and_gradients_of_zero() -> None:
+    x, given = rand(2, 0, 7, seed=30, grad=True), layers()
+    out = lora_linears(x, given)
+    assert [tuple(y.shape) for y in out] == [(2, 0, 5), (2, 0, 3), (2, 0, 6)]
+    found = torch.autograd.grad(sum(y.sum() for y in out), [x, *(t for layer in given for t in (layer.a, layer.b))])
+    assert not any(g.any() for g in found)
+    model = llama()
+    siblings.join(model.get_base_model(), lambda: model(input_ids=IDS))
+    none = torch.ones(2, 0, 32, dtype=torch.bfloat16)
+    assert model.get_base_model().model.layers[0].self_attn.q_proj(none).shape == (2, 0, 32)
+
+
 def llama(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,

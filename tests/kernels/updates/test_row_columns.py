@@ -158,6 +158,27 @@ def test_where_nothing_is_learnt_too_and_repeated_with_other_rows(calls):
     assert calls == []  # such tensors do not tell whether they were changed
 
 
+def test_what_was_made_where_nothing_is_learnt_is_no_answer_where_something_is():
+    model, _ = with_two(WAYS[-1])
+    attention, x, rows = model.get_base_model().model.layers[0].self_attn, torch.randn(2, 12, 32), NAMES[0]
+    taken = []
+
+    def asks(first, second):
+        def forward(*_, **__):
+            with torch.set_grad_enabled(first):
+                attention.q_proj(x)
+            with torch.set_grad_enabled(second):
+                taken.append(attention.k_proj(x))
+            return x, None
+
+        return forward
+
+    for first, second in ((False, True), (True, False), (True, True)):
+        attention.forward = asks(first, second)
+        model(input_ids=IDS, adapter_names=rows)
+        assert taken[-1].requires_grad == second
+
+
 def test_plain_steps_and_those_of_rows_in_turn_are_right_as_the_buffer_grows(calls):
     (model, _), (plain, _) = with_two(WAYS[-1]), with_two(None)
     for names in (None, NAMES[0], None, NAMES[2], NAMES[0]):

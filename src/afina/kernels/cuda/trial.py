@@ -83,7 +83,7 @@ def remembered(folder: Path, key: dict[str, str], find: Callable[[], str]) -> st
 
 def _where(device: torch.device) -> dict[str, str]:
     gpu: Any = torch.cuda
-    versions = {name: _version(name) for name in ("torch", "triton", "liger-kernel")}
+    versions = {name: _version(name) for name in ("torch", "triton", "liger-kernel", "bitsandbytes")}
     return {"device": gpu.get_device_name(device), "capability": str(gpu.get_device_capability(device)),
             "afina": __version__, **versions}  # fmt: skip
 

@@ -87,7 +87,7 @@ class _LoraLinears(torch.autograd.Function):
         ctx.few_bits = [] if all(isinstance(w, Tensor) for w in weights) else weights
         ctx.save_for_backward(x, a_SI, t_NS, *b_OR, *([] if ctx.few_bits else weights))
         ctx.room, ctx.scales, ctx.rows, ctx.dtypes = room, scales, rows, [t.dtype for t in (*flat[2::4], *b)]
-        return tuple(y.view(*x.shape[:-1], -1) for y in out)
+        return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in out)
 
     @staticmethod
     @once_differentiable

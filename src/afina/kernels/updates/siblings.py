@@ -53,7 +53,8 @@ class Siblings:
     def takes(self, x: Tensor) -> bool:
         """Whether its layers are made together for such an input: in float32 the merged order gains more where the
         weights need not be dequantised for it."""
-        return x.dtype.itemsize == 2 or self.choose is not None or self.members[0].base.quantised
+        pays = x.dtype.itemsize == 2 or self.choose is not None or self.members[0].base.quantised
+        return pays and x.numel() > 0
 
     def takes_rows(self, x: Tensor) -> bool:
         """Whether it is asked if rows with updates of their own are made together."""
@@ -156,7 +157,8 @@ def _state(layer: Layer, x: Tensor) -> Any:
     if torch.compiler.is_compiling():
         return None
     sources = layer.sources or (layer.a, layer.b)
-    return x._version, layer.scale, layer.rows, *((id(t), t._version) for t in sources)
+    learns = torch.is_grad_enabled()
+    return x._version, learns, layer.scale, layer.rows, *((id(t), t._version) for t in sources)
 
 
 def join(base: nn.Module, try_out: Callable[[], Any], choose: Choose | None = None) -> int:

@@ -159,8 +159,9 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     if around is not None and around.drawing is not None:
         added = around.drawing(trace, inner)
         drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights}, work=added)
-    return Rehearsal(events, trace.parts, weights, usual, *counts(model), trained, shape, inner, made, drawing,
-                     offloaded, work=work)  # fmt: skip
+    return Rehearsal(
+        events, trace.parts, weights, usual, *counts(model), trained, shape, inner, made, drawing, offloaded, work=work
+    )
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
