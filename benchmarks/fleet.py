@@ -112,7 +112,11 @@ def train(how: str, folder: Path, given: argparse.Namespace) -> dict[str, float]
     else:
         found = train_many(todo, watch, at_once=len(todo) if how == "shared" else 1)
         assert all(one.error is None and (how == "shared") != bool(one.alone) for one in found), found
-    mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    mib = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
     return {"seconds": watch.seconds * times, "all": (clock() - started) * times, "mib": mib}
 
 

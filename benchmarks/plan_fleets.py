@@ -73,8 +73,9 @@ def trained(todo: list[Any], *, in_turn: bool) -> list[Any]:
 
 def halting() -> Any:
     """Lets every run wait for all others after its third step."""
-    from afina.train.report.events import Reporter
     from transformers import TrainerCallback
+
+    from afina.train.report.events import Reporter
 
     class Halts(Reporter):
         def reached(self, stage: Any, parts: Any) -> None:
