@@ -281,33 +281,6 @@ def test_the_bases_weights_are_in_memory_once(model_folder, child, tmp_path):
     assert len(one) > 10
 
 
-def frozen(recipes):
-    """What runs say that keep what frozen layers give out, one after the other; and their adapters, so and alone."""
-
-    class Words(Reporter):
-        def note(self, text):
-            notes.append(text)
-
-    notes = []
-    found = train_many(recipes, Words())
-    alone = [run(elsewhere(recipe, "-alone"), Reporter()) for recipe in recipes]
-    kept = [note.split("kept: ")[1] for note in notes if "frozen layers kept" in note]
-    return kept, [(adapter(one.result.folder), adapter(other.folder)) for one, other in zip(found, alone, strict=True)]
-
-
-def test_runs_that_keep_what_frozen_layers_give_out_find_what_the_others_kept(model_folder, child, tmp_path):
-    upper = {"type": "lora", "r": 4, "target_modules": "all-linear", "layers_to_transform": [1]}
-    first = recipe_of(tmp_path, model_folder, "first", method=upper, training__cache_frozen=True)
-    other = recipe_of(tmp_path, model_folder, "other", method={**upper, "r": 8}, training__cache_frozen=True,
-                      training__batch_size=8, training__max_steps=3)  # fmt: skip
-    other.data = first.data
-    kept, adapters = child(frozen, [first, other])
-    assert kept == ["0 of 6 batches", "3 of 3 batches"]
-    for mine, theirs in adapters:
-        for name, tensor in theirs.items():
-            torch.testing.assert_close(mine[name], tensor, rtol=1e-4, atol=3e-5)
-
-
 def test_runs_without_a_base_in_common_are_refused(model_folder, tmp_path):
     one, other = (recipe_of(tmp_path, model_folder, name) for name in "ab")
     with pytest.raises(RecipeError, match="no recipe"):
