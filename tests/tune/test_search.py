@@ -70,7 +70,7 @@ def finished(request_of, child, tmp_path_factory):
 
 def test_every_candidate_is_a_row_with_what_became_of_it(finished):
     _, found, notes, _ = finished
-    assert f"candidates take turns on one base: {IN_TURN} (--share-passes)" in notes
+    assert f"candidates take turns on one base: {IN_TURN}" in notes
     rows = rows_of(found)
     best = rows["rate=0.02"]
     assert found["best"] == best["name"] == found["rows"][0]["name"]
