@@ -2,10 +2,10 @@
 
 Ranks 4 to 64 at four rates, on SmolLM2-135M and the tweets, or with `--shapes 1b` on random weights of a 1B Llama with
 4 rows of 64 tokens a step. `shared`: `train_many` with passes that all share. `in_turn`: `train_many` with passes of
-their own, one run after the other on one base. `alone`: each by itself, as `afina train` does it, in one process; runs of
-the first rate only, taken as a quarter of all. The ways are processes of their own, by turns. Kept of each are the
-shortest times, on a processor those that it worked: of the steps, and of all with loading and saving; the most memory;
-and how far the adapters are from those alone.
+their own, one run after the other on one base. `alone`: each by itself, as `afina train` does it, in one process; runs
+of the first rate only, in place of all. The ways are processes of their own, by turns. Kept of each are the shortest
+times, on a processor those that it worked: of the steps, and of all with loading and saving; the most memory; and how
+far the adapters are from those alone.
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ def train(how: str, folder: Path, given: argparse.Namespace) -> dict[str, float]
     else:
         found = train_many(todo, watch, at_once=len(todo) if how == "shared" else 1)
         assert all(one.error is None and (how == "shared") != bool(one.alone) for one in found), found
-    mib = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    mib = (
+        torch.cuda.max_memory_allocated() / 2**20
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )
     return {"seconds": watch.seconds * times, "all": (clock() - started) * times, "mib": mib}
 
 

@@ -2,8 +2,8 @@
 
 Runs of `plan_cases`' first shapes, 1 to 8 of one kind and a mixture of methods: in `train_many` with passes that they
 share, and taking turns with passes of their own and a halt after the third step, where all wait for each other as
-candidates of `tune` do. Each fleet is in a process of its own after a tiny one of the same kind. Results are kept as they come (`results/plan-fleets.json`);
-docs/plan-results.md, which `benchmarks.plan` makes, has them.
+candidates of `tune` do. Each fleet is in a process of its own after a tiny one of the same kind. Results are kept as
+they come (`results/plan-fleets.json`); docs/plan-results.md, which `benchmarks.plan` makes, has them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,9 @@ def trained(todo: list[Any], *, in_turn: bool) -> list[Any]:
 
 def halting() -> Any:
     """Lets every run wait for all others after its third step."""
-    from afina.train.report.events import Reporter
     from transformers import TrainerCallback
+
+    from afina.train.report.events import Reporter
 
     class Halts(Reporter):
         def reached(self, stage: Any, parts: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from afina.compare.rate_search import FACTORS, search
 from afina.evidence.prepare import prepare
+from afina.train.fleet.room import IN_TURN
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.tune import search as tuning
@@ -23,8 +24,8 @@ def recipe(tmp_path):
 class Pretended:
     """A search whose loss is lowest at the rate 0.05; the worst leaves, `fate` says what becomes of the others."""
 
-    def __init__(self, shared, folder, count, at_once, reporter, *, seed, until_alone):
-        self.how = count, at_once, seed, until_alone
+    def __init__(self, shared, folder, count, at_once, reporter, *, alone, seed, until_alone):
+        assert alone == IN_TURN
 
     def run(self, made):
         self.done = list(made)

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from afina import LoraConfig, get_peft_model
 from afina.errors import AfinaError
-from afina.kernels.frozen import FrozenPrefix
+from afina.kernels.frozen import FrozenPrefix, Kept, kept_in
 
 IDS = torch.randint(3, 60, (3, 12), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
 MASK[0, :4] = 0
 
 
-def adapted(layers=(2, 3), **changes):
+def bare(**changes):
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 64,
@@ -22,7 +24,11 @@ def adapted(layers=(2, 3), **changes):
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
     }
-    base = LlamaForCausalLM(LlamaConfig(**sizes, **changes))
+    return LlamaForCausalLM(LlamaConfig(**sizes, **changes))
+
+
+def adapted(layers=(2, 3), base=None, **changes):
+    base = bare(**changes) if base is None else base
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False,
                         layers_to_transform=list(layers))  # fmt: skip
     return get_peft_model(base, config).train()
@@ -104,13 +110,27 @@ def test_a_changed_weight_empties_the_cache():
     assert same(step(model), changed)
 
 
+def test_models_of_one_base_find_what_others_kept_and_those_with_other_layers_frozen_keep_their_own():
+    base, common, found = bare(), Kept(), []
+    shared = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
+    with kept_in(common):
+        for layers in ((2, 3), (2, 3), (3,)):
+            model = adapted(layers, copy.deepcopy(base, dict(shared)))
+            with FrozenPrefix(model) as prefix:
+                kept = step(model)
+            found.append((prefix.depth, prefix.hits, prefix.kept is common))
+            assert same(step(model), kept)
+    assert found == [(2, 0, True), (2, 1, True), (3, 0, False)]
+    assert common.used > 0
+
+
 def test_evaluation_and_full_memory_compute_everything():
     model = adapted()
     with FrozenPrefix(model, memory=2**11) as prefix:
         step(model)
         step(model)
         assert prefix.hits == 0
-        assert prefix.used <= 2**11
+        assert prefix.kept.used <= 2**11
         kept = model.eval()(input_ids=IDS, attention_mask=MASK, use_cache=True)
         assert kept.past_key_values.get_seq_length() == 12
 

@@ -45,7 +45,5 @@ def test_pairs_find_what_rows_that_are_hard_for_all_would_hide():
 
 
 def test_losses_that_are_not_finite_leave_and_one_alone_stays():
-    assert leaving({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {
-        "b": Leaves("its held-out loss is not finite")
-    }
+    assert leaving({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {"b": Leaves("its held-out loss is not finite")}
     assert leaving({"a": [1.0, 2.0]}) == {}

@@ -70,7 +70,7 @@ def finished(request_of, child, tmp_path_factory):
 
 def test_every_candidate_is_a_row_with_what_became_of_it(finished):
     _, found, notes, _ = finished
-    assert f"candidates take turns on one base: {IN_TURN} (--share-passes)" in notes
+    assert f"candidates take turns on one base: {IN_TURN}" in notes
     rows = rows_of(found)
     best = rows["rate=0.02"]
     assert found["best"] == best["name"] == found["rows"][0]["name"]
@@ -229,7 +229,9 @@ def test_as_many_fly_together_as_fit_and_whole_models_alone(recipe, monkeypatch)
     search = module.Search(SimpleNamespace(placed=lambda r, *a, **k: r), Path(), 2, None, heard)
     search.waiting = waiting(recipe, "a", "b", "full", "c")
     asked = []
-    monkeypatch.setattr(module, "fitting", lambda recipe, **how: asked.append((recipe.method.fields.get("r"), how)) or 2)
+    monkeypatch.setattr(
+        module, "fitting", lambda recipe, **how: asked.append((recipe.method.fields.get("r"), how)) or 2
+    )
     search.waiting[3].recipe.method, search.alone = MethodSection(type="lora", r=64), IN_TURN
     assert search._fitting() == 2
     assert asked == [(64, {"in_turn": True})]

@@ -55,7 +55,7 @@ def search(
     from ..tune.search import Search
 
     device = next(iter(recipes.values())).model.device
-    climbing = Search(shared, folder, _RUNGS, None, reporter, in_turn(device), seed=seed, until_alone=True)
+    climbing = Search(shared, folder, _RUNGS, None, reporter, alone=in_turn(device), seed=seed, until_alone=True)
     climbing.run([one for name, recipe in recipes.items() for one in _contenders(name, recipe, count, shared)])
     return {name: _tried([one for one in climbing.done if one.group == name]) for name in recipes}
 

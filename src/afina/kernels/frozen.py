@@ -7,6 +7,10 @@ same frozen layers in every epoch. Their outputs are kept in memory and taken fr
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +22,41 @@ from ..core.hosts.host import hosts
 from ..errors import AfinaError
 
 _KNOWN = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass
+class Kept:
+    """States of examples, which runs on one base may have in common.
+
+    Attributes:
+        depth: how many layers they went through; None while there are none.
+        made_by: the layers' weights, and what is active on them, as they were then.
+        used: bytes taken.
+    """
+
+    depth: int | None = None
+    made_by: tuple[Any, ...] | None = None
+    states: dict[bytes, Tensor] = field(default_factory=dict)
+    used: int = 0
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.states.clear()
+        self.used = 0
+
+
+_COMMON: ContextVar[Kept | None] = ContextVar("afina_kept", default=None)
+
+
+@contextmanager
+def kept_in(common: Kept) -> Iterator[None]:
+    """Runs within, whose models have the weights of one base, find what the others kept there; those with other layers
+    frozen than the first one's keep their own."""
+    token = _COMMON.set(common)
+    try:
+        yield
+    finally:
+        _COMMON.reset(token)
 
 
 class FrozenPrefix:
@@ -35,7 +74,7 @@ class FrozenPrefix:
         AfinaError: no decoder, nothing frozen below, or the frozen layers are random in training (dropout).
 
     Attributes:
-        depth: how many layers are skipped. hits, misses: batches found and not found. used: bytes taken.
+        depth: how many layers are skipped. hits, misses: batches found and not found. kept: the states.
     """
 
     def __init__(self, model: nn.Module, *, memory: int = 2**30) -> None:
@@ -56,12 +95,14 @@ class FrozenPrefix:
                 fix="train upper layers only (layers_to_transform)",
             )
         self.layers, self.embedding = list(layers[: self.depth]), embedding
-        self.memory, self.used, self.hits, self.misses = memory, 0, 0, 0
-        self._states: dict[bytes, Tensor] = {}
+        self.memory, self.hits, self.misses = memory, 0, 0
+        common = _COMMON.get()
+        shares = common is not None and common.depth in (None, self.depth)
+        self.kept = common if common is not None and shares else Kept()
+        self.kept.depth = self.depth
         self._keys: list[bytes] | None = None
         self._lengths: list[int] = []
         self._found: Tensor | None = None
-        self._before: tuple[Any, ...] | None = None
         self._hook: Any = None
 
     def __enter__(self) -> FrozenPrefix:
@@ -79,16 +120,18 @@ class FrozenPrefix:
         self._hook.remove()
         for layer in self.layers:
             del layer.forward
-        self.clear()
+        self._keys = self._found = None
+        if self.kept is not _COMMON.get():
+            self.clear()
 
     def clear(self) -> None:
         """Forget all states."""
-        self._states.clear()
-        self._keys, self._found, self.used = None, None, 0
+        self.kept.clear()
+        self._keys = self._found = None
 
     def _check(self) -> None:
         """Run the layers twice on a few tokens."""
-        was = self.decoder.training
+        was, kept, self.kept = self.decoder.training, self.kept, Kept()
         ids = torch.arange(8, device=(device := next(self.embedding.parameters()).device))[None]
         self.decoder.train()
         gpus = {"devices": [device], "device_type": device.type} if device.type in ("cuda", "xpu") else {"devices": []}
@@ -98,11 +141,11 @@ class FrozenPrefix:
                 for _ in range(2):
                     self.clear()
                     self.decoder(input_ids=ids)
-                    found.append(next(iter(self._states.values()), None))
+                    found.append(next(iter(self.kept.states.values()), None))
         finally:
             self.decoder.train(was)
+            self.kept, self._keys, self._found = kept, None, None
         self.hits = self.misses = 0
-        self.clear()
         if found[0] is not None and found[1] is not None and not torch.equal(found[0], found[1]):
             raise AfinaError("the frozen layers are random in training, so their outputs cannot be kept",
                              where=type(self.decoder).__name__, fix="set their dropout to 0")  # fmt: skip
@@ -117,13 +160,13 @@ class FrozenPrefix:
         masks = [kwargs.get(n) for n in _KNOWN[1:]]
         if any(m is not None and m.shape != ids.shape for m in masks):
             return None
-        if (now := self._state()) != self._before:
+        if (now := self._state()) != self.kept.made_by:
             self.clear()
-            self._before = now
+            self.kept.made_by = now
         self._lengths = _lengths(ids, *masks)
         self._keys = _keys([ids, *masks], self._lengths)
-        if all(k in self._states for k in self._keys):
-            rows = [self._states[k] for k in self._keys]
+        if all(k in self.kept.states for k in self._keys):
+            rows = [self.kept.states[k] for k in self._keys]
             self._found = torch.stack([F.pad(row, (0, 0, 0, ids.shape[1] - len(row))) for row in rows])
         self.hits, self.misses = self.hits + (self._found is not None), self.misses + (self._found is None)
         return args, {**kwargs, "use_cache": False}
@@ -153,9 +196,9 @@ class FrozenPrefix:
         for key, row, length in zip(self._keys or (), out, self._lengths, strict=True):
             row = row[:length]
             size = row.numel() * row.itemsize
-            if key not in self._states and self.used + size <= self.memory:
-                self._states[key] = row.detach().clone()
-                self.used += size
+            if key not in self.kept.states and self.kept.used + size <= self.memory:
+                self.kept.states[key] = row.detach().clone()
+                self.kept.used += size
 
 
 def _settings(adapter: nn.Module) -> tuple[Any, ...]:

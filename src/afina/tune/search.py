@@ -90,8 +90,6 @@ def tune(request: Request, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
     reporter.note(f"space: {count} candidates; {how}")
     search = Search(shared, folder / "runs", request.rungs, request.at_once, reporter,
                     alone=in_turn(base.model.device, request.share_passes))  # fmt: skip
-    if search.alone:
-        reporter.note(f"candidates take turns on one base: {search.alone} (--share-passes)")
     number = 0
     for wave in draw.waves():
         made = [contender(request.source, request.overrides, choice, shared.rows[0], request.max_steps)
@@ -157,6 +155,8 @@ class Search:
         Raises:
             StoppedError: a signal asked for the end.
         """
+        if self.alone and not self.everyone:
+            self.reporter.note(f"candidates take turns on one base: {self.alone}")
         self.waiting, self.everyone = list(made), [*self.everyone, *made]
         for one in self.waiting:
             placed = self._placed(one)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError
@@ -16,11 +17,13 @@ from afina.train.fleet.many import train_many
 from afina.train.fleet.room import planned_bytes
 from afina.train.loop.plans.base_shares import Share
 from afina.train.loop.plans.rehearsal import Untold
+from afina.train.loop.run import run
 from afina.train.recipe.settings import load_recipe
 from afina.train.report.events import Reporter
 from afina.train.report.output import REPORT
 
 from .. import tiny
+from .test_fleet import adapter, elsewhere, recipe_of
 
 
 class Words(Reporter):
@@ -101,8 +104,9 @@ def stopped(recipes):
     from transformers import TrainerCallback
 
     class Ends(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            os.kill(os.getpid(), signal.SIGTERM)
+        def on_step_end(self, args, state, *others, **kwargs):
+            if state.global_step == 1:  # a second one would end it at once
+                os.kill(os.getpid(), signal.SIGTERM)
 
     class Stops(Reporter):
         def reached(self, stage, parts):
@@ -174,3 +178,25 @@ def test_runs_that_cannot_be_planned_are_trained_at_once_and_it_is_said(monkeypa
 def test_one_at_least_is_trained_at_once(tmp_path, model_folder):
     with pytest.raises(RecipeError, match="at_once"):
         train_many(three(tmp_path, model_folder), at_once=0)
+
+
+def frozen(recipes):
+    """What runs say that keep what frozen layers give out, one after the other; and their adapters, so and alone."""
+    words = Words()
+    found = train_many(recipes, words)
+    alone = [run(elsewhere(recipe, "-alone"), Reporter()) for recipe in recipes]
+    kept = [note.split("kept: ")[1] for note in words.notes if "frozen layers kept" in note]
+    return kept, [(adapter(one.result.folder), adapter(other.folder)) for one, other in zip(found, alone, strict=True)]
+
+
+def test_runs_that_keep_what_frozen_layers_give_out_find_what_the_others_kept(model_folder, child, tmp_path):
+    upper = {"type": "lora", "r": 4, "target_modules": "all-linear", "layers_to_transform": [1]}
+    first = recipe_of(tmp_path, model_folder, "first", method=upper, training__cache_frozen=True)
+    other = recipe_of(tmp_path, model_folder, "other", method={**upper, "r": 8}, training__cache_frozen=True,
+                      training__batch_size=8, training__max_steps=3)  # fmt: skip
+    other.data = first.data
+    kept, adapters = child(frozen, [first, other])
+    assert kept == ["0 of 6 batches", "3 of 3 batches"]
+    for mine, theirs in adapters:
+        for name, tensor in theirs.items():
+            torch.testing.assert_close(mine[name], tensor, rtol=1e-4, atol=3e-5)

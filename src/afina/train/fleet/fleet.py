@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import nn
 
 from ...devices.memory_use import trim
 from ...errors import AfinaError, ConfigError, RecipeError, StoppedError
+from ...kernels.frozen import kept_in
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ..base.given_base import loaded_by
@@ -34,7 +35,6 @@ from .in_turn import Turn, take_turns
 from .member import Backward, Forward, Meeting, Member, Refused, Trial
 from .shared_base import SharedBase, sharing
 from .shared_pass import SharedPass
-
 
 NOBODY = "nobody was beside it"
 
@@ -131,7 +131,10 @@ class Fleet:
                     raise not_begun(128 + self.stopping)
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
                 try:
-                    with nullcontext() if whole else loaded_by(self.base.load):
+                    with ExitStack() as stack:
+                        if not whole:
+                            stack.enter_context(loaded_by(self.base.load))
+                            stack.enter_context(kept_in(self.base.kept))
                         return run(recipe, member, overwrite=overwrite, resume=again)
                 finally:
                     member.trainer = member.open = None

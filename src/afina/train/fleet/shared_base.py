@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.frozen import Kept
 from ..loop.steps.random_states import drew, random_states
 
 
@@ -16,12 +17,16 @@ class SharedBase:
     """Gives each run a base of its own, with the parameters and buffers of the first.
 
     What loading draws at random (a classifier's fresh head) is drawn by every run for itself.
+
+    Attributes:
+        kept: what its frozen layers gave out, for runs that keep that.
     """
 
     def __init__(self) -> None:
         self.first: nn.Module | None = None
         self.draws = False
         self.versions: dict[str, int] = {}
+        self.kept = Kept()
 
     def load(self, fresh: Callable[[], Any]) -> Any:
         """A base as `fresh` would load it now, frozen or not."""

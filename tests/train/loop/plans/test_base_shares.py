@@ -10,7 +10,7 @@ import pytest
 from afina.plan.footprint import Peak
 from afina.plan.trace import Event
 from afina.train.loop.plans import base_shares
-from afina.train.loop.plans.base_shares import MORE, OBJECTS, PARTS, Share, at_once, groups, share, together
+from afina.train.loop.plans.base_shares import MORE, OBJECTS, PARTS, THREADS, Share, at_once, groups, share, together
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_what_takes_turns_has_the_activations_of_one_and_keeps_what_was_trained_
     given = found(30)
     given.peak.parts.update(adapters=4, optimizer=8, activations=38)
     one = share(given, in_turn=True)
-    assert one == Share(180, 130 + MORE, 12 + OBJECTS, 38)
-    assert together([one, Share(0, 120, 1, 20), one]) == 130 + MORE + 38 + 12 + 1 + 12 + 2 * OBJECTS
+    assert one == Share(180, 130 + THREADS, 12 + OBJECTS, 38)
+    assert together([one, Share(0, 120, 1, 20), one]) == 130 + THREADS + 38 + 12 + 1 + 12 + 2 * OBJECTS
     assert share(given, whole=True, in_turn=True).own == 112 + OBJECTS
 
 

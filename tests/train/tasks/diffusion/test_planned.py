@@ -105,7 +105,10 @@ def told(path, free, other=None):
     try:
         if other is not None:
             return whole_plan.make(load_recipe(str(path)), Reporter(), other).as_dict()
-        return [planning.planned(load_recipe(str(path)), Reporter()), planning.fitting(load_recipe(str(path)), in_turn=False)]
+        return [
+            planning.planned(load_recipe(str(path)), Reporter()),
+            planning.fitting(load_recipe(str(path)), in_turn=False),
+        ]
     finally:
         forecast.free_bytes, planning.free_bytes = real
 

@@ -11,8 +11,11 @@ from .forecast import Forecast
 PARTS = 3
 """Tensors of the widest size that a run adds to a shared pass while it lasts: of its rows' part and of all together."""
 MORE = 20 * 2**20
-"""Bytes that a processor's libraries take of several runs (measured: 13 to 24 MiB): products of other shapes, buffers
-of the threads that the runs have."""
+"""Bytes that a processor's libraries take of passes that are shared (measured: 13 to 24 MiB): products of other shapes,
+on more threads."""
+THREADS = 32 * 2**20
+"""Bytes that they take where runs on threads of their own take turns (measured: 25 to 40 MiB, from one time to the
+next)."""
 WAITING = ("weights", "adapters", "optimizer")
 """Parts that a run which waits for its turn keeps, of the weights those that are its own."""
 OBJECTS = 2**20
@@ -46,7 +49,7 @@ def share(found: Forecast, *, whole: bool = False, in_turn: bool = False) -> Sha
     peak, rehearsal = found.peak, found.rehearsal
     weights, libraries = peak.parts["weights"], peak.parts.get("libraries", 0)
     beside = found.bytes - peak.bytes
-    common = weights + beside + libraries + (MORE if libraries else 0)
+    common = weights + beside + libraries + ((THREADS if in_turn else MORE) if libraries else 0)
     if in_turn:
         own = sum(peak.parts.get(part, 0) for part in WAITING) - (0 if whole else weights)
         working = peak.bytes - libraries - own - (0 if whole else weights)
