@@ -108,9 +108,10 @@ def _planned(path: Path, *, timed: bool) -> dict[str, Any]:
     if timed:
         speed_of(place("cpu"), getattr(torch, recipe.model.dtype), again=True)
     found = forecast(setting_of(recipe, Reporter()), target_of("cpu"), timed=timed)
-    return {"bytes": found.peak.bytes, "parts": dict(found.peak.parts), "seconds": found.seconds,
-            "gflop": round(found.flops / 1e9, 2),
-            "read": found.beside[READING].bytes if found.beside else None}  # fmt: skip
+    read = found.beside.get(READING)
+    return {"bytes": found.peak.bytes if read else found.bytes, "parts": dict(found.peak.parts),
+            "seconds": found.seconds, "gflop": round(found.flops / 1e9, 2),
+            "read": read.bytes if read else None}  # fmt: skip
 
 
 def _watch() -> type[Any]:

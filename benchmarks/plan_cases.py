@@ -34,6 +34,11 @@ def _of(kind: str, **settings: Any) -> dict[str, Any]:
     return {"type": kind, **settings}
 
 
+def _of_answers(tokens: int) -> dict[str, Any]:
+    rewards = ["format:[a-m].*"]
+    return {"reinforcement__rewards": rewards, "reinforcement__generations": 2, "reinforcement__answer_tokens": tokens}
+
+
 _LORA = _of("lora", r=8, target_modules="all-linear")
 _CHECK = {"training__gradient_checkpointing": True}
 _BF16 = {"model__dtype": "bfloat16"}
@@ -85,6 +90,7 @@ CASES = {
     "lora, reward": Case(task="reward", rows=1),
     "lora, kto": Case(task="kto", rows=2, tokens=128),
     "lora, orpo": Case(task="orpo", rows=1, tokens=128),
+    "lora, grpo": Case(task="grpo", rows=4, tokens=128, settings=_of_answers(96)),
 }
 
 SIZES = {
@@ -177,4 +183,6 @@ def _row(task: str, tokens: int, number: int) -> dict[str, Any]:
         return {"text": text(tokens - 2), "label": "ab"[number % 2]}
     if task == "pretraining":
         return {"text": text(tokens - 2)}
+    if task == "grpo":
+        return {"prompt": text(tokens - 2)}
     return {"prompt": prompt, "completion": text(answer)}

@@ -109,6 +109,18 @@ def left(todo: Sequence[Cell], done: Mapping[str, Mapping[str, Any]]) -> float |
     return sum(by_steps[cell.steps] for cell in todo)
 
 
+def is_far(cell: Cell, done: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a rate of a later seed is neither the first seed's best nor beside it, of those that it was run with."""
+    first = [run for run in done.values()
+             if run["seed"] == SEEDS[0] and run["factor"] in FACTORS and "error" not in run
+             and _group(run) == _group({**cell._asdict()})]  # fmt: skip
+    if cell.seed == SEEDS[0] or not first:
+        return False
+    tried = sorted({run["factor"] for run in first})
+    at = tried.index(min(first, key=lambda run: run["after"]["loss"])["factor"])
+    return cell.factor not in tried[max(0, at - 1) : at + 2]
+
+
 def best(done: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The table in Markdown; a rate at the end of those tried is marked, because a better one may lie beyond it."""
     yield "| task | method | steps | best rate | times the default | held-out loss | seeds | runs whose loss fell |"
@@ -146,6 +158,8 @@ def main() -> None:
     parser.add_argument("--factors", nargs="+", type=float, default=FACTORS)
     parser.add_argument("--batch", type=int, help="rows a step (without it the recipe's)")
     parser.add_argument("--dtype", help="of frozen bases (without it the recipe's)")
+    parser.add_argument("--near", action="store_true", help="of later seeds only the first one's best rate and those "
+                        "beside it")  # fmt: skip
     parser.add_argument("--cells", type=int, help="stop after as many runs")
     parser.add_argument("--out", type=Path, default=RESULTS / "rates.json")
     given = parser.parse_args()
@@ -156,6 +170,8 @@ def main() -> None:
     print(f"{len(done)} runs are kept in {given.out}, {len(todo)} to do", flush=True)
     for number, cell in enumerate(todo[: given.cells], 1):
         try:
+            if given.near and is_far(cell, done):
+                continue
             done[cell.key] = measure(cell, given.dtype)
         except StoppedError as stopped:
             print(f"stopped in {cell.key}; call it again to go on")

@@ -19,7 +19,7 @@ def test_the_page_has_every_error_as_it_was_measured() -> None:
 
 
 def test_forty_runs_vary_methods_shapes_storages_and_tasks() -> None:
-    assert len(CASES) == 40
+    assert len(CASES) == 41
     assert len({case.method["type"] for case in CASES.values()}) >= 9
     assert len({case.task for case in CASES.values()}) >= 9
     assert len({case.settings.get("model__quantize") for case in CASES.values()}) >= 3

@@ -61,3 +61,11 @@ def test_stopped_run_is_not_kept_and_a_failed_one_is(monkeypatch, tmp_path, caps
     called(monkeypatch, out, failed)
     assert len(json.loads(out.read_text())) == 2
     assert "1 runs are kept" in capsys.readouterr().out
+
+
+def test_far_rates_of_later_seeds_are_those_two_places_from_the_first_one_s_best():
+    runs = dict([kept(1.0, 0, 0.9), kept(3.0, 0, 0.6), kept(10.0, 0, 0.5), kept(30.0, 0, 0.7), kept(100.0, 0, 0.9)])
+    cells = [rates.Cell("entities", "lora", 40, factor, 1) for factor in rates.FACTORS]
+    assert [cell.factor for cell in cells if not rates.is_far(cell, runs)] == [3.0, 10.0, 30.0]
+    assert not any(rates.is_far(cell._replace(seed=0), runs) for cell in cells)
+    assert not any(rates.is_far(cell._replace(method="ia3"), runs) for cell in cells)

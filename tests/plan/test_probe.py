@@ -8,7 +8,7 @@ import torch
 from afina.devices.found import processor
 from afina.plan import probe
 from afina.plan.probe import SIZES, Speed, speed_of
-from afina.plan.trace import Product, Work
+from afina.plan.work import Product, Work
 
 
 def test_a_step_takes_its_products_its_bytes_and_its_starts():
@@ -21,7 +21,7 @@ def test_a_step_takes_its_products_its_bytes_and_its_starts():
 
 
 def test_small_products_are_slower_as_they_were_measured():
-    speed = Speed((1e9, 1e10, 1e11), near=1, far=1, start=0)
+    speed = Speed((1e9, 1e10, 1e11), near=1e12, far=1e12, start=0)
     seconds = [speed.product(Product(torch.float32, 1, *size)) for size in SIZES]
     for size, took, flops in zip(SIZES, seconds, speed.flops, strict=True):
         assert abs(took * flops / (2 * size[0] * size[1] * size[2]) - 1) < 1e-9
@@ -29,6 +29,12 @@ def test_small_products_are_slower_as_they_were_measured():
     assert 1e9 < between.flops / speed.product(between) < 1e10
     many = Product(torch.float32, 50, *SIZES[0])
     assert abs(speed.product(many) / seconds[0] - 50) < 1e-9
+
+
+def test_few_rows_take_what_reading_the_weight_takes():
+    speed = Speed((1e12, 1e12, 1e12), near=1e9, far=1e8, start=0)
+    assert speed.product(Product(torch.float32, 1, 1, 100, 100)) == 100 * 100 * 4 / 1e9
+    assert speed.product(Product(torch.bfloat16, 2, 1, 2000, 2000)) == 2 * 2000 * 2000 * 2 / 1e8
 
 
 def test_the_speed_is_measured_once_and_kept(tmp_path, monkeypatch):

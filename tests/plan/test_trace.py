@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from afina.plan.trace import KERNEL, Product, Trace
+from afina.plan.trace import KERNEL, Trace
+from afina.plan.work import Product
 
 
 def traced(run, *, step=1):

@@ -21,7 +21,7 @@ from ..cache import cache_dir
 from ..devices.found import Device
 from ..devices.memory_use import synchronize
 from ..version import __version__
-from .trace import Product, Work
+from .work import FAR, Product, Work
 
 SIZES = ((64, 16, 512), (256, 512, 512), (512, 1024, 2048))
 """Rows, inner and columns of the products: as an adapter's, a small layer's and a large one's."""
@@ -51,11 +51,13 @@ class Speed:
     overlaps: bool = False
 
     def product(self, product: Product) -> float:
-        """Seconds of a product; between sizes the speed goes with the logarithm of the operations."""
+        """Seconds of a product; between sizes the speed goes with the logarithm of the operations. With few rows it
+        takes what reading the weight takes."""
         known = [2.0 * a * b * c for a, b, c in SIZES]
         one = max(product.flops / product.matrices, 1.0)
         at = _between(math.log(one), [math.log(k) for k in known], list(self.flops))
-        return product.flops / at
+        read = product.matrices * product.inner * product.columns * product.dtype.itemsize
+        return max(product.flops / at, read / (self.far if read >= FAR else self.near))
 
     def step(self, work: Work) -> float:
         """Seconds of a step."""

@@ -10,10 +10,8 @@ said.
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..kernels.cpu.native.traced import TRACED
 from .known import Known
+from .work import Product, Work
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "temporary", "libraries")
 """What an allocation is for; `libraries`: kernels that oneDNN keeps for the shapes that it met."""
@@ -31,8 +30,6 @@ KERNEL = 560 * 2**10
 CONVOLUTIONS = {(True, False): 284 * 2**10, (False, False): 75 * 2**10, (True, True): 215 * 2**10,
                 (False, True): 222 * 2**10}  # fmt: skip
 """The same for every convolution (3 x 3) of another shape, by whether it runs forward and is in 16 bits (measured)."""
-FAR = 8 * 2**20
-"""Bytes from which a tensor is taken to leave the caches before it is used again."""
 _SMALLEST = 16**3
 
 
@@ -42,47 +39,6 @@ class Event(NamedTuple):
     key: int
     size: int
     step: int
-
-
-class Product(NamedTuple):
-    """A matrix product of `matrices` times (rows, inner) with (inner, columns)."""
-
-    dtype: torch.dtype
-    matrices: int
-    rows: int
-    inner: int
-    columns: int
-
-    @property
-    def flops(self) -> int:
-        """Its floating-point operations."""
-        return 2 * self.matrices * self.rows * self.inner * self.columns
-
-
-@dataclass
-class Work:
-    """What a step computes.
-
-    Attributes:
-        products: how often each is made.
-        near, far: bytes that all other operations read and write, of tensors below `FAR` and of larger ones.
-        calls: operations, views not counted.
-    """
-
-    products: Counter[Product] = field(default_factory=Counter)
-    near: int = 0
-    far: int = 0
-    calls: int = 0
-
-    def move(self, sizes: list[int]) -> None:
-        """Bytes of tensors that an operation reads or writes."""
-        self.far += sum(size for size in sizes if size >= FAR)
-        self.near += sum(size for size in sizes if size < FAR)
-
-    @property
-    def flops(self) -> int:
-        """Of all products."""
-        return sum(product.flops * times for product, times in self.products.items())
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]

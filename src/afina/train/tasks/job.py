@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ...plan.trace import Trace
+    from ...plan.work import Work
     from ..data.encode import Data
     from .base import Task
 
@@ -47,19 +48,25 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Around:
-    """What a run does beside its steps by models of its own, to be rehearsed on tensors without data.
+    """What a run does beside its steps, to be rehearsed on tensors without data.
 
     Attributes:
         kept: bytes of main memory that what was read of rows takes until the end.
         mapped: whether the models that read lie in files as they are computed with: what is left out stays there.
-        reading: reads as many rows as are read in one pass, before the first step.
-        drawing: draws as many images as are drawn at once along the way, by the model that trains; None if none are.
+        reading: reads as many rows as are read in one pass, before the first step, by models of its own; None if that
+            is not done.
+        drawing: draws as many images or answers as are drawn at once, by the model that trains, and gives the work that
+            it adds to every step, None where it is not done for each; None if none are drawn.
+        drawn: what that is, for people.
+        batch: makes a batch of rows where the trainer makes it of what was drawn; None where its collator does.
     """
 
-    kept: int
-    mapped: bool
-    reading: Callable[[Trace], None]
-    drawing: Callable[[Trace, Any], None] | None = None
+    kept: int = 0
+    mapped: bool = False
+    reading: Callable[[Trace], None] | None = None
+    drawing: Callable[[Trace, Any], Work | None] | None = None
+    drawn: str = "images are drawn along the way"
+    batch: Callable[[list[Mapping[str, Any]]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,28 @@ def test_full_fine_tuning_has_gradients_and_moments_of_all_weights(tmp_path, mod
     assert found["most"] > 3 * found["trained"]
 
 
-def refusal(path: Any) -> str:
-    from afina.train.loop.plans.planning import planned
+def of_drawn_answers(path: Any) -> dict[str, Any]:
+    from afina.train.loop.plans.forecast import forecast, target_of
+    from afina.train.loop.plans.setting import setting_of
     from afina.train.recipe.settings import load_recipe
     from afina.train.report.events import Reporter
 
-    return planned(load_recipe(str(path)), Reporter())[-1]
+    out: dict[str, Any] = {}
+    for tokens in ("4", "64"):
+        recipe = load_recipe(str(path), [("reinforcement.answer_tokens", tokens)])
+        found = forecast(setting_of(recipe, Reporter()), target_of("cpu"))
+        assert found.rehearsal.drawing is not None
+        assert found.rehearsal.drawing.work is not None
+        out[tokens] = {
+            "bytes": found.bytes, "seconds": found.seconds, "calls": found.rehearsal.drawing.work.calls,
+            "rows": found.rehearsal.batch["completion_ids"].shape,
+        }  # fmt: skip
+    return out
 
 
-def test_a_task_whose_answers_are_drawn_is_refused_with_the_reason(tmp_path, models, child):
-    line = child(refusal, tiny.write_task(tmp_path, "grpo", models))
-    assert line.startswith("memory and time cannot be told of this task (its answers are drawn as the steps go")
+def test_a_task_that_draws_its_answers_is_planned_for_the_longest(tmp_path, models, child):
+    found = child(of_drawn_answers, tiny.write_task(tmp_path, "grpo", models))
+    assert found["64"]["rows"][1] == 64
+    assert found["64"]["bytes"] > found["4"]["bytes"]
+    assert found["64"]["calls"] > 10 * found["4"]["calls"]
+    assert found["64"]["seconds"] > found["4"]["seconds"]

@@ -19,7 +19,7 @@ from .rehearsal import STEPS, Rehearsal, Rehearsed, rehearse, rehearse_reading
 from .setting import Setting
 from .unread import unread_bytes
 
-READING, DRAWING = "while rows are read, before the first step", "while images are drawn along the way"
+READING = "while rows are read, before the first step"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Forecast:
     """What was found of a setting on a target.
 
     Attributes:
-        beside: the peaks while models of their own read rows, before the first step, and while images are drawn along
-            the way; none where that is not done, or drawing takes no more than a step.
+        beside: the peaks while models of their own read rows, before the first step, and while images or answers are
+            drawn; none where that is not done, or drawing takes no more than a step.
         seconds: of a step of the optimizer, with all its batches; None where it was not asked for.
         flops: of a batch's products.
     """
@@ -107,15 +107,19 @@ def forecast(setting: Setting, target: Target, *, timed: bool = True) -> Forecas
     around = named(setting.recipe.task).around(setting.recipe, setting.location, setting.data)
     rows, fast = 0 if around is None else around.kept, setting.recipe.training.fast
     peak = _peak(target, found, unread, rows, fast)
-    if around is not None:
-        reading = rehearse_reading(setting, around)
+    if around is not None and around.reading is not None:
+        reading = rehearse_reading(setting, around.reading, mapped=around.mapped)
         beside[READING] = _peak(target, reading, reading.unread, rows, fast)
-    if found.drawing is not None and (drawn := _peak(target, found.drawing, unread, rows, fast)).bytes > peak.bytes:
-        beside[DRAWING] = drawn
+    if around is not None and found.drawing is not None:
+        drawn = _peak(target, found.drawing, unread, rows, fast)
+        beside.update({f"while {around.drawn}": drawn} if drawn.bytes > peak.bytes else {})
     if not timed:
         return Forecast(target, peak, found, beside=beside)
     dtype = "bfloat16" if setting.recipe.model.dtype == "auto" else setting.recipe.model.dtype
-    seconds = target.speed(dtype).step(found.usual) * setting.recipe.training.gradient_accumulation
+    speed = target.speed(dtype)
+    seconds = speed.step(found.usual) * setting.recipe.training.gradient_accumulation
+    if found.drawing is not None and found.drawing.work is not None:
+        seconds += speed.step(found.drawing.work)
     return Forecast(target, peak, found, seconds, found.usual.flops, beside)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ....devices.ranks import size
 from ....errors import AfinaError, RecipeError
-from ....plan.trace import Event, Trace, Work
+from ....plan.trace import Event, Trace
+from ....plan.work import Work
 from ...base.new_tokens import trains_new_tokens
 from ...report.events import Reporter
 from ...tasks import named
-from ...tasks.job import Around
 from ..adapt import adapted, counts
 from ..begin import begin_config
 from ..fast_paths import speed_up_run
@@ -30,11 +29,6 @@ from .setting import Setting
 
 STEPS = 3
 """The first one makes the optimizer's state; a heap has found its size by the third."""
-
-_UNTOLD: Mapping[str, str] = MappingProxyType(
-    {"grpo": "its answers are drawn as the steps go, and their lengths decide"}
-)
-"""Tasks that cannot be rehearsed, and why."""
 
 
 class Untold(AfinaError):
@@ -50,12 +44,14 @@ class Rehearsed:
         parts: what each is for.
         weights: bytes of the model's tensors, by their keys.
         unread: bytes of them that nothing was computed of and that stay in their files; not told of a step.
+        work: that it is in every step; None where it is not of a step.
     """
 
     events: list[Event]
     parts: Mapping[int, str]
     weights: Mapping[int, int]
     unread: int = field(default=0, kw_only=True)
+    work: Work | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -63,16 +59,15 @@ class Rehearsal(Rehearsed):
     """The same of a run's steps.
 
     Attributes:
-        work, usual: of a step with the batch that takes most, and of one with rows of all lengths.
+        usual: the work of a step with rows of all lengths; `work` is that with the batch that takes most.
         trainable, total: numbers of parameters.
         trained: bytes of the trained ones.
         sizes: rows and tokens of the batch.
         base: the model with its adapter inside, without data.
         batch: what the trainer was given.
-        drawing: the same steps, after which images are drawn; None if none are.
+        drawing: the same, after which images or answers are drawn, with what that adds to a step; None if none are.
     """
 
-    work: Work
     usual: Work
     trainable: int
     total: int
@@ -97,8 +92,6 @@ def rehearse(setting: Setting, *, gpu: bool = False, steps: int = STEPS) -> Rehe
     from ....compat import stand_in
     from ....kernels.cpu.native import library
 
-    if why := _UNTOLD.get(setting.recipe.task):
-        raise Untold("memory and time cannot be told of this task", where="task", got=setting.recipe.task, fix=why)
     stand_in()
     library()  # compiled outside
     trace = Trace()
@@ -144,28 +137,34 @@ def _steps(setting: Setting, trace: Trace, folder: Path, gpu: bool, steps: int) 
     if size() > 1 and type(trainer).__module__.partition(".")[0] != "transformers":
         raise Untold("memory and time cannot be told of this task in one of several processes", where="task",
                      got=recipe.task, fix="its trainer would wait for the others")  # fmt: skip
-    made = _batch(setting, trainer, longest=True)
+    around = task.around(recipe, setting.location, setting.data)
+    rows, collate = trainer.train_dataset, trainer.data_collator
+    if around is not None and around.batch is not None:
+        rows, collate = setting.data.train.items, around.batch
+    made = _batch(setting, rows, collate, longest=True)
     run = _Stepping(trace, trainer, gpu)
     for _ in range(steps):
         run.step(made)
     events, work = trace.events[began:], trace.works[steps]
     if _is_uneven(setting) and not setting.tokens:
-        run.step(_batch(setting, trainer, longest=False))
+        run.step(_batch(setting, rows, collate, longest=False))
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     shape = next((tuple(v.shape) for v in made.values() if isinstance(v, Tensor)), ())
-    usual, drawing, around = trace.works[trace.step], None, task.around(recipe, setting.location, setting.data)
+    usual, drawing = trace.works[trace.step], None
     if around is not None and around.drawing is not None:
-        around.drawing(trace, inner)
-        drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights})
-    return Rehearsal(events, trace.parts, weights, work, usual, *counts(model), trained, shape, inner, made, drawing)
+        added = around.drawing(trace, inner)
+        drawing = Rehearsed(trace.events[began:], trace.parts, {**_weights(trace), **weights}, work=added)
+    return Rehearsal(
+        events, trace.parts, weights, usual, *counts(model), trained, shape, inner, made, drawing, work=work
+    )
 
 
 def _is_base(trace: Trace, parameter: Tensor, weights: Mapping[int, int]) -> bool:
     return trace.live.get(parameter.untyped_storage()._cdata) in weights
 
 
-def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
+def rehearse_reading(setting: Setting, reading: Callable[[Trace], None], *, mapped: bool) -> Rehearsed:
     """Let rows be read by models of their own, on tensors without data.
 
     Raises:
@@ -173,9 +172,9 @@ def rehearse_reading(setting: Setting, around: Around) -> Rehearsed:
     """
     trace = Trace()
     with telling(setting), unwatched(), fakes(), trace:
-        around.reading(trace)
+        reading(trace)
         weights = _weights(trace)
-        unread = sum(size for key, size in weights.items() if key not in trace.read) if around.mapped else 0
+        unread = sum(size for key, size in weights.items() if key not in trace.read) if mapped else 0
         return Rehearsed(trace.events, trace.parts, weights, unread=unread)
 
 
@@ -250,10 +249,10 @@ def _base(setting: Setting) -> Any:
     return base
 
 
-def _batch(setting: Setting, trainer: Any, *, longest: bool) -> dict[str, Any]:
+def _batch(setting: Setting, rows: Any, collate: Any, *, longest: bool) -> dict[str, Any]:
     """A batch as the trainer makes it, with its numbers."""
     with _disable_current_modes():
-        made = trainer.data_collator([trainer.train_dataset[i] for i in _chosen(setting, longest)])
+        made = collate([rows[i] for i in _chosen(setting, longest)])
         if setting.pixels:
             return {**made, **_resized(made, setting.tokenizer.latent_shape[-1])}
         return _of_tokens(made, setting.tokens) if setting.tokens else made

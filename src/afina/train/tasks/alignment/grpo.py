@@ -22,7 +22,8 @@ from ...recipe.sections import Recipe
 from ...report.events import Progress, Span
 from ...report.scores import Scores
 from ..arguments import refused, training_arguments
-from ..base import Job
+from ..job import Around, Job
+from .answers_beside import Answers
 from .checks import Reward, total
 from .reference import HeldToReference, as_dataset
 
@@ -115,6 +116,11 @@ class GRPO(HeldToReference):
         if isinstance(model, PeftModel) and "ref" in model.peft_config:
             model.delete_adapter("ref")
         return out
+
+    def around(self, recipe: Recipe, location: str, data: Data) -> Around:
+        """Answers are drawn for every step, whose batches are made of them."""
+        made = Answers(recipe, max(len(item["prompt_ids"]) for item in data.train.items))
+        return Around(drawing=made.draw, drawn="answers are drawn", batch=made.batch)
 
     def score(self, job: Job) -> Scores:
         """The mean reward of greedy answers to held-out prompts."""
