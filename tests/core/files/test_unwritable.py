@@ -98,8 +98,8 @@ def test_place_that_can_be_written_is_left_as_it_was(tmp_path, name):
 
 
 def test_what_numpy_cannot_write_to_its_end_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot write: a file could not be written to its end"):
-        with told_if_unwritable(tmp_path):
-            raise OSError("8288 requested and 7168 written")
+    end = "cannot write: a file could not be written to its end"
+    with pytest.raises(CheckpointError, match=end), told_if_unwritable(tmp_path):
+        raise OSError("8288 requested and 7168 written")
     with pytest.raises(OSError, match="something else"), told_if_unwritable(tmp_path):
         raise OSError("something else")

@@ -47,8 +47,8 @@ def parse(text: str, name: str) -> tuple[Any, dict[str, str]]:
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise RecipeError("not valid YAML (a character that no text has)", where=f"{name}:{line}",
+        number = text.count("\n", 0, error.position) + 1
+        raise RecipeError("not valid YAML (a character that no text has)", where=f"{name}:{number}",
                           got=f"U+{error.character:04X}") from error  # fmt: skip
     loader.name = name
     try:
