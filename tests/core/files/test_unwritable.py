@@ -95,3 +95,11 @@ def test_place_that_can_be_written_is_left_as_it_was(tmp_path, name):
     check_place(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "here"
+
+
+def test_what_numpy_cannot_write_to_its_end_is_told(tmp_path):
+    end = "cannot write: a file could not be written to its end"
+    with pytest.raises(CheckpointError, match=end), told_if_unwritable(tmp_path):
+        raise OSError("8288 requested and 7168 written")
+    with pytest.raises(OSError, match="something else"), told_if_unwritable(tmp_path):
+        raise OSError("something else")

@@ -18,8 +18,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _SUFFIX, _LONG = 24, 160
 """What names of unfinished files have more than the finished one's, and how much of a name is shown."""
-_TORCH = ("inline_container", "PytorchStreamWriter failed", "Parent directory")
-"""In what `torch.save` says when a file cannot be written, whatever the reason."""
+_TORCH = ("inline_container", "PytorchStreamWriter failed", "Parent directory", " requested and ")
+"""In what `torch.save` and numpy's `tofile` say when a file cannot be written, whatever the reason."""
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def free_bytes(folder: Path) -> int:
 
 def _reason(error: Exception, folder: Path) -> str | None:
     """Why a file could not be written; None if something else went wrong."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         if error.errno in _FULL:
             return os.strerror(error.errno)
         name = error.filename

@@ -44,7 +44,12 @@ def parse(text: str, name: str) -> tuple[Any, dict[str, str]]:
     Raises:
         RecipeError: it is not valid YAML, or a key is given twice.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        number = text.count("\n", 0, error.position) + 1
+        raise RecipeError("not valid YAML (a character that no text has)", where=f"{name}:{number}",
+                          got=f"U+{error.character:04X}") from error  # fmt: skip
     loader.name = name
     try:
         node = loader.get_single_node()
@@ -59,7 +64,12 @@ def parse(text: str, name: str) -> tuple[Any, dict[str, str]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise RecipeError(f"not valid YAML ({error.problem})", where=f"{name}:{line}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:  # keys that are lists, tags that do not fit
         raise RecipeError("not valid YAML", where=name, got=str(error).splitlines()[0]) from error
     finally:
         loader.dispose()

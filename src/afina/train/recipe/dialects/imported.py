@@ -71,7 +71,10 @@ def import_recipe(path: Path, dialect: str | None = None) -> Imported:
     for key, value in values.items():
         if value is not None:
             _take(key, value, DIALECTS[name].TABLE.get(key, ALIASES.get(key)), out)
-    DIALECTS[name].finish(out)
+    try:
+        DIALECTS[name].finish(out)
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise RecipeError("values that do not go together", where=path, got=error) from error
     for key, default in _TO_FILL_IN.items():
         if key not in out.values:
             out.values[key] = default
@@ -84,7 +87,7 @@ def _values(text: str, path: Path) -> dict[str, Any]:
         return given
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:  # tags (!!int) that do not fit
         raise RecipeError("neither YAML nor a command line", where=path, got=str(error).splitlines()[0]) from error
     if not isinstance(values, dict):
         raise RecipeError("neither YAML of keys and values nor a command line", where=path, got=type(values).__name__)
