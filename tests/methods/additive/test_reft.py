@@ -42,7 +42,7 @@ def test_only_the_chosen_layers_are_edited() -> None:
 
 def test_loreft_edits_within_an_orthonormal_subspace() -> None:
     model = tiny.nudge(afina.get_peft_model(tiny.llama(), afina.ReftConfig(r=3)))
-    (adapter, *_) = (m for m in model.modules() if hasattr(m, "reft_R"))
+    (adapter, *_) = (m for m in model.modules() if "reft_R" in m._parameters)
     rows = adapter.subspace().detach()
     assert torch.allclose(rows @ rows.T, torch.eye(3), atol=1e-5)
     edit = adapter.edit(torch.randn(5, 16)).detach()

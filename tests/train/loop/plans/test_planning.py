@@ -117,6 +117,11 @@ def test_as_many_runs_fit_at_once_as_there_is_memory_for_beside_one_base(tmp_pat
     own = 2**27 / (many - more)
     assert 0 < 2**26 - few * own < 2**26
     assert own < 1024 * memory_of_a_step(child(told, recipe))
-    assert child(fitting, recipe, 2**26, True) > 4 * few
     assert child(fitting, recipe, 1) == 1
     assert child(fitting, recipe, None) is None
+
+
+def test_runs_that_take_turns_add_no_step_each(tmp_path, model_folder, child):
+    recipe = tiny.write_recipe(tmp_path, model_folder, training__batch_size=24)
+    together, in_turn = (child(fitting, recipe, 2**28, turns) for turns in (False, True))
+    assert in_turn > 2 * together > 0
