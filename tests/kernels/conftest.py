@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from typing import Any
 
 import pytest
 import torch
 
 from afina.kernels.cpu import native
+from afina.kernels.cuda import few_bits
+from afina.kernels.updates import joint
 
 WIDE, NARROW, ARM = native.PROCESSORS.values()
 TARGETS = {
@@ -40,6 +43,33 @@ def writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         return out.copy_(own(codes, state, **more))
 
     monkeypatch.setattr(functional, "dequantize_4bit", dequantize)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where every dequantised weight lay."""
+    seen, own = list[int](), few_bits.Buffer.of
+
+    def noted(self: few_bits.Buffer, *args: Any) -> torch.Tensor:
+        out = own(self, *args)
+        seen.append(out.data_ptr())
+        return out
+
+    monkeypatch.setattr(few_bits.Buffer, "of", noted)
+    return seen
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many layers each joint operation for rows had."""
+    seen, own = list[int](), joint.lora_linears
+
+    def noted(x: torch.Tensor, layers: list[joint.Layer], room: Any) -> Any:
+        seen.extend([len(layers)] if layers[0].rows is not None else [])
+        return own(x, layers, room)
+
+    monkeypatch.setattr(joint, "lora_linears", noted)
+    return seen
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import afina
 from afina.kernels import speed
-from afina.kernels.cuda import eight_bits, few_bits
+from afina.kernels.cuda import eight_bits
 from afina.kernels.cuda.few_bits import share_buffer
 from afina.kernels.updates import joint, siblings
 
@@ -51,20 +51,6 @@ def step(model, checkpointing=False):
     loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
     loss.backward()
     return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-@pytest.fixture
-def places(monkeypatch):
-    """Where every dequantised weight lay."""
-    seen, own = [], few_bits.Buffer.of
-
-    def noted(self, *args):
-        out = own(self, *args)
-        seen.append(out.data_ptr())
-        return out
-
-    monkeypatch.setattr(few_bits.Buffer, "of", noted)
-    return seen
 
 
 @pytest.fixture

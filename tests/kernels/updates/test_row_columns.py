@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import afina
-from afina.kernels.updates import joint, siblings
+from afina.kernels.updates import siblings
 from afina.kernels.updates.joint import Layer, lora_linears
 from afina.kernels.updates.row_columns import RowColumns
 from afina.kernels.updates.wide import ADD, CARRY, Way, make_room
@@ -116,19 +116,6 @@ def with_two(way, **options):
     for host in (h for _, h in siblings.hosts(model.get_base_model())):
         host.require_grad(("default", "b", "c"))
     return model, chosen
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How many layers each joint operation for rows had."""
-    seen, own = [], joint.lora_linears
-
-    def noted(x, layers, room):
-        seen.extend([len(layers)] if layers[0].rows is not None else [])
-        return own(x, layers, room)
-
-    monkeypatch.setattr(joint, "lora_linears", noted)
-    return seen
 
 
 @pytest.mark.parametrize("names", NAMES, ids=" ".join)

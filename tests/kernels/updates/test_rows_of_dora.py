@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import afina
 from afina.kernels.cuda import few_bits
 from afina.kernels.cuda.few_bits import share_buffer
-from afina.kernels.updates import joint, rows_trial, siblings, wide_trial
+from afina.kernels.updates import rows_trial, siblings, wide_trial
 from afina.kernels.updates.joint import Layer
 from afina.kernels.updates.row_columns import RowColumns, magnified
 from afina.kernels.updates.wide import ADDED, CARRY, Way
@@ -74,33 +74,6 @@ def in_8_bits():
     return llama()
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """How many layers each joint operation for rows had."""
-    seen, own = [], joint.lora_linears
-
-    def noted(x, layers, room):
-        seen.extend([len(layers)] if layers[0].rows is not None else [])
-        return own(x, layers, room)
-
-    monkeypatch.setattr(joint, "lora_linears", noted)
-    return seen
-
-
-@pytest.fixture
-def places(monkeypatch, writes_where_it_is_told):
-    """Where every dequantised weight lay."""
-    seen, own = [], few_bits.Buffer.of
-
-    def noted(self, *args):
-        out = own(self, *args)
-        seen.append(out.data_ptr())
-        return out
-
-    monkeypatch.setattr(few_bits.Buffer, "of", noted)
-    return seen
-
-
 def with_more(made, choose, device="cpu"):
     """A model with four adapters; rows are made as `choose` says, or one group after the other."""
     model = made().to(device)
@@ -124,7 +97,7 @@ def with_more(made, choose, device="cpu"):
 @pytest.mark.parametrize(
     ("made", "way"), [(dense, ADDED), (dense, Way(CARRY, CARRY)), (in_4_bits, ADDED), (in_8_bits, ADDED)]
 )
-def test_a_models_step_is_that_of_rows_one_after_the_other(made, way, names, calls, places):
+def test_a_models_step_is_that_of_rows_one_after_the_other(made, way, names, calls, places, writes_where_it_is_told):
     expected = step(with_more(made, None), adapter_names=names)
     assert not calls
     assert not places
@@ -160,7 +133,7 @@ def test_16_bits_are_no_further_from_the_exact_result_than_each_adapter_by_itsel
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("scaled", [False, True])
-def test_what_is_timed_of_layers_in_few_bits_is_the_same_thing(kind, scaled, places):
+def test_what_is_timed_of_layers_in_few_bits_is_the_same_thing(kind, scaled, places, writes_where_it_is_told):
     case = rows_trial.Case(((128, 64), 64, (5, 3)), 13, 2, torch.float32, CPU, kind=kind, magnified=scaled)
     batch, found = rows_trial.Batch(case), []
     for outputs in (batch.together(), batch.apart()):

@@ -51,7 +51,8 @@ def _names(kind: Any, config: Any) -> set[str]:
     try:
         with torch.device("meta"):
             return {n for n, _ in kind(config).named_parameters(remove_duplicate=False)}
-    except Exception:  # of whatever code the class has; then this is not the way
+    # What constructors refuse a config with; then this is not the way.
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError):
         return set()
 
 

@@ -98,7 +98,7 @@ class ReferenceSpelling(nn.Module):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """ΔW of an adapter, so that the original weight + ΔW is the merged one, in the weight's own layout;
-        differentiable. Of a DoRA, the update of its direction.
+        differentiable. Where merging does more than add to it, what is added alone.
 
         Raises:
             NameTakenError: the layer has no such adapter.

@@ -28,10 +28,10 @@ from ...core.layers.weights import BaseWeight
 from ...errors import AfinaWarning, ConfigError, NotMergeable
 from .. import starts
 from .lora_config import LoraConfig, counts_once
-from .lora_fast import LoraFast
 from .lora_files import TiedLora
 from .lora_form import LoraForm
 from .lora_mlx import open_mlx
+from .lora_rows import LoraByRows
 
 LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
     {"lora_A": (None, 1), "lora_A0": (None, 1), "lora_B": (0, None), "lora_B0": (0, None), "lora_bias": (0, None)}
@@ -39,7 +39,7 @@ LORA_CUT: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
 
 
 @register("LORA", LoraConfig)
-class Lora(LoraFast, LoraForm):
+class Lora(LoraByRows, LoraForm):
     """A: (r, in, *kernel), B: (out, r, *ones); embedding A: (r, vocabulary), B: (dim, r)."""
 
     steady: ClassVar[bool] = True
