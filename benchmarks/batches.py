@@ -46,7 +46,7 @@ def padded(items: list[Item]) -> list[dict[str, Any]]:
 
 
 def packed(items: list[Item]) -> list[dict[str, Any]]:
-    from afina.train.data.packing import PackedCollator, bins_of, joined
+    from afina.train.data.arranged.packing import PackedCollator, bins_of, joined
 
     bins = [joined([items[i] for i in members]) for members in bins_of([len(x["input_ids"]) for x in items], 512)]
     tokenizer: Any = SimpleNamespace(pad_token_id=0)

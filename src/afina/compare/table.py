@@ -107,6 +107,7 @@ def notes(comparison: Mapping[str, Any]) -> list[str]:
         _intervals(comparison),
         "Memory: the process's resident memory at its peak in training less that with the base and the libraries "
         "loaded. On a GPU: the allocator's peak less the base's weights.",
+        "Time: of training alone, that of the seed that took the least; whatever else a machine does only adds to it.",
     ]
     if not comparison.get("separate", True):
         lines.append(

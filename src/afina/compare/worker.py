@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AfinaError
+from ..train.data.encoded_once import EncodedOnce, encoded_in
 from ..train.recipe.sections import Recipe
 from ..train.report.events import Progress, Reporter, Stage
 
@@ -34,6 +35,7 @@ class Bases:
     def __init__(self) -> None:
         self.key, self.shared, self.sums = "", None, {}  # type: tuple[str, Any, dict[str, Any]]
         self.general: dict[str, float | None] = {}
+        self.rows = EncodedOnce()
 
     def giving(self, recipe: Recipe) -> AbstractContextManager[None]:
         """While a run loads its base, it gets this one; one that trains the whole model gets its own."""
@@ -44,7 +46,7 @@ class Bases:
 
         key = json.dumps([recipe.task, recipe.model.model_dump(mode="json")])
         if key != self.key:
-            self.general = {}
+            self.general, self.rows = {}, EncodedOnce()
         if isinstance(method_config(recipe), FullConfig):  # two copies may not fit
             self.key, self.shared = key, None
             return nullcontext()
@@ -136,7 +138,7 @@ def measured(folder: Path, bases: Bases, tell: Tell) -> dict[str, Any]:
     recipe, recorder = Recipe.model_validate(job["recipe"]), Recorder(bases, tell)
     started = time.monotonic()
     shutil.rmtree(folder / MODEL, ignore_errors=True)  # left by a run that was cut off
-    with bases.giving(recipe):
+    with bases.giving(recipe), encoded_in(bases.rows):
         done = run(recipe, recorder)
     report, history = done.report, _history(done.folder)
     out = {

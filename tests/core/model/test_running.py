@@ -10,6 +10,7 @@ import torch
 
 import afina
 from afina.core.config import methods
+from afina.core.model.running import together
 
 from ...battery.whole import SHAPES, Case, options_of
 from ..tiny import llama
@@ -60,3 +61,33 @@ def test_a_penalty_of_a_variant_counts_once_too() -> None:
     config = afina.LoraConfig(r=4, target_modules=["q_proj"], kasa_config=afina.KasaConfig(beta=1.0, gamma=1.0))
     together, apart = parts(afina.get_peft_model(llama(), config).train())
     assert apart == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("target_modules", [["q_proj"], ["q_proj", "lm_head"]])
+def test_what_is_cut_out_for_the_vocabulary_is_laid_together(target_modules: list[str]) -> None:
+    model = afina.get_peft_model(llama(), afina.LoraConfig(target_modules=target_modules, init_lora_weights=False))
+    head, lies, outputs = model.get_output_embeddings(), [], []
+    watch = head.register_forward_hook(lambda _, given, out: lies.append(given[0].is_contiguous()))
+    try:
+        with torch.no_grad():
+            whole = model(input_ids=IDS).logits
+            outputs.append(model(input_ids=IDS, logits_to_keep=2).logits)
+            model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)
+            assert lies == [True] * 4
+            outputs.append(model.get_base_model()(input_ids=IDS, logits_to_keep=2).logits)
+            assert lies[4:] == [False]  # called past our model it gets what was cut out as it lies there
+    finally:
+        watch.remove()
+    for found in outputs:
+        torch.testing.assert_close(found, whole[:, -2:])
+    assert not head._forward_pre_hooks
+
+
+def test_models_without_a_vocabulary_have_nothing_to_lay_together() -> None:
+    class Refuses(torch.nn.Module):
+        def get_output_embeddings(self) -> None:
+            raise NotImplementedError
+
+    for base in (torch.nn.Linear(2, 2), Refuses()):
+        with together(base):
+            assert not base._forward_pre_hooks

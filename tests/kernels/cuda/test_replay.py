@@ -233,7 +233,7 @@ def test_after_a_recording_that_fails_random_numbers_come_as_before():
 def test_rows_end_to_end_with_empty_ones_are_recorded():
     from afina.devices.place import place
     from afina.kernels.cuda.flash import use_flash
-    from afina.train.data.packing import _laid_out
+    from afina.train.data.arranged.packing import _laid_out
 
     found = []
     for fast in (False, True):

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from afina.devices import place as places
 from afina.devices.found import Device
 from afina.errors import RecipeError
-from afina.train.data import packing
+from afina.train.data.arranged import packing
+from afina.train.data.arranged.packing import EndToEnd
 from afina.train.data.encode import Encoded
-from afina.train.data.packing import EndToEnd
 from afina.train.loop import fast_paths as module
 from afina.train.recipe.settings import load_recipe
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...core.model.running import together
 from ...devices.ranks import gathered, rank, size, spread
 from ...errors import RecipeError, did_you_mean
 from ..conversations.channels import shown
@@ -44,7 +45,7 @@ def answers(
     out = [""] * len(encoded)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), together(model):
         own = order if spread() else order[rank() :: size()]
         for start in range(0, len(own), batch_size):
             batch = own[start : start + batch_size]
@@ -243,7 +244,7 @@ def stream(
     if task is not None:
         inputs["task_ids"] = torch.tensor([task], device=model.device)
     streamer = Pieces(prompter.tokenizer, skip_prompt=True, skip_special_tokens=not prompter.channelled)
-    with torch.no_grad():
+    with torch.no_grad(), together(model):
         model.generate(**inputs, **sampling.options(model, prompter), streamer=streamer)
     return shown("".join(raw), special) if prompter.channelled else "".join(pieces)
 
@@ -254,6 +255,6 @@ def continuation(model: Any, prompter: Prompter, ids: list[int], *, max_new_toke
 
     model.eval()
     inputs = left_padded([ids[-prompter.data.max_length :]], prompter.tokenizer.pad_token_id, model.device)
-    with torch.no_grad():
+    with torch.no_grad(), together(model):
         tokens = model.generate(**inputs, **greedy(model, prompter, max_new_tokens))
     return str(prompter.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

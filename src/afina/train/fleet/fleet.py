@@ -25,6 +25,7 @@ from ...kernels.frozen import kept_in
 from ...kernels.speed import speed_up
 from ...methods.baselines.full import FullConfig
 from ..base.given_base import loaded_by
+from ..data.encoded_once import encoded_in
 from ..loop.run import Result, run
 from ..recipe.sections import Recipe
 from ..recipe.settings import method_config
@@ -132,6 +133,7 @@ class Fleet:
                 whole = isinstance(method_config(recipe), FullConfig)  # it writes into the base's own weights
                 try:
                     with ExitStack() as stack:
+                        stack.enter_context(encoded_in(self.base.rows))
                         if not whole:
                             stack.enter_context(loaded_by(self.base.load))
                             stack.enter_context(kept_in(self.base.kept))

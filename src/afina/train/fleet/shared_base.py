@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.frozen import Kept
+from ..data.encoded_once import EncodedOnce
 from ..loop.steps.random_states import drew, random_states
 
 
@@ -20,6 +21,7 @@ class SharedBase:
 
     Attributes:
         kept: what its frozen layers gave out, for runs that keep that.
+        rows: what was encoded for it.
     """
 
     def __init__(self) -> None:
@@ -27,6 +29,7 @@ class SharedBase:
         self.draws = False
         self.versions: dict[str, int] = {}
         self.kept = Kept()
+        self.rows = EncodedOnce()
 
     def load(self, fresh: Callable[[], Any]) -> Any:
         """A base as `fresh` would load it now, frozen or not."""

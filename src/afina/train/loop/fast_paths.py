@@ -14,8 +14,8 @@ from ...errors import RecipeError
 from ...kernels.cuda.flash import reads_lengths, use_flash
 from ...kernels.cuda.offload import Mover, Streams, offload_layers
 from ...kernels.speed import are_on, speed_up
+from ..data.arranged.packing import EndToEnd, check_apart
 from ..data.encode import Data
-from ..data.packing import EndToEnd, check_apart
 from ..recipe.sections import Recipe
 from ..recipe.zero_stages import STAGES, partitions_weights
 from ..report.events import Reporter

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...kernels.cuda.flash import reads_lengths
 from ...kernels.cuda.replay import records
+from ..data.arranged.packing import PackedCollator, check_apart
 from ..data.encode import Data, Encoded, encode_answers, rendered_answers
-from ..data.packing import PackedCollator, check_apart
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..recipe.sections import Recipe

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import DataError, RecipeError
+from ..data.arranged.grouping import grouped
+from ..data.arranged.packing import end_to_end, packed
 from ..data.encode import IGNORED, Data, Encoded
-from ..data.grouping import grouped
+from ..data.encoded_once import EncodedOnce, store
 from ..data.labels import task_numbers
-from ..data.packing import end_to_end, packed
 from ..data.prompts import Prompter
 from ..data.rows import Rows
 from ..data.split import Split
@@ -42,8 +43,14 @@ def encode(
         raise RecipeError("this task takes no loss on prompts", where="training.loss_on_prompt", got=recipe.task,
                           fix="leave it out")  # fmt: skip
 
+    key = (recipe.task, recipe.model.model_dump_json(), recipe.data.model_dump_json(), tuple(labels or ()), vocab_size)
+    known = store() or EncodedOnce()
+
+    def fresh(rows: Rows) -> Encoded:
+        return task.encode(rows, _told(prompter, len(rows), reporter), labels, vocab_size)
+
     def one(rows: Rows) -> Encoded:
-        out = task.encode(rows, _told(prompter, len(rows), reporter), labels, vocab_size)
+        out = known.encoded(key, rows, prompter.ledger, fresh)
         for item in out.items if recipe.training.loss_on_prompt else ():
             item["labels"] = [IGNORED, *item["input_ids"][1:]]
         tasks = task_numbers(rows, recipe.data.task_column)

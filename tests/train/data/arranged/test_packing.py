@@ -15,15 +15,15 @@ from torch.nn.attention import varlen as torchs
 from afina.devices.place import VARLEN
 from afina.errors import RecipeError
 from afina.kernels.cuda import varlen
+from afina.train.data.arranged.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart, recurring_length
+from afina.train.data.arranged.packing import packed as rows_packed
 from afina.train.data.encode import IGNORED, Encoded, encode_answers
-from afina.train.data.packing import EndToEnd, Packed, PackedCollator, bins_of, check_apart, recurring_length
-from afina.train.data.packing import packed as rows_packed
 from afina.train.recipe.settings import load_recipe
 
-from ...kernels.cuda.test_varlen import formula
-from .. import tiny
-from ..loop.test_run import Heard, train
-from .test_encode import prompter, rows
+from ....kernels.cuda.test_varlen import formula
+from ... import tiny
+from ...loop.test_run import Heard, train
+from ..test_encode import prompter, rows
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ..recipe.sections import Recipe
-from ..report.events import Reporter
-from .encode import Encoded
+from ...recipe.sections import Recipe
+from ...report.events import Reporter
+from ..encode import Encoded
 
 MOST_PADDING = 0.2
 """Share of padding in random batches above which rows are grouped unless the recipe says otherwise."""

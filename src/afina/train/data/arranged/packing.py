@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...devices.place import TORCH, packed_attention, place
-from ...errors import RecipeError
-from ...kernels.cuda.varlen import RowLengths
-from ..recipe.sections import Recipe
-from ..report.events import Reporter
-from .encode import IGNORED, Encoded
+from ....devices.place import TORCH, packed_attention, place
+from ....errors import RecipeError
+from ....kernels.cuda.varlen import RowLengths
+from ...recipe.sections import Recipe
+from ...report.events import Reporter
+from ..encode import IGNORED, Encoded
 from .grouping import padding_share
 
 if TYPE_CHECKING:

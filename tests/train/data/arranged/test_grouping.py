@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from afina.errors import RecipeError
+from afina.train.data.arranged.grouping import Grouped, grouped, padding_share
 from afina.train.data.encode import Encoded
-from afina.train.data.grouping import Grouped, grouped, padding_share
 
-from .. import tiny
-from ..loop.test_run import train
+from ... import tiny
+from ...loop.test_run import train
 
 
 def encoded(n, seed=0):
@@ -183,7 +183,7 @@ def test_grouped_run_resumes_to_the_bit_after_every_step(tmp_path, model_folder,
 
 def order_of_epochs(path):
     """The order of the rows at the start of every epoch of a run."""
-    from afina.train.data import grouping
+    from afina.train.data.arranged import grouping
 
     seen = []
     plain = grouping.Grouped.set_epoch
