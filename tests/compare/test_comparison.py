@@ -103,6 +103,14 @@ def test_comparison_is_plain_json_and_the_best_comes_first(finished):
     assert comparison["versions"]["torch"]
 
 
+def test_time_is_that_of_the_seed_that_took_the_least(finished):
+    for name in ("lora", "full"):
+        each = [json.loads(path.read_text()) for path in (finished[0].out / "runs").glob(f"{name}-seed-*/result.json")]
+        assert len(each) == 2
+        for key in ("cpu_s", "wall_s"):
+            assert rows(finished)[name][key] == min(one[key] for one in each)
+
+
 def test_adapters_are_kept_and_whole_models_are_not(finished):
     out = finished[0].out / "runs"
     assert len(list(out.glob("lora-seed-*/model/adapter_model.safetensors"))) == 2
