@@ -10,7 +10,7 @@ import typer
 from ..errors import CheckpointError, ConfigError, NotMergeable
 from .as_json import AsJson, say_json
 from .guard import guarded
-from .options import Device
+from .options import Base, Device
 
 if TYPE_CHECKING:
     from ..core.combine.low_rank_form import Kept, Retained
@@ -24,9 +24,7 @@ def convert(
     rank: Annotated[
         str, typer.Option("--rank", "-r", help="Rank, or the share of the update to keep (a number below 1, or 1.0).")
     ] = "16",
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
-    ] = None,
+    base: Base = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former adapter in OUT.")] = False,
     as_json: AsJson = False,

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from .as_json import AsJson, say_json
 from .convert import rank_or_share
 from .guard import guarded
+from .options import Base
 
 if TYPE_CHECKING:
     from ..export.contract import Comparison
@@ -32,9 +33,7 @@ def export(
         Path | None,
         typer.Option("--target", help="Python, or folder with node_modules, of the program that loads the format."),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="Base model; without it the one the adapter names.")
-    ] = None,
+    base: Base = None,
     licence: Annotated[str | None, typer.Option(help="Of the adapter, for a card: apache-2.0.")] = None,
     hub_base: Annotated[str | None, typer.Option(help="The base's id on the hub, for a card.")] = None,
     repository: Annotated[

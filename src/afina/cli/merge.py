@@ -10,7 +10,7 @@ import typer
 from ..errors import RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
-from .options import Device
+from .options import Base, Device
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -22,6 +22,7 @@ def merge(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; without it the base model's own.")
     ] = None,
+    base: Base = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former model in OUT.")] = False,
     as_json: AsJson = False,
@@ -43,16 +44,19 @@ def merge(
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     if written := parts(adapter):
+        if base is not None:
+            raise RecipeError("the whole model was trained, it stands on no base", where="--base", got=base,
+                              fix="leave it out")  # fmt: skip
         return _together(adapter, len(written), out, overwrite, as_json)
     kind_to_load = _known(dtype)
-    check_request(known(adapter), out, overwrite)
+    check_request(known(adapter, base), out, overwrite)
     # The model, what is read back, and room for a layer in float32 or for the base that it was trained on.
-    trained = load_trained(adapter, reporter, "none", dtype=kind_to_load, device=device, copies=3)
+    trained = load_trained(adapter, reporter, "none", base, dtype=kind_to_load, device=device, copies=3)
     check = export(trained, out, overwrite=overwrite)
     kind, quantised = str(trained.model.dtype).removeprefix("torch."), trained.trained_on
     other = None
     if quantised != "none":
-        other = against(load_trained(adapter, reporter, device=trained.recipe.model.device), out)
+        other = against(load_trained(adapter, reporter, base=base, device=trained.recipe.model.device), out)
     if as_json:
         say_json({"folder": out, "dtype": kind, "check": asdict(check), "trained_on": quantised,
                   "check_there": asdict(other) if other else None})  # fmt: skip

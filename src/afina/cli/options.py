@@ -1,4 +1,4 @@
-"""The option that names a device."""
+"""Options of several verbs: a device, and a base model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="Base model; without it the one the adapter names.")
+]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps or xpu; auto takes a GPU where there is one.")
 ]

@@ -13,7 +13,7 @@ from ..devices.ranks import is_first, joined, take_over_slurm
 from ..errors import DataError, RecipeError
 from .as_json import AsJson, say_json
 from .guard import guarded
-from .options import Device
+from .options import Base, Device
 
 if TYPE_CHECKING:
     from ..train.tasks.base import Predictions, Task
@@ -39,6 +39,7 @@ def predict(
     quantize: Annotated[
         str | None, typer.Option(help="Storage of the base (none, nf4, ...); without it the one trained on.")
     ] = None,
+    base: Base = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file to write.")] = False,
     processes: Annotated[
@@ -69,7 +70,7 @@ def predict(
     if not file.exists() and not elsewhere:
         raise DataError("no such file or folder", where=file)
     refuse_overwriting(target, {"the rows": file, "the adapter": adapter}, "--out")
-    task = _checked(adapter, quantize, max_new_tokens)
+    task = _checked(adapter, base, quantize, max_new_tokens)
     if task.makes_files and _files_of(target).exists() and not overwrite:
         raise DataError("the folder for files that are made exists", where=_files_of(target),
                         fix="--overwrite, or --out another file")  # fmt: skip
@@ -77,12 +78,12 @@ def predict(
         from .launch import launch
 
         given = {"out": out, "batch-size": batch_size, "max-new-tokens": max_new_tokens, "quantize": quantize,
-                 "device": device}  # fmt: skip
+                 "base": base, "device": device}  # fmt: skip
         words = ["predict", str(adapter), source, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
         words += [f"--{name}" for name, on in {"overwrite": overwrite, "json": as_json}.items() if on]
         raise typer.Exit(launch(words, processes, device, fix=_AGAIN))
     with joined(place(device), _AGAIN):
-        done = _predicted(adapter, source, target, quantize, device, batch_size, max_new_tokens)
+        done = _predicted(adapter, base, source, target, quantize, device, batch_size, max_new_tokens)
     if not is_first():
         return
     if as_json:
@@ -99,7 +100,7 @@ def _files_of(target: Path) -> Path:
     return target.with_name(f"{target.stem}.files")
 
 
-def _checked(adapter: Path, quantize: str | None, max_new_tokens: int | None) -> Task:
+def _checked(adapter: Path, base: str | None, quantize: str | None, max_new_tokens: int | None) -> Task:
     """The adapter's task, after what its files alone tell to be wrong was refused.
 
     Raises:
@@ -109,7 +110,7 @@ def _checked(adapter: Path, quantize: str | None, max_new_tokens: int | None) ->
     from ..train.base import quantize as storages
     from ..train.use.trained import known
 
-    task = known(adapter).task
+    task = known(adapter, base).task
     if max_new_tokens is not None and (task.judges or not task.writes):
         raise RecipeError("predictions of this task are no text that is written", where="--max-new-tokens",
                           got=task.name, fix="leave it out")  # fmt: skip
@@ -119,7 +120,7 @@ def _checked(adapter: Path, quantize: str | None, max_new_tokens: int | None) ->
 
 
 def _predicted(
-    adapter: Path, source: str, target: Path, quantize: str | None, device: str, batch_size: int,
+    adapter: Path, base: str | None, source: str, target: Path, quantize: str | None, device: str, batch_size: int,
     max_new_tokens: int | None,
 ) -> Predictions:  # fmt: skip
     """The predictions, in every process; the first one has written them."""
@@ -138,9 +139,10 @@ def _predicted(
     reporter = ConsoleReporter() if is_first() else Reporter()
     given = drawn_rows(source, reporter)
     quiet_libraries(reporter)
-    there = known(adapter)
+    there = known(adapter, base)
     rows, _ = recognise(renamed(given, there.recipe.data.columns, whole=False))
-    trained = load_trained(adapter, reporter, quantize, device=device, before=partial(there.task.check_rows, rows))
+    trained = load_trained(adapter, reporter, quantize, base, device=device,
+                           before=partial(there.task.check_rows, rows))  # fmt: skip
     done = answer(trained, rows, reporter, batch_size=batch_size, max_new_tokens=max_new_tokens)
     if is_first():
         # The file's own columns, under its own names, and what is new, also where the file has a column of that name.

@@ -106,7 +106,7 @@ def load_trained(
     if dtype is not None:
         recipe.model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
     place(device)  # a device that is not there is told before anything is read
-    location = task.location(recipe.model, reporter)
+    location = _base_of(found, reporter)
     own = folder / task.reader_file
     if own.is_file():
         recipe.model.chat_template = None  # the folder's tokenizer has it
@@ -121,6 +121,22 @@ def load_trained(
     model = PeftModel.from_pretrained(task.load(recipe.model, location, recipe.data.labels, tokenizer), folder)
     model.eval()
     return Trained(folder, recipe, task, model, tokenizer, trained_on=trained_on)
+
+
+def _base_of(found: Known, reporter: Reporter) -> str:
+    """Where the base of an adapter lies.
+
+    Raises:
+        CheckpointError: it is not where the adapter says.
+    """
+    try:
+        return found.task.location(found.recipe.model, reporter)
+    except RecipeError as error:
+        if error.where != "model.path":
+            raise
+        raise CheckpointError(f"its base model: {error.what}", where=found.folder, got=error.got,
+                              expected=error.expected, fix="--base MODEL says where it is now (predict, merge, export, "
+                              "convert); afina chat MODEL --adapter NAME=DIR") from error  # fmt: skip
 
 
 def check_task(found: Known, task: int | None, where: str) -> None:
