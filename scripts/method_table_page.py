@@ -177,11 +177,12 @@ def short(comparisons: Mapping[str, Comparison]) -> Iterator[str]:
         lora = next(row for row in rows if label(row) == LORA)
         behind = abs(same[0]["quality"]["mean"] - lora["quality"]["mean"])
         near = "at most 5 points" if metric == "accuracy" else "at most 5 % of its loss"
-        place = "is the best of them" if lora in same[:1] else f"is {told(behind, metric)} behind the best"
+        alike = "one of these" if lora in same else "which is more than chance"
+        place = "is the best of them" if lora in same[:1] else f"is {told(behind, metric)} behind the best, {alike}"
         yield (f"- *{TITLES[task].capitalize()}.* {len(same)} of {len(trained)} methods that trained cannot be told apart "
                f"from the best by {len(lora['seeds'])} seeds and {comparison['held_out_rows']} rows; with 95 % certainty {near} worse "
-               f"are {', '.join(label(row) for row in same if row is same[0] or is_near(row, same[0], metric))}. LoRA {place}, "
-               f"{'one of these' if lora in same else 'which is more than chance'}. Another seed of one and the same method "
+               f"are {', '.join(label(row) for row in same if row is same[0] or is_near(row, same[0], metric))}. LoRA {place}. "
+               f"Another seed of one and the same method "
                f"moves it by {seeds(trained, metric)} (median); {rates(lora)}")  # fmt: skip
     everywhere = set.intersection(*({label(row) for row in level(c)} for c in comparisons.values()))
     if len(comparisons) > 1:
