@@ -54,7 +54,9 @@ def test_chat_takes_the_base_first_where_it_was_moved(moved: Any, child: Any) ->
     code, _, err = child(command, "chat", adapter, "--prompt", "n4")
     assert code == 2
     assert "afina chat MODEL --adapter NAME=DIR" in err
-    code, out, err = child(command, "chat", base, "--adapter", f"a={adapter}", "--prompt", "n4", "--max-new-tokens", "3")
+    code, out, err = child(
+        command, "chat", base, "--adapter", f"a={adapter}", "--prompt", "n4", "--max-new-tokens", "3"
+    )
     assert code == 0, err
     assert "[a]" in out
 
