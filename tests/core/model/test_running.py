@@ -91,3 +91,13 @@ def test_models_without_a_vocabulary_have_nothing_to_lay_together() -> None:
     for base in (torch.nn.Linear(2, 2), Refuses()):
         with together(base):
             assert not base._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("places", "hooks"), [(None, 0), (0, 0), (2, 1), (torch.tensor([1, 3]), 1)])
+def test_the_head_stays_plain_where_nothing_is_cut_out_for_it(places: Any, hooks: int) -> None:
+    model = afina.get_peft_model(llama(), afina.LoraConfig(target_modules=["q_proj"]))
+    head, seen = model.get_output_embeddings(), []
+    base = model.get_base_model()
+    base.register_forward_pre_hook(lambda *_: seen.append(len(head._forward_pre_hooks)))
+    model(input_ids=IDS, **({} if places is None else {"logits_to_keep": places}))
+    assert seen == [hooks]

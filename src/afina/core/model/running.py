@@ -68,7 +68,9 @@ class Running(Files):
         before = _frames_compiled() if first else 0
         if first:
             refuse_apart(self)
-        laid = nullcontext() if compiling else together(self.get_base_model())
+        places = kwargs.get("logits_to_keep")
+        some = not compiling and (places != 0 if isinstance(places, int) else places is not None)
+        laid = together(self.get_base_model()) if some else nullcontext()  # a hook on the head keeps the fast loss off
         with entered(self.base_model.scope, rows, inputs) as call, laid:
             out = self.base_model(*args, **kwargs)
             if self.training:
