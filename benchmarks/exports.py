@@ -317,7 +317,7 @@ def main() -> int:
 
 
 def trained_here(folder: Path) -> Path:
-    words = ["train", "tweets", f"output.dir={folder}", "training.max_steps=20", "data.max_eval_rows=32"]
+    words = ["train", "tweets", "dtype=float32", f"output.dir={folder}", "max_steps=20", "max_eval_rows=32"]
     subprocess.run([sys.executable, "-m", "afina", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     return folder
 

@@ -33,10 +33,11 @@ def recipes(folder: Path, given: argparse.Namespace) -> list[Any]:
 
     grid = [(rank, rate) for rate in RATES for rank in RANKS][: given.runs]
     recipe = made(Path(given.made), given.shapes) if given.shapes else "tweets"
+    kept = [] if given.shapes else [("dtype", "float32")]
     return [
         load_recipe(
             recipe,
-            [("method.r", str(rank)), ("learning_rate", str(rate)), ("max_steps", str(given.steps)),
+            [*kept, ("method.r", str(rank)), ("learning_rate", str(rate)), ("max_steps", str(given.steps)),
              ("batch_size", "4"), ("evaluation.enabled", "false"), ("output.dir", str(folder / f"r{rank}-{rate:g}"))],
         )
         for rank, rate in grid
