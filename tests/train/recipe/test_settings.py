@@ -193,3 +193,15 @@ def test_paths_of_a_run_can_be_read_from_anywhere(tmp_path, monkeypatch):
     absolute(recipe)
     assert (recipe.data.train, recipe.data.eval) == (f"{tmp_path}/rows.jsonl#7", f"{tmp_path}/e.csv")
     assert (recipe.output.dir, recipe.model.path) == (f"{tmp_path}/o", "some/model")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("methdo.type", "method.type"), ("trainig.learning_rate", "training.learning_rate"),
+     ("methd.lora_alpha", "method.lora_alpha"),
+     ("learning_rte", "learning_rate"), ("lora_alfa", "lora_alpha")],
+)  # fmt: skip
+def test_a_key_that_is_nearly_one_is_answered_in_its_own_form(wrong, meant):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("tweets", [(wrong, "1")])
+    assert error.value.fix == f"did you mean {meant!r}?"

@@ -107,7 +107,9 @@ def _canonical(key: str, place: str, method: str) -> str:
         raise RecipeError(f"the key {key!r} is in several sections", where=place, expected=options)
     if key in (own := _method_fields(method)):
         return f"method.{key}"
-    known = [*_SECTIONS, *ALIASES, *own, *(k for model in _SECTIONS.values() for k in model.model_fields)]
+    pairs = [(name, k) for name, model in _SECTIONS.items() for k in model.model_fields]
+    pairs += [("method", k) for k in own]
+    known = [".".join(pair) for pair in pairs] if inner else [*_SECTIONS, *ALIASES, *(k for _, k in pairs)]
     raise RecipeError(f"unknown key {key!r}", where=place, fix=reason(key) or did_you_mean(key, known))
 
 
