@@ -18,6 +18,7 @@ from afina.export.put_together import parts, put_together
 from afina.train.report.checkpoints import mark_complete
 
 from ..battery import spread, whole
+from ..train.child import command
 
 SHAPE = whole.SHAPES["decoder"]
 
@@ -64,3 +65,13 @@ def test_a_missing_part_is_told_and_nothing_is_written(folder, tmp_path):
     shutil.rmtree(folder)
     folder.mkdir()
     assert parts(folder) == []
+
+
+def test_the_command_takes_no_base_for_what_stands_on_none(folder, tmp_path, child):
+    code, _, err = child(command, "merge", folder, tmp_path / "out", "--base", "another")
+    assert code == 2
+    assert "--base: the whole model was trained, it stands on no base" in err
+    assert not (tmp_path / "out").exists()
+    code, _, err = child(command, "merge", folder, tmp_path / "out")
+    assert code == 0, err
+    assert (tmp_path / "out" / "config.json").is_file()

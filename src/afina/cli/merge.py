@@ -37,16 +37,14 @@ def merge(
     from ..export.merged import against, check_request
     from ..export.merged import merge as export
     from ..export.put_together import parts
-    from ..train.use.trained import known, load_trained
+    from ..train.use.trained import known, load_trained, refuse_base
     from .console import ConsoleReporter
     from .quiet import quiet_libraries
 
     reporter = ConsoleReporter()
     quiet_libraries(reporter)
     if written := parts(adapter):
-        if base is not None:
-            raise RecipeError("the whole model was trained, it stands on no base", where="--base", got=base,
-                              fix="leave it out")  # fmt: skip
+        refuse_base(base)
         return _together(adapter, len(written), out, overwrite, as_json)
     kind_to_load = _known(dtype)
     check_request(known(adapter, base), out, overwrite)

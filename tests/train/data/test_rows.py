@@ -40,6 +40,16 @@ def test_faulty_jsonl_line_is_told_with_its_number(tmp_path, content, line):
     assert f"d.jsonl:{line}" in refused(tmp_path, "d.jsonl", content)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_file_that_was_cut_off_is_told_of_in_whole_words(tmp_path, kind):
+    path = tmp_path / f"rows.{kind}"
+    path.write_text('{"text": "a"}\n{"te' if kind == "jsonl" else '[{"text": "a"},\n{"te')
+    with pytest.raises(DataError) as error:
+        read_rows(path)
+    assert error.value.what == "not valid JSON (Unterminated string starting at column 2)"
+    assert str(error.value.where) == f"{path}:2"
+
+
 def test_latin1_is_told_with_line_and_offset(tmp_path):
     text = refused(tmp_path, "d.jsonl", GOOD.encode() + '{"text": "é"}\n'.encode("latin-1"))
     assert "d.jsonl:2" in text

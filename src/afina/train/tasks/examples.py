@@ -10,7 +10,7 @@ from ...errors import DataError, RecipeError
 from ..data.arranged.grouping import grouped
 from ..data.arranged.packing import end_to_end, packed
 from ..data.encode import IGNORED, Data, Encoded
-from ..data.encoded_once import EncodedOnce, store
+from ..data.encoded_once import store
 from ..data.labels import task_numbers
 from ..data.prompts import Prompter
 from ..data.rows import Rows
@@ -44,13 +44,13 @@ def encode(
                           fix="leave it out")  # fmt: skip
 
     key = (recipe.task, recipe.model.model_dump_json(), recipe.data.model_dump_json(), tuple(labels or ()), vocab_size)
-    known = store() or EncodedOnce()
+    known = store()
 
     def fresh(rows: Rows) -> Encoded:
         return task.encode(rows, _told(prompter, len(rows), reporter), labels, vocab_size)
 
     def one(rows: Rows) -> Encoded:
-        out = known.encoded(key, rows, prompter.ledger, fresh)
+        out = fresh(rows) if known is None else known.encoded(key, rows, prompter.ledger, fresh)
         for item in out.items if recipe.training.loss_on_prompt else ():
             item["labels"] = [IGNORED, *item["input_ids"][1:]]
         tasks = task_numbers(rows, recipe.data.task_column)

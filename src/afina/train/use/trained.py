@@ -58,10 +58,19 @@ def known(folder: Path, base: str | None = None) -> Known:
     if recipe is None or recipe.method.type.lower() != "full":
         recipe = recipe_of(folder, base)
         return Known(folder, recipe, named(recipe.task))
+    refuse_base(base)
+    return Known(folder, recipe, named(recipe.task), is_adapter=False)
+
+
+def refuse_base(base: str | None) -> None:
+    """Refuse a base for what is no adapter.
+
+    Raises:
+        RecipeError: one is named.
+    """
     if base is not None:
         raise RecipeError("the whole model was trained, it stands on no base", where="--base", got=base,
                           fix="leave it out")  # fmt: skip
-    return Known(folder, recipe, named(recipe.task), is_adapter=False)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn.attention import varlen as torchs
 
 from afina.devices.place import VARLEN
@@ -24,6 +22,7 @@ from ....kernels.cuda.test_varlen import formula
 from ... import tiny
 from ...loop.test_run import Heard, train
 from ..test_encode import prompter, rows
+from .cut_off import ends_otherwise
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -357,21 +356,7 @@ def resumed_after(chosen, folder, model_folder):
     path = tiny.write_recipe(own, model_folder, method=method, evaluation={"enabled": False}, **PACKING)
     whole, heard = train(path)
     steps = whole.report["training"]["steps"]
-    different = []
-    for k in chosen:
-        cut = folder / f"cut{k}"
-        shutil.copytree(own, cut)
-        for file in (cut / "tiny.yaml", cut / "out" / "recipe.yaml"):
-            file.write_text(file.read_text().replace(str(own), str(cut)))
-        for left in (cut / "out").glob("checkpoint-*"):
-            if int(left.name.split("-")[1]) > k:
-                shutil.rmtree(left)
-        (cut / "out" / "report.json").unlink()
-        again, _ = train(cut / "tiny.yaml", resume=True)
-        a, b = (load_file(f / "adapter_model.safetensors") for f in (whole.folder, again.folder))
-        if not all(torch.equal(a[n], b[n]) for n in a):
-            different.append(k)
-    return steps, heard.notes, different
+    return steps, heard.notes, ends_otherwise(own, chosen)
 
 
 STEPS = 18

@@ -61,6 +61,10 @@ def _pretty(text: str) -> list[tuple[int, Any]] | None:
         line += text.count("\n", start, at)
 
 
+def _fault(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})"
+
+
 def _by_line(text: str, path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -69,7 +73,7 @@ def _by_line(text: str, path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(line, object_pairs_hook=_no_duplicates)
         except json.JSONDecodeError as error:
-            what = f"not valid JSON ({error.msg} at column {error.colno})"
+            what = _fault(error)
             raise DataError(what, where=where, got=line.strip()[:60], expected="one whole row a line") from error
         except (ValueError, RecursionError) as error:
             raise DataError(f"not valid JSON ({error})", where=where, got=line.strip()[:60]) from error
@@ -85,7 +89,7 @@ def json_list(text: str, path: Path) -> tuple[Numbered, str]:
     try:
         rows = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
-        what = f"not valid JSON ({error.msg} at column {error.colno})"
+        what = _fault(error)
         fix = "a file with one object a line ends in .jsonl" if error.msg == "Extra data" else None
         raise DataError(what, where=f"{path}:{error.lineno}", fix=fix) from error
     except (ValueError, RecursionError) as error:
