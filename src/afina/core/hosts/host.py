@@ -257,7 +257,7 @@ class Host(LightModule, ReferenceSpelling):
         """The module that stays when the host goes: the base layer with what was merged into it, or (if `keep`) the
         active trained copy of the whole module."""
         found = self.stack[-1] if self.stack and keep else None
-        return found.copy if isinstance(found, Replacement) and not found.is_weight else self.base_layer
+        return found.settled(self.base_layer) if isinstance(found, Replacement) and not found.is_weight else self.base_layer
 
     # -- the reference's spelling -----------------------------------------------------------------------------------
 

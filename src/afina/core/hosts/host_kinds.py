@@ -110,7 +110,7 @@ class ModulesToSaveWrapper(Host):
 
     def result(self, keep: bool = True) -> nn.Module:
         found = self.stack[-1] if self.stack and keep else None
-        return found.copy if isinstance(found, Replacement) else self.base_layer
+        return found.settled(self.base_layer) if isinstance(found, Replacement) else self.base_layer
 
     def _is_running(self) -> bool:
         """Whether the model runs: forward, or (checkpointing) again from the backward pass."""
@@ -121,4 +121,5 @@ class ModulesToSaveWrapper(Host):
             return self.base_layer  # who ties weights would put the copy's into the base
         self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)
-        return self.base_layer if call is not None and not call.enabled else self.result()
+        found = self.stack[-1] if self.stack and (call is None or call.enabled) else None
+        return found.copy if isinstance(found, Replacement) else self.base_layer

@@ -33,6 +33,7 @@ class Replacement(Adapter):
     def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
         super().__init__(site, config)
         self.copy = _bare(dense_copy(site.base.module if module is None else module)).requires_grad_(True)
+        self.dtypes = {name: tensor.dtype for name, tensor in self.copy.state_dict().items()}
         self.ties = bool(getattr(config, "ensure_weight_tying", False))
         self.is_weight = site.base.kind != "module"
         if site.dtype.is_floating_point:
@@ -67,6 +68,18 @@ class Replacement(Adapter):
         for name, tensor in self.copy.state_dict().items():  # running means too
             if not torch.isfinite(tensor).all():
                 raise NumericError("the trained copy is not finite", where=name)
+
+    def settled(self, original: nn.Module) -> nn.Module:
+        """The copy, to stand in the place of the original for good: in its dtypes, because nobody casts around it."""
+        there = {name: tensor.dtype for name, tensor in original.state_dict().items()}
+        for module_name, module in self.copy.named_modules():
+            for slot in (module._parameters, module._buffers):
+                for leaf, tensor in slot.items():
+                    name = f"{module_name}.{leaf}" if module_name else leaf
+                    found = [d[name] for d in (there, self.dtypes) if name in d and d[name].is_floating_point]
+                    if tensor is not None and tensor.is_floating_point() and found:
+                        tensor.data = tensor.data.to(found[0])
+        return self.copy
 
     def tied(self, site: Site) -> Adapter | None:
         """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
