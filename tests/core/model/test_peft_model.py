@@ -272,3 +272,14 @@ def test_what_trains_goes_on_training_when_another_adapter_comes(tmp_path: Path)
     with pytest.raises(CheckpointError):
         model.load_adapter(tmp_path / "nowhere", "e")
     assert {n for n, p in model.named_parameters() if p.requires_grad} == learning
+
+
+def test_an_adapter_loaded_to_be_trained_is_in_an_optimizer_made_before_it_is_active(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "first")
+    trained(seed=2, modules_to_save=["head"]).save_pretrained(tmp_path / "second")
+    model = afina.PeftModel.from_pretrained(mlp(), tmp_path / "first", "a")
+    model.load_adapter(tmp_path / "second", "b", is_trainable=True)
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert model.active_adapters == ["a"]
+    model.set_adapter("b")
+    assert learning == {n for n, p in model.named_parameters() if p.requires_grad} != set()

@@ -16,7 +16,7 @@ from .adapter import Adapter
 from .batch_rows import run_rows
 from .calls import Scope, current
 from .light import LightModule
-from .replacement import Replacement
+from .replacement import Replacement, settled
 from .spelling import ReferenceSpelling
 from .view import View, reference_view
 from .walk import outside_adapters
@@ -256,8 +256,7 @@ class Host(LightModule, ReferenceSpelling):
     def result(self, keep: bool = True) -> nn.Module:
         """The module that stays when the host goes: the base layer with what was merged into it, or (if `keep`) the
         active trained copy of the whole module."""
-        found = self.stack[-1] if self.stack and keep else None
-        return found.settled(self.base_layer) if isinstance(found, Replacement) and not found.is_weight else self.base_layer
+        return settled(self.stack[-1] if self.stack and keep else None, self.base_layer, weights=False)
 
     # -- the reference's spelling -----------------------------------------------------------------------------------
 

@@ -53,6 +53,9 @@ class Replacement(Adapter):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()
 
+    def hides(self, earlier: Adapter) -> bool:
+        return isinstance(earlier, Replacement)
+
     def __getattr__(self, name: str) -> Any:
         copy = self.__dict__.get("_modules", {}).get("copy")
         if copy is not None and name in copy._parameters:
@@ -68,18 +71,6 @@ class Replacement(Adapter):
         for name, tensor in self.copy.state_dict().items():  # running means too
             if not torch.isfinite(tensor).all():
                 raise NumericError("the trained copy is not finite", where=name)
-
-    def settled(self, original: nn.Module) -> nn.Module:
-        """The copy, to stand in the place of the original for good: in its dtypes, because nobody casts around it."""
-        there = {name: tensor.dtype for name, tensor in original.state_dict().items()}
-        for module_name, module in self.copy.named_modules():
-            for slot in (module._parameters, module._buffers):
-                for leaf, tensor in slot.items():
-                    name = f"{module_name}.{leaf}" if module_name else leaf
-                    found = [d[name] for d in (there, self.dtypes) if name in d and d[name].is_floating_point]
-                    if tensor is not None and tensor.is_floating_point() and found:
-                        tensor.data = tensor.data.to(found[0])
-        return self.copy
 
     def tied(self, site: Site) -> Adapter | None:
         """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
@@ -112,3 +103,23 @@ def _bare(module: nn.Module) -> nn.Module:
                 found = found.base_layer
             parent._modules[name] = found
     return module
+
+
+def settled(adapter: Adapter | None, original: nn.Module, *, weights: bool) -> nn.Module:
+    """What stays in a module's place for good: the original, or its trained copy in the dtypes of the original, because
+    nobody casts around it then.
+
+    Args:
+        adapter: the last active one.
+        original: the module.
+        weights: whether copies of layers count too, whose weights are not merged.
+    """
+    if not isinstance(adapter, Replacement) or (adapter.is_weight and not weights):
+        return original
+    there = {name: t.dtype for name, t in original.state_dict().items() if torch.is_floating_point(t)}
+    for prefix, module in adapter.copy.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(there.get(name, adapter.dtypes.get(name, tensor.dtype)))
+    return adapter.copy

@@ -193,7 +193,7 @@ class Files(nn.Module):
         Args:
             model_id: folder or hub id.
             adapter_name: a new name, or that of an adapter of the same configuration.
-            is_trainable: let it train once it is active.
+            is_trainable: its parameters require gradients from now on, also while it is not active.
             torch_device: accepted for the reference's sake, without effect.
             autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
             ephemeral_gpu_offload: accepted for the reference's sake, without effect.
@@ -226,6 +226,8 @@ class Files(nn.Module):
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
             if fresh:
                 tuner.activate(self.base_model, self.base_model.active)
+        if fresh and is_trainable:  # an optimizer may be made before it is activated
+            tuner.set_requires_grad(self.base_model, [adapter_name], True)
         return LoadResult([], [])
 
     def _delete_all_but(self, names: set[str]) -> None:
