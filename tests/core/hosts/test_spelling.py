@@ -11,7 +11,7 @@ import afina
 from afina.core.hosts.host import Host, hosts
 from afina.errors import CheckpointError
 
-from ..tiny import config, mlp, trained
+from ..tiny import config, mlp, nudge, trained
 
 
 @pytest.fixture
@@ -123,3 +123,15 @@ def test_method_without_a_scaling_is_left_alone() -> None:
     layer.unscale_layer()
     assert torch.equal(next(layer.adapter("default").parameters()), before)
     assert not hasattr(layer.adapter("default"), "scaling")
+
+
+def test_an_update_that_is_asked_for_in_training_is_not_dropped_out() -> None:
+    model = afina.get_peft_model(mlp(), afina.LoKrConfig(target_modules=["up"], rank_dropout=0.5, module_dropout=0.5))
+    nudge(model)
+    layer = model.get_base_model().layers[0]["up"]
+    wanted = layer.get_delta_weight("default")
+    assert wanted.any()
+    model.train()
+    for _ in range(8):
+        assert torch.equal(layer.get_delta_weight("default"), wanted)
+    assert layer.adapter("default").training

@@ -18,7 +18,7 @@ from .calls import Scope, current
 from .light import LightModule
 from .replacement import Replacement, settled
 from .spelling import ReferenceSpelling
-from .view import View, reference_view
+from .view import View, nothing_drawn, reference_view
 from .walk import outside_adapters
 
 
@@ -237,7 +237,7 @@ class Host(LightModule, ReferenceSpelling):
             if type(adapter).merged is Adapter.merged:
                 adapter.merged(torch.empty(0), None)  # says that there is no merged form
         self.base.check_merge(requantise)
-        with torch.no_grad():
+        with torch.no_grad(), nothing_drawn(self._named(wanted)):
             weight, bias = View(self, self._named(wanted), None, bias=self.own_bias()).params()
         for tensor in (weight, bias):
             if tensor is not None and not torch.isfinite(tensor).all():

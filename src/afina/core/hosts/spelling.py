@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, NameTakenError, NotMergeable
 from .adapter import Adapter, DeltaWeight
-from .view import spelled
+from .view import nothing_drawn, spelled
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
@@ -118,7 +118,8 @@ class ReferenceSpelling(nn.Module):
             before = self.base.parameters()
             self.base.restore(merged)
             try:
-                return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
+                with nothing_drawn([found]):
+                    return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
             finally:
                 self.base.restore(before if merged else {})
 

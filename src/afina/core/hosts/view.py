@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -214,3 +214,17 @@ def shared_view(shared: Mapping[str, nn.Module], name: str) -> dict[str, Any]:
     of_name = {k: getattr(m, name) for k, m in shared.items() if name in {**m._parameters, **m._buffers, **m._modules}}
     by_adapter = {k: v[k] if isinstance(v, nn.ModuleDict) and k in v else v for k, v in of_name.items()}
     return {k: v for k, v in by_adapter.items() if v is not None}
+
+
+@contextmanager
+def nothing_drawn(adapters: Iterable[Adapter]) -> Iterator[None]:
+    """Adapters as they are in eval mode, for what is made of them once and stays: no dropout, nothing sampled."""
+    with_sources = [a for adapter in adapters for a in (adapter, *getattr(adapter, "sources", ()))]
+    training = [module for adapter in with_sources for module in adapter.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
