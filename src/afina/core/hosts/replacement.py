@@ -57,10 +57,10 @@ class Replacement(Adapter):
         return isinstance(earlier, Replacement)
 
     def __getattr__(self, name: str) -> Any:
-        copy = self.__dict__.get("_modules", {}).get("copy")
-        if copy is not None and name in copy._parameters:
-            return copy._parameters[name]  # the reference has the copy itself here
-        return super().__getattr__(name)
+        modules = self.__dict__.get("_modules", {})
+        if name.startswith("__") or "copy" not in modules or name in modules:
+            return super().__getattr__(name)
+        return getattr(modules["copy"], name)  # the reference has the copy itself here
 
     def refuse_not_finite(self) -> None:
         """Refuse to be put in the module's place for good.
