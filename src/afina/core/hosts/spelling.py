@@ -55,6 +55,24 @@ class ReferenceSpelling(nn.Module):
         return list(self.merged)
 
     @property
+    def in_features(self) -> int:
+        """What comes in: features, channels, or rows of a table."""
+        return self._size("in_features", "in_channels", "num_embeddings")
+
+    @property
+    def out_features(self) -> int:
+        """What comes out: features, channels, or numbers of a token."""
+        return self._size("out_features", "out_channels", "embedding_dim")
+
+    def _size(self, feature: str, *others: str) -> int:
+        found = next((getattr(self.base.module, n) for n in (feature, *others) if hasattr(self.base.module, n)), None)
+        if found is None and self.base.kind in ("linear", "attention"):
+            found = getattr(self.base, feature)
+        if found is None:
+            raise AttributeError(f"{type(self.base.module).__name__} has no {feature}")
+        return int(found)
+
+    @property
     def disable_adapters(self) -> bool:
         return not self.applies
 
