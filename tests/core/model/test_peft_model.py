@@ -216,7 +216,7 @@ def test_model_card_keeps_the_users_text(tmp_path: Path) -> None:
     card.write_text("---\nlicense: mit\n---\nMy own words.\n" + card.read_text().split("# Adapter")[1])
     model.create_or_update_model_card(tmp_path)
     text = card.read_text()
-    assert text.startswith("---\nlicense: mit\n---\nMy own words.")
+    assert text.startswith("---\nlicense: mit\nlibrary_name: peft\ntags:\n- lora\n- afina\n---\nMy own words.")
     assert text.count("<!-- written by afina") == 1
     model.save_pretrained(tmp_path)
     assert card.read_text() == text

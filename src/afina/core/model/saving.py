@@ -15,6 +15,7 @@ from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.adapter_file import refuse_other_config
+from ..disk.card import complete_card
 from ..disk.checkpoint import get_peft_model_state_dict, load_adapter, open_adapter, save_adapter
 from ..disk.load_plan import LoadResult
 from ..disk.names import own_key
@@ -113,7 +114,9 @@ class Files(nn.Module):
         for name in names:
             save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
                          state_dict=state_dict, save_embedding_layers=save_embedding_layers, write=write)  # fmt: skip
-        if write and not (folder / "README.md").exists():
+        if write and (folder / "README.md").exists():
+            complete_card(folder / "README.md", self.peft_config[names[0]])
+        elif write:
             cast(Any, self).create_or_update_model_card(folder)
 
     @classmethod
