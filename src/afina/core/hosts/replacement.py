@@ -1,4 +1,5 @@
-"""Adapters that run a trainable copy of a module in its place."""
+"""Adapters that run a trainable copy of a module in its place, and what goes along on an output head that shares its
+weight with the input embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from ..layers.recognise import base_weight
 from ..layers.weights import in_own_dtype
 from ..layers.whole_model import dense_copy
 from .adapter import Adapter, Site
-from .tied import Tied
 
 if TYPE_CHECKING:
     from .view import View
@@ -77,6 +77,24 @@ class Replacement(Adapter):
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.assign({f"copy.{n}": t for n, t in tensors.items()})
+
+
+class Tied(Adapter):
+    """On an output head: what another adapter does to the embedding that the head shares its weight with."""
+
+    kinds = frozenset({"linear"})
+
+    def __init__(self, site: Site, source: Adapter) -> None:
+        super().__init__(site, None)
+        # In a tuple, because the parameters belong to the embedding's adapter.
+        self.sources = (source,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sources[0].dtype
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.sources[0].merged(weight.T, None)[0].T, bias
 
 
 class TiedCopy(Tied):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, NameTakenError, NotMergeable
 from .adapter import Adapter, DeltaWeight
-from .view import spelled
+from .held import spelled
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight

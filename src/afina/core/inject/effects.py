@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig, method
-from ..hosts.tied import Tied
+from ..hosts.replacement import Tied
 from ..validate import idle_options
 from .patterns import Matcher, SavedNames, key_for
 from .slots import Slot, plain_module, slots, tied_table

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.hosts.adapter import DeltaWeight, Site
-from ...core.hosts.tied import Tied
+from ...core.hosts.replacement import Tied
 from .. import starts
 from .lora_config import LoraConfig
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.config import LayerConfig, extension, register
 from ...core.hosts.adapter import Adapter, Site
-from ...core.hosts.tied import Tied
+from ...core.hosts.replacement import Tied
 from ...core.hosts.view import View
 from ...core.layers.weights import EmbeddingWeight
 from ...errors import ConfigError, TargetError
