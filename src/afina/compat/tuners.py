@@ -17,6 +17,7 @@ from ..core.config import PeftConfig, methods
 from ..core.hosts.adapter import Adapter
 from ..core.hosts.host import Host
 from ..core.hosts.host_kinds import ModulesToSaveWrapper
+from ..core.hosts.replacement import Tied
 from ..core.hosts.tuner import Tuner
 from ..core.model.peft_model import PeftModel
 from ..core.prompts.encoder import PromptEncoder
@@ -59,8 +60,9 @@ _ALSO: Mapping[str, str] = MappingProxyType({"ADALORA": "LORA"})
 
 
 def method_of(adapter: Adapter) -> str | None:
-    """The peft_type of the method that an adapter is of; None for trained copies of modules."""
-    kind: Any = type(adapter)
+    """The peft_type of the method that an adapter is of, or whose adapter it follows; None for trained copies of
+    modules."""
+    kind: Any = type(adapter.sources[0] if isinstance(adapter, Tied) else adapter)
     return _method_of(kind)
 
 

@@ -99,7 +99,8 @@ def reference_view(adapters: Mapping[str, Any], name: str) -> ByAdapter | None:
     """What the reference calls `layer.NAME`: adapter name -> a value, a tensor, or what has it as `.weight`."""
     out = ByAdapter(lambda adapter, value: _put(adapters, adapter, name, value))
     found: dict[str, Any] = {}
-    for key, adapter in adapters.items():
+    for key, own in adapters.items():
+        adapter = getattr(own, "shown", own)
         for attribute, tail in _of(adapter, name):
             if tail:  # several tensors of one module: lora_B.weight and lora_B.bias
                 matrix = tail == "weight" and getattr(adapter, attribute).dim() == 2
@@ -124,6 +125,7 @@ def _of(adapter: Adapter, name: str) -> list[tuple[str, str]]:
 
 def _put(adapters: Mapping[str, Any], key: str, name: str, value: Any) -> None:
     adapter: Any = dict(adapters.items()).get(key)
+    adapter = getattr(adapter, "shown", adapter)
     if adapter is not None and name in SETTABLE and name in adapter.reference_attributes:
         setattr(adapter, SETTABLE[name], value)
         return

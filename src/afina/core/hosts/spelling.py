@@ -65,6 +65,13 @@ class ReferenceSpelling(nn.Module):
         self.require_grad(() if inference_mode else names)
 
     @property
+    def token_adapter(self) -> Any:
+        """Where chosen tokens train beside another method, the layer itself; an AttributeError elsewhere."""
+        if not any(getattr(a, "folder", "") for a in self._all()):
+            raise AttributeError("no tokens train here beside another method")
+        return self
+
+    @property
     def adapter_layer_names(self) -> tuple[str, ...]:
         """The names under which the layer has its adapters' tensors, as `layer.NAME[adapter]`."""
         named = {d.partition(".")[0]: a for a in self._all() for d in spelled(a).values()}
