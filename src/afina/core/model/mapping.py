@@ -16,6 +16,7 @@ from ..hosts import tuner
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
 from ..inject.slots import slots
+from ..inject.stacked import name_stacks
 from ..inject.targets import settle
 from ..validate import check_is
 from .peft_model import PeftModel
@@ -88,6 +89,7 @@ def inject_adapter_in_model(
         exact.target_modules = _named_by(state_dict, model)
         exact.layers_to_transform = exact.exclude_modules = None
     else:
+        name_stacks(model, config)
         config.target_modules = settle(model, config)
     inject(model, exact, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
     configs = model.__dict__.setdefault("peft_config", {})
