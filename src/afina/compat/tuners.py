@@ -140,8 +140,8 @@ def _model(peft_type: str, name: str) -> type:
 
 def named(module: str, name: str) -> Any:
     """What `peft` has under a name in one of its modules, if it is a class of a method; otherwise None."""
-    if name in _TABLES:
-        return _TABLES[name]()
+    if name in TABLES:
+        return TABLES[name]()
     folder = module.removeprefix("peft.tuners.").partition(".")[0] if module.startswith("peft.tuners.") else ""
     for peft_type, method in methods().items():
         if folder and peft_type.lower() != folder:
@@ -169,7 +169,7 @@ def _models() -> dict[str, type]:
     return {n: _model(n, f"{c.removesuffix('Config')}Model") for n, c in found.items()}
 
 
-_TABLES: Mapping[str, Callable[[], Any]] = MappingProxyType(
+TABLES: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         "PEFT_TYPE_TO_CONFIG_MAPPING": _configs,
         "PEFT_TYPE_TO_TUNER_MAPPING": _models,
