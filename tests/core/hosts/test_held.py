@@ -128,3 +128,15 @@ def test_what_a_layer_cannot_take_is_refused(host: Any) -> None:
             factor.weight = value
     with pytest.raises(ConfigError, match="has"):
         factor.other = nn.Parameter(torch.zeros(1))
+
+
+def test_factors_of_an_embedding_are_parameters() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4))
+    layer = afina.get_peft_model(model, config(target_modules=["0"])).get_base_model()[0]
+    adapter = layer.adapter("default")
+    assert layer.lora_embedding_B.default is adapter.lora_B
+    assert layer.lora_embedding_A["default"] is adapter.lora_A
+    new = nn.Parameter(torch.ones_like(adapter.lora_B))
+    layer.lora_embedding_B["default"] = new
+    assert adapter.lora_B is new
+    assert not layer.lora_B

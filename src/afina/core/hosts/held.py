@@ -120,7 +120,9 @@ def _of(adapter: Adapter, name: str) -> list[tuple[str, str]]:
     """The adapter's attributes that the reference's layers have below a name -> the rest of their names there."""
     disk = [(attribute, *d.partition(".")[::2]) for attribute, d in spelled(adapter).items()]
     mine = adapter.prefix and name.startswith(adapter.prefix)
-    return [(attribute, tail) for attribute, head, tail in disk if mine and head == name]
+    found = [(attribute, tail) for attribute, head, tail in disk if mine and head == name]
+    # An embedding's factors are no modules, and have no bias beside them.
+    return [place for place in found if not place[1]] or found
 
 
 def _put(adapters: Mapping[str, Any], key: str, name: str, value: Any) -> None:
@@ -130,7 +132,7 @@ def _put(adapters: Mapping[str, Any], key: str, name: str, value: Any) -> None:
         setattr(adapter, SETTABLE[name], value)
         return
     tensors = [] if adapter is None else _of(adapter, name)
-    if not tensors or (any(tail for _, tail in tensors) and not isinstance(value, nn.Module)):
+    if not tensors or (tensors[0][1] and not isinstance(value, nn.Module)):
         raise ConfigError("this cannot be set on a layer", where=f"{name}[{key!r}]", got=type(value).__name__,
                           fix="give the config what it says and make a new adapter")  # fmt: skip
     for attribute, tail in tensors:
