@@ -40,6 +40,8 @@ class AdapterFile:
     """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
     names_since: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Keys -> those that the model's library has given them since."""
+    any_shape: bool = field(default=False, kw_only=True)
+    """Tensors of another shape than the model's are left out, with a warning."""
 
     @property
     def config_path(self) -> Path:
