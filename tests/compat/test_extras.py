@@ -106,3 +106,21 @@ def test_what_is_merged_is_not_merged_again():
     assert extras.check_adapters_to_merge(layer) == ["default"]
     model.merge_adapter()
     assert extras.check_adapters_to_merge(layer) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, True),
+        ({"exclude_modules": ["1.up"]}, False),
+        ({"modules_to_save": ["up"]}, False),
+        ({"layers_to_transform": [0]}, False),
+        ({"layers_to_transform": [1]}, True),
+        ({"layers_to_transform": [], "target_modules": ["down"]}, False),
+        ({"layers_to_transform": []}, True),
+        ({"layers_to_transform": 1, "layers_pattern": "blocks"}, False),
+    ],
+)
+def test_all_that_names_a_module_is_asked_for(options, found):
+    config = afina.LoraConfig(**{"target_modules": ["up"], **options})
+    assert extras.check_target_module_exists(config, "model.layers.1.up") is found

@@ -13,7 +13,7 @@ import peft
 import pytest
 
 import afina
-from afina.compat.modules import TREE, offered
+from afina.compat.modules import TREE, offered, public_names
 
 LINES = """
 from peft import LoraConfig, get_peft_model, PeftModel, LoraRuntimeConfig, PeftMixedModel, register_peft_method
@@ -129,3 +129,13 @@ def test_names_of_no_module_are_not_made_up():
     for module in ("peft.utils", "peft.tuners.lora.layer", "peft.tuners.lycoris_utils"):
         assert offered(module, "NothingLikeIt") is None
     assert offered("peft", "dispatch_default") is None
+
+
+def test_all_names_of_the_package_come_with_a_star() -> None:
+    names = public_names("peft")
+    assert set(peft.__all__) <= set(names)
+    assert not [n for n in names if n.startswith("_")]
+    scope: dict[str, object] = {}
+    exec("from afina.utils import *", scope)
+    assert scope["LoraConfig"] is afina.LoraConfig
+    assert "infer_device" in scope

@@ -167,3 +167,8 @@ def test_plain_starts_are_exchanged_as_they_are(name: Any, tmp_path: Path) -> No
     loaded = afina.PeftModel.from_pretrained(mlp(), tmp_path / "theirs")
     assert torch.allclose(loaded(inputs()), theirs(inputs()), atol=TOLERANCE)
     assert model.get_nb_trainable_parameters() == theirs.get_nb_trainable_parameters()
+
+
+@pytest.mark.parametrize("name", ["OLoRA", "Gaussian", "MiCA"])
+def test_names_of_starts_are_taken_as_the_reference_takes_them(name: str) -> None:
+    assert afina.LoraConfig(init_lora_weights=name).init_lora_weights == name.lower()  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from ..core.combine.task_vectors import combine
 from ..core.config import PeftConfig, register
 from ..core.hosts.adapter import Adapter
 from ..core.hosts.host import Host
-from ..core.inject.patterns import name_in
+from ..core.inject.patterns import SavedNames, name_in
+from ..core.inject.targets import is_in_layers
 from ..core.layers.recognise import base_weight
 from ..core.prompts.encoder import PromptEncoder
 from ..errors import ConfigError
@@ -93,8 +94,10 @@ def check_adapters_to_merge(module: Any, adapter_names: list[str] | None = None)
 
 
 def check_target_module_exists(config: Any, key: str) -> bool:
-    """Whether a config's targets name the module `key`."""
-    return config.target_modules is not None and name_in(key, config.target_modules)
+    """Whether a config adapts the module `key`, of whatever model."""
+    left_out = SavedNames(config.modules_to_save or [])(key) or name_in(key, config.exclude_modules or [])
+    wanted = config.target_modules is not None and name_in(key, config.target_modules)
+    return wanted and not left_out and is_in_layers(key, config)
 
 
 def bloom_model_postprocess_past_key_value(past_key_values: Iterable[Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -177,11 +177,13 @@ class StandIn(ModuleType):
         return importlib.import_module, (self.__name__,)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__all__":
             raise AttributeError(name)
         vars(self)["asked"]()
         _, dot, rest = self.__name__.partition(".")
         key = f"peft{dot}{rest}"
+        if name == "__all__":  # by `from peft import *`
+            return public_names(key)
         value: Any
         if f"{key}.{name}" in TREE:
             value = importlib.import_module(f"{self.__name__}.{name}")
@@ -192,6 +194,14 @@ class StandIn(ModuleType):
                 raise AttributeError(f"{self.__name__!r} has no {name!r} (afina in the place of peft)")
         setattr(self, name, value)
         return value
+
+
+def public_names(module: str) -> list[str]:
+    """What one of the reference's modules offers, by its name there."""
+    own = {n for n in TREE[module] if not n.startswith("_") and f"{module}.{n}" not in TREE}
+    tuners = importlib.import_module("afina.compat.tuners")
+    models = {model.__name__ for model in tuners.named(module, "PEFT_TYPE_TO_TUNER_MAPPING").values()}
+    return sorted({*importlib.import_module("afina").__all__, *own, *models, *tuners.TABLES})
 
 
 def offered(module: str, name: str) -> Any:

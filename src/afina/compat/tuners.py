@@ -17,6 +17,7 @@ from ..core.config import PeftConfig, methods
 from ..core.hosts.adapter import Adapter
 from ..core.hosts.host import Host
 from ..core.hosts.host_kinds import ModulesToSaveWrapper
+from ..core.hosts.replacement import Tied
 from ..core.hosts.tuner import Tuner
 from ..core.model.peft_model import PeftModel
 from ..core.prompts.encoder import PromptEncoder
@@ -59,8 +60,9 @@ _ALSO: Mapping[str, str] = MappingProxyType({"ADALORA": "LORA"})
 
 
 def method_of(adapter: Adapter) -> str | None:
-    """The peft_type of the method that an adapter is of; None for trained copies of modules."""
-    kind: Any = type(adapter)
+    """The peft_type of the method that an adapter is of, or whose adapter it follows; None for trained copies of
+    modules."""
+    kind: Any = type(adapter.sources[0] if isinstance(adapter, Tied) else adapter)
     return _method_of(kind)
 
 
@@ -138,8 +140,8 @@ def _model(peft_type: str, name: str) -> type:
 
 def named(module: str, name: str) -> Any:
     """What `peft` has under a name in one of its modules, if it is a class of a method; otherwise None."""
-    if name in _TABLES:
-        return _TABLES[name]()
+    if name in TABLES:
+        return TABLES[name]()
     folder = module.removeprefix("peft.tuners.").partition(".")[0] if module.startswith("peft.tuners.") else ""
     for peft_type, method in methods().items():
         if folder and peft_type.lower() != folder:
@@ -167,7 +169,7 @@ def _models() -> dict[str, type]:
     return {n: _model(n, f"{c.removesuffix('Config')}Model") for n, c in found.items()}
 
 
-_TABLES: Mapping[str, Callable[[], Any]] = MappingProxyType(
+TABLES: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         "PEFT_TYPE_TO_CONFIG_MAPPING": _configs,
         "PEFT_TYPE_TO_TUNER_MAPPING": _models,

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..core.inject.slots import output_head, plain_module, tied_table
+from ..core.inject.slots import output_head, plain_module, tied_slots
 from ..errors import NotMergeable
 from ..train.answers.generate import keep_ends
 from ..train.data.prompts import Prompter
@@ -193,7 +193,7 @@ class Format(ABC):
     def shared_head(self, subject: Subject) -> str | None:
         """Why an update of a head that shares the embedding's weight is refused: programs keep no layer there."""
         head = plain_module(output_head(subject.base))
-        if tied_table(subject.base) is None:
+        if not any(plain_module(s.module) is head for s in tied_slots(subject.base)):
             return None
         at = next((p for p in subject.factors if plain_module(subject.base.get_submodule(p)) is head), None)
         return None if at is None else f"{at}: the base's head is its embedding, where {self.target} has no layer"

@@ -8,7 +8,14 @@ from ..core.hosts.adapter import Site
 from ..errors import CheckpointError, ConfigError, did_you_mean
 
 _SUBTRACTING = ("pissa", "olora", "corda", "lora_ga")
+_ANY_CASE = frozenset({"olora", "gaussian", "mica"})
+"""Those that the reference takes in any case."""
 _PLAIN = ("gaussian", "orthogonal", "eva", "loftq", "mica")
+
+
+def spelled_out(name: bool | str) -> bool | str:
+    """The start under the one name that it has here."""
+    return name.lower() if isinstance(name, str) and name.lower() in _ANY_CASE else name
 
 
 def check_name(name: bool | str) -> None:

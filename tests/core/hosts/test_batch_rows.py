@@ -7,7 +7,14 @@ from collections import namedtuple
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from afina import (
     BottleneckConfig,
@@ -323,3 +330,47 @@ def test_attention_has_its_rows_where_it_says(first):
     for bad in (good.transpose(0, 1), good[:, :, 0]):
         with pytest.raises(ConfigError, match="2 rows"):
             rows_of(host, ["a", "a"], bad, bad, bad)
+
+
+def test_rows_of_experts_that_are_given_all_tokens_one_expert_after_the_other():
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(Llama4TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, intermediate_size_mlp=32, num_local_experts=3,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=8, pad_token_id=0,
+    ))  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3)
+    config = LoraConfig(target_modules=[], target_parameters=["experts.down_proj", "experts.gate_up_proj"], r=4)
+    model = get_peft_model(model, config, "a")
+    nudge(model, 1)
+    model.add_adapter("b", config)
+    model.set_adapter("b")
+    nudge(model, 2)
+    model.eval()
+    names, ids = ["a", "b", "__base__", "b"], IDS[:4]
+    with torch.no_grad():
+        mixed = model(ids, adapter_names=names).logits
+        with model.disable_adapter():
+            alone = {"__base__": model(ids).logits}
+        for name in ("a", "b"):
+            model.set_adapter(name)
+            alone[name] = model(ids).logits
+    for row, name in enumerate(names):
+        assert torch.allclose(mixed[row], alone[name][row], atol=1e-5)
+    assert not torch.allclose(alone["a"], alone["b"], atol=1e-3)
+
+
+def test_experts_that_do_not_tell_whose_tokens_they_get_are_refused():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 3, 4))
+
+        def forward(self, tokens):
+            return torch.bmm(tokens.view(2, -1, 3), self.weight).flatten(0, 1)
+
+    config = LoraConfig(target_modules=[], target_parameters=["0.weight"], r=2)
+    model = get_peft_model(nn.Sequential(Experts()), config)
+    assert model(torch.randn(8, 3)).shape == (8, 4)
+    with pytest.raises(ConfigError, match="tokens alone"):
+        model(torch.randn(4, 3), adapter_names=["default", "__base__"] * 2)

@@ -11,8 +11,7 @@ from torch import nn
 
 from afina.core.hosts.adapter import Site
 from afina.core.hosts.host import Host
-from afina.core.hosts.replacement import Replacement
-from afina.core.hosts.tied import Tied
+from afina.core.hosts.replacement import Replacement, Tied
 from afina.core.layers.recognise import base_weight
 from afina.errors import NumericError
 

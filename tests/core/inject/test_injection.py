@@ -130,3 +130,15 @@ def test_rank_is_checked_against_groups() -> None:
 
     with pytest.raises(ConfigError, match="multiple of 3"):
         afina.get_peft_model(Grouped(), config(target_modules=["conv"], r=4))
+
+
+@pytest.mark.parametrize("compiled_then", [False, True])
+def test_tensors_name_the_modules_of_compiled_models_too(compiled_then: bool) -> None:
+    def built(compiled: bool) -> Any:
+        model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+        return torch.compile(model, backend="eager") if compiled else model
+
+    chosen = afina.LoraConfig(target_modules=["1.0"])
+    tensors = afina.get_peft_model_state_dict(afina.inject_adapter_in_model(chosen, built(compiled_then)))
+    model = afina.inject_adapter_in_model(chosen, built(not compiled_then), state_dict=tensors)
+    assert [n for n, _ in hosts(model)] == [f"{'' if compiled_then else '_orig_mod.'}1.0"]

@@ -86,6 +86,21 @@ def test_layers_that_the_new_adapter_lacks_fall_silent(tmp_path):
     assert torch.allclose(model(X), out, atol=1e-6)
 
 
+def test_larger_rank_takes_new_memory_under_the_same_parameters(tmp_path):
+    saved(tmp_path / "a", r=2)
+    out = saved(tmp_path / "b", seed=2, r=8, lora_alpha=3)
+    model = PeftModel.from_pretrained(base(), tmp_path / "a", is_trainable=True)
+    before = list(model.parameters())
+    hotswap_adapter(model, tmp_path / "b", "default")
+    assert torch.allclose(model(X), out, atol=1e-6)
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
+    assert model.peft_config["default"].r == 8
+    model(X).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.allclose(PeftModel.from_pretrained(base(), tmp_path / "again")(X), out, atol=1e-6)
+
+
 @pytest.mark.parametrize(("fields", "words"), [
     ({"r": 8}, "larger than the loaded one"), ({"use_dora": True}, "cannot be swapped"),
 ])  # fmt: skip
@@ -93,8 +108,9 @@ def test_what_does_not_fit_is_refused_and_nothing_changed(tmp_path, fields, word
     out = saved(tmp_path / "a")
     saved(tmp_path / "b", seed=2, **fields)
     model = PeftModel.from_pretrained(base(), tmp_path / "a")
+    compiled = torch.compile(model, backend="eager")
     with pytest.raises((CheckpointError, ConfigError), match=words):
-        hotswap_adapter(model, tmp_path / "b", "default")
+        hotswap_adapter(compiled, tmp_path / "b", "default")
     assert torch.equal(model(X), out)
 
 

@@ -60,7 +60,7 @@ def test_generation_goes_on_as_the_forward_pass_would(options):
     ours = prefixed(afina, options)
     plain = greedy(gemma(**options), 4)
     with torch.no_grad():
-        ours.prompt_encoder["default"].embedding.mul_(5)
+        ours.prompt_encoder["default"].embedding.weight.mul_(5)
         assert torch.equal(ours.generate(input_ids=IDS, max_new_tokens=4, do_sample=False), greedy(ours, 4))
     assert not torch.equal(greedy(ours, 4), plain)
 
@@ -68,7 +68,7 @@ def test_generation_goes_on_as_the_forward_pass_would(options):
 def test_every_layer_with_keys_of_its_own_trains_a_part_of_the_prefix():
     ours = prefixed(afina, MORE_HEADS)
     ours(input_ids=IDS, labels=IDS).loss.backward()
-    grads = ours.prompt_encoder["default"].embedding.grad.view(3, 8, -1)
+    grads = ours.prompt_encoder["default"].embedding.weight.grad.view(3, 8, -1)
     assert all(grads[:, i].abs().sum() > 0 for i in range(8))
 
 

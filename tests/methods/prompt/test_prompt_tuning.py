@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def test_text_start_is_the_embeddings_of_the_text_as_in_the_reference(text: str,
 def test_sampled_vocabulary_start_consists_of_the_models_embeddings() -> None:
     config = afina.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, prompt_tuning_init="SAMPLE_VOCAB")
     model = afina.get_peft_model(build("llama"), config)
-    rows = model.prompt_encoder["default"].embedding
+    rows = model.prompt_encoder["default"].embedding.weight
     words = model.get_input_embeddings().weight
     assert all((words == row).all(dim=1).any() for row in rows)
+
+
+@pytest.mark.parametrize("name", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+def test_rows_have_their_place_in_the_reference(name: str) -> None:
+    options: dict[str, Any] = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+    model = afina.get_peft_model(build("llama"), getattr(afina, name)(**options))
+    theirs = peft.get_peft_model(build("llama"), getattr(peft, name)(**options))
+    rows = model.prompt_encoder.default.embedding.weight
+    assert rows.requires_grad
+    assert rows.shape == theirs.prompt_encoder.default.embedding.weight.shape
+    before = model.prompt_encoder.default(1).clone()
+    rows.data.add_(1)
+    assert not torch.allclose(model.prompt_encoder.default(1), before)

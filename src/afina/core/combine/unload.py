@@ -16,7 +16,7 @@ from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
 from ..hosts.tuner import Tuner, merge
 from ..hosts.walk import shared_holder
-from ..inject.slots import slots
+from ..inject.slots import slots, tied_slots
 from .gained_biases import settle_gained
 
 
@@ -67,7 +67,7 @@ def delete(model: nn.Module, name: str) -> None:
 
 def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
     """Merge for good and take the hosts away."""
-    tied = is_tied(model)
+    tied = [s.name for s in tied_slots(model)]
     without = [h for _, h in hosts(model) if h.base.has_bias and h.base.bias is None]
     merge(model, names, requantise)
     gained = [h.base.module for h in without if h.merged and h.base.bias is not None]
@@ -76,38 +76,17 @@ def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> 
     settle_gained(model.model if isinstance(model, Tuner) else model, gained)
 
 
-def retie(model: nn.Module, tied: bool) -> None:
-    """After merging: embeddings that were one (`tied`) and are still equal become one again; otherwise the broken tie
-    is recorded in the model's config."""
-    for first, last in _pairs(model, tied):
-        if first is not last and first.shape == last.shape and torch.equal(first, last):
-            model.get_output_embeddings().weight = first  # type: ignore[operator]
-    if any(a.data_ptr() != b.data_ptr() for a, b in _pairs(model, tied)):
-        config = getattr(model, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False  # type: ignore[union-attr]
-            warnings.warn("merging changed one of two tied embeddings: they are separate now "
-                          "(tie_word_embeddings=False)", AfinaWarning, stacklevel=4)  # fmt: skip
-
-
-def is_tied(model: nn.Module) -> bool:
-    """Whether input and output embeddings are one parameter."""
-    pair = _embeddings(model)
-    return pair is not None and pair[0] is pair[1]
-
-
-def _pairs(model: nn.Module, tied: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pair = _embeddings(model)
-    return [pair] if tied and pair is not None and pair[0].device.type != "meta" else []
-
-
-def _embeddings(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
-    get_in, get_out = getattr(model, "get_input_embeddings", None), getattr(model, "get_output_embeddings", None)
-    if not callable(get_in) or not callable(get_out):
-        return None
-    try:
-        first, last = get_in(), get_out()
-    except NotImplementedError:
-        return None
-    weights = [getattr(m, "weight", None) for m in (first, last)]
-    return (weights[0], weights[1]) if all(isinstance(w, torch.Tensor) for w in weights) else None  # type: ignore[return-value]
+def retie(model: nn.Module, tied: list[str]) -> None:
+    """After merging: embeddings that were one (`tied`, by name) and are still equal become one again; otherwise the
+    broken tie is recorded in the model's config."""
+    modules: list[Any] = [model.get_submodule(name) for name in tied]
+    for module in modules[1:]:
+        first, own = modules[0].weight, module.weight
+        if first is not own and first.shape == own.shape and not first.is_meta and torch.equal(first, own):
+            module.weight = first
+    config = getattr(model, "config", None)
+    apart = any(m.weight.data_ptr() != modules[0].weight.data_ptr() for m in modules if not m.weight.is_meta)
+    if apart and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
+        warnings.warn("merging changed one of two tied embeddings: they are separate now "
+                      "(tie_word_embeddings=False)", AfinaWarning, stacklevel=4)  # fmt: skip

@@ -16,6 +16,7 @@ from ..config import CONFIG_NAME, PeftConfig, methods
 from ..files.jsonfile import read_json_object
 from ..files.tensorfile import Header, read_tensors
 from .names import own_key
+from .older_names import names_since
 
 _V = TypeVar("_V")
 NO_MATHS = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type")
@@ -37,6 +38,8 @@ class AdapterFile:
     notes: dict[str, Any] = field(default_factory=dict)
     key_mapping: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
+    names_since: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    """Keys -> those that the model's library has given them since."""
     any_shape: bool = field(default=False, kw_only=True)
     """Tensors of another shape than the model's are left out, with a warning."""
 
@@ -63,6 +66,8 @@ class AdapterFile:
 
     def fitted(self, model: nn.Module) -> AdapterFile:
         """The same file for this model; layouts whose names depend on the architecture translate them here."""
+        if not self.key_mapping and not self.config.is_prompt_learning:
+            self.names_since = names_since(model, self.shapes())
         return self
 
     def _renamed(self, key: str) -> str:
@@ -70,7 +75,7 @@ class AdapterFile:
             new, count = re.subn(pattern, replacement, key)
             if count:
                 return new
-        return key
+        return self.names_since.get(key, key)
 
     def _own_keys(self, values: Mapping[str, _V]) -> dict[str, _V]:
         out: dict[str, _V] = {}

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BASE = "__base__"
 """The name that means: no adapter on this row."""
+EXPERTS_FIRST = frozenset({"Llama4TextExperts"})
+"""Modules whose input holds all tokens once for each expert, one expert after the other."""
 
 
 @runtime_checkable
@@ -66,7 +68,8 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
     made = None if args or kwargs else _made_together(host, call, names, x)
     if made is not None:
         return host.finish(made, x)
-    times, x = (1, x) if host.base.kind == "attention" else _times(rows, x)
+    blocks = _blocks(host, x, args or kwargs)
+    times, x = (1, x) if host.base.kind == "attention" else _times(rows, x, blocks)
 
     def all_rows() -> Any:
         return host.base.run(x, *args, **kwargs)
@@ -79,7 +82,7 @@ def run_rows(host: Host, call: Call, x: Any, args: tuple[Any, ...], kwargs: dict
     outs: list[Any] = []
     order: list[int] = []
     for name, numbers in rows.groups.items():
-        own = [i * times + k for i in numbers for k in range(times)]
+        own = [(b * len(rows.names) + i) * times + k for b in range(blocks) for i in numbers for k in range(times)]
         order += own
         in_a_row = own == list(range(own[0], own[0] + len(own)))
         index = slice(own[0], own[-1] + 1) if in_a_row else torch.tensor(own, device=x.device)
@@ -142,9 +145,21 @@ def _check_attention(host: Host, rows: Rows, x: Any) -> None:
                           fix="run one batch per adapter with set_adapter")  # fmt: skip
 
 
-def _times(rows: Rows, x: Any) -> tuple[int, Any]:
+def _blocks(host: Host, x: Any, others: Any) -> int:
+    """How many times over the layer's input holds the batch's rows."""
+    if host.base.kind != "experts" or others or x.dim() != 2:
+        return 1
+    module = host.get_base_layer()
+    if type(module).__name__ not in EXPERTS_FIRST:
+        raise ConfigError("experts that are given tokens alone do not tell which rows those are of",
+                          where=type(module).__name__, got=tuple(x.shape),
+                          fix="run one batch per adapter with set_adapter")  # fmt: skip
+    return host.base.shape[0]
+
+
+def _times(rows: Rows, x: Any, blocks: int = 1) -> tuple[int, Any]:
     """How many rows of this layer's input belong to one row of the batch (beams, or tokens laid out flat)."""
-    count = len(rows.names)
+    count = len(rows.names) * blocks
     if x.shape[0] == 1 and count > 1:
         x = x.expand(count, *x.shape[1:])
     if x.shape[0] % count:

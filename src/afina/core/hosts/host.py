@@ -15,10 +15,11 @@ from ..layers.weights import BaseWeight, autocasts
 from .adapter import Adapter
 from .batch_rows import run_rows
 from .calls import Scope, current
+from .held import reference_view
 from .light import LightModule
 from .replacement import Replacement, settled
 from .spelling import ReferenceSpelling
-from .view import View, nothing_drawn, reference_view
+from .view import View, nothing_drawn
 from .walk import outside_adapters
 
 
@@ -121,8 +122,7 @@ class Host(LightModule, ReferenceSpelling):
 
     @property
     def _adapters(self) -> nn.ModuleDict:
-        modules: Any = self._modules[self.adapter_slot]
-        return modules  # type: ignore[no-any-return]
+        return self._modules[self.adapter_slot]  # type: ignore[return-value]
 
     def adapter(self, name: str) -> Adapter | None:
         """The adapter of that name, or None where this layer has none."""

@@ -1,4 +1,5 @@
-"""Adapters that run a trainable copy of a module in its place."""
+"""Adapters that run a trainable copy of a module in its place, and what goes along on layers that share their
+weight with the input embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from ..layers.recognise import base_weight
 from ..layers.weights import in_own_dtype
 from ..layers.whole_model import dense_copy
 from .adapter import Adapter, Site
-from .tied import Tied
 
 if TYPE_CHECKING:
     from .view import View
@@ -73,7 +73,7 @@ class Replacement(Adapter):
                 raise NumericError("the trained copy is not finite", where=name)
 
     def tied(self, site: Site) -> Adapter | None:
-        """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
+        """With `ensure_weight_tying` all that share the embedding's weight take its copy."""
         return TiedCopy(site, self) if self.ties else None
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,8 +83,43 @@ class Replacement(Adapter):
         self.assign({f"copy.{n}": t for n, t in tensors.items()})
 
 
+class Tied(Adapter):
+    """On a layer that shares the input embedding's weight: what another adapter does to the embedding."""
+
+    kinds = frozenset({"embedding", "linear"})
+
+    def __init__(self, site: Site, source: Adapter) -> None:
+        super().__init__(site, None)
+        # In a tuple, because the parameters belong to the embedding's adapter.
+        self.sources, self.on_embedding = (source,), site.base.kind == "embedding"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.sources[0].dtype
+
+    def forward(self, inner: View, x: Any) -> Any:
+        return self.sources[0](inner, x) if self.on_embedding else super().forward(inner, x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if self.on_embedding:
+            return self.sources[0].merged(weight, bias)
+        return self.sources[0].merged(weight.T, None)[0].T, bias
+
+    @property
+    def shown(self) -> Adapter:
+        """What the layer shows of it under the reference's names."""
+        return self.sources[0] if self.on_embedding else self
+
+    def says_the_same(self, other: Adapter) -> bool:
+        """Whether an adapter that was asked for on this very layer is to do the same."""
+        return False
+
+
 class TiedCopy(Tied):
-    """The embedding's trained copy on the head that shares its weight; stored a second time, as the reference does."""
+    """The embedding's trained copy on what shares its weight; stored once more, as the reference does."""
+
+    def forward(self, inner: View, x: Any) -> Any:
+        return inner.apply(x, *self.merged(*inner.params()))
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"weight": self.sources[0].get_parameter("copy.weight")}

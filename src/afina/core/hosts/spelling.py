@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, NameTakenError, NotMergeable
 from .adapter import Adapter, DeltaWeight
-from .view import nothing_drawn, spelled
+from .held import spelled
+from .view import nothing_drawn
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
@@ -81,6 +82,13 @@ class ReferenceSpelling(nn.Module):
         names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
         self.set_active(names)
         self.require_grad(() if inference_mode else names)
+
+    @property
+    def token_adapter(self) -> Any:
+        """Where chosen tokens train beside another method, the layer itself; an AttributeError elsewhere."""
+        if not any(getattr(a, "folder", "") for a in self._all()):
+            raise AttributeError("no tokens train here beside another method")
+        return self
 
     @property
     def adapter_layer_names(self) -> tuple[str, ...]:

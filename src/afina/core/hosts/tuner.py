@@ -22,11 +22,11 @@ from ..prompts.placement import Placement
 from .adapter import Adapter
 from .batch_rows import Rows
 from .calls import Scope, current
+from .held import shared_view
 from .host import Host, hosts
 from .host_kinds import refuse_hidden
 from .light import Unreplicated
 from .routing import routers
-from .view import shared_view
 from .walk import outside_adapters, shared_holder
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from ...errors import AfinaWarning, nearest
 from ..config import LayerConfig, method
-from ..hosts.tied import Tied
+from ..hosts.replacement import Tied
 from ..validate import idle_options
 from .patterns import Matcher, SavedNames, key_for
-from .slots import Slot, plain_module, slots, tied_table
+from .slots import Slot, plain_module, slots, tied_slots
 from .targets import layer_number, leaves_and_paths, matching_slots, slots_in_layers
 
 MOST_TOLD = 8
@@ -63,7 +63,7 @@ def _idle_switches(
         yield "fan_in_fan_out (no adapted layer stores its weight so)"
     if not getattr(config, "ensure_weight_tying", False):
         return
-    if tied_table(model) is None:
+    if not tied_slots(model):
         yield "ensure_weight_tying (no two embeddings are tied)"
     elif not any(isinstance(a, Tied) for a in adapters) and not config.companions():
         yield "ensure_weight_tying (no tied embedding is adapted)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,19 +27,10 @@ from ..layers.weights import BaseWeight
 from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
+from .planned import Planned, part_places
 from .reading import is_read
-from .slots import Slot, output_head, plain_module, refuse_container, shares_weights, slots, with_tables
+from .slots import Slot, plain_module, refuse_container, shares_weights, slots, tied_slots, with_tables
 from .targets import saved_slots, select_slots
-
-
-@dataclass
-class _Planned:
-    """One adapter that was built but not yet put."""
-
-    slot: Slot
-    host: Host
-    adapter: Adapter | None
-    bias: nn.Parameter | None = None
 
 
 @budget()
@@ -82,7 +72,7 @@ def inject(
     return [item.slot.name for item in planned if item.adapter is not None]
 
 
-def _put(item: _Planned, name: str) -> None:
+def _put(item: Planned, name: str) -> None:
     if item.adapter is not None:
         item.host.add(name, item.adapter)
     if item.bias is not None:
@@ -126,7 +116,7 @@ class _Builder:
         self.inside: frozenset[str] = frozenset()
         self.scope = scope_of(container)
 
-    def plan(self) -> list[_Planned]:
+    def plan(self) -> list[Planned]:
         self.adapter_class.check_model(self.model, self.config)
         planned = self._saved_modules()
         elsewhere = planned or getattr(self.config, "target_parameters", None) or not self.layered
@@ -146,7 +136,7 @@ class _Builder:
             refuse_cut(slot.name, plain_module(slot.module), host.parameter)
         shared = self._shared({s.name: h.base for s, h in places})
         for slot, host in places:
-            planned.append(_Planned(slot, host, self._adapter(slot.name, host, shared)))
+            planned.append(Planned(slot, host, self._adapter(slot.name, host, shared)))
         if shared is not None:
             shared.train(self.model.training)
             hold_shared(self.container, self.name, shared)
@@ -160,31 +150,26 @@ class _Builder:
             planned += self._companion(companion, planned)
         return planned
 
-    def _companion(self, config: LayerConfig, planned: list[_Planned]) -> list[_Planned]:
+    def _companion(self, config: LayerConfig, planned: list[Planned]) -> list[Planned]:
         """Another method's adapters under the same name, on other modules."""
         builder = _Builder(self.model, config, self.name, self.low_memory, self.autocast, self.container)
         more = builder.plan()
-        taken = {id(p.host.base_layer) for p in planned if p.adapter is not None}
-        clash = next((p.slot.name for p in more if id(p.host.base_layer) in taken), None)
-        if clash:
-            raise TargetError("two parts of one config adapt the same module", where=clash)
+        part_places(planned, more, bool(getattr(self.config, "ensure_weight_tying", False)))
         return more
 
-    def _tied(self, planned: list[_Planned]) -> None:
-        """Adapt an output head along with the input embedding whose weight it shares, if the method does so."""
-        head = output_head(self.model)
-        if head is None or any(plain_module(p.slot.module) is plain_module(head) for p in planned):
+    def _tied(self, planned: list[Planned]) -> None:
+        """Adapt what shares the input embedding's weight along with it, if the method does so."""
+        places = tied_slots(self.model)
+        source = next((p for p in planned if places and p.slot.name == places[0].name), None)
+        if source is None or source.adapter is None:
             return
-        shared = getattr(plain_module(head), "weight", None)
-        source = next((p for p in planned if p.adapter is not None and p.host.base.kind == "embedding"
-                       and p.host.base.weight is shared), None)  # fmt: skip
-        slot = next((s for s in slots(self.model) if plain_module(s.module) is plain_module(head)), None)
-        if source is None or source.adapter is None or slot is None:
-            return
-        host = self._host(slot)
-        tied = source.adapter.tied(self._site(slot.name, host.base))
-        if tied is not None:
-            planned.append(_Planned(slot, host, tied))
+        for slot in places[1:]:
+            own = next((p for p in planned if p.slot.name == slot.name), None)
+            if own is None or type(own.adapter) is type(source.adapter):
+                host = self._host(slot) if own is None else own.host
+                tied = source.adapter.tied(self._site(slot.name, host.base))
+                if tied is not None:
+                    planned[:] = [p for p in planned if p is not own] + [Planned(slot, host, tied)]
 
     def _warn_of_second_places(self, targets: list[Slot]) -> None:
         """A module that stands at two places is adapted at the first, as in the reference."""
@@ -265,9 +250,9 @@ class _Builder:
             depth, inner = depth + 1, inner.base_layer
         return Host(around, parameter="base_layer." * depth + parameter, scope=self.scope)
 
-    def _saved_modules(self) -> list[_Planned]:
+    def _saved_modules(self) -> list[Planned]:
         """Trainable copies of whole modules."""
-        wanted, planned = self.config.modules_to_save or [], list[_Planned]()
+        wanted, planned = self.config.modules_to_save or [], list[Planned]()
         for slot in with_tables(self.model, self.config, saved_slots(self.model, wanted)):
             refuse_container(slot, "modules_to_save")
             refuse_cut(slot.name, plain_module(slot.module), copied=True)
@@ -276,13 +261,13 @@ class _Builder:
                 raise TargetError("the module is already adapted", where=f"modules_to_save: {slot.name}")
             host = wrapper or ModulesToSaveWrapper(slot.module, scope=self.scope)
             host.is_tied = host.is_tied or shares_weights(self.model, plain_module(slot.module))
-            planned.append(_Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
+            planned.append(Planned(slot, host, Replacement(self._site(slot.name, host.base), self.config)))
         if wanted and not planned:
             raise TargetError("matches no module of the model", where="modules_to_save", got=wanted,
                               fix=nearest_to_all(wanted, (s.name for s in slots(self.model))))  # fmt: skip
         return planned
 
-    def _biases(self, planned: list[_Planned]) -> None:
+    def _biases(self, planned: list[Planned]) -> None:
         """Trainable copies of biases: of all modules ("all"), or of the adapted ones ("<method>_only")."""
         if (which := getattr(self.config, "bias", "none")) in ("none", False, True):
             return
@@ -292,7 +277,7 @@ class _Builder:
             bare = plain_module(slot.module)
             # Only what is called `bias` counts, as in the reference: attention's `in_proj_bias` stays frozen.
             if key not in by_place and bare._parameters.get("bias") is not None:
-                planned.append(_Planned(slot, self._host(slot), None))
+                planned.append(Planned(slot, self._host(slot), None))
         for item in planned:
             bias = item.host.base.bias if item.host.base.bias_name == "bias" else None
             if bias is not None and not isinstance(item.host, ModulesToSaveWrapper):

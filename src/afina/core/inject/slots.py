@@ -89,28 +89,29 @@ def shares_weights(model: nn.Module, module: nn.Module) -> bool:
     return sum(id(p) in own for _, p in model.named_parameters(remove_duplicate=False)) > len(own)
 
 
-def tied_table(model: nn.Module) -> Slot | None:
-    """The place of the input embedding whose weight the output head shares; None where none does."""
-    shared = getattr(plain_module(output_head(model)), "weight", None)
+def tied_slots(model: nn.Module) -> list[Slot]:
+    """The place of the input embedding and after it those of all embeddings and heads that share its weight; empty
+    where none does."""
     getter: Any = getattr(model, "get_input_embeddings", None)
     try:
         table = plain_module(getter()) if callable(getter) else None
     except NotImplementedError:
-        return None
-    if shared is None or getattr(table, "weight", None) is not shared:
-        return None
-    return next((s for s in slots(model) if plain_module(s.module) is table), None)
+        return []
+    shared = getattr(table, "weight", None)
+    found = [s for s in slots(model) if isinstance(m := plain_module(s.module), (nn.Embedding, nn.Linear))
+             and shared is not None and m.weight is shared]  # fmt: skip
+    found.sort(key=lambda s: plain_module(s.module) is not table)
+    return found if len(found) > 1 and plain_module(found[0].module) is table else []
 
 
 def with_tables(model: nn.Module, config: LayerConfig, chosen: list[Slot]) -> list[Slot]:
-    """With `ensure_weight_tying` the embedding in the place of a head that shares its weight, because the head follows
-    what is done to the embedding."""
-    head = plain_module(output_head(model))
-    at = next((i for i, s in enumerate(chosen) if plain_module(s.module) is head), None)
-    if head is None or at is None or not getattr(config, "ensure_weight_tying", False):
+    """With `ensure_weight_tying` the input embedding in the place of all that share its weight, because they follow
+    what is done to it."""
+    if not getattr(config, "ensure_weight_tying", False):
         return chosen
-    table = tied_table(model)
-    if table is None:
+    tied = tied_slots(model)
+    names = {s.name for s in tied}
+    at = next((i for i, s in enumerate(chosen) if s.name in names), None)
+    if at is None:
         return chosen
-    others = [s for s in chosen if plain_module(s.module) is not head]
-    return others if any(s.name == table.name for s in others) else [*others[:at], table, *others[at:]]
+    return [*chosen[:at], tied[0], *(s for s in chosen[at:] if s.name not in names)]

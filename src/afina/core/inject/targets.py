@@ -154,11 +154,15 @@ def saved_slots(model: nn.Module, wanted: Collection[str]) -> list[Slot]:
 
 def slots_in_layers(found: list[Slot], config: LayerConfig) -> list[Slot]:
     """Those of the layers that are to be adapted."""
-    if config.layers_to_transform is None:
-        return found
+    return [s for s in found if is_in_layers(s.name, config)]
+
+
+def is_in_layers(name: str, config: LayerConfig) -> bool:
+    """Whether a module lies in one of the layers that are to be adapted."""
     wanted = config.layers_to_transform
-    numbers = frozenset(wanted if isinstance(wanted, list) else [wanted])
-    return [s for s in found if layer_number(s.name, config.layers_pattern) in numbers]
+    if wanted is None or wanted == []:
+        return True
+    return layer_number(name, config.layers_pattern) in (wanted if isinstance(wanted, list) else [wanted])
 
 
 @budget()
@@ -190,14 +194,14 @@ def _present(model: nn.Module, defaults: list[str] | str) -> list[str] | str:
 
 
 def layer_number(name: str, patterns: list[str] | str | None = None) -> int | None:
-    """The number of the layer that a module belongs to: the component after `patterns`, else the first number inside,
+    """The number of the layer that a module belongs to: the first one after `patterns`, else the first number inside,
     which is not that of an expert. A number at the second place counts only where no other one follows."""
     parts = name.split(".")
     if not patterns:
         inside = [int(p) for p in (*parts[2:-1], *parts[1:2]) if p.isdigit()]
         return inside[0] if inside else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        match = full_match(pattern, name, "layers_pattern", r"(?:.*\.)?{}\.(?P<number>\d+)(?:\..*)?")
+        match = full_match(pattern, name, "layers_pattern", r"(?:.*?\.)??{}\.(?P<number>\d+)(?:\..*)?")
         if match:
             return int(match.group("number"))
     return None

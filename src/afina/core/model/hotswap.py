@@ -67,10 +67,11 @@ def hotswap_adapter_from_state_dict(
     parameter_prefix: str = "",
 ) -> None:  # fmt: skip
     """Overwrite a loaded adapter by tensors under their names on disk (the adapter's name may stand in them). Layers
-    that the new adapter does not have fall silent; a smaller rank is padded with zeros.
+    that the new adapter does not have fall silent; a smaller rank is padded with zeros. A larger one takes new memory
+    where the model is not compiled.
 
     Raises:
-        CheckpointError: tensors for layers that the loaded adapter does not have, or of another shape.
+        CheckpointError: tensors for layers that the loaded adapter does not have, or that do not fit.
         MergeError: the adapter is merged.
         NumericError: a tensor is not finite.
     """
@@ -82,6 +83,7 @@ def hotswap_adapter_from_state_dict(
     tensors = {own_key(k.replace(f".{adapter_name}.", ".")): t for k, t in state_dict.items()}
     root, _, _ = layout(model)
     planned: list[tuple[Adapter, Adapter | None]] = []
+    grows = not _is_compiled(model)
     used: set[str] = set()
     for path, host in hosts(root):
         old = host.adapter(adapter_name)
@@ -92,7 +94,7 @@ def hotswap_adapter_from_state_dict(
         if not local and not old.rank_dims:
             raise CheckpointError("the new adapter lacks a layer that the loaded one has", where=path,
                                   fix="load it under a new adapter name")  # fmt: skip
-        planned.append((old, _fresh(host, path, old, config, local) if local else None))
+        planned.append((old, _fresh(host, path, old, config, local, grows) if local else None))
     left = [k for k in tensors if k not in used]
     if left:
         raise CheckpointError(f"{len(left)} tensors belong to no layer of the loaded adapter", where=adapter_name,
@@ -103,8 +105,10 @@ def hotswap_adapter_from_state_dict(
         getattr(model, "peft_config", {})[adapter_name] = config
 
 
-def _fresh(host: Host, path: str, old: Adapter, config: PeftConfig, local: Mapping[str, Tensor]) -> Adapter:
-    """The new adapter for one layer, beside the old one."""
+def _fresh(
+    host: Host, path: str, old: Adapter, config: PeftConfig, local: Mapping[str, Tensor], grows: bool
+) -> Adapter:
+    """The new adapter for one layer, beside the old one; its rank may be larger if that one's `grows`."""
     implementation = method(config).implementation.for_config(config)
     shared = getattr(old, "shared", None)
     new: Adapter = implementation(Site(host.base, path, old.dtype, torch.device("meta"), shared), config)
@@ -122,7 +126,9 @@ def _fresh(host: Host, path: str, old: Adapter, config: PeftConfig, local: Mappi
                               fix="load it under a new adapter name")  # fmt: skip
     for name, value in new.state_dict().items():
         have, dim = old.state_dict()[name].shape, old.rank_dims.get(name)
-        fits = all(v == h or (d == dim and v < h) for d, (v, h) in enumerate(zip(value.shape, have, strict=True)))
+        fits = all(
+            v == h or (d == dim and (grows or v < h)) for d, (v, h) in enumerate(zip(value.shape, have, strict=True))
+        )
         if not fits:
             fix = f"call prepare_model_for_compiled_hotswap(model, target_rank={max(value.shape[dim], 1)}) first" if (
                 dim is not None) else "load it under a new adapter name"  # fmt: skip
@@ -139,8 +145,13 @@ def _absorb(old: Adapter, new: Adapter | None) -> None:
         return
     own = old.state_dict()
     for name, value in new.state_dict().items():
-        own[name].zero_()
-        own[name][tuple(slice(0, n) for n in value.shape)].copy_(value)
+        have = own[name]
+        if any(n > m for n, m in zip(value.shape, have.shape, strict=True)):
+            have = old.get_parameter(name)  # the same object, which an optimizer may hold
+            have.data = value.to(have)
+            continue
+        have.zero_()
+        have[tuple(slice(0, n) for n in value.shape)].copy_(value)
     for attribute in ("r", "scaling", "initial_scaling"):
         have, value = getattr(old, attribute, None), getattr(new, attribute, None)
         if isinstance(have, Tensor) and value is not None:
@@ -166,8 +177,7 @@ def prepare_model_for_compiled_hotswap(
     """
     if check_compiled not in ("error", "warn", "ignore"):
         raise ConfigError("not an option", where="check_compiled", got=check_compiled, expected="error, warn or ignore")
-    compiled = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-    if compiled and check_compiled != "ignore":
+    if _is_compiled(model) and check_compiled != "ignore":
         if check_compiled == "error":
             raise ConfigError("the model is compiled already", where="prepare_model_for_compiled_hotswap",
                               fix="call it before torch.compile")  # fmt: skip
@@ -184,6 +194,11 @@ def prepare_model_for_compiled_hotswap(
             value = getattr(adapter, attribute, None)
             if isinstance(value, (int, float)):
                 setattr(adapter, attribute, torch.tensor(float(value), device=host.base.device))
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    parts = (model, layout(model)[0])
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in parts)
 
 
 def _check_rank(path: str, adapter: Adapter, target: int) -> None:

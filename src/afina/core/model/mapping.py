@@ -16,6 +16,7 @@ from ..hosts import tuner
 from ..inject.injection import inject
 from ..inject.patterns import WholeNames
 from ..inject.slots import slots
+from ..inject.stacked import name_stacks
 from ..inject.targets import settle
 from ..validate import check_is
 from .peft_model import PeftModel
@@ -88,6 +89,7 @@ def inject_adapter_in_model(
         exact.target_modules = _named_by(state_dict, model)
         exact.layers_to_transform = exact.exclude_modules = None
     else:
+        name_stacks(model, config)
         config.target_modules = settle(model, config)
     inject(model, exact, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
     configs = model.__dict__.setdefault("peft_config", {})
@@ -96,14 +98,19 @@ def inject_adapter_in_model(
     return model
 
 
+def _uncompiled(name: str) -> str:
+    """A path without what `torch.compile` puts into it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def _named_by(state_dict: Mapping[str, Tensor], model: nn.Module) -> WholeNames:
     """The modules whose tensors these are: of each key, the longest prefix that names a module."""
-    names = {s.name for s in slots(model)}
+    names = {_uncompiled(s.name): s.name for s in slots(model)}
     found: dict[str, None] = {}
     for key in state_dict:
-        parts = own_key(key).split(".")
+        parts = _uncompiled(own_key(key)).split(".")
         prefixes = (".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))
-        found.update({n: None for n in [next((p for p in prefixes if p in names), None)] if n is not None})
+        found.update({n: None for n in [next((names[p] for p in prefixes if p in names), None)] if n is not None})
     if not found:
         raise TargetError("no tensor belongs to a module of the model", where="state_dict",
                           got=", ".join(list(state_dict)[:3]))  # fmt: skip

@@ -19,6 +19,7 @@ from ..inject import injection as inject
 from ..inject import targets
 from ..inject.architectures import HEAD_NAMES
 from ..inject.partition import Settled
+from ..inject.stacked import name_stacks
 from ..layers.kbit import require_input_gradients
 from ..layers.sharded import class_of
 from ..layers.whole_model import count_parameters
@@ -98,6 +99,7 @@ class PeftModel(Verbs):
             return self._record(name, config)
         config = layer_config(config)
         with self._with_experts(config, autocast), self._with_replicated_layers(config):
+            name_stacks(self.get_base_model(), config)
             config.target_modules = targets.settle(self.get_base_model(), config)
             inject.inject(self.get_base_model(), config, name, low_cpu_mem_usage=low_memory,
                          autocast_adapter_dtype=autocast, container=self.base_model)  # fmt: skip

@@ -17,6 +17,7 @@ from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
 from ..hosts.host import hosts
+from ..hosts.replacement import Tied
 from ..layers.sharded import gathers_newly
 from ..layers.spreading import refuse_apart
 from . import passes
@@ -160,9 +161,10 @@ class Running(Files):
 
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""
-        idle = [
-            n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
-        ]
+        every = list(hosts(self.get_base_model()))
+        followed = {a.sources[0] for _, h in every if h.called for a in h.stack if isinstance(a, Tied)}
+        idle = [n for n, h in every if not h.called and "experts" not in n.split(".")
+                and not all(isinstance(a, Tied) or a in followed for a in h.stack)]  # fmt: skip
         if idle:
             raise ConfigError(
                 f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",

@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import ConfigError
 from ..disk.names import layout
 from ..hosts.host import Host, hosts
-from ..hosts.tied import Tied
+from ..hosts.replacement import Tied
 from ..hosts.tuner import Tuner
 from ..layers.storages import quantised_weight
 from ..layers.whole_model import count_parameters

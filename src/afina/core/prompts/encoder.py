@@ -107,7 +107,7 @@ class PromptEncoder(nn.Module):
 
     goes_into: ClassVar[str] = "embeddings"
     inputs: ClassVar[frozenset[str]] = frozenset()
-    disk_names: ClassVar[Mapping[str, str]] = {}
+    disk_names: ClassVar[Mapping[str, str]] = MappingProxyType({"embedding.weight": "prompt_encoder.embedding"})
     prefix: ClassVar[str] = "prompt_encoder"
     has_penalty: ClassVar[bool] = False
 
@@ -175,11 +175,16 @@ class PromptEncoder(nn.Module):
 class TablePromptEncoder(PromptEncoder):
     """Virtual tokens that are trained as they are: `embedding` of (tokens, width), stored as `prompt_embeddings`."""
 
-    disk_names: ClassVar[Mapping[str, str]] = {"embedding": "prompt_embeddings"}
-    embedding: nn.Parameter
+    disk_names: ClassVar[Mapping[str, str]] = {"embedding.weight": "prompt_embeddings"}
+    embedding: nn.Embedding
 
     def encode(self) -> Tensor:
-        return self.embedding
+        return self.embedding.weight
+
+
+def embedding_of(rows: nn.Parameter) -> nn.Embedding:
+    """A module that holds the `rows` (tokens, width), under the name that scripts read in the reference."""
+    return nn.Embedding(rows.shape[0], rows.shape[1], _weight=rows)
 
 
 def _reads_tokens(model: nn.Module) -> bool:

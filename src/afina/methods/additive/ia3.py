@@ -9,11 +9,11 @@ Liu et al. 2022, arXiv 2205.05638. Trainable: out (or in) a layer. Mergeable. La
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.combine.offer import Vectors
 from ...core.config import LayerConfig, register
@@ -60,6 +60,7 @@ class IA3Config(LayerConfig):
     """
 
     feedforward_modules: list[str] | str | None = None
+    known_feedforward: list[str] | None = field(default=None, init=False, repr=False, metadata={"runtime": True})
     fan_in_fan_out: bool = False
     init_ia3_weights: bool = True
 
@@ -90,7 +91,7 @@ class IA3(Activation, Vectors):
     def __init__(self, site: Site, config: IA3Config) -> None:
         super().__init__(site, config)
         base = site.base
-        at_input = config.feedforward_modules
+        at_input = config.feedforward_modules if config.feedforward_modules is not None else config.known_feedforward
         if at_input is None and config.target_modules is not None:
             every = {m for _, names in _DEFAULTS.values() for m in names}
             at_input = (
@@ -104,6 +105,13 @@ class IA3(Activation, Vectors):
             shape = (1, size) if self.is_feedforward else (size, 1)
         self.ia3_l = site.full(1.0, *shape) if config.init_ia3_weights else site.normal(1.0, *shape)
         self.is_conv = base.kind == "conv"
+
+    @classmethod
+    def check_model(cls, model: nn.Module, config: IA3Config) -> None:
+        """Take what the architecture scales at its inputs where the config does not say."""
+        config.known_feedforward = config.default_feedforward.get(
+            getattr(getattr(model, "config", None), "model_type", None)  # type: ignore[arg-type]
+        )
 
     @classmethod
     def combined_config(cls, configs: Sequence[IA3Config]) -> IA3Config:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...core.config import bounded, register
 from ...core.files.tensorfile import read_header, read_tensors
-from ...core.prompts.encoder import PromptSite, TablePromptEncoder
+from ...core.prompts.encoder import PromptSite, TablePromptEncoder, embedding_of
 from ...errors import ConfigError
 from .prompt_tuning import PromptTuningConfig, PromptTuningInit, starting_table
 
@@ -94,7 +94,7 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
 
     inputs = frozenset({"task_ids"})
     disk_names: ClassVar[Mapping[str, str]] = {
-        "embedding": "prompt_embeddings",
+        "embedding.weight": "prompt_embeddings",
         "prefix_task_cols": "prefix_task_cols",
         "prefix_task_rows": "prefix_task_rows",
     }  # fmt: skip
@@ -102,7 +102,8 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
     def __init__(self, site: PromptSite, config: MultitaskPromptTuningConfig) -> None:
         super().__init__(site, config)
         start = config.prompt_tuning_init.value
-        self.embedding = starting_table(site, config) if start == "TEXT" else site.normal(site.tokens, site.dim)
+        rows = starting_table(site, config) if start == "TEXT" else site.normal(site.tokens, site.dim)
+        self.embedding = embedding_of(rows)
         self.prefix_task_cols = site.normal(config.num_tasks, site.tokens, config.num_ranks, std=0.02)
         self.prefix_task_rows = site.normal(config.num_tasks, config.num_ranks, site.dim, std=0.02)
         if start in _FROM_FILE and not config.inference_mode:
@@ -113,7 +114,7 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
         path = Path(str(config.prompt_tuning_init_state_dict_path))
         read_header(path)
         source, task = read_tensors(path), config.prompt_tuning_init_task or 0
-        found = {"embedding": source["prompt_embeddings"]}
+        found = {"embedding.weight": source["prompt_embeddings"]}
         for name in () if start == "ONLY_SOURCE_SHARED" else ("prefix_task_cols", "prefix_task_rows"):
             factors = source[name]
             if task >= len(factors):
@@ -122,7 +123,7 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
             one = factors.mean(0) if start == "AVERAGE_SOURCE_TASKS" else factors[task]
             found[name] = one.expand(config.num_tasks, -1, -1)
         for name, tensor in found.items():
-            target: Tensor = getattr(self, name)
+            target = self.get_parameter(name)
             if tensor.shape != target.shape:
                 raise ConfigError("the source has another shape", where=f"{path}: {name}", got=tuple(tensor.shape),
                                   expected=tuple(target.shape))  # fmt: skip
@@ -135,4 +136,4 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
             raise ConfigError("this method needs to know each row's task", where="forward", got="no task_ids",
                               expected="task_ids=tensor of (batch,)")  # fmt: skip
         factors = torch.matmul(self.prefix_task_cols[ids], self.prefix_task_rows[ids])
-        return self.embedding.unsqueeze(0) * factors
+        return self.embedding.weight.unsqueeze(0) * factors

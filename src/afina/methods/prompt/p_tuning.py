@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.config import bounded, register
 from ...core.prompts.encoder import PromptEncoder as Encoder
-from ...core.prompts.encoder import PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptLearningConfig, PromptSite, embedding_of
 from ...errors import ConfigError
 
 PUBLIC = ("PromptEncoderReparameterizationType", "PromptEncoder")
@@ -75,7 +75,7 @@ class PromptEncoder(Encoder):
     def __init__(self, site: PromptSite, config: PromptEncoderConfig) -> None:
         super().__init__(site, config)
         dim, hidden = site.dim, config.encoder_hidden_size or site.dim
-        self.embedding = site.normal(site.tokens, dim)
+        self.embedding = embedding_of(site.normal(site.tokens, dim))
         self.lstm_head: nn.LSTM | None = None
         if config.encoder_reparameterization_type == PromptEncoderReparameterizationType.LSTM:
             self.lstm_head = nn.LSTM(dim, hidden, config.encoder_num_layers, dropout=config.encoder_dropout,
@@ -87,7 +87,7 @@ class PromptEncoder(Encoder):
         self.to(device=site.device, dtype=site.dtype)
 
     def encode(self) -> Tensor:
-        hidden: Tensor = self.embedding
+        hidden: Tensor = self.embedding.weight
         if self.lstm_head is not None:
             hidden = self.lstm_head(hidden.unsqueeze(0))[0].squeeze(0)
         out: Tensor = self.mlp_head(hidden)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ...core.config import bounded, extension, register
-from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite
+from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, embedding_of
 
 PUBLIC = ("PrefixEncoder",)
 
@@ -55,11 +55,11 @@ class PrefixEncoder(PromptEncoder):
         width = 2 * site.layers * site.dim
         self.transform: nn.Sequential | None = None
         if not config.prefix_projection:
-            self.embedding = site.normal(site.tokens, width, std=0.0 if config.init_weights else 1.0)
-            self.disk_names = {"embedding": "prompt_embeddings"}  # type: ignore[misc]
+            self.embedding = embedding_of(site.normal(site.tokens, width, std=0.0 if config.init_weights else 1.0))
+            self.disk_names = {"embedding.weight": "prompt_embeddings"}  # type: ignore[misc]
             return
         hidden = config.encoder_hidden_size or site.dim
-        self.embedding = site.normal(site.tokens, site.dim)
+        self.embedding = embedding_of(site.normal(site.tokens, site.dim))
         self.transform = nn.Sequential(nn.Linear(site.dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
         for parameter in self.transform[-1].parameters() if config.init_weights else ():
             nn.init.zeros_(parameter)
@@ -67,6 +67,6 @@ class PrefixEncoder(PromptEncoder):
 
     def encode(self) -> Tensor:
         if self.transform is None:
-            return self.embedding
-        out: Tensor = self.transform(self.embedding)
+            return self.embedding.weight
+        out: Tensor = self.transform(self.embedding.weight)
         return out

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ...core.config import register
-from ...core.prompts.encoder import PromptLearningConfig, PromptSite, TablePromptEncoder
+from ...core.prompts.encoder import PromptLearningConfig, PromptSite, TablePromptEncoder, embedding_of
 from ...errors import ConfigError
 
 PUBLIC = ("PromptTuningInit", "PromptEmbedding")
@@ -103,4 +103,4 @@ class PromptEmbedding(TablePromptEncoder):
 
     def __init__(self, site: PromptSite, config: PromptTuningConfig) -> None:
         super().__init__(site, config)
-        self.embedding = starting_table(site, config)
+        self.embedding = embedding_of(starting_table(site, config))

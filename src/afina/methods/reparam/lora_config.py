@@ -115,6 +115,7 @@ class LoraConfig(LayerConfig):
         if self.megatron_config is not None:
             raise ConfigError("layers of Megatron are not adapted here", where="megatron_config",
                               got=str(self.megatron_config)[:80])  # fmt: skip
+        self.init_lora_weights = starts.spelled_out(self.init_lora_weights)
         starts.check_name(self.init_lora_weights)
         if self.alora_invocation_tokens == []:
             raise ConfigError("no tokens", where="alora_invocation_tokens", got=[], expected="token ids, or null")

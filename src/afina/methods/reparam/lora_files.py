@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.hosts.adapter import DeltaWeight, Site
-from ...core.hosts.tied import Tied
+from ...core.hosts.replacement import Tied
 from .. import starts
 from .lora_config import LoraConfig
 
@@ -134,11 +134,13 @@ class LoraFiles(DeltaWeight):
 
 
 class TiedLora(Tied):
-    """The embedding's update on the head that shares its weight; stored as the head's own A = Bᵀ and B = Aᵀ."""
+    """The embedding's update on what shares its weight; stored once more, of a head as its own A = Bᵀ and B = Aᵀ."""
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source = self.sources[0]
         A, B = source.get_parameter("lora_A"), source.get_parameter("lora_B")
+        if self.on_embedding:
+            return {"lora_embedding_A": A, "lora_embedding_B": B}
         return {"lora_A.weight": B.T, "lora_B.weight": A.T}
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:

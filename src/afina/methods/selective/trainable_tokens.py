@@ -2,8 +2,8 @@
 
     E'[i] = rows[i] for the chosen i, E elsewhere
 
-As in the reference (no paper); `trainable_tokens_delta` holds the new rows, not differences. An output head that shares
-the embedding's weight goes along. Trainable: tokens · dim. Mergeable. Layers: Embedding, and Linear as an output head.
+As in the reference (no paper); `trainable_tokens_delta` holds the new rows, not differences. All layers that share the
+input embedding's weight go along. Trainable: tokens · dim. Mergeable. Layers: Embedding, and Linear as an output head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...core.config import LayerConfig, extension, register
 from ...core.hosts.adapter import Adapter, Site
-from ...core.hosts.tied import Tied
+from ...core.hosts.replacement import Tied
 from ...core.hosts.view import View
 from ...core.layers.weights import EmbeddingWeight
 from ...errors import ConfigError, TargetError
@@ -45,12 +45,14 @@ class TrainableTokensConfig(LayerConfig):
             embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
         except NotImplementedError as error:  # transformers' word for models that embed nothing
             raise TargetError("the model embeds no tokens", where="target_modules", got=type(model).__name__) from error
-        names = [
-            n for n, m in model.named_modules() if m is embedding or (embedding is None and type(m) is nn.Embedding)
-        ]
+        tables = [n for n, m in model.named_modules() if type(m) is nn.Embedding]
+        own = [n for n, m in model.named_modules() if m is embedding] if embedding is not None else tables
+        # Of a model that does not tell, what the reference takes, or else the only one.
+        names = [n for n in own if n.split(".")[-1] == "embed_tokens"] if len(own) > 1 else own
         if not names:
-            raise TargetError("the model embeds no tokens", where="target_modules", got=type(model).__name__)
-        return [names[0].removesuffix(".base_layer")]
+            raise TargetError("the model embeds no tokens, or does not tell where", where="target_modules",
+                              got=", ".join(tables) or type(model).__name__, fix="name the embedding")  # fmt: skip
+        return [n.removesuffix(".base_layer") for n in names]
 
 
 @register("TRAINABLE_TOKENS", TrainableTokensConfig)
@@ -59,6 +61,7 @@ class TrainableTokens(Adapter):
 
     steady: ClassVar[bool] = True
     prefix = "trainable_tokens_"
+    reference_attributes = frozenset({"token_indices"})
     kinds = frozenset({"embedding", "linear"})
 
     def __init__(self, site: Site, config: TrainableTokensConfig) -> None:
@@ -79,6 +82,12 @@ class TrainableTokens(Adapter):
         rows = (weight.T if self.is_embedding else weight)[ids.to(weight.device)].to(site.dtype)
         start = rows if config.init_weights else rows + torch.randn_like(rows)
         self.trainable_tokens_delta = nn.Parameter(start.clone().to(site.device))
+
+    @property
+    def token_indices(self) -> list[int]:
+        """The tokens' ids, in the order of the rows."""
+        ids: list[int] = self.get_buffer("ids").tolist()
+        return ids
 
     def forward(self, inner: View, x: Any) -> Any:
         if not self.is_embedding:
@@ -123,15 +132,30 @@ def with_logits(inner: View, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
 
 
 class TiedTokens(Tied):
-    """The same rows on the output head; stored a second time where the method stands alone, as the reference does."""
+    """The same rows on what shares the embedding's weight; stored once more where the method stands alone, as the
+    reference does."""
 
     def forward(self, inner: View, x: Any) -> Any:
+        if self.on_embedding:
+            return super().forward(inner, x)
         rows: Any = self.sources[0].trainable_tokens_delta
         return with_logits(inner, x, rows, self.sources[0].get_buffer("ids"))
 
+    @property
+    def folder(self) -> Any:
+        """As the embedding's."""
+        return self.sources[0].folder
+
+    @property
+    def shown(self) -> Adapter:
+        return self.sources[0]
+
+    def says_the_same(self, other: Adapter) -> bool:
+        return isinstance(other, TrainableTokens) and other.token_indices == self.sources[0].token_indices
+
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         source = self.sources[0]
-        return {} if source.folder else {"trainable_tokens_delta": source.trainable_tokens_delta}  # type: ignore[dict-item]
+        return {} if self.folder else {"trainable_tokens_delta": source.trainable_tokens_delta}  # type: ignore[dict-item]
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The embedding's adapter has them."""
