@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import peft
 import pytest
 import torch
@@ -13,7 +11,7 @@ import afina
 from afina.core.hosts.adapter import Adapter, Site
 from afina.core.hosts.calls import Call
 from afina.core.hosts.host import Host
-from afina.core.hosts.view import View, reference_view, shared_view
+from afina.core.hosts.view import View
 
 SHARED = {
     "VeraConfig": ("vera_A", "vera_B"),
@@ -205,34 +203,3 @@ def test_adapter_is_given_what_the_call_holds_for_it():
     view = View(host, host.stack, None, call=call)
     assert view.given(last) == {"task_ids": 3}
     assert view.given(first) == {}
-
-
-def test_layer_without_the_references_names_answers_none():
-    assert reference_view({}, "lora_A") is None
-    host = hosted(2.0)
-    assert reference_view(host._adapters, "number") is None
-    assert shared_view({"a": nn.Linear(2, 2, bias=False)}, "bias") == {}
-    held = nn.Linear(2, 2)
-    held.register_buffer("mask", torch.ones(1))
-    held.inner = nn.ModuleDict({"a": nn.ReLU()})
-    assert shared_view({"a": held}, "weight") == {"a": held.weight}
-    assert shared_view({"a": held}, "mask") == {"a": held.mask}
-    assert shared_view({"a": held, "b": held}, "inner") == {"a": held.inner["a"], "b": held.inner}
-
-
-def test_tensors_of_one_module_are_answered_together():
-    class Biased(Noted):
-        disk_names: ClassVar = {"number": "lora_B.weight", "more": "lora_B.bias"}
-        prefix = "lora_"
-        reference_attributes = frozenset({"r"})
-        r = 5
-
-    host = Host(nn.Linear(3, 2))
-    adapter = Biased(host, 2.0)
-    adapter.more = nn.Parameter(torch.ones(1))
-    host.add("a", adapter)
-    found = reference_view(host._adapters, "lora_B")["a"]
-    assert found.weight is adapter.number
-    assert found.bias is adapter.more
-    assert reference_view(host._adapters, "r") == {"a": 5}
-    assert reference_view(host._adapters, "lora_C") is None

@@ -11,8 +11,9 @@ import torch
 
 import afina
 from afina.core.inject.slots import tied_table
+from afina.errors import ConfigError
 
-from ..tiny import llama, nudge
+from ..tiny import llama, nudge, t5
 
 TOKENS = torch.tensor([[1, 5, 9, 3]])
 TABLE, HEAD = "embed_tokens", "lm_head"
@@ -59,3 +60,45 @@ def test_place_of_the_table_is_known_only_where_the_head_shares_its_weight() -> 
     assert place.name == "model.embed_tokens"
     assert tied_table(llama()) is None
     assert tied_table(torch.nn.Linear(2, 2)) is None
+
+
+WORDS = {
+    "lora": lambda library: library.LoraConfig(r=2, target_modules=["q"], trainable_token_indices=[1, 5]),
+    "alone": lambda library: library.TrainableTokensConfig(token_indices=[1, 5]),
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_tokens_of_an_encoder_decoder_train_wherever_the_table_is_used(words: str, tmp_path: Path) -> None:
+    call = {"input_ids": TOKENS, "decoder_input_ids": TOKENS}
+    outs, states, models = [], [], []
+    for library in (peft, afina):
+        model = library.get_peft_model(t5(), WORDS[words](library))
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n]
+        assert len(trained) == 1
+        trained[0][1].data.copy_(torch.linspace(-1, 1, trained[0][1].numel()).view_as(trained[0][1]))
+        model.train()(**call).logits.sum().backward()
+        assert trained[0][1].grad.abs().sum() > 0
+        models.append(model.eval())
+        outs.append(model(**call).logits)
+        states.append({k for k in library.get_peft_model_state_dict(model) if "tokens" in k})
+    assert torch.allclose(outs[0], outs[1], atol=1e-5)
+    assert not torch.allclose(outs[1], t5()(**call).logits, atol=1e-3)
+    assert states[0] == states[1]
+    models[0].save_pretrained(tmp_path)
+    loaded = afina.PeftModel.from_pretrained(t5(), tmp_path)
+    assert torch.allclose(loaded(**call).logits, outs[0], atol=1e-5)
+    merged = models[1].merge_and_unload()
+    assert torch.allclose(merged(**call).logits, outs[1], atol=1e-5)
+    table = merged.get_input_embeddings().weight
+    assert all(m.weight is table for m in (merged.lm_head, merged.encoder.embed_tokens, merged.decoder.embed_tokens))
+
+
+def test_tokens_on_a_table_that_nothing_calls_are_refused() -> None:
+    base = t5()
+    for part in (base.encoder, base.decoder):
+        part.embed_tokens = torch.nn.Embedding(*base.shared.weight.shape)
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    model = afina.get_peft_model(base, WORDS["alone"](afina)).train()
+    with pytest.raises(ConfigError, match="not called"):
+        model(input_ids=TOKENS, decoder_input_ids=TOKENS)

@@ -67,38 +67,40 @@ def delete(model: nn.Module, name: str) -> None:
 
 def fuse(model: nn.Module, names: tuple[str, ...], requantise: bool = False) -> None:
     """Merge for good and take the hosts away."""
-    tied = is_tied(model)
+    groups = alike(model)
     without = [h for _, h in hosts(model) if h.base.has_bias and h.base.bias is None]
     merge(model, names, requantise)
     gained = [h.base.module for h in without if h.merged and h.base.bias is not None]
     strip(model)
-    retie(model, tied)
+    retie(model, groups)
     settle_gained(model.model if isinstance(model, Tuner) else model, gained)
 
 
-def retie(model: nn.Module, tied: bool) -> None:
-    """After merging: embeddings that were one (`tied`) and are still equal become one again; otherwise the broken tie
-    is recorded in the model's config."""
-    for first, last in _pairs(model, tied):
-        if first is not last and first.shape == last.shape and torch.equal(first, last):
-            model.get_output_embeddings().weight = first  # type: ignore[operator]
-    if any(a.data_ptr() != b.data_ptr() for a, b in _pairs(model, tied)):
-        config = getattr(model, "config", None)
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False  # type: ignore[union-attr]
-            warnings.warn("merging changed one of two tied embeddings: they are separate now "
-                          "(tie_word_embeddings=False)", AfinaWarning, stacklevel=4)  # fmt: skip
+def alike(model: nn.Module) -> list[list[nn.Module]]:
+    """The modules that share one weight, those that share the same in one list."""
+    found: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        weight = None if isinstance(module, Host) else module._parameters.get("weight")
+        if weight is not None:
+            found.setdefault(id(weight), []).append(module)
+    return [group for group in found.values() if len(group) > 1]
 
 
-def is_tied(model: nn.Module) -> bool:
-    """Whether input and output embeddings are one parameter."""
-    pair = _embeddings(model)
-    return pair is not None and pair[0] is pair[1]
-
-
-def _pairs(model: nn.Module, tied: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    pair = _embeddings(model)
-    return [pair] if tied and pair is not None and pair[0].device.type != "meta" else []
+def retie(model: nn.Module, groups: list[list[nn.Module]]) -> None:
+    """After merging: weights of modules that shared one and are still equal become one again; the config of a model
+    with two embeddings does not say otherwise."""
+    for first, *others in groups:
+        weight = first.weight
+        for module in others:
+            own: Any = module.weight
+            if own is not weight and not own.is_meta and own.shape == weight.shape and torch.equal(own, weight):
+                module.weight = weight
+    config, pair = getattr(model, "config", None), _embeddings(model)
+    if pair is None or not getattr(config, "tie_word_embeddings", False) or pair[0].is_meta:
+        return
+    if pair[0] is not pair[1] and pair[0].data_ptr() != pair[1].data_ptr():
+        config.tie_word_embeddings = False  # type: ignore[union-attr]
+        warnings.warn("input and output embeddings are separate now (tie_word_embeddings=False)", AfinaWarning, 4)
 
 
 def _embeddings(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -218,8 +218,8 @@ class Adapter(nn.Module):
         return {}
 
     def tied(self, site: Site) -> Adapter | None:
-        """What adapts the output head when this adapter sits on the input embedding whose weight the head shares;
-        None leaves the head with the base's weight, as the reference does unless it is told otherwise."""
+        """What adapts a module that shares its weight with the input embedding on which this adapter sits, an output
+        head or another embedding; None leaves it the base's weight, as the reference does unless told otherwise."""
         return None
 
     @classmethod

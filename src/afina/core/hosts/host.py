@@ -17,8 +17,8 @@ from .batch_rows import run_rows
 from .calls import Scope, current
 from .light import LightModule
 from .replacement import Replacement
-from .spelling import ReferenceSpelling
-from .view import View, reference_view
+from .spelling import ReferenceSpelling, reference_view
+from .view import View
 from .walk import outside_adapters
 
 

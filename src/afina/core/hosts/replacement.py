@@ -70,7 +70,7 @@ class Replacement(Adapter):
 
     def tied(self, site: Site) -> Adapter | None:
         """With `ensure_weight_tying` the output head takes the copy of the embedding whose weight it shares."""
-        return TiedCopy(site, self) if self.ties else None
+        return TiedCopy(site, self) if self.ties and site.base.kind == "linear" else None
 
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {n.removeprefix("copy."): t for n, t in own.items()}

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, NameTakenError, NotMergeable
+from ..by_name import Places
 from .adapter import Adapter, DeltaWeight
-from .view import spelled
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
     from .calls import Scope
+
+
+_ASSIGNED = frozenset({"scaling", "lora_alpha"})
+"""Settings of the reference's layers that scripts change; the others are the config's."""
 
 
 class ReferenceSpelling(nn.Module):
@@ -74,6 +79,13 @@ class ReferenceSpelling(nn.Module):
     def other_param_names(self) -> tuple[str, ...]:
         """The names of the adapters' settings, as `layer.NAME[adapter]`."""
         return tuple(sorted({n for a in self._all() for n in a.reference_attributes}))
+
+    @property
+    def token_adapter(self) -> ReferenceSpelling:
+        """The layer itself: where the reference's layer for single tokens has its tensors."""
+        if not any(getattr(a, "in_token_adapter", False) for a in self._all()):
+            raise AttributeError("token_adapter")
+        return self
 
     def _all(self) -> list[Adapter]:
         return [a for n in self.names() if (a := self.adapter(n)) is not None]
@@ -164,3 +176,41 @@ class ReferenceSpelling(nn.Module):
         """Divide the active adapters' scaling, or reset it."""
         for adapter in self._scaled():
             adapter.scaling = adapter.initial_scaling if scale is None else adapter.scaling / scale
+
+
+def reference_view(adapters: Mapping[str, Any], name: str) -> Places | None:
+    """What the reference calls `layer.NAME`."""
+    out = Places()
+    for key, adapter in adapters.items():
+        for attribute, disk in spelled(adapter).items():
+            head, _, tail = disk.partition(".")
+            if head == name and adapter.prefix and name.startswith(adapter.prefix):
+                out.put(key, adapter, attribute, tail)
+        if name in adapter.reference_attributes:
+            out.put(key, adapter, name) if name in _ASSIGNED else out.answer(key, adapter.in_reference(name))
+        elif isinstance(held := getattr(adapter, "shared", None), nn.Module):
+            note_shared(out, {key: held}, name)
+    # The reference's layers have an empty dictionary for what they could hold and do not.
+    return out if out or any(name in a.reference_slots for a in adapters.values()) else None
+
+
+def spelled(adapter: Adapter) -> dict[str, str]:
+    """An adapter's own parameters and buffers -> their names in the file, below those that the method gives."""
+    own = {n: n for n in (*adapter._parameters, *adapter._buffers)}
+    return own | {n: disk for n, disk in adapter.disk_names.items() if hasattr(adapter, n)}
+
+
+def shared_view(shared: Mapping[str, nn.Module], name: str) -> Places:
+    """Adapter name -> what all its layers share under a name: a tensor, or a module that holds several."""
+    return note_shared(Places(), shared, name)
+
+
+def note_shared(out: Places, shared: Mapping[str, nn.Module], name: str) -> Places:
+    """Add to `out` what adapters' layers share under a name."""
+    for key, module in shared.items():
+        value = {**module._parameters, **module._buffers, **module._modules}.get(name)
+        if isinstance(value, nn.ModuleDict):
+            out.answer(key, dict(value.items()).get(key, value))
+        elif value is not None:
+            out.put(key, module, name)
+    return out

@@ -25,7 +25,7 @@ from .calls import Scope, current
 from .host import Host, hosts
 from .light import Unreplicated
 from .routing import routers
-from .view import shared_view
+from .spelling import shared_view
 from .walk import outside_adapters, shared_holder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,36 +180,3 @@ class FullView(_CutView):
 
     def tensors(self, adapter: Adapter) -> Mapping[str, Tensor]:
         return wholes_of(adapter)
-
-
-def reference_view(adapters: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """What the reference calls `layer.NAME`: adapter name -> a value, a parameter, or what has it as `.weight`."""
-    out: dict[str, Any] = {}
-    for key, adapter in adapters.items():
-        for attribute, disk in spelled(adapter).items():
-            head, _, tail = disk.partition(".")
-            if head == name and adapter.prefix and name.startswith(adapter.prefix):
-                value = getattr(adapter, attribute)
-                if tail:  # several tensors of one module: lora_B.weight and lora_B.bias
-                    setattr(out.setdefault(key, SimpleNamespace()), tail, value)
-                else:
-                    out[key] = value
-        if name in adapter.reference_attributes:
-            out[key] = adapter.in_reference(name)
-        elif isinstance(held := getattr(adapter, "shared", None), nn.Module):
-            out |= shared_view({key: held}, name)
-    # The reference's layers have an empty dictionary for what they could hold and do not.
-    return out if out or any(name in a.reference_slots for a in adapters.values()) else None
-
-
-def spelled(adapter: Adapter) -> dict[str, str]:
-    """An adapter's own parameters and buffers -> their names in the file, below those that the method gives."""
-    own = {n: n for n in (*adapter._parameters, *adapter._buffers)}
-    return own | {n: disk for n, disk in adapter.disk_names.items() if hasattr(adapter, n)}
-
-
-def shared_view(shared: Mapping[str, nn.Module], name: str) -> dict[str, Any]:
-    """Adapter name -> what all its layers share under a name: a tensor, or a module that holds several."""
-    of_name = {k: getattr(m, name) for k, m in shared.items() if name in {**m._parameters, **m._buffers, **m._modules}}
-    by_adapter = {k: v[k] if isinstance(v, nn.ModuleDict) and k in v else v for k, v in of_name.items()}
-    return {k: v for k, v in by_adapter.items() if v is not None}

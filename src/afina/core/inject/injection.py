@@ -29,7 +29,7 @@ from ..validate import check_name
 from .effects import warn_of_idle_entries
 from .patterns import Matcher
 from .reading import is_read
-from .slots import Slot, output_head, plain_module, refuse_container, shares_weights, slots, with_tables
+from .slots import Slot, input_table, plain_module, refuse_container, shares_weights, slots, with_tables
 from .targets import saved_slots, select_slots
 
 
@@ -171,20 +171,21 @@ class _Builder:
         return more
 
     def _tied(self, planned: list[_Planned]) -> None:
-        """Adapt an output head along with the input embedding whose weight it shares, if the method does so."""
-        head = output_head(self.model)
-        if head is None or any(plain_module(p.slot.module) is plain_module(head) for p in planned):
-            return
-        shared = getattr(plain_module(head), "weight", None)
+        """Adapt what shares the input embedding's weight along with it, if the method does so: an output head, and the
+        embeddings of an encoder and a decoder."""
+        table = input_table(self.model)
         source = next((p for p in planned if p.adapter is not None and p.host.base.kind == "embedding"
-                       and p.host.base.weight is shared), None)  # fmt: skip
-        slot = next((s for s in slots(self.model) if plain_module(s.module) is plain_module(head)), None)
-        if source is None or source.adapter is None or slot is None:
+                       and plain_module(p.slot.module) is table), None)  # fmt: skip
+        if table is None or source is None or source.adapter is None:
             return
-        host = self._host(slot)
-        tied = source.adapter.tied(self._site(slot.name, host.base))
-        if tied is not None:
-            planned.append(_Planned(slot, host, tied))
+        taken = {id(plain_module(p.slot.module)) for p in planned}
+        for slot in slots(self.model):
+            plain = plain_module(slot.module)
+            if id(plain) not in taken and plain._parameters.get("weight") is table.weight:
+                host = self._host(slot)
+                tied = source.adapter.tied(self._site(slot.name, host.base))
+                if tied is not None:
+                    planned.append(_Planned(slot, host, tied))
 
     def _warn_of_second_places(self, targets: list[Slot]) -> None:
         """A module that stands at two places is adapted at the first, as in the reference."""

@@ -89,14 +89,18 @@ def shares_weights(model: nn.Module, module: nn.Module) -> bool:
     return sum(id(p) in own for _, p in model.named_parameters(remove_duplicate=False)) > len(own)
 
 
-def tied_table(model: nn.Module) -> Slot | None:
-    """The place of the input embedding whose weight the output head shares; None where none does."""
-    shared = getattr(plain_module(output_head(model)), "weight", None)
+def input_table(model: nn.Module) -> Any:
+    """The input embedding, without hosts around it; None where a model has none, or does not tell."""
     getter: Any = getattr(model, "get_input_embeddings", None)
     try:
-        table = plain_module(getter()) if callable(getter) else None
+        return plain_module(getter()) if callable(getter) else None
     except NotImplementedError:
         return None
+
+
+def tied_table(model: nn.Module) -> Slot | None:
+    """The place of the input embedding whose weight the output head shares; None where none does."""
+    shared, table = getattr(plain_module(output_head(model)), "weight", None), input_table(model)
     if shared is None or getattr(table, "weight", None) is not shared:
         return None
     return next((s for s in slots(model) if plain_module(s.module) is table), None)

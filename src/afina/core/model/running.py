@@ -16,7 +16,7 @@ from ..hosts import tuner
 from ..hosts.adapter import Adapter
 from ..hosts.batch_rows import Rows
 from ..hosts.calls import current, entered, node_number
-from ..hosts.host import hosts
+from ..hosts.host import Host, hosts
 from ..layers.sharded import gathers_newly
 from ..layers.spreading import refuse_apart
 from . import passes
@@ -160,14 +160,19 @@ class Running(Files):
 
     def _check_called(self) -> None:
         """After the first training forward: an adapter on a layer that is never called would learn nothing."""
-        idle = [
-            n for n, h in hosts(self.get_base_model()) if h.stack and not h.called and "experts" not in n.split(".")
-        ]
+        every = [(n, h) for n, h in hosts(self.get_base_model()) if h.stack and "experts" not in n.split(".")]
+        learning = {id(a) for _, h in every if h.called for a in _with_sources(h)}
+        idle = [n for n, h in every if not h.called and learning.isdisjoint(map(id, _with_sources(h)))]
         if idle:
             raise ConfigError(
                 f"{len(idle)} adapted layers were not called in forward, so nothing would be learnt there",
                 where=", ".join(idle[:3]), fix="leave them out with exclude_modules, or adapt their parent",
             )  # fmt: skip
+
+
+def _with_sources(host: Host) -> Iterator[Adapter]:
+    """A layer's active adapters, and those of which they are copies on modules that share its weight."""
+    return (a for adapter in host.stack for a in (adapter, *getattr(adapter, "sources", ())))
 
 
 def _frames_compiled() -> int:

@@ -16,12 +16,7 @@ from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.adapter_file import refuse_other_config
 from ..disk.card import write_card
-from ..disk.checkpoint import (
-    get_peft_model_state_dict,
-    load_adapter,
-    open_adapter,
-    save_adapter,
-)
+from ..disk.checkpoint import get_peft_model_state_dict, load_adapter, open_adapter, save_adapter
 from ..disk.load_plan import LoadResult
 from ..disk.names import own_key
 from ..disk.shares import needs_all
@@ -163,6 +158,8 @@ class Files(nn.Module):
         file.key_mapping = key_mapping or {}
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
+        elif file.config is config:
+            file.copy_heads(model, cls.for_config(config).head_names)
         file.config.inference_mode = not is_trainable
         vocabulary = embeddings.Vocabulary(model)
         with reading(file.path, file.config_path), undone_on_error(remember(model)):

@@ -2,8 +2,9 @@
 
     E'[i] = rows[i] for the chosen i, E elsewhere
 
-As in the reference (no paper); `trainable_tokens_delta` holds the new rows, not differences. An output head that shares
-the embedding's weight goes along. Trainable: tokens · dim. Mergeable. Layers: Embedding, and Linear as an output head.
+As in the reference (no paper); `trainable_tokens_delta` holds the new rows, not differences. What shares the input
+embedding's weight goes along: an output head, an encoder's and a decoder's embeddings. Trainable: tokens · dim.
+Mergeable. Layers: Embedding, and Linear as an output head.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class TrainableTokens(Adapter):
 
     steady: ClassVar[bool] = True
     prefix = "trainable_tokens_"
+    in_token_adapter = True
     kinds = frozenset({"embedding", "linear"})
 
     def __init__(self, site: Site, config: TrainableTokensConfig) -> None:
@@ -105,7 +107,7 @@ class TrainableTokens(Adapter):
         self.assign({n.removeprefix(self.folder): t for n, t in tensors.items()})
 
     def tied(self, site: Site) -> Adapter:
-        return TiedTokens(site, self)
+        return (SameTokens if site.base.kind == "embedding" else TiedTokens)(site, self)
 
 
 def with_logits(inner: View, x: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
@@ -131,3 +133,15 @@ class TiedTokens(Tied):
 
     def load_disk_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The embedding's adapter has them."""
+
+
+class SameTokens(TiedTokens):
+    """The same rows on another embedding with the same weight, as encoders and decoders have them."""
+
+    kinds = frozenset({"embedding"})
+
+    def forward(self, inner: View, x: Any) -> Any:
+        return self.sources[0](inner, x)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.sources[0].merged(weight, bias)
