@@ -90,7 +90,7 @@ def retie(model: nn.Module, groups: list[list[nn.Module]]) -> None:
     """After merging: weights of modules that shared one and are still equal become one again; the config of a model
     with two embeddings does not say otherwise."""
     for first, *others in groups:
-        weight = first.weight
+        weight: Any = first.weight
         for module in others:
             own: Any = module.weight
             if own is not weight and not own.is_meta and own.shape == weight.shape and torch.equal(own, weight):
