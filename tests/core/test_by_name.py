@@ -40,13 +40,34 @@ def test_places_are_assigned_where_the_values_are() -> None:
         places.pop("x")
 
 
-def test_several_values_are_copied_and_shown_by_their_names() -> None:
-    found = Several({"weight": (SimpleNamespace(w=3), "w")})
-    assert repr(found) == "Several(weight)"
-    assert list(found.parameters()) == []
-    assert copy.deepcopy(found).weight == 3
-    with pytest.raises(ConfigError, match="expected: weight"):
-        found.bias = 1
+def test_parameters_of_places_are_named_as_in_torchs_containers() -> None:
+    layer, places = nn.Linear(2, 3), Places()
+    places.put("x", layer, "weight", "weight")
+    places.put("x", layer, "bias", "bias")
+    places.put("y", layer, "bias")
+    places.answer("z", 7)
+    assert dict(places.named_parameters()) == {"x.weight": layer.weight, "x.bias": layer.bias, "y": layer.bias}
+    assert len(list(places.parameters())) == 3
+
+
+def test_several_values_are_a_linear_layer_that_holds_them() -> None:
+    layer, x = nn.Linear(2, 3), torch.ones(4, 2)
+    found = Several({"weight": (layer, "weight"), "bias": (layer, "bias")})
+    assert torch.equal(found(x), layer(x))
+    assert (found.in_features, found.out_features) == (2, 3)
+    assert found.weight is layer.weight
+    found.requires_grad_(False)
+    assert not layer.bias.requires_grad
+    found.weight = torch.zeros(3, 2)
+    assert layer.weight.sum() == 0
+    assert found.weight is layer.weight
+    assert set(copy.deepcopy(found).state_dict()) == {"weight", "bias"}
+
+
+def test_convolution_is_not_called_by_itself() -> None:
+    conv = nn.Conv1d(2, 3, 1, bias=False)
+    with pytest.raises(ConfigError, match="only a matrix"):
+        Several({"weight": (conv, "weight")})(torch.ones(1, 2, 4))
 
 
 def test_plain_tensor_in_a_parameters_place_trains_as_that_did() -> None:

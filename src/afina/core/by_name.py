@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -58,37 +59,58 @@ class Places(MutableMapping[str, Any]):
             raise AttributeError(name)
         return self[name]
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The values that are parameters, as of one of torch's containers."""
+        for key, value in self.items():
+            if isinstance(value, nn.Module):
+                yield from ((f"{key}.{n}", p) for n, p in value.named_parameters())
+            elif isinstance(value, nn.Parameter):
+                yield key, value
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The values that are parameters."""
+        return (p for _, p in self.named_parameters())
+
     def __repr__(self) -> str:
         return repr(dict(self))
 
 
-class Several:
-    """Several values of one adapter, each by its own name, to be read and assigned."""
+class Several(nn.Module):
+    """Several values of one adapter, each by its own name, to be read and assigned; with a matrix called `weight` it is
+    called as a linear layer."""
 
     _found: Mapping[str, tuple[Any, str]]
 
     def __init__(self, found: Mapping[str, tuple[Any, str]]) -> None:
+        super().__init__()
         self.__dict__["_found"] = found
+        for name, (owner, attribute) in found.items():
+            value = getattr(owner, attribute)
+            (self._parameters if value is None or isinstance(value, nn.Parameter) else self._buffers)[name] = value
 
-    def __getattr__(self, name: str) -> Any:
-        found = self.__dict__.get("_found", {}).get(name)
-        if found is None:
-            raise AttributeError(name)
-        return getattr(*found)
+    @property
+    def in_features(self) -> int:
+        """Of the matrix."""
+        return int(self.get_parameter("weight").shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """Of the matrix."""
+        return int(self.get_parameter("weight").shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.get_parameter("weight")
+        if weight.dim() != 2:
+            raise ConfigError("only a matrix can be called by itself", where="layer.NAME[adapter]",
+                              got=f"weight of {tuple(weight.shape)}", fix="call the layer")  # fmt: skip
+        return F.linear(x, weight, self._parameters.get("bias"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._found:
-            raise ConfigError("nothing can be put here", where="layer.NAME[adapter]", got=name,
-                              expected=", ".join(self._found))  # fmt: skip
+        if name not in self.__dict__.get("_found", ()):
+            return super().__setattr__(name, value)
         owner, attribute = self._found[name]
         assign(owner, attribute, value)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the values that are parameters."""
-        return (v for v in (getattr(*place) for place in self._found.values()) if isinstance(v, nn.Parameter))
-
-    def __repr__(self) -> str:
-        return f"Several({', '.join(self._found)})"
+        (self._parameters if name in self._parameters else self._buffers)[name] = getattr(owner, attribute)
 
 
 def assign(owner: Any, attribute: str, value: Any) -> None:

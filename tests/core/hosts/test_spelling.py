@@ -148,6 +148,8 @@ def test_tensors_of_one_module_are_answered_together() -> None:
     assert found.bias is adapter.lora_bias
     assert {id(p) for p in found.parameters()} == {id(adapter.lora_B), id(adapter.lora_bias)}
     assert not hasattr(found, "lora_B")
+    x = torch.ones(3, 2)
+    assert torch.equal(found(x), x @ adapter.lora_B.T + adapter.lora_bias)
 
 
 def test_scaling_and_tensors_that_are_assigned_are_the_adapters(host: Any) -> None:
