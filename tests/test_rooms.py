@@ -18,7 +18,7 @@ FLOORS = (
     "recipes", "train", "export", "evidence", "tune", "compare", "cli",
 )  # fmt: skip
 ROOMS = {
-    "core": ("files", "registry", "validate", "config", "caches", "layers", "prompts", "hosts", "inject", "disk",
+    "core": ("files", "registry", "validate", "config", "caches", "by_name", "layers", "prompts", "hosts", "inject", "disk",
              "combine", "model"),
     "train": ("report", "recipe", "base", "conversations", "data", "answers", "tasks", "loop", "fleet", "use"),
 }  # fmt: skip

@@ -69,7 +69,14 @@ class PrefixEncoder(PromptEncoder):
         self.transform.to(device=site.device, dtype=site.dtype)
 
     def fill(self, table: Tensor) -> None:
-        """Take over a whole prefix (virtual tokens, 2 · layers · kv_dim)."""
+        """Take over a whole prefix.
+
+        Args:
+            table: (virtual tokens, 2 · layers · kv_dim).
+
+        Raises:
+            ConfigError: a projection computes the prefix.
+        """
         if self.transform is not None:
             raise ConfigError("a prefix that a projection computes cannot be set", where="prefix_projection", got=True,
                               expected=False)  # fmt: skip
