@@ -161,6 +161,12 @@ def test_a_closure_is_refused():
         optimizer.step(lambda: torch.tensor(0.0))
 
 
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, dict, "AdamW"], ids=str)
+def test_what_cannot_take_changed_gradients_is_refused(kind):
+    with pytest.raises(ConfigError, match="optimizer"):
+        create_riemannian_optimizer(linear()[0], kind, lr=1e-3)
+
+
 def test_lorafa_freezes_a_and_moves_b_by_adamw_on_the_corrected_gradient():
     model, A, B = linear()
     optimizer = create_lorafa_optimizer(model, R, ALPHA, 1e-2, weight_decay=0.1)

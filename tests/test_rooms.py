@@ -18,8 +18,8 @@ FLOORS = (
     "recipes", "train", "export", "evidence", "tune", "compare", "cli",
 )  # fmt: skip
 ROOMS = {
-    "core": ("files", "registry", "validate", "config", "caches", "by_name", "layers", "prompts", "hosts", "inject", "disk",
-             "combine", "model"),
+    "core": ("files", "registry", "validate", "config", "caches", "by_name", "layers", "prompts", "hosts", "inject",
+             "disk", "combine", "model"),
     "train": ("report", "recipe", "base", "conversations", "data", "answers", "tasks", "loop", "fleet", "use"),
 }  # fmt: skip
 MOST_FILES, MOST_LINES = 14, 300

@@ -7,6 +7,7 @@ dLoss/dB = s G Aᵀ.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -177,10 +178,18 @@ def create_riemannian_optimizer(
         **kwargs: for `optimizer_cls`.
 
     Raises:
-        ConfigError: reg <= 0, or the model has no trainable LoRA factor.
+        ConfigError: reg <= 0, the model has no trainable LoRA factor, or `optimizer_cls` is no optimizer or one that
+            computes gradients inside its steps (LBFGS).
     """
     if not 0 < reg < math.inf:
         raise ConfigError("out of range", where="reg", got=reg, expected="> 0")
+    if not (isinstance(optimizer_cls, type) and issubclass(optimizer_cls, torch.optim.Optimizer)):
+        raise ConfigError("not an optimizer of torch", where="optimizer_cls", got=optimizer_cls,
+                          expected="a subclass of torch.optim.Optimizer")  # fmt: skip
+    closure = inspect.signature(optimizer_cls.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError("the gradients would be computed inside the step", where="optimizer_cls",
+                          got=optimizer_cls.__name__, fix="choose one whose step() needs no closure")  # fmt: skip
     adapters = [a for a in _trainable_lora(model) if _is_matrix(a)]
     make: Callable[..., _O] = optimizer_cls
     optimizer = make(_trainable(model), lr=lr, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import afina
 from afina.core.hosts.host import hosts
 
-from .harness import adapted, base_weights, call, cases, cast, config, distance, nudge, run
+from .harness import adapted, assert_same_bits, base_weights, bits, call, cases, cast, config, distance, nudge, run
 from .kinds import Kind
 from .table import Row
 
@@ -47,6 +48,25 @@ def test_bfloat16_merge_rounds_the_float32_merge_once(row: Row, kind: Kind) -> N
     assert distance(out, exact) < 0.05  # bf16 has 8 bits, and the inputs and two layers are rounded
     half.unmerge_adapter()
     assert all(torch.equal(w, before[n]) for n, w in base_weights(half).items())
+
+
+@cases("merge", "merged")
+def test_merging_while_training_draws_nothing(row: Row, kind: Kind) -> None:
+    made = config(row, kind)
+    if kind.name != "parameter" and "experts" not in kind.name:  # whose inputs cannot be dropped
+        for field in dataclasses.fields(made):
+            if "dropout" in field.name and isinstance(field.default, float):
+                setattr(made, field.name, 0.5)
+    model = afina.get_peft_model(kind.build(), made)
+    nudge(model)
+    before = bits(model)
+    model.eval().merge_adapter()
+    wanted = bits(model)
+    assert any(n not in before or not torch.equal(w, before[n]) for n, w in wanted.items()), "merging has no effect"
+    model.unmerge_adapter()
+    model.train().merge_adapter()
+    assert_same_bits(bits(model), wanted)
+    assert all(module.training for module in model.modules())
 
 
 @cases("bfloat16")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import afina
 from afina.core.config import CONFIG_NAME, methods
 from afina.core.disk.checkpoint import WEIGHTS_NAME
-from afina.errors import AfinaError, CheckpointError
+from afina.errors import AfinaError, CheckpointError, NotMergeable
 
 from ..train.child import Child
 from . import whole
@@ -203,6 +203,23 @@ def test_inference_mode_in_the_file_makes_no_difference(
     assert values["inference_mode"] is True
     (tmp_path / CONFIG_NAME).write_text(json.dumps({**values, "inference_mode": False}))
     assert same(case.logits(case.loaded(tmp_path, beside)), case.logits(trained))
+
+
+@each_case
+def test_what_it_leaves_of_a_base_in_bfloat16_runs_in_bfloat16(
+    method: str, shape: str, option: str, beside: Path
+) -> None:
+    case = case_of(method, shape, option)
+    before = {n: t.dtype for n, t in base_tensors(case.shape.build(0, WIDTH).bfloat16()).items()}
+    model = case.adapted(beside, dtype=torch.bfloat16)
+    plain = case.logits(case.shape.build(0, WIDTH).bfloat16())
+    assert not torch.equal(case.logits(model), plain), "the adapter has no effect"
+    try:
+        left = model.merge_and_unload()
+    except NotMergeable:
+        left = model.unload()
+    assert {n: t.dtype for n, t in base_tensors(left).items() if n in before} == before
+    assert case.logits(left).dtype == torch.bfloat16
 
 
 def read_again(folder: Path, experts: Path) -> dict[str, torch.Tensor]:

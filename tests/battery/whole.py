@@ -143,9 +143,9 @@ class Case:
     def routes(self) -> bool:
         return self.method == "XLORA"
 
-    def adapted(self, folder: Path, seed: int = 1) -> Any:
+    def adapted(self, folder: Path, seed: int = 1, dtype: torch.dtype = torch.float32) -> Any:
         """A base with the method's adapter, nudged, in eval mode; `folder` holds what it needs beside it."""
-        base = self.shape.build(0, WIDTH)
+        base = self.shape.build(0, WIDTH).to(dtype)
         config = self.config()
         if self.routes:
             config.adapters = dict(experts(self.shape, folder))

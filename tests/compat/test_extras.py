@@ -90,6 +90,8 @@ def test_a_buffer_dict_answers_as_the_references():
         del buffers["a"]
         assert [k for k, _ in buffers.items()] == ["b"]
         assert torch.equal(next(iter(buffers.values())), torch.zeros(1))
+        buffers.update({"c": torch.ones(1)}.items())
+        assert list(buffers) == ["b", "c"]
 
 
 def test_an_adapted_layers_own_weight_is_read():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -167,9 +167,9 @@ class BufferDict(nn.Module):
     def __contains__(self, key: object) -> bool:
         return key in self._buffers
 
-    def update(self, buffers: dict[str, Tensor]) -> None:
+    def update(self, buffers: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
         """Put all of these in."""
-        for key, buffer in buffers.items():
+        for key, buffer in dict(buffers).items():
             self[key] = buffer
 
     def keys(self) -> Iterable[str]:

@@ -37,7 +37,9 @@ def delete_adapter(model: nn.Module, adapter_name: str, prefix: str = "", layer_
 
 def set_requires_grad(model: nn.Module, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
     """Freeze or unfreeze adapters without activating them."""
-    tuner.set_requires_grad(model, [adapter_names] if isinstance(adapter_names, str) else adapter_names, requires_grad)
+    tuner.set_requires_grad(
+        model, [adapter_names] if isinstance(adapter_names, str) else list(adapter_names), requires_grad
+    )
 
 
 def cast_adapter_dtype(model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

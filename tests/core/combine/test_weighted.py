@@ -331,11 +331,13 @@ def test_mistakes_change_nothing(model, options, error):
 def test_what_cannot_be_combined_is_refused():
     model = combined_from({"a": {"r": 2, "target_modules": ["up"], "modules_to_save": ["down"]},
                            "b": {"r": 2, "target_modules": ["up"], "bias": "lora_only"},
-                           "c": {"r": 2, "target_modules": ["up"], "lora_bias": True}})  # fmt: skip
+                           "c": {"r": 2, "target_modules": ["up"], "lora_bias": True},
+                           "e": {"r": 2, "target_modules": ["up"], "modules_to_save": ["down"]}})  # fmt: skip
     model.add_adapter("d", afina.BottleneckConfig(target_modules=["table"]))
-    for name, error in {"a": ConfigError, "b": ConfigError, "c": NotMergeable, "d": NotMergeable}.items():
+    refused = {("a", "e"): ConfigError, ("b",): ConfigError, ("c",): NotMergeable, ("d",): NotMergeable}
+    for names, error in refused.items():
         with pytest.raises(error):
-            model.add_weighted_adapter([name], [1], "new", svd_rank=2)
+            model.add_weighted_adapter([*names], [1] * len(names), "new", svd_rank=2)
     model.set_adapter("c")
     model.merge_adapter()
     with pytest.raises(MergeError):
@@ -362,3 +364,17 @@ def test_a_combination_far_from_the_weighted_sum_is_told() -> None:
         warnings.simplefilter("error")
         exact = model.add_weighted_adapter(["a", "b"], [1.0, -1.0], "near", combination_type="cat")
     assert exact.total.error < 1e-3
+
+
+@pytest.mark.parametrize("order", [["plain", "head"], ["head", "plain"]], ids=str)
+def test_a_trained_copy_that_one_adapter_has_comes_along(order, tmp_path):
+    options = {"r": 2, "target_modules": ["up"]}
+    model = combined_from({"head": {**options, "modules_to_save": ["down"]}, "plain": options})
+    model.add_weighted_adapter(order, [0.5, 2.0], "both", combination_type="cat")
+    copies = model.get_base_model().down.modules_to_save
+    assert torch.equal(copies.both.weight, copies.head.weight)
+    assert not torch.equal(copies.head.weight, model.get_base_model().down.original_module.weight)
+    model.set_adapter("both")
+    wanted = model(torch.arange(4)[None])
+    model.save_pretrained(tmp_path, selected_adapters=["both"])
+    assert torch.equal(afina.PeftModel.from_pretrained(net(), tmp_path / "both")(torch.arange(4)[None]), wanted)

@@ -9,7 +9,7 @@ import pytest
 
 from afina.core.disk.card import origin, write_card
 
-from ..tiny import config
+from ..tiny import config, trained
 
 
 def card(folder: Path, **options: object) -> str:
@@ -45,14 +45,14 @@ def test_card_written_again_keeps_what_a_user_wrote_above_and_renews_the_rest(tm
     first = card(tmp_path)
     assert card(tmp_path) == first
     path = tmp_path / "new" / "adapter" / "README.md"
-    path.write_text("my own words\n\n" + first + "old words", encoding="utf-8")
+    path.write_text(first.replace("# Adapter", "my own words") + "old words", encoding="utf-8")
     again = card(tmp_path, base_model_name_or_path="other")
-    assert again.startswith("my own words\n\n---\n")
+    assert "---\n\nmy own words\n\n<!--" in again
     assert "old words" not in again
     assert "`other`" in again
     assert again.count("trained parameters") == 1
     path.write_text("# Mine", encoding="utf-8")
-    assert card(tmp_path).startswith("# Mine\n\n<!--")
+    assert "---\n\n# Mine\n\n<!--" in card(tmp_path)
 
 
 def test_origin_is_where_the_model_was_loaded_from() -> None:
@@ -69,3 +69,24 @@ def test_card_says_the_format_that_the_config_says(tmp_path: Path) -> None:
     from afina.core.config import FORMAT_VERSION
 
     assert f"PEFT {FORMAT_VERSION}" in card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "before", ["My text.\n", "---\nlicense: mit\ntags:\n- mine\n---\n\nMy text.\n"], ids=["plain", "own"]
+)
+def test_a_card_that_is_there_gains_what_the_hub_wants_and_loses_nothing(tmp_path: Path, before: str) -> None:
+    import yaml
+
+    (tmp_path / "README.md").write_text(before, encoding="utf-8")
+    model = trained(task_type=None)
+    model.peft_config["default"].base_model_name_or_path = "some/base"
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        _, head, body = text.split("---\n", 2)
+        found = yaml.safe_load(head)
+        assert found["library_name"] == "peft"
+        assert found["base_model"] == "some/base"
+        assert found["tags"] == (["mine"] if "mine" in before else ["lora", "base_model:adapter:some/base", "afina"])
+        assert found.get("license") == ("mit" if "mit" in before else None)
+        assert body.strip() == "My text."

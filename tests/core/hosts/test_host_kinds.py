@@ -269,3 +269,30 @@ def test_trained_heads_are_hosts_of_their_own_kind() -> None:
     assert isinstance(head, ModulesToSaveWrapper)
     assert "modules_to_save.default.copy.weight" in head.state_dict()
     assert not head.is_tied
+
+
+@pytest.mark.parametrize("options", [
+    {"modules_to_save": ["head"]}, {"target_modules": ["head"], "peft_type": "LN_TUNING"},
+], ids=str)  # fmt: skip
+def test_two_that_train_the_same_module_are_not_active_together(options: dict[str, Any]) -> None:
+    from ..tiny import config, mlp
+
+    kind = afina.LNTuningConfig if options.pop("peft_type", "LORA") == "LN_TUNING" else config
+    model = afina.get_peft_model(mlp(), kind(**options))
+    model.add_adapter("b", kind(**options))
+    model.add_adapter("c", config())
+    with pytest.raises(ConfigError, match="only one can be active"):
+        model.base_model.set_adapter(["default", "b"])
+    assert model.active_adapters == ["default"]
+    model.base_model.set_adapter(["b", "c"])
+    assert model.get_base_model().head.active_adapters == (["b"] if "modules_to_save" in options else ["b", "c"])
+
+
+def test_rows_of_an_embedding_have_one_active_adapter_each() -> None:
+    model = afina.get_peft_model(llama(), afina.TrainableTokensConfig(token_indices=[4, 5]))
+    model.add_adapter("same", afina.TrainableTokensConfig(token_indices=[5]))
+    model.add_adapter("other", afina.TrainableTokensConfig(token_indices=[6]))
+    with pytest.raises(ConfigError, match="only one can be active"):
+        model.base_model.set_adapter(["default", "same"])
+    model.base_model.set_adapter(["default", "other"])
+    assert model.active_adapters == ["default", "other"]

@@ -138,3 +138,13 @@ def test_files_have_a_tied_copy_twice() -> None:
     tied: Any = Replacement(site(table), TIES).tied(site(head))
     assert torch.equal(tied.disk_state({})["weight"], table.weight)
     assert tied.disk_shapes({}) == {"weight": (5, 3)}
+
+
+def test_a_copy_answers_for_the_module_that_it_is_a_copy_of() -> None:
+    adapter = Replacement(site(nn.BatchNorm1d(3)), None)
+    adapter.copy.num_batches_tracked.fill_(7)
+    assert adapter.num_batches_tracked == 7
+    assert adapter.num_features == 3
+    assert adapter.weight is adapter.copy.weight
+    with pytest.raises(AttributeError):
+        adapter.nothing

@@ -8,13 +8,14 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import afina
 from afina.core.hosts.host import Host, hosts
 from afina.core.hosts.spelling import reference_view, shared_view
 from afina.errors import CheckpointError, ConfigError
 
-from ..tiny import config, mlp, trained
+from ..tiny import config, mlp, nudge, trained
 
 
 @pytest.fixture
@@ -195,3 +196,32 @@ def test_rows_of_single_tokens_are_found_where_the_reference_has_them() -> None:
         layer = model.base_model.model[0]
         assert layer.token_adapter.trainable_tokens_delta["default"].shape == (2, 4)
         assert not hasattr(model.base_model.model[1], "token_adapter")
+
+
+def test_an_update_that_is_asked_for_in_training_is_not_dropped_out() -> None:
+    model = afina.get_peft_model(mlp(), afina.LoKrConfig(target_modules=["up"], rank_dropout=0.5, module_dropout=0.5))
+    nudge(model)
+    layer = model.get_base_model().layers[0]["up"]
+    wanted = layer.get_delta_weight("default")
+    assert wanted.any()
+    model.train()
+    for _ in range(8):
+        assert torch.equal(layer.get_delta_weight("default"), wanted)
+    assert layer.adapter("default").training
+
+
+@pytest.mark.parametrize(("layer", "sizes"), [
+    (torch.nn.Linear(3, 5), (3, 5)),
+    (torch.nn.Embedding(7, 4), (7, 4)),
+    (torch.nn.Conv2d(4, 6, 3, groups=2), (4, 6)),
+    (Conv1D(5, 3), (3, 5)),
+    (torch.nn.MultiheadAttention(4, 2), (4, 12)),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_every_kind_of_layer_tells_its_sizes(layer: torch.nn.Module, sizes: tuple[int, int]) -> None:
+    model = afina.get_peft_model(torch.nn.Sequential(layer), afina.LoraConfig(r=2, target_modules=["0"]))
+    assert (model.base_model.model[0].in_features, model.base_model.model[0].out_features) == sizes
+
+
+def test_what_has_no_sizes_has_none_with_adapters_either() -> None:
+    model = afina.get_peft_model(torch.nn.Sequential(torch.nn.LayerNorm(4)), afina.LNTuningConfig(target_modules=["0"]))
+    assert not hasattr(model.base_model.model[0], "in_features")

@@ -216,7 +216,7 @@ def test_model_card_keeps_the_users_text(tmp_path: Path) -> None:
     card.write_text("---\nlicense: mit\n---\nMy own words.\n" + card.read_text().split("# Adapter")[1])
     model.create_or_update_model_card(tmp_path)
     text = card.read_text()
-    assert text.startswith("---\nlicense: mit\n---\nMy own words.")
+    assert text.startswith("---\nlicense: mit\nlibrary_name: peft\ntags:\n- lora\n- afina\n---\nMy own words.")
     assert text.count("<!-- written by afina") == 1
     model.save_pretrained(tmp_path)
     assert card.read_text() == text
@@ -272,3 +272,35 @@ def test_what_trains_goes_on_training_when_another_adapter_comes(tmp_path: Path)
     with pytest.raises(CheckpointError):
         model.load_adapter(tmp_path / "nowhere", "e")
     assert {n for n, p in model.named_parameters() if p.requires_grad} == learning
+
+
+def test_an_adapter_loaded_to_be_trained_is_in_an_optimizer_made_before_it_is_active(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "first")
+    trained(seed=2, modules_to_save=["head"]).save_pretrained(tmp_path / "second")
+    model = afina.PeftModel.from_pretrained(mlp(), tmp_path / "first", "a")
+    model.load_adapter(tmp_path / "second", "b", is_trainable=True)
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert model.active_adapters == ["a"]
+    model.set_adapter("b")
+    assert learning == {n for n, p in model.named_parameters() if p.requires_grad} != set()
+
+
+def test_tensors_of_another_shape_are_left_out_on_request_and_told(tmp_path: Path) -> None:
+    mine = trained(mlp(), target_modules=["up"], modules_to_save=["head"])
+    mine.save_pretrained(tmp_path)
+    base = mlp()
+    base.head = nn.Linear(base.head.in_features, base.head.out_features + 1)
+    fresh = base.head.weight.clone()
+    with pytest.raises(CheckpointError, match="another shape"):
+        afina.PeftModel.from_pretrained(base, tmp_path, allow_other_base=True)
+    options = {"ignore_mismatched_sizes": True, "allow_other_base": True}
+    with pytest.warns(AfinaWarning, match=r"2 tensors of another shape are left out and start afresh: head"):
+        model = afina.PeftModel.from_pretrained(base, tmp_path, **options)
+    with pytest.warns(AfinaWarning, match="another shape"):
+        model.load_adapter(tmp_path, "second", **options)
+    read = afina.get_peft_model_state_dict(mine)
+    for name in ("default", "second"):
+        here = afina.get_peft_model_state_dict(model, adapter_name=name)
+        assert torch.equal(here.pop("base_model.model.head.weight"), fresh)
+        assert [torch.equal(read[k], t) for k, t in here.items() if "lora" in k] == [True] * 6
+    assert torch.isfinite(model(inputs())).all()

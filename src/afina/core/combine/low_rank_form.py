@@ -17,6 +17,7 @@ from ...errors import ConfigError, MergeError, NotMergeable
 from ..config import LayerConfig, methods
 from ..hosts.adapter import Adapter, DeltaWeight
 from ..hosts.host import Host
+from ..hosts.view import nothing_drawn
 from ..layers.weights import BaseWeight
 
 Factors = tuple[Tensor, Tensor]
@@ -130,17 +131,14 @@ def update_of(host: Host, name: str, path: str) -> Tensor:
     weight, bias = host.base.read()
     dtype = torch.promote_types(torch.promote_types(weight.dtype, adapter.dtype), torch.float32)
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    training = adapter.training
-    adapter.eval()
     try:
-        if type(adapter).merged is DeltaWeight.merged and isinstance(adapter, DeltaWeight):
-            return adapter.delta(weight).to(dtype)
-        after, bias_after = adapter.merged(weight, bias)
+        with nothing_drawn([adapter]):
+            if type(adapter).merged is DeltaWeight.merged and isinstance(adapter, DeltaWeight):
+                return adapter.delta(weight).to(dtype)
+            after, bias_after = adapter.merged(weight, bias)
     except NotMergeable as error:
         error.where = f"{path}: {error.where}"
         raise
-    finally:
-        adapter.train(training)
     if bias_after is not bias and not (bias is not None and bias_after is not None and bias_after.equal(bias)):
         raise NotMergeable("the adapter changes the bias too, which a low-rank update cannot hold", where=path,
                            got=type(adapter).__name__)  # fmt: skip

@@ -20,7 +20,6 @@ from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
 from ..hosts.routing import routers
 from ..hosts.tuner import check_known
-from ..inject.injection import inject
 from ..inject.places import places, ranks_at
 from ..prompts.encoder import PromptLearningConfig
 from ..validate import check_name
@@ -39,7 +38,7 @@ from .low_rank_form import (
     update_of,
 )
 from .offer import Combination, Vectors
-from .unload import delete
+from .put_on import put
 
 _LOG = logging.getLogger(__name__)
 FAR_OFF = 0.5
@@ -66,11 +65,11 @@ def add_weighted_adapter(
     weights: Sequence[float], adapter_name: str, combination: Combination,
 ) -> Retained:  # fmt: skip
     """Combine adapters into a new one that is neither active nor trainable; see `BaseTuner.add_weighted_adapter`."""
-    layers, likes = _checked(holder, model, configs, adapters, weights, adapter_name)
+    layers, copies, likes = _checked(holder, model, configs, adapters, weights, adapter_name)
     classes = [type(layer.host.adapter(n)) for layer in layers for n, _ in layer.parts]
     if all(issubclass(c, Vectors) for c in classes) and combination.kind in ("linear", "svd"):
         fills, config = _vectors(layers), cast("type[Vectors]", classes[0]).combined_config(likes)
-        put(holder, model, adapter_name, config, fills)
+        put(holder, model, adapter_name, _with_copies(config, likes), {**fills, **copies})
         configs[adapter_name] = config
         return Retained({})
     one = len(adapters) == 1 and combination.rank is None
@@ -82,7 +81,9 @@ def add_weighted_adapter(
         taken, retained = _factor_by_factor(layers, combination if not one else _LINEAR)
     ranks = ranks_at({layer.path: _rank_of(taken[layer.path], layer.host) for layer in layers})
     config = plain_form().config_of(likes[0], ranks, places(model, {layer.path: layer.host for layer in layers}, likes))
-    put(holder, model, adapter_name, config, {p: filler(t) for p, t in taken.items()})
+    put(
+        holder, model, adapter_name, _with_copies(config, likes), {**{p: filler(t) for p, t in taken.items()}, **copies}
+    )
     configs[adapter_name] = config
     _LOG.info("%s = %s of %s: %s", adapter_name, combination.kind, ", ".join(adapters), retained)
     if combination.kind in ("linear", "cat", "svd") and retained.total.error >= FAR_OFF:
@@ -96,7 +97,8 @@ def add_weighted_adapter(
 def _checked(
     holder: nn.Module, model: nn.Module, configs: Mapping[str, PeftConfig], adapters: Sequence[str],
     weights: Sequence[float], adapter_name: str,
-) -> tuple[list[_Layer], list[LayerConfig]]:  # fmt: skip
+) -> tuple[list[_Layer], dict[str, Callable[[Adapter], None]], list[LayerConfig]]:  # fmt: skip
+    """The layers, what fills the copies of modules that one of the adapters trains, and the configs."""
     check_name(adapter_name)
     if adapter_name in configs:
         raise NameTakenError("an adapter of this name is loaded", where="adapter_name", got=adapter_name,
@@ -109,19 +111,32 @@ def _checked(
     whole = next((n for n in adapters if n in routers(holder)), None)
     if whole is not None:
         raise NotMergeable("a method that decides over the whole model cannot be combined", where=whole)
-    layers = []
+    layers: list[_Layer] = []
+    copies: dict[str, Callable[[Adapter], None]] = {}
     for path, host in hosts(model):
         parts = [(n, float(w)) for n, w in zip(adapters, weights, strict=True) if n in host.names()]
         if not parts:
             continue
+        own = host.adapter(parts[0][0])
+        if isinstance(host, ModulesToSaveWrapper) and own is not None and len(parts) == 1:
+            copies[path] = partial(Adapter.assign, own=dict(own.state_dict()))
+            continue
         if isinstance(host, ModulesToSaveWrapper) or any(n in host.biases for n, _ in parts):
-            raise ConfigError("trained copies of modules and biases cannot be combined", where=path,
+            raise ConfigError("trained copies of one module and biases cannot be combined", where=path,
                               got=", ".join(n for n, _ in parts))  # fmt: skip
         if host.merged:
             raise MergeError("adapters are merged into this layer", where=path, got=", ".join(host.merged),
                              fix="call unmerge_adapter() first")  # fmt: skip
         layers.append(_Layer(path, host, parts))
-    return layers, likes
+    return layers, copies, likes
+
+
+def _with_copies(config: LayerConfig, likes: list[LayerConfig]) -> LayerConfig:
+    """The config with the trained copies that any of the combined adapters brings."""
+    named = [name for like in likes for name in getattr(like, "modules_to_save", None) or []]
+    if named:
+        config.modules_to_save = list(dict.fromkeys(named))
+    return config
 
 
 def layer_like(config: PeftConfig, name: str) -> LayerConfig:
@@ -267,25 +282,3 @@ def filler(taken: Any) -> Callable[[Adapter], None]:
             adapter.take(taken)
 
     return fill
-
-
-def put(
-    holder: nn.Module, model: nn.Module, name: str, config: LayerConfig,
-    fills: Mapping[str, Callable[[Adapter], None]],
-) -> None:  # fmt: skip
-    """Inject an adapter whose values are known, frozen and not active; nothing stays of it if that fails."""
-    inject(model, config, name, low_cpu_mem_usage=True, container=holder)
-    done = False
-    try:
-        for path, host in hosts(model):
-            adapter = host.adapter(name)
-            if adapter is None:
-                continue
-            if path not in fills:
-                raise ConfigError("the combined targets match a layer that no adapter is on", where=path)
-            fills[path](adapter)
-            adapter.to(host.base.device).requires_grad_(False)
-        done = True
-    finally:
-        if not done:
-            delete(holder, name)

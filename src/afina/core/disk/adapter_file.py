@@ -37,6 +37,8 @@ class AdapterFile:
     notes: dict[str, Any] = field(default_factory=dict)
     key_mapping: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     """Patterns of keys, without `base_model.model.` -> what stands in their place; the first that is found counts."""
+    any_shape: bool = field(default=False, kw_only=True)
+    """Tensors of another shape than the model's are left out, with a warning."""
 
     @property
     def config_path(self) -> Path:

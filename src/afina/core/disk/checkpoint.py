@@ -211,11 +211,11 @@ def load_adapter(
     root, _, _ = layout(model)
     file = file.fitted(root)
     plan = LoadPlan(model, name, file.shapes(), file.whole_numbers())
-    plan.refuse_problems(file.path)
+    plan.refuse_problems(file.path, any_shape=file.any_shape)
     if "base" in file.notes and not allow_other_base:
         fingerprint.compare(file.notes["base"], root, file.path)
     tensors = file.tensors()
-    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary}
+    of_vocabulary = {k: tensors[k] for k in plan.of_vocabulary if k not in plan.misshapen}
     if of_vocabulary:
         shapes = [tuple(t.shape) for t in of_vocabulary.values()]
         declared = bool(file.notes.get("vocabulary")) if file.notes else embeddings.is_resized(root, shapes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, nearest
+from ...errors import AfinaWarning, CheckpointError, nearest
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
@@ -60,8 +61,11 @@ class LoadPlan:
         self.whole = [k for k in whole_numbers if k in floating or k in tables]
         self.found = found
 
-    def refuse_problems(self, where: object) -> None:
-        if self.misshapen:
+    def refuse_problems(self, where: object, any_shape: bool = False) -> None:
+        if self.misshapen and any_shape:
+            warnings.warn(f"{len(self.misshapen)} tensors of another shape are left out and start afresh: "
+                          f"{_few(self.misshapen)}", AfinaWarning, stacklevel=4)  # fmt: skip
+        elif self.misshapen:
             key = self.misshapen[0]
             raise CheckpointError(
                 f"{len(self.misshapen)} tensors have another shape, e.g. {key}", where=where, got=self.found[key],

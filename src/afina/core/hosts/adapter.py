@@ -93,8 +93,7 @@ class Adapter(nn.Module):
     has_penalty: ClassVar[bool] = False
     shares_batch: ClassVar[bool] = True
     """Whether rows of a batch can go through it beside others; false where it looks beyond its rows or layer."""
-    loaded_whole = False
-    """Whether its file is being loaded as a whole, so that names of tensors need not be known."""
+    loaded_whole = False  # while its file is loaded as a whole, so that names of tensors need not be known
     steady: ClassVar[bool] = False
     """Whether what this very class does follows from tensors and settings alone, so that recorded steps stay right."""
     with_attention_output: ClassVar[bool] = True
@@ -150,11 +149,14 @@ class Adapter(nn.Module):
         return getattr(self, name)
 
     def cut_dims(self) -> Mapping[str, tuple[int | None, int | None]] | None:
-        """On a layer that is cut over processes (tensor parallel): each own parameter -> its dimensions that count the
-        layer's outputs and inputs. Who says so computes with a part of the layer and the parts of these parameters
-        what it would with all, by the view's own operations. None: it is shown the whole layer, which costs gathering
-        its inputs or outputs, and its weight where that is read."""
+        """On a layer cut over processes (tensor parallel): each own parameter -> its dimensions that count the layer's
+        outputs and inputs. Who says so computes with parts of the layer and of these what it would with all, by the
+        view's own operations. None: it is shown the whole layer, which costs gathering inputs, outputs or weight."""
         return None
+
+    def hides(self, earlier: Adapter) -> bool:
+        """Whether nothing is left of what `earlier`, another active adapter, does at this place."""
+        return False
 
     def penalty(self) -> Tensor | None:
         """What the method adds to the training loss for this layer, if anything."""
@@ -218,8 +220,7 @@ class Adapter(nn.Module):
         return {}
 
     def tied(self, site: Site) -> Adapter | None:
-        """What adapts a module that shares its weight with the input embedding on which this adapter sits, an output
-        head or another embedding; None leaves it the base's weight, as the reference does unless told otherwise."""
+        """What adapts a module that shares this input embedding's weight; None: it keeps the base's weight."""
         return None
 
     @classmethod
@@ -237,8 +238,8 @@ class Adapter(nn.Module):
         """The class that implements a config: this one, or the variant whose condition holds."""
         found = [special for applies, special in cls.variants if applies(config)]
         if len(found) > 1:
-            raise ConfigError("options that exclude each other", where="config",
-                              got=", ".join(f.__name__ for f in found))  # fmt: skip
+            names = ", ".join(f.__name__ for f in found)
+            raise ConfigError("options that exclude each other", where="config", got=names)
         return found[0] if found else cls
 
     @classmethod
@@ -261,8 +262,7 @@ class DeltaWeight(Adapter):
 
     def __init__(self, site: Site, config: Any) -> None:
         super().__init__(site, config)
-        # A value in the class would hide the module that is set here.
-        self.__dict__["dropout"] = None
+        self.__dict__["dropout"] = None  # a value in the class would hide the module that is set here
 
     def drop(self, rate: float) -> None:
         """Drop inputs of ΔW at this rate."""

@@ -16,9 +16,9 @@ from .adapter import Adapter
 from .batch_rows import run_rows
 from .calls import Scope, current
 from .light import LightModule
-from .replacement import Replacement
+from .replacement import Replacement, settled
 from .spelling import ReferenceSpelling, reference_view
-from .view import View
+from .view import View, nothing_drawn
 from .walk import outside_adapters
 
 
@@ -237,7 +237,7 @@ class Host(LightModule, ReferenceSpelling):
             if type(adapter).merged is Adapter.merged:
                 adapter.merged(torch.empty(0), None)  # says that there is no merged form
         self.base.check_merge(requantise)
-        with torch.no_grad():
+        with torch.no_grad(), nothing_drawn(self._named(wanted)):
             weight, bias = View(self, self._named(wanted), None, bias=self.own_bias()).params()
         for tensor in (weight, bias):
             if tensor is not None and not torch.isfinite(tensor).all():
@@ -256,8 +256,7 @@ class Host(LightModule, ReferenceSpelling):
     def result(self, keep: bool = True) -> nn.Module:
         """The module that stays when the host goes: the base layer with what was merged into it, or (if `keep`) the
         active trained copy of the whole module."""
-        found = self.stack[-1] if self.stack and keep else None
-        return found.copy if isinstance(found, Replacement) and not found.is_weight else self.base_layer
+        return settled(self.stack[-1] if self.stack and keep else None, self.base_layer, weights=False)
 
     # -- the reference's spelling -----------------------------------------------------------------------------------
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ..layers.cut import cut_of
 from ..layers.tensor_parallel import CutLinear, cut_along, is_cut_along
 from .adapter import Adapter
 from .calls import Scope, current
-from .host import Host
-from .replacement import Replacement
+from .host import Host, hosts
+from .replacement import Replacement, settled
 from .view import FullView, PartView, View
 
 
@@ -90,6 +92,10 @@ class ModulesToSaveWrapper(Host):
         assert module is not None
         return module
 
+    @property
+    def active_adapters(self) -> list[str]:
+        return [name for name in self.active if self.adapter(name) is not None]
+
     def enable_adapters(self, enabled: bool) -> None:
         """As of any host, and when one of the model's other layers is switched on."""
         (self.scope.off.discard if enabled else self.scope.off.add)(self)
@@ -109,8 +115,7 @@ class ModulesToSaveWrapper(Host):
                 copy.refuse_not_finite()
 
     def result(self, keep: bool = True) -> nn.Module:
-        found = self.stack[-1] if self.stack and keep else None
-        return found.copy if isinstance(found, Replacement) else self.base_layer
+        return settled(self.stack[-1] if self.stack and keep else None, self.base_layer, weights=True)
 
     def _is_running(self) -> bool:
         """Whether the model runs: forward, or (checkpointing) again from the backward pass."""
@@ -121,4 +126,19 @@ class ModulesToSaveWrapper(Host):
             return self.base_layer  # who ties weights would put the copy's into the base
         self.called = True  # some parents read the weight instead of calling the module
         call = current(self.scope)
-        return self.base_layer if call is not None and not call.enabled else self.result()
+        found = self.stack[-1] if self.stack and (call is None or call.enabled) else None
+        return found.copy if isinstance(found, Replacement) else self.base_layer
+
+
+def refuse_hidden(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Refuse to have adapters active together of which one would leave nothing of the other at some place.
+
+    Raises:
+        ConfigError: with the place and their names.
+    """
+    for path, host in hosts(model) if len(names) > 1 else ():
+        here = [(n, a) for n in names if (a := host.adapter(n)) is not None]
+        for (first, earlier), (second, later) in itertools.combinations(here, 2):
+            if later.hides(earlier):
+                raise ConfigError("of two adapters that train the same module or tokens only one can be active",
+                                  where=path, got=f"{first}, {second}", fix="activate one of them")  # fmt: skip

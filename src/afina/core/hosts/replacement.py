@@ -33,6 +33,7 @@ class Replacement(Adapter):
     def __init__(self, site: Site, config: Any, module: nn.Module | None = None) -> None:
         super().__init__(site, config)
         self.copy = _bare(dense_copy(site.base.module if module is None else module)).requires_grad_(True)
+        self.dtypes = {name: tensor.dtype for name, tensor in self.copy.state_dict().items()}
         self.ties = bool(getattr(config, "ensure_weight_tying", False))
         self.is_weight = site.base.kind != "module"
         if site.dtype.is_floating_point:
@@ -52,11 +53,14 @@ class Replacement(Adapter):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return base_weight(self.copy).read()
 
+    def hides(self, earlier: Adapter) -> bool:
+        return isinstance(earlier, Replacement)
+
     def __getattr__(self, name: str) -> Any:
-        copy = self.__dict__.get("_modules", {}).get("copy")
-        if copy is not None and name in copy._parameters:
-            return copy._parameters[name]  # the reference has the copy itself here
-        return super().__getattr__(name)
+        modules = self.__dict__.get("_modules", {})
+        if name.startswith("__") or "copy" not in modules or name in modules:
+            return super().__getattr__(name)
+        return getattr(modules["copy"], name)  # the reference has the copy itself here
 
     def refuse_not_finite(self) -> None:
         """Refuse to be put in the module's place for good.
@@ -99,3 +103,23 @@ def _bare(module: nn.Module) -> nn.Module:
                 found = found.base_layer
             parent._modules[name] = found
     return module
+
+
+def settled(adapter: Adapter | None, original: nn.Module, *, weights: bool) -> nn.Module:
+    """What stays in a module's place for good: the original, or its trained copy in the dtypes of the original, because
+    nobody casts around it then.
+
+    Args:
+        adapter: the last active one.
+        original: the module.
+        weights: whether copies of layers count too, whose weights are not merged.
+    """
+    if not isinstance(adapter, Replacement) or (adapter.is_weight and not weights):
+        return original
+    there = {name: t.dtype for name, t in original.state_dict().items() if torch.is_floating_point(t)}
+    for prefix, module in adapter.copy.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(there.get(name, adapter.dtypes.get(name, tensor.dtype)))
+    return adapter.copy

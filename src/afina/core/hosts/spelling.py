@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, NameTakenError, NotMergeable
 from ..by_name import Places
 from .adapter import Adapter, DeltaWeight
+from .view import nothing_drawn
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
@@ -58,6 +59,24 @@ class ReferenceSpelling(nn.Module):
     @property
     def merged_adapters(self) -> list[str]:
         return list(self.merged)
+
+    @property
+    def in_features(self) -> int:
+        """What comes in: features, channels, or rows of a table."""
+        return self._size("in_features", "in_channels", "num_embeddings")
+
+    @property
+    def out_features(self) -> int:
+        """What comes out: features, channels, or numbers of a token."""
+        return self._size("out_features", "out_channels", "embedding_dim")
+
+    def _size(self, feature: str, *others: str) -> int:
+        found = next((getattr(self.base.module, n) for n in (feature, *others) if hasattr(self.base.module, n)), None)
+        if found is None and self.base.kind in ("linear", "attention"):
+            found = getattr(self.base, feature)
+        if found is None:
+            raise AttributeError(f"{type(self.base.module).__name__} has no {feature}")
+        return int(found)
 
     @property
     def disable_adapters(self) -> bool:
@@ -130,7 +149,8 @@ class ReferenceSpelling(nn.Module):
             before = self.base.parameters()
             self.base.restore(merged)
             try:
-                return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
+                with nothing_drawn([found]):
+                    return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
             finally:
                 self.base.restore(before if merged else {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .adapter import Adapter
 from .batch_rows import Rows
 from .calls import Scope, current
 from .host import Host, hosts
+from .host_kinds import refuse_hidden
 from .light import Unreplicated
 from .routing import routers
 from .spelling import shared_view
@@ -56,6 +57,7 @@ def check_known(names: Iterable[str], known: Iterable[str]) -> None:
 
 def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, ...] | None = None) -> None:
     """Choose the active adapters; exactly `trainable` (all active ones if None) get gradients."""
+    refuse_hidden(model, names)
     learning = names if trainable is None else trainable
     for name, router in routers(model).items():
         router.switch(_plain(model), active=name in names)
@@ -71,10 +73,9 @@ def activate(model: nn.Module, names: tuple[str, ...], *, trainable: tuple[str, 
             parameter.requires_grad_(name in learning and key not in frozen)
 
 
-def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: bool) -> None:
+def set_requires_grad(model: nn.Module, names: Collection[str], requires_grad: bool) -> None:
     """Freeze or unfreeze adapters without activating them."""
-    # A tuner answers for its model, whose own `base_model` that would be.
-    names, container = list(names), model if isinstance(model, Tuner) else getattr(model, "base_model", model)
+    container = model if isinstance(model, Tuner) else getattr(model, "base_model", model)  # not its model's own
     for name, encoder in container.prompt_encoder.items() if isinstance(container, Tuner) else ():
         assert isinstance(encoder, PromptEncoder)
         for parameter in encoder.trainable().values() if name in names else ():
@@ -87,8 +88,8 @@ def set_requires_grad(model: nn.Module, names: Iterable[str], requires_grad: boo
     for _, host in hosts(model):
         for name in names:
             adapter = host.adapter(name)
-            found = [] if adapter is None else list(adapter.trainable().values())
-            for parameter in [*found, *([host.biases[name]] if name in host.biases else [])]:
+            biases = [host.biases[name]] if name in host.biases else []
+            for parameter in (*(adapter.trainable().values() if adapter is not None else ()), *biases):
                 parameter.requires_grad_(requires_grad)
 
 

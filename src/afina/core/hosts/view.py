@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -180,3 +180,17 @@ class FullView(_CutView):
 
     def tensors(self, adapter: Adapter) -> Mapping[str, Tensor]:
         return wholes_of(adapter)
+
+
+@contextmanager
+def nothing_drawn(adapters: Iterable[Adapter]) -> Iterator[None]:
+    """Adapters as they are in eval mode, for what is made of them once and stays: no dropout, nothing sampled."""
+    with_sources = [a for adapter in adapters for a in (adapter, *getattr(adapter, "sources", ()))]
+    training = [module for adapter in with_sources for module in adapter.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

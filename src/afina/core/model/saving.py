@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from ..combine.unload import delete
 from ..config import LayerConfig, PeftConfig
 from ..disk import embeddings
 from ..disk.adapter_file import refuse_other_config
-from ..disk.card import write_card
+from ..disk.card import complete_card
 from ..disk.checkpoint import get_peft_model_state_dict, load_adapter, open_adapter, save_adapter
 from ..disk.load_plan import LoadResult
 from ..disk.names import own_key
@@ -114,8 +114,10 @@ class Files(nn.Module):
         for name in names:
             save_adapter(self, folder if name == "default" else folder / name, name, self.peft_config[name],
                          state_dict=state_dict, save_embedding_layers=save_embedding_layers, write=write)  # fmt: skip
-        if write and not (folder / "README.md").exists():
-            self.create_or_update_model_card(folder)
+        if write and (folder / "README.md").exists():
+            complete_card(folder / "README.md", self.peft_config[names[0]])
+        elif write:
+            cast(Any, self).create_or_update_model_card(folder)
 
     @classmethod
     def from_pretrained(
@@ -145,9 +147,10 @@ class Files(nn.Module):
             low_cpu_mem_usage: accepted for the reference's sake; no memory is taken before the file has been checked.
             key_mapping: patterns of the file's keys (without `base_model.model.`) -> what stands in their place here.
             allow_other_base: load even if the weights below are not those that it was trained on.
-            **kwargs: `subfolder`; of the hub: `revision`, `cache_dir`, `token`, `force_download`, `local_files_only`;
-                `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`; `adapters`: name -> folder
-                or hub id of those that the adapter routes among (X-LoRA).
+            **kwargs: `ignore_mismatched_sizes=True` leaves out tensors of another shape, with a warning: those places
+                start afresh; `subfolder`; of the hub: `revision`, `cache_dir`, `token`, `force_download`,
+                `local_files_only`; `allow_pickle=True` reads AdapterHub's pickles with torch's `weights_only`;
+                `adapters`: name -> folder or hub id of those that the adapter routes among (X-LoRA).
 
         Raises:
             CheckpointError: the file is damaged, or does not fit the model or its config.
@@ -155,7 +158,7 @@ class Files(nn.Module):
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), config=config, **hub)
-        file.key_mapping = key_mapping or {}
+        file.key_mapping, file.any_shape = key_mapping or {}, bool(kwargs.get("ignore_mismatched_sizes"))
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
         elif file.config is config:
@@ -166,7 +169,8 @@ class Files(nn.Module):
             with AllocationLimit(model, file.header.shapes):
                 vocabulary.fit(model, file.shapes())
                 # Without memory, whatever `low_cpu_mem_usage` says, because the header was not compared yet.
-                out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, True)
+                low = not file.any_shape
+                out = cls.for_config(file.config)(model, file.config, adapter_name, autocast_adapter_dtype, low)
             load_adapter(out, adapter_name, file, allow_other_base=allow_other_base, vocabulary=True)
         out.base_model.vocabulary = vocabulary if vocabulary.differs(model) else None
         return out if is_trainable else out.eval()
@@ -190,7 +194,7 @@ class Files(nn.Module):
         Args:
             model_id: folder or hub id.
             adapter_name: a new name, or that of an adapter of the same configuration.
-            is_trainable: let it train once it is active.
+            is_trainable: its parameters require gradients from now on, also while it is not active.
             torch_device: accepted for the reference's sake, without effect.
             autocast_adapter_dtype: keep the adapter in float32 on a 16-bit base.
             ephemeral_gpu_offload: accepted for the reference's sake, without effect.
@@ -207,7 +211,7 @@ class Files(nn.Module):
         """
         hub = {k: v for k, v in kwargs.items() if k in _OPEN_OPTIONS}
         file = open_adapter(str(model_id), kwargs.get("subfolder"), **hub)
-        file.key_mapping = key_mapping or {}
+        file.key_mapping, file.any_shape = key_mapping or {}, bool(kwargs.get("ignore_mismatched_sizes"))
         _find_experts(file.config, str(model_id), kwargs)
         self._settled.settle(self, self.get_base_model())
         before = set(self.peft_config)
@@ -219,10 +223,12 @@ class Files(nn.Module):
             if fresh:
                 file.config.inference_mode = not is_trainable
                 with AllocationLimit(self.get_base_model(), file.header.shapes):
-                    self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=True)
+                    self._inject(adapter_name, file.config, autocast_adapter_dtype, low_memory=not file.any_shape)
             load_adapter(self, adapter_name, file, allow_other_base=allow_other_base)
             if fresh:
                 tuner.activate(self.base_model, self.base_model.active)
+        if fresh and is_trainable:  # an optimizer may be made before it is activated
+            tuner.set_requires_grad(self.base_model, [adapter_name], True)
         return LoadResult([], [])
 
     def _delete_all_but(self, names: set[str]) -> None:
@@ -273,13 +279,6 @@ class Files(nn.Module):
         here = {own_key(k): t for k, t in own.items()}
         if here.keys() != there.keys() or any(not here[k].cpu().equal(t.to(here[k].dtype)) for k, t in there.items()):
             raise NameTakenError("the model has another adapter of this name", where=name, got=path)
-
-    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
-        """Write README.md into `output_dir`: what this is, its base, how to load it; text that is there is kept."""
-        config = (
-            self.peft_config[self.active_adapter] if self.base_model.active else next(iter(self.peft_config.values()))
-        )
-        write_card(Path(output_dir), config, self.get_nb_trainable_parameters())
 
     def push_to_hub(self, repo_id: str, *, token: str | None = None, private: bool | None = None, **kwargs: Any) -> Any:
         """Upload what `save_pretrained` writes as `repo_id` (owner/name; a new one is `private` or not), with the hub's

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..disk.card import write_card
 from ..hosts import tuner
 from ..hosts.calls import switched_off
 from ..prompts.encoder import PromptEncoder
@@ -164,3 +167,10 @@ class Verbs(Running):
             raise ConfigError("the adapter has no virtual tokens", where=name or "no adapter is active",
                               fix="activate one that has with set_adapter")  # fmt: skip
         return found
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write README.md into `output_dir`: what this is, its base, how to load it; text that is there is kept."""
+        config = (
+            self.peft_config[self.active_adapter] if self.base_model.active else next(iter(self.peft_config.values()))
+        )
+        write_card(Path(output_dir), config, self.get_nb_trainable_parameters())

@@ -90,9 +90,9 @@ class Lily(Activation):
         self.lily_router = site.empty(config.num_B, config.r)
         nn.init.kaiming_uniform_(self.lily_router, a=math.sqrt(5))
 
-    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+    def factors(self) -> tuple[Tensor, Tensor]:
         """A: (r, in) and the experts below each other: (num_B · r, out); both belong to several layers."""
-        return self.shared.get_parameter(self.keys[0]), self.shared.get_parameter(self.keys[1])
+        return getattr(self.shared, self.keys[0]), getattr(self.shared, self.keys[1])  # under FSDP1 plain tensors
 
     def forward(self, inner: View, x: Any) -> Any:
         A, B = (p.to(x.device) for p in self.factors())

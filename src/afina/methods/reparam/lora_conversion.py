@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ...core.combine.low_rank_form import Kept, Retained, check_rank_or_share, nearest_factors
+from ...core.combine.put_on import put
 from ...core.combine.unload import delete
-from ...core.combine.weighted import filler, layer_like, put
+from ...core.combine.weighted import filler, layer_like
 from ...core.config import LayerConfig
 from ...core.disk.checkpoint import get_peft_model_state_dict, save_adapter
 from ...core.disk.names import layout

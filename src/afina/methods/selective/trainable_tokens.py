@@ -100,6 +100,10 @@ class TrainableTokens(Adapter):
             return weight.index_copy(1, ids, rows.T), bias
         return weight.index_copy(0, ids, rows), bias
 
+    def hides(self, earlier: Adapter) -> bool:
+        same = isinstance(earlier, TrainableTokens) and torch.isin(self.get_buffer("ids"), earlier.get_buffer("ids"))
+        return bool(torch.as_tensor(same).any())
+
     def disk_state(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"{self.folder}{n}": t for n, t in own.items()}
 
