@@ -13,6 +13,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -316,3 +317,76 @@ def test_cartridge_takes_the_cache_of_a_text() -> None:
         with_cartridge = model(input_ids=tail, attention_mask=torch.ones_like(tail)).logits
         whole = base(input_ids=torch.cat([x, tail], dim=1)).logits[:, TOKENS:]
     assert torch.allclose(with_cartridge, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "name"), DECODERS)
+def test_positions_that_are_given_count_the_callers_tokens(method: str, name: str) -> None:
+    model, x = adapted(afina, method, name), ids()
+    places = torch.arange(x.shape[1]).expand_as(x)
+    with torch.no_grad():
+        own = call(model, method, name)
+        assert torch.allclose(call(model, method, name, position_ids=places), own, atol=1e-5)
+        assert not torch.allclose(call(model, method, name, position_ids=2 * places), own, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "name"), DECODERS)
+@pytest.mark.parametrize("place", ["argument", "settings", "model"])
+def test_lengths_of_generation_count_the_callers_tokens(method: str, name: str, place: str) -> None:
+    model, x = adapted(afina, method, name), ids()
+    more = {"task_ids": torch.arange(len(x)) % 3} if method.startswith("Multitask") else {}
+    more |= {"attention_mask": torch.ones_like(x), "do_sample": False, "pad_token_id": 0}
+    wanted = model.generate(input_ids=x, max_new_tokens=4, min_new_tokens=4, **more)
+    lengths: dict[str, Any] = {"max_length": x.shape[1] + 4, "min_length": x.shape[1] + 4}
+    if place == "settings":
+        settings = GenerationConfig(**lengths, **{k: more.pop(k) for k in ("do_sample", "pad_token_id")})
+        lengths = {"generation_config": settings}
+    elif place == "model":
+        model.get_base_model().generation_config.update(**lengths)
+        lengths = {}
+    assert wanted.shape[1] == x.shape[1] + 4
+    assert torch.equal(model.generate(input_ids=x, **lengths, **more), wanted)
+    if place == "settings":
+        assert settings.max_length == x.shape[1] + 4
+
+
+class Words:
+    """A tokenizer of numbers, with a template that puts a 9 before a system message."""
+
+    chat_template: str | None = None
+
+    def __call__(self, text: str, truncation: bool = False, max_length: int | None = None, **_: Any) -> Any:
+        return {"input_ids": torch.tensor([[int(w) for w in text.split()]])[:, : max_length if truncation else None]}
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> Tensor:
+        (message,) = messages
+        assert message["role"] == "system"
+        return self("9 " + message["content"])["input_ids"]
+
+
+@pytest.mark.parametrize("method", ["CartridgeConfig", "PrefixTuningConfig"])
+@pytest.mark.parametrize("template", ["{{}}", None])
+def test_a_text_fills_a_cache_as_in_the_reference(method: str, template: str | None) -> None:
+    words, outs = Words(), []
+    words.chat_template = template
+    without = words if template else words.__call__  # which has no template, and no method for one
+    for library, tokenizer in ((peft, without), (afina, words)):
+        model = adapted(library, method, "llama")
+        start = library.tuners.cartridge.utils if library is peft else afina
+        table = start.initialize_kv_prefix_from_text(model, tokenizer, text="3 4 5 6 7 8 10 11", max_length=6)
+        assert table.shape == (TOKENS, 2 * 2 * 16)
+        outs.append(call(model, method, "llama"))
+    assert torch.allclose(outs[0], outs[1], atol=1e-5)
+    assert not torch.allclose(outs[1], call(adapted(afina, method, "llama"), method, "llama"), atol=1e-3)
+
+
+def test_only_an_adapter_that_holds_a_cache_of_this_length_is_filled() -> None:
+    cache = build("llama")(input_ids=ids(TOKENS, 1), use_cache=True).past_key_values
+    fill = afina.initialize_kv_prefix_from_past_key_values
+    for method, told in (
+        ("PromptTuningConfig", "CartridgeConfig or"),
+        ("PrefixTuningConfig with projection", "projection"),
+    ):
+        with pytest.raises(afina.errors.ConfigError, match=told):
+            fill(adapted(afina, method, "llama"), past_key_values=cache)
+    with pytest.raises(afina.errors.ConfigError, match="another number of tokens"):
+        fill(adapted(afina, "CartridgeConfig", "llama"), past_key_values=cache, num_virtual_tokens=TOKENS - 1)

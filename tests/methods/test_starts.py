@@ -135,6 +135,20 @@ def test_the_references_converted_file_is_read_here(name: str, tmp_path: Path) -
     assert torch.allclose(loaded(inputs()), out, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["pissa", "olora", "lora_ga"])
+def test_file_of_a_config_that_no_longer_names_its_start_has_it(name: str, tmp_path: Path) -> None:
+    model = nudge(started(name)).eval()
+    model.peft_config["default"].init_lora_weights = True  # as the reference asks for before the start is saved
+    model.save_pretrained(tmp_path)
+    assert model.peft_config["default"].init_lora_weights is True
+    out = model(inputs())
+    assert not torch.allclose(out, mlp()(inputs()), atol=1e-3)
+    loaded = afina.PeftModel.from_pretrained(mlp(), tmp_path)
+    assert torch.equal(loaded(inputs()), out)
+    assert loaded.peft_config["default"].r == 2
+    assert torch.allclose(reference(tmp_path)(inputs()), out, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["pissa_niter_4", "corda", "lora_ga"])
 def test_file_whose_start_cannot_be_computed_again_is_refused(name: str, tmp_path: Path) -> None:
     nudge(afina.get_peft_model(mlp(), config())).save_pretrained(tmp_path)

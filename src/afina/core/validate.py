@@ -198,7 +198,7 @@ def as_names(given: Any) -> tuple[str, ...]:
     return names
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_ -]{0,62}[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
 
 
@@ -216,4 +216,4 @@ def check_name(name: str) -> None:
         or hasattr(nn.ParameterDict(), name)
     ):
         raise NameTakenError("not usable as an adapter's name", where="adapter_name", got=repr(name)[:80],
-                             expected="1 to 64 letters, digits, _ or -, e.g. 'default'")  # fmt: skip
+                             expected="1 to 64 letters, digits, spaces, _ or -, e.g. 'default'")  # fmt: skip

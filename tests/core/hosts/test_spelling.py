@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
 import torch
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import afina
 from afina.core.hosts.host import Host, hosts
-from afina.errors import CheckpointError
+from afina.core.hosts.spelling import reference_view, shared_view
+from afina.errors import CheckpointError, ConfigError
 
 from ..tiny import config, mlp, nudge, trained
 
@@ -124,6 +127,75 @@ def test_method_without_a_scaling_is_left_alone() -> None:
     layer.unscale_layer()
     assert torch.equal(next(layer.adapter("default").parameters()), before)
     assert not hasattr(layer.adapter("default"), "scaling")
+
+
+def test_layer_without_the_references_names_answers_none(host: Any) -> None:
+    assert reference_view({}, "lora_A") is None
+    assert reference_view(host._adapters, "number") is None
+    assert reference_view(host._adapters, "lora_magnitude_vector") == {}
+    assert shared_view({"a": nn.Linear(2, 2, bias=False)}, "bias") == {}
+    held = nn.Linear(2, 2)
+    held.register_buffer("mask", torch.ones(1))
+    held.inner = nn.ModuleDict({"a": nn.ReLU()})
+    assert shared_view({"a": held}, "weight") == {"a": held.weight}
+    assert shared_view({"a": held}, "mask") == {"a": held.mask}
+    assert shared_view({"a": held, "b": held}, "inner") == {"a": held.inner["a"], "b": held.inner}
+
+
+def test_tensors_of_one_module_are_answered_together() -> None:
+    layer = afina.get_peft_model(mlp(), config(lora_bias=True)).get_base_model().layers[0]["up"]
+    found, adapter = layer.lora_B["default"], layer.adapter("default")
+    assert found.weight is adapter.lora_B
+    assert found.bias is adapter.lora_bias
+    assert {id(p) for p in found.parameters()} == {id(adapter.lora_B), id(adapter.lora_bias)}
+    assert not hasattr(found, "lora_B")
+    x = torch.ones(3, 2)
+    assert torch.equal(found(x), x @ adapter.lora_B.T + adapter.lora_bias)
+
+
+def test_scaling_and_tensors_that_are_assigned_are_the_adapters(host: Any) -> None:
+    before = host.get_delta_weight("default")
+    host.scaling["default"] *= 2
+    assert host.scaling == {"default": 3.0, "second": 0.75}
+    assert torch.allclose(host.get_delta_weight("default"), 2 * before)
+    host.lora_alpha["default"] = 6
+    assert host.adapter("default").lora_alpha == 6
+    host.lora_B["default"].weight = nn.Parameter(torch.ones(16, 2))
+    assert host.adapter("default").lora_B.sum() == 32
+    assert host.adapter("default").lora_B.requires_grad
+    with pytest.raises(ConfigError, match="same shape"):
+        host.lora_B["default"].weight = nn.Parameter(torch.ones(16, 3))
+
+
+@pytest.mark.parametrize("name", ["r", "lora_A", "lora_dropout"])
+def test_what_cannot_be_assigned_says_so(host: Any, name: str) -> None:
+    with pytest.raises(ConfigError, match="nothing can be put here"):
+        getattr(host, name)["default"] = 3
+    with pytest.raises(ConfigError, match="delete_adapter"):
+        del getattr(host, name)["default"]
+    assert len(getattr(host, name)) == 2
+
+
+def test_vectors_that_all_layers_share_are_assigned_for_all() -> None:
+    model = afina.get_peft_model(mlp(), afina.VeraConfig(target_modules=["down"], r=4))
+    first, last = (model.get_base_model().layers[i]["down"] for i in (0, 2))
+    first.vera_A["default"] = torch.zeros_like(first.vera_A["default"])
+    assert last.vera_A["default"].abs().sum() == 0
+    last.vera_lambda_d["default"] = torch.full((4,), 5.0)
+    assert last.vera_lambda_d.default.tolist() == [5.0] * 4
+    assert last.vera_lambda_d["default"].requires_grad
+    assert first.vera_lambda_d["default"].tolist() != [5.0] * 4
+
+
+def test_rows_of_single_tokens_are_found_where_the_reference_has_them() -> None:
+    for library in (peft, afina):
+        net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
+        model = library.get_peft_model(
+            net, library.LoraConfig(target_modules=["1"], trainable_token_indices={"0": [2, 5]})
+        )
+        layer = model.base_model.model[0]
+        assert layer.token_adapter.trainable_tokens_delta["default"].shape == (2, 4)
+        assert not hasattr(model.base_model.model[1], "token_adapter")
 
 
 def test_an_update_that_is_asked_for_in_training_is_not_dropped_out() -> None:

@@ -17,7 +17,24 @@ from ..tiny import bits, config, inputs, mlp, same_bits, trained
 
 LOOK_ALIKES = ["\u00e9", "\uff41", "\u0430", "\U0001f600"]
 ODD = [
-    *("/abs", "a/b", "..", ".", "", " ", "a b", "new\nline", "tab\t", "x" * 65, "x" * 300, "-x", "_x", "a.b", "a\\b"),
+    *(
+        "/abs",
+        "a/b",
+        "..",
+        ".",
+        "",
+        " ",
+        "a ",
+        " a",
+        "new\nline",
+        "tab\t",
+        "x" * 65,
+        "x" * 300,
+        "-x",
+        "_x",
+        "a.b",
+        "a\\b",
+    ),
     *("CON", "con", "nul", "COM1", "lpt9", "a\x00b", "a:b", "a*b", "~", "$HOME", "%00", *LOOK_ALIKES),
     *("keys", "forward", "train", "items", "values", "pop", "copy", "get", "add_module", None, 3, b"x", ("a",)),
 ]

@@ -130,6 +130,42 @@ def test_keys_are_renamed_while_loading(tmp_path):
     assert torch.equal(loaded(X), ours(X))
 
 
+class Classifier(Net):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.classifier(super().forward(x))
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_config_that_is_given_need_not_name_the_heads_of_the_file(tmp_path, copied):
+    task = {"task_type": "SEQ_CLS"} if copied else {}
+    _, ours = both(Classifier, **task)
+    with torch.no_grad():
+        ours.get_base_model().classifier.bias.fill_(2)
+    ours.save_pretrained(tmp_path)
+    for library in (peft, afina) if copied else (afina,):  # the reference's stops with a KeyError
+        base = Classifier()
+        base.classifier.bias.data.fill_(-1)
+        given = lora(library, task_type="SEQ_CLS")
+        loaded = library.PeftModel.from_pretrained(base, tmp_path, config=given)
+        assert loaded.get_base_model().classifier.bias.tolist() == [2 if copied else -1] * 2
+        assert loaded.peft_config["default"] is given
+
+
+def test_names_of_adapters_may_have_spaces(tmp_path):
+    _, ours = both(Net)
+    ours.add_adapter("adapter 1", lora(afina))
+    ours.set_adapter("adapter 1")
+    out = ours(X)
+    ours.save_pretrained(tmp_path)
+    for library in (peft, afina):
+        assert torch.allclose(library.PeftModel.from_pretrained(Net(), tmp_path / "adapter 1")(X), out, atol=1e-6)
+    assert not torch.allclose(out, Net()(X), atol=1e-3)
+
+
 def test_settings_of_a_process_are_taken_and_not_saved(tmp_path):
     config = lora(afina, runtime_config=afina.LoraRuntimeConfig())
     config.save_pretrained(tmp_path)

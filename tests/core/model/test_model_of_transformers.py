@@ -69,3 +69,13 @@ def test_injected_hosts_leave_nothing_behind_after_merge_and_unload(tmp_path: Pa
     plain.save_pretrained(tmp_path)
     again = type(plain).from_pretrained(tmp_path)
     assert torch.allclose(again(TOKENS).logits, out, atol=1e-5)
+
+
+def test_config_that_ties_what_is_no_tie_is_corrected_when_merged() -> None:
+    base = llama()
+    base.config.tie_word_embeddings = True
+    model = nudge(afina.get_peft_model(base, config(target_modules=["embed_tokens"])))
+    with pytest.warns(AfinaWarning, match="separate now"):
+        plain = model.merge_and_unload()
+    assert plain.config.tie_word_embeddings is False
+    assert plain.lm_head.weight is not plain.model.embed_tokens.weight

@@ -56,6 +56,16 @@ def test_multitask_prompts_train_and_generate_on_encoder_decoder_models() -> Non
         assert torch.equal(alone[0], both[i, : alone.shape[1]])
 
 
+def test_one_task_is_that_of_all_rows() -> None:
+    model, x = adapted(afina, "MultitaskPromptTuningConfig", "llama"), ids()
+    with torch.no_grad():
+        one, each = (model(input_ids=x, task_ids=tasks).logits for tasks in (torch.tensor([2]), torch.tensor([2, 2])))
+        assert torch.equal(one, each)
+        assert not torch.allclose(one, model(input_ids=x, task_ids=[1, 1]).logits, atol=1e-4)
+    with pytest.raises(afina.errors.ConfigError, match="task_ids"):
+        model(input_ids=x, task_ids=torch.tensor([0, 1, 2]))
+
+
 def test_multitask_prompt_without_task_ids_is_an_error() -> None:
     model = adapted(afina, "MultitaskPromptTuningConfig", "llama")
     with pytest.raises(afina.errors.ConfigError, match="task"):

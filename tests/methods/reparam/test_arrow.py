@@ -184,6 +184,24 @@ def test_bfloat16_base_routes_in_float32(folders: list[str]) -> None:
     assert (out.float() - logits(routed(folders, top_k=2))).abs().max() < 0.05  # bf16 has 8 bits
 
 
+def test_router_has_the_experts_dtype_where_adapters_keep_the_bases(folders: list[str]) -> None:
+    model = afina.create_arrow_model(base().bfloat16(), folders[:3], afina.ArrowConfig(top_k=2), allow_other_base=True,
+                                     autocast_adapter_dtype=False)  # fmt: skip
+    assert {p.dtype for n, p in model.named_parameters() if ".adapters." in n} == {torch.bfloat16}
+    whole = afina.create_arrow_model(base().bfloat16(), folders[:3], afina.ArrowConfig(top_k=2), allow_other_base=True)
+    assert torch.allclose(logits(model), logits(whole), atol=0.1)
+    assert not torch.equal(logits(model), logits(base().bfloat16()))
+
+
+def test_experts_of_another_dtype_than_the_router_are_routed(folders: list[str]) -> None:
+    model = afina.create_arrow_model(base(), folders[:3], afina.ArrowConfig(top_k=2))
+    wanted = logits(model)
+    for name, parameter in model.named_parameters():
+        if ".task_1." in name:
+            parameter.data = parameter.data.double()
+    assert torch.allclose(logits(model), wanted, atol=1e-6)
+
+
 def test_compiles_without_a_graph_break(folders: list[str]) -> None:
     torch._dynamo.reset()
     model = routed(folders, top_k=2, use_gks=True)

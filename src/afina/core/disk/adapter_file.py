@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -70,6 +70,14 @@ class AdapterFile:
             self.names_since = names_since(model, self.shapes())
         return self
 
+    def copy_heads(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Let the config copy those of the heads, by their `names` in the model, whose own parameters the file holds:
+        a caller's config need not name them."""
+        config: Any = self.config
+        known, held = config.modules_to_save or [], self.shapes().keys()
+        heads = [n for n in names if any(f"{n}.{key}" in held for key, _ in _child(model, n).named_parameters())]
+        config.modules_to_save = [*known, *(n for n in heads if n not in known)] or None
+
     def _renamed(self, key: str) -> str:
         for pattern, replacement in self.key_mapping.items():
             new, count = re.subn(pattern, replacement, key)
@@ -86,6 +94,10 @@ class AdapterFile:
                                       where=self.path, got=name)  # fmt: skip
             out[key] = value
         return out
+
+
+def _child(model: nn.Module, name: str) -> nn.Module:
+    return dict(model.named_children()).get(name) or nn.Module()
 
 
 def foreign_file(config_path: Path, beside: Callable[[str], Path], allow_pickle: bool) -> AdapterFile | None:

@@ -23,7 +23,7 @@ from . import embeddings, fingerprint
 from .adapter_file import NO_MATHS, AdapterFile, foreign_file
 from .held_file import open_pickle
 from .load_plan import LoadPlan, LoadResult
-from .names import disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
+from .names import config_in_use, disk_prefix, layout, own_key, piece_state, pieces, prompt_piece, shared_piece
 from .shares import refuse_parts
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -104,7 +104,7 @@ def save_adapter(
     notes: dict[str, Any] = {"base": fingerprint.fingerprint(root)}
     if embeddings.wanted(root, save_embedding_layers):
         notes["vocabulary"] = True
-    write_pair(folder, config, tensors, notes)
+    write_pair(folder, config_in_use(root, name, config), tensors, notes)
 
 
 def write_pair(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], notes: dict[str, Any]) -> None:

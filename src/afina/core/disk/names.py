@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ..config import PeftConfig
 from ..hosts.adapter import Adapter
 from ..hosts.host import Host, hosts
 from ..hosts.walk import shared_holder
@@ -46,6 +47,14 @@ def pieces(model: nn.Module, name: str) -> Iterator[Piece]:
             leaf = host.base.bias_name
             disk = f"{dotted}base_layer.{leaf}" if adapter is not None else f"{dotted}{leaf}"
             yield Piece(disk, f"{dotted}biases.{name}", host, bias_of=name)
+
+
+def config_in_use(model: nn.Module, name: str, config: PeftConfig) -> PeftConfig:
+    """The config by which the adapter `name` was made, where a script has changed its words since."""
+    for piece in pieces(model, name):
+        made = getattr(piece.owner, "made_by", None) if isinstance(piece.owner, Adapter) else None
+        config = config if made is None else made(config)
+    return config
 
 
 def shared_piece(container: nn.Module, name: str) -> Piece | None:

@@ -220,7 +220,7 @@ class Adapter(nn.Module):
         return {}
 
     def tied(self, site: Site) -> Adapter | None:
-        """What adapts the output head that shares this embedding's weight; None: the head keeps the base's weight."""
+        """What adapts a module that shares this input embedding's weight; None: it keeps the base's weight."""
         return None
 
     @classmethod

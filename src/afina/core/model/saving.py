@@ -161,6 +161,8 @@ class Files(nn.Module):
         file.key_mapping, file.any_shape = key_mapping or {}, bool(kwargs.get("ignore_mismatched_sizes"))
         if config is None:
             _find_experts(file.config, str(model_id), kwargs)
+        elif file.config is config:
+            file.copy_heads(model, cls.for_config(config).head_names)
         file.config.inference_mode = not is_trainable
         vocabulary = embeddings.Vocabulary(model)
         with reading(file.path, file.config_path), undone_on_error(remember(model)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Mapping
@@ -112,10 +113,12 @@ class Placement:
         counted = self.counts_positions and mask is not None and "position_ids" in self.parameters
         if counted and call.get("position_ids") is None:
             call["position_ids"] = (full.long().cumsum(1) - 1).clamp_min(0)[:, skip:]
-        elif call.get("position_ids") is not None and skip == 0:
-            shifted = call["position_ids"] + self.count
-            first = torch.arange(self.count, device=shifted.device).expand(shifted.shape[0], -1)
-            call["position_ids"] = torch.cat([first, shifted], dim=1)
+        elif call.get("position_ids") is not None:
+            # They count the caller's own tokens.
+            call["position_ids"] = shifted = call["position_ids"] + self.count
+            if skip == 0:
+                first = torch.arange(self.count, device=shifted.device).expand(shifted.shape[0], -1)
+                call["position_ids"] = torch.cat([first, shifted], dim=1)
 
     def cache(self, batch: int, call: dict[str, Any]) -> Any:
         """The keys and values of the virtual tokens as a transformers Cache."""
@@ -166,6 +169,8 @@ class Placement:
         words = word_embeddings(self.model, call)
         prompts = self.encode(len(ids), call, words)[:, : self.count]
         call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
+        if not self.is_encoder_decoder:
+            count_in(self.model, call, self.count)
         out = run(inputs_embeds=torch.cat([prompts, words], dim=1), **call)
         return out if self.is_encoder_decoder else after_prompt(out, ids)
 
@@ -183,8 +188,7 @@ class Placement:
             return run(**call)
         call["input_ids"] = _lengthen(ids, len(ids), ids.shape[1], self.count, ids.device, 0)
         call["attention_mask"] = _lengthen(call["attention_mask"], len(ids), ids.shape[1], self.count, ids.device)
-        if call.get("max_length") is not None:
-            call["max_length"] += self.count
+        count_in(self.model, call, self.count)
         return _edit(run(**call), lambda all_ids: all_ids[:, self.count :])
 
 
@@ -211,6 +215,21 @@ def generating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, An
     if call.get("attention_mask") is None:
         call["attention_mask"] = torch.ones_like(call["input_ids"])
     return call
+
+
+def count_in(model: nn.Module, call: dict[str, Any], more: int) -> None:
+    """Let the lengths that a call of `generate` names, or the settings for it, hold for words and `more` tokens before
+    them."""
+    settings, own = call.get("generation_config"), getattr(model, "generation_config", None)
+    for key in ("max_length", "min_length"):
+        if call.get(key):
+            call[key] += more
+        elif getattr(settings, key, None):
+            # Not as an argument, which transformers does not want beside settings.
+            settings = call["generation_config"] = copy.deepcopy(settings)
+            setattr(settings, key, getattr(settings, key) + more)
+        elif getattr(own, key, None):
+            call[key] = getattr(own, key) + more
 
 
 def after_prompt(out: Any, ids: Tensor) -> Any:

@@ -104,47 +104,64 @@ def prompt_embeddings_from_past_key_values(past_key_values: Any, *, num_virtual_
 
 
 def initialize_kv_prefix_from_past_key_values(
-    model: Any, adapter_name: str = "default", past_key_values: Any = None
+    model: Any, adapter_name: str | None = None, past_key_values: Any = None, num_virtual_tokens: int | None = None
 ) -> Tensor:
-    """Fill a cartridge with the first tokens of a cache.
+    """Fill a cartridge, or a prefix without projection, with the first tokens of a cache.
 
     Args:
-        model: a `PeftModel` with a cartridge.
-        adapter_name: the adapter's name.
-        past_key_values: a cache of batch size 1 with at least as many tokens as the cartridge.
+        model: a `PeftModel` with such an adapter.
+        adapter_name: the adapter's name; the active one's if None.
+        past_key_values: a cache of batch size 1 with at least as many tokens as the adapter.
+        num_virtual_tokens: how many tokens the adapter has, if it is to be said.
 
     Returns:
         The table that it holds now: (tokens, 2 · layers · kv_dim).
 
     Raises:
-        ConfigError: the cache holds fewer tokens than the cartridge.
+        ConfigError: the cache holds fewer tokens than the adapter, which has another number, or holds no cache.
     """
-    encoder: CartridgeEncoder = model.prompt_encoder[adapter_name]
+    name = model.active_adapter if adapter_name is None else adapter_name
+    encoder: Any = dict(model.prompt_encoder.items()).get(name)
+    if not hasattr(encoder, "fill"):
+        raise ConfigError("only a cartridge, or a prefix, holds a cache", where=f"adapter_name: {name}",
+                          got=type(encoder).__name__, expected="CartridgeConfig or PrefixTuningConfig")  # fmt: skip
+    if num_virtual_tokens not in (None, encoder.tokens):
+        raise ConfigError("the adapter has another number of tokens", where="num_virtual_tokens",
+                          got=num_virtual_tokens, expected=encoder.tokens)  # fmt: skip
     table = prompt_embeddings_from_past_key_values(past_key_values, num_virtual_tokens=encoder.tokens)
     encoder.fill(table)
     return table
 
 
 def initialize_kv_prefix_from_text(
-    model: Any, tokenizer: Any, *, text: str, adapter_name: str = "default", max_chunk_length: int | None = None
-) -> Tensor:
-    """Run a text through the frozen base and fill a cartridge with its keys and values.
+    model: Any, tokenizer: Any, *, text: str, adapter_name: str | None = None, num_virtual_tokens: int | None = None,
+    use_chat_template: bool = True, max_length: int | None = None,
+) -> Tensor:  # fmt: skip
+    """Run a text through the frozen base and fill a cartridge, or a prefix without projection, with its first keys and
+    values.
 
     Args:
-        model: a `PeftModel` with a cartridge.
+        model: a `PeftModel` with such an adapter.
         tokenizer: the base's.
-        text: what the cartridge is to stand for.
-        adapter_name: the adapter's name.
-        max_chunk_length: cut the text to so many tokens; None takes all.
+        text: what the adapter is to stand for.
+        adapter_name: the adapter's name; the active one's if None.
+        num_virtual_tokens: how many tokens the adapter has, if it is to be said.
+        use_chat_template: run it as a system message, where the tokenizer has a template.
+        max_length: cut the text to so many tokens; None takes all.
 
     Returns:
         The table that it holds now: (tokens, 2 · layers · kv_dim).
 
     Raises:
-        ConfigError: the text has fewer tokens than the cartridge.
+        ConfigError: the text has fewer tokens than the adapter, which has another number, or holds no cache.
     """
-    ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :max_chunk_length]
+    if use_chat_template and getattr(tokenizer, "chat_template", None):
+        ids = tokenizer.apply_chat_template([{"role": "system", "content": text}], tokenize=True, return_dict=False,
+                                            return_tensors="pt")[:, :max_length]  # fmt: skip
+    else:
+        cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
+        ids = tokenizer(text, return_tensors="pt", **cut)["input_ids"]
     device = next(model.parameters()).device
     with torch.no_grad(), model.disable_adapter():
         out = model(input_ids=ids.to(device), use_cache=True)
-    return initialize_kv_prefix_from_past_key_values(model, adapter_name, cache_of(out))
+    return initialize_kv_prefix_from_past_key_values(model, adapter_name, cache_of(out), num_virtual_tokens)

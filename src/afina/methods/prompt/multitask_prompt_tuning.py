@@ -2,9 +2,9 @@
 
     P_t = P ∘ (cols_t rows_t),   cols_t of (tokens, ranks), rows_t of (ranks, dim)
 
-Wang et al. 2023, arXiv 2303.02861. The model's forward takes `task_ids` (batch,). A start from another file's averaged
-or single task gives every task that file's shared prompt and that factor (of averaged cols and rows, as in the
-reference); the file's path is the caller's, never from a config that was loaded.
+Wang et al. 2023, arXiv 2303.02861. The model's forward takes `task_ids`: (batch,), or (1,) for all rows. A start from
+another file's averaged or single task gives every task that file's shared prompt and that factor (of averaged cols and
+rows, as in the reference); the file's path is the caller's, never from a config that was loaded.
 Trainable: tokens · dim + tasks · ranks (tokens + dim). Not mergeable. Models: any that take `inputs_embeds`.
 """
 
@@ -135,5 +135,8 @@ class MultitaskPromptEmbedding(TablePromptEncoder):
         if ids is None:
             raise ConfigError("this method needs to know each row's task", where="forward", got="no task_ids",
                               expected="task_ids=tensor of (batch,)")  # fmt: skip
+        ids = torch.as_tensor(ids, device=self.prefix_task_cols.device)
+        if ids.shape not in ((1,), (batch,)):
+            raise ConfigError("every row has one task", where="task_ids", got=tuple(ids.shape), expected=f"({batch},)")
         factors = torch.matmul(self.prefix_task_cols[ids], self.prefix_task_rows[ids])
-        return self.embedding.weight.unsqueeze(0) * factors
+        return (self.embedding.weight.unsqueeze(0) * factors).expand(batch, -1, -1)

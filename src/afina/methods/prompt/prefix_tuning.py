@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ...core.config import bounded, extension, register
+from ...core.layers.sharded import shared_like
 from ...core.prompts.encoder import PromptEncoder, PromptLearningConfig, PromptSite, embedding_of
+from ...errors import ConfigError
 
 PUBLIC = ("PrefixEncoder",)
 
@@ -64,6 +67,21 @@ class PrefixEncoder(PromptEncoder):
         for parameter in self.transform[-1].parameters() if config.init_weights else ():
             nn.init.zeros_(parameter)
         self.transform.to(device=site.device, dtype=site.dtype)
+
+    def fill(self, table: Tensor) -> None:
+        """Take over a whole prefix.
+
+        Args:
+            table: (virtual tokens, 2 · layers · kv_dim).
+
+        Raises:
+            ConfigError: a projection computes the prefix.
+        """
+        if self.transform is not None:
+            raise ConfigError("a prefix that a projection computes cannot be set", where="prefix_projection", got=True,
+                              expected=False)  # fmt: skip
+        with torch.no_grad():
+            self.embedding.weight.copy_(shared_like(self.embedding.weight, table))
 
     def encode(self) -> Tensor:
         if self.transform is None:

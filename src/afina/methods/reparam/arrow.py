@@ -70,8 +70,8 @@ class Arrow(Lora):
         if len(experts) < self.settings.top_k:
             raise ConfigError("fewer experts than top_k", where=type(host.base_layer).__name__, got=len(experts),
                               expected=f"at least {self.settings.top_k}")  # fmt: skip
-        factors = [e.factors() for e in experts]
-        known = [loras[n].factors() for n in general if n in loras]
+        factors, known = ([(A.to(self.dtype), B.to(self.dtype)) for A, B in (a.factors() for a in adapters)]
+                          for adapters in (experts, [loras[n] for n in general if n in loras]))  # fmt: skip
         if known:
             if len({(A.shape, B.shape) for A, B in (*known, *factors)}) > 1:
                 raise ConfigError("general knowledge can only be subtracted from experts of the same rank",

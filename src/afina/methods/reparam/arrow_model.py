@@ -56,7 +56,8 @@ def create_arrow_model(
         for name, path in rest:
             model.load_adapter(adapter_name=name, **_source(path, adapter_kwargs))
         targets, rank = _common_layers(model, list(paths))
-        model.add_adapter(ROUTER, LoraConfig(arrow_config=arrow_config, target_modules=targets, r=rank))
+        model.add_adapter(ROUTER, LoraConfig(arrow_config=arrow_config, target_modules=targets, r=rank),
+                          autocast_adapter_dtype=adapter_kwargs.get("autocast_adapter_dtype", True))  # fmt: skip
         model.set_adapter(ROUTER)
         undo.pop_all()
     return model

@@ -102,7 +102,7 @@ class Lora(LoraByRows, LoraForm):
         return self.lora_bias is not None if name == "lora_bias" else super().in_reference(name)
 
     def tied(self, site: Site) -> Adapter | None:
-        return TiedLora(site, self) if self.ensure_tied else None
+        return TiedLora(site, self) if self.ensure_tied and site.base.kind == "linear" else None
 
     @property
     def is_product(self) -> bool:

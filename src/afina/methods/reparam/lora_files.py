@@ -5,6 +5,7 @@ A start that the paper subtracts from W is kept as a frozen pair (A0, B0) and wr
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -118,6 +119,15 @@ class LoraFiles(DeltaWeight):
         self.assign(
             {"lora_A": A[: self.r], "lora_A0": A[self.r :], "lora_B": B[:, : self.r], "lora_B0": -B[:, self.r :]}
         )
+
+    def made_by(self, config: Any) -> Any:
+        """The config with the start whose pair is held. Scripts write `init_lora_weights = True` into the config of a
+        model before they save its start, as the reference asks them to."""
+        if self.pair is None or starts.subtracts(config.init_lora_weights):
+            return config
+        config = copy.copy(config)
+        config.init_lora_weights = self.start_name
+        return config
 
     @classmethod
     def disk_config(cls, config: Any) -> dict[str, Any]:
