@@ -112,6 +112,12 @@ def test_resized_vocabulary_with_adapted_embeddings(targets: list[str], tmp_path
     with pytest.warns(AfinaWarning, match="resized"):
         loaded = afina.PeftModel.from_pretrained(on_disk(tmp_path / "base"), tmp_path / "adapter")
     assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+    other = on_disk(tmp_path / "base")
+    other.resize_token_embeddings(40, mean_resizing=False)
+    for table in (other.get_input_embeddings(), other.get_output_embeddings()):
+        table.weight.data[32:] = 0  # the file has to bring them
+    theirs = peft.PeftModel.from_pretrained(other, tmp_path / "adapter").eval()
+    assert torch.allclose(theirs(TOKENS).logits, model(TOKENS).logits, atol=1e-5)
 
 
 def test_second_adapter_with_another_vocabulary_changes_nothing(tmp_path: Path) -> None:
@@ -182,15 +188,18 @@ def test_tables_are_found_at_their_places_with_or_without_adapters() -> None:
     model = Words()
     plain = {"table.weight", "table.base_layer.weight", "head.weight", "head.base_layer.weight"}
     assert shapes(model) == dict.fromkeys(plain, (6, 4))
-    before = state(model)
+    before = state(model, "default")
     assert before.keys() == {"table.weight", "head.weight"}
     afina.inject_adapter_in_model(afina.LoraConfig(target_modules=["table", "head"]), model)
     assert shapes(model) == dict.fromkeys(plain, (6, 4))
-    assert all(state(model)[k] is before[k] for k in before)
-    tied = state(Words(tied=True))
+    assert all(state(model, "another")[k] is before[k] for k in before)
+    below = state(model, "default")
+    assert below["table.base_layer.weight"] is before["table.weight"]
+    assert below["head.base_layer.weight"] is before["head.weight"]
+    tied = state(Words(tied=True), "default")
     assert tied.keys() == {"table.weight"}
-    assert state(Wordless()).keys() == {"head.weight"}
-    assert state(nn.Linear(2, 2)) == {}
+    assert state(Wordless(), "default").keys() == {"head.weight"}
+    assert state(nn.Linear(2, 2), "default") == {}
 
 
 def test_embeddings_are_saved_as_told_or_if_the_vocabulary_is_not_the_bases(tmp_path: Path) -> None:
@@ -302,7 +311,7 @@ def test_table_that_is_not_in_the_file_stays() -> None:
 
 def test_other_embeddings_than_the_models_are_refused_by_name() -> None:
     model = Words().bfloat16()
-    same = {k: t.float() for k, t in state(model).items()}
+    same = {k: t.float() for k, t in state(model, "default").items()}
     refuse_others(model, same, "the-file")
     refuse_others(model, {}, "the-file")
     with pytest.raises(CheckpointError, match=r"head\.base_layer\.weight") as caught:

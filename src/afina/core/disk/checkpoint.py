@@ -75,7 +75,7 @@ def get_peft_model_state_dict(
     if not out:
         raise CheckpointError("the model has no adapter of this name", where=adapter_name)
     if embeddings.wanted(root, save_embedding_layers):
-        out |= {f"{disk}{k}": t for k, t in embeddings.state(root).items() if f"{disk}{k}" not in out}
+        out |= {f"{disk}{k}": t for k, t in embeddings.state(root, adapter_name).items() if f"{disk}{k}" not in out}
     return out
 
 

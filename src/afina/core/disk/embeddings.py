@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import AfinaWarning, CheckpointError, ConfigError
 from ..files.jsonfile import read_json_object
 from ..hosts.host import Host
+from ..hosts.replacement import Replacement
 from ..hosts.walk import outside_adapters
 from ..layers.partitioned import shape_of
 from ..layers.sharded import whole
@@ -64,13 +65,15 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
             for k in _keys(n) if isinstance(getattr(_plain(m), "weight", None), Tensor)}  # fmt: skip
 
 
-def state(model: nn.Module) -> dict[str, Tensor]:
-    """Key -> full embedding matrix, tied ones once."""
+def state(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """Key in the file of an adapter -> full embedding matrix, tied ones once."""
     out: dict[str, Tensor] = {}
     for name, module in _layers(model).items():
         weight = _plain(module).weight
         if not any(weight is t for t in out.values()):
-            out[f"{name}.weight"] = weight
+            own = module.adapter(adapter) if isinstance(module, Host) else None
+            # A copy is the place's own weight in the file; whoever else stands on it finds its layer below.
+            out[_keys(name)[0 if own is None or isinstance(own, Replacement) else 1]] = weight
     return {n: whole(t) for n, t in out.items()}
 
 
