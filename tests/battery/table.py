@@ -387,6 +387,7 @@ def _ours(
 
 
 _LAST_WINS = "what it trains takes the place of the base's own, so the last active one counts"
+HIDDEN = "of two that train the same only one can be active"
 _SELECTIVE = (
     _ours(
         "bitfit",
@@ -413,14 +414,14 @@ _SELECTIVE = (
         (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
         oracle_kinds=(*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
         open=True,
-        gaps={("stacked_counts", ""): _LAST_WINS},
+        gaps={("stacked_counts", ""): HIDDEN},
     ),
     _ours(
         "last_layers",
         "LastLayersConfig",
         lambda n: _weights(n) + n.bias,
         (*MATRICES, *CONVOLUTIONS, *EMBEDDINGS),
-        gaps={("stacked_counts", ""): _LAST_WINS},
+        gaps={("stacked_counts", ""): HIDDEN},
     ),
     _method(
         "trainable_tokens",
@@ -430,7 +431,7 @@ _SELECTIVE = (
         oracle_kinds=("embedding",),
         token_indices=[5, 11],
         open=True,
-        gaps={("stacked_counts", ""): _LAST_WINS},
+        gaps={("stacked_counts", ""): HIDDEN},
     ),
     _method(
         "trainable_tokens-at-head",
@@ -440,7 +441,7 @@ _SELECTIVE = (
         oracle_kinds=("linear_without_bias",),
         token_indices=[3, 8],
         open=True,
-        gaps={("stacked_counts", ""): _LAST_WINS, ("oracle", "linear"): "the reference loses the head's bias"},
+        gaps={("stacked_counts", ""): HIDDEN, ("oracle", "linear"): "the reference loses the head's bias"},
     ),
     _ours("sparse", "SparseConfig", lambda n: max(1, round(0.05 * _weights(n))), _MATRIX_LIKE, density=0.05),
     _ours(

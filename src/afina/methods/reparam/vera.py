@@ -43,8 +43,8 @@ class VeraConfig(LayerConfig):
     bias: str = "none"
     init_weights: bool = True
 
-    default_learning_rate: ClassVar[float] = 4e-3
-    rate_exponent: ClassVar[float] = 0.65
+    default_learning_rate: ClassVar[float] = 6e-3
+    rate_exponent: ClassVar[float] = 1.0
     default_targets: ClassVar[Mapping[str, list[str] | str]] = MappingProxyType({"phi": ["q_proj", "v_proj"]})
 
 
