@@ -143,7 +143,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up, down = (self.up, self.down) if self.is_transposed else (self.up.mT, self.down.mT)
-        return (torch.tanh(x @ up) @ down).sum(0)
+        return (torch.tanh(x.unsqueeze(-3) @ up) @ down).sum(-3)
 
 
 class Holding(nn.Module):
@@ -272,9 +272,9 @@ KINDS: dict[str, Kind] = {
              oracle_must_merge="torch's fused encoder layer reads the weights past its adapters"),
         Kind("parameter", lambda: Holding(Matrix(), 12), _random(3, 8), (Layer(12, 8),),
              {"target_modules": [], "target_parameters": ["mixture.matrix"]}),
-        Kind("experts", lambda: Holding(Experts(False), 8), _random(3, 8), _EXPERTS,
+        Kind("experts", lambda: Holding(Experts(False), 8), _random(3, 2, 8), _EXPERTS,
              {"target_modules": [], "target_parameters": ["mixture.up", "mixture.down"]}),
-        Kind("transposed_experts", lambda: Holding(Experts(True), 8), _random(3, 8), _EXPERTS,
+        Kind("transposed_experts", lambda: Holding(Experts(True), 8), _random(3, 2, 8), _EXPERTS,
              {"target_modules": [], "target_parameters": ["mixture.up", "mixture.down"]}),
         Kind("module", Blocks, _random(3, 4, 8), (Layer(8, 8), Layer(8, 8))),
     )

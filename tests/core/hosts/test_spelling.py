@@ -11,8 +11,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import afina
+from afina.core.hosts.held import reference_view, shared_view
 from afina.core.hosts.host import Host, hosts
-from afina.core.hosts.spelling import reference_view, shared_view
 from afina.errors import CheckpointError, ConfigError
 
 from ..tiny import config, mlp, nudge, trained
@@ -158,21 +158,17 @@ def test_scaling_and_tensors_that_are_assigned_are_the_adapters(host: Any) -> No
     host.scaling["default"] *= 2
     assert host.scaling == {"default": 3.0, "second": 0.75}
     assert torch.allclose(host.get_delta_weight("default"), 2 * before)
-    host.lora_alpha["default"] = 6
-    assert host.adapter("default").lora_alpha == 6
     host.lora_B["default"].weight = nn.Parameter(torch.ones(16, 2))
     assert host.adapter("default").lora_B.sum() == 32
     assert host.adapter("default").lora_B.requires_grad
-    with pytest.raises(ConfigError, match="same shape"):
+    with pytest.raises(ConfigError, match="of its shape"):
         host.lora_B["default"].weight = nn.Parameter(torch.ones(16, 3))
 
 
-@pytest.mark.parametrize("name", ["r", "lora_A", "lora_dropout"])
+@pytest.mark.parametrize("name", ["r", "lora_A"])
 def test_what_cannot_be_assigned_says_so(host: Any, name: str) -> None:
-    with pytest.raises(ConfigError, match="nothing can be put here"):
+    with pytest.raises(ConfigError, match="cannot be set on a layer"):
         getattr(host, name)["default"] = 3
-    with pytest.raises(ConfigError, match="delete_adapter"):
-        del getattr(host, name)["default"]
     assert len(getattr(host, name)) == 2
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import AfinaWarning, NameTakenError
+from ..disk.embeddings import layers as embeddings
 from ..hosts.calls import unwatch
 from ..hosts.host import Host, hosts
 from ..hosts.host_kinds import ModulesToSaveWrapper
@@ -84,9 +85,8 @@ def retie(model: nn.Module, tied: list[str]) -> None:
         first, own = modules[0].weight, module.weight
         if first is not own and first.shape == own.shape and not first.is_meta and torch.equal(first, own):
             module.weight = first
-    config = getattr(model, "config", None)
-    apart = any(m.weight.data_ptr() != modules[0].weight.data_ptr() for m in modules if not m.weight.is_meta)
+    config, weights = getattr(model, "config", None), [m.weight for m in modules or embeddings(model)]
+    apart = any(w.data_ptr() != weights[0].data_ptr() for w in weights if not w.is_meta)
     if apart and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False  # type: ignore[union-attr]
-        warnings.warn("merging changed one of two tied embeddings: they are separate now "
-                      "(tie_word_embeddings=False)", AfinaWarning, stacklevel=4)  # fmt: skip
+        warnings.warn("embeddings that the config ties are separate now (tie_word_embeddings=False)", AfinaWarning, 4)

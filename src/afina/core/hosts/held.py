@@ -78,7 +78,7 @@ class HeldLinear(Held, nn.Linear):
             self._parameters.setdefault("bias", None)
 
 
-def put_tensor(adapter: Adapter, attribute: str, value: Any) -> None:
+def put_tensor(adapter: nn.Module, attribute: str, value: Any) -> None:
     """Let an adapter use another tensor in the place of one of its own.
 
     Raises:
@@ -130,6 +130,14 @@ def _put(adapters: Mapping[str, Any], key: str, name: str, value: Any) -> None:
     adapter = getattr(adapter, "shown", adapter)
     if adapter is not None and name in SETTABLE and name in adapter.reference_attributes:
         setattr(adapter, SETTABLE[name], value)
+        return
+    shared = getattr(adapter, "shared", None)
+    if (
+        isinstance(shared, nn.Module)
+        and isinstance(value, Tensor)
+        and name in {**shared._parameters, **shared._buffers}
+    ):
+        put_tensor(shared, name, value)
         return
     tensors = [] if adapter is None else _of(adapter, name)
     if not tensors or (tensors[0][1] and not isinstance(value, nn.Module)):
