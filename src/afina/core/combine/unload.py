@@ -85,7 +85,8 @@ def retie(model: nn.Module, tied: list[str]) -> None:
         first, own = modules[0].weight, module.weight
         if first is not own and first.shape == own.shape and not first.is_meta and torch.equal(first, own):
             module.weight = first
-    config, weights = getattr(model, "config", None), [m.weight for m in modules or embeddings(model)]
+    config, found = getattr(model, "config", None), [getattr(m, "weight", None) for m in modules or embeddings(model)]
+    weights = [w for w in found if isinstance(w, torch.Tensor)]
     apart = any(w.data_ptr() != weights[0].data_ptr() for w in weights if not w.is_meta)
     if apart and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False  # type: ignore[union-attr]
