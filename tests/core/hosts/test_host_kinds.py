@@ -284,6 +284,9 @@ def test_two_that_train_the_same_module_are_not_active_together(options: dict[st
     with pytest.raises(ConfigError, match="only one can be active"):
         model.base_model.set_adapter(["default", "b"])
     assert model.active_adapters == ["default"]
+    with pytest.raises(ConfigError, match="only one can be active"):
+        model.merge_adapter(["default", "b"])
+    assert not model.get_base_model().head.merged
     model.base_model.set_adapter(["b", "c"])
     assert model.get_base_model().head.active_adapters == (["b"] if "modules_to_save" in options else ["b", "c"])
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import afina
-from afina.core.hosts.held import reference_view, shared_view
+from afina.core.hosts.held import reference_view
 from afina.core.hosts.host import Host, hosts
 from afina.errors import CheckpointError, ConfigError
 
@@ -133,13 +133,6 @@ def test_layer_without_the_references_names_answers_none(host: Any) -> None:
     assert reference_view({}, "lora_A") is None
     assert reference_view(host._adapters, "number") is None
     assert reference_view(host._adapters, "lora_magnitude_vector") == {}
-    assert shared_view({"a": nn.Linear(2, 2, bias=False)}, "bias") == {}
-    held = nn.Linear(2, 2)
-    held.register_buffer("mask", torch.ones(1))
-    held.inner = nn.ModuleDict({"a": nn.ReLU()})
-    assert shared_view({"a": held}, "weight") == {"a": held.weight}
-    assert shared_view({"a": held}, "mask") == {"a": held.mask}
-    assert shared_view({"a": held, "b": held}, "inner") == {"a": held.inner["a"], "b": held.inner}
 
 
 def test_tensors_of_one_module_are_answered_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, NameTakenError, NotMergeable
 from .adapter import Adapter, DeltaWeight
 from .held import spelled
-from .view import nothing_drawn
 
 if TYPE_CHECKING:
     from ..layers.weights import BaseWeight
@@ -139,13 +139,15 @@ class ReferenceSpelling(nn.Module):
             raise NotMergeable("the method adds no update to the weight", where=f"get_delta_weight: {adapter}",
                                got=type(found).__name__, fix="layer.adapter(name).merged(weight, bias) gives the new "
                                "weight and bias")  # fmt: skip
+        if found.training:  # a copy draws nothing, and others may be calling the layer meanwhile
+            found = copy.copy(found)
+            found.training = False
         merged = self.saved if self.enabled else {}
         with self.scope.swapping if merged else contextlib.nullcontext():
             before = self.base.parameters()
             self.base.restore(merged)
             try:
-                with nothing_drawn([found]):
-                    return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
+                return self.base.stored(delta(found, self.base.read()[0].to(found.dtype)))
             finally:
                 self.base.restore(before if merged else {})
 

@@ -156,6 +156,7 @@ def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) ->
     """Merge adapters into all hosts; if one refuses, the model is as before."""
     if isinstance(model, Tuner) and any(n in model.prompt_encoder for n in names):
         raise NotMergeable("virtual tokens are no change of the weights", where=", ".join(names))
+    refuse_hidden(model, names)
     _refuse_second_places(model, names)
     done: list[Host] = []
     try:
@@ -176,8 +177,7 @@ def merge(model: nn.Module, names: tuple[str, ...], requantise: bool = False) ->
 def _refuse_second_places(model: nn.Module, names: tuple[str, ...]) -> None:
     """A module that also stands where it is not adapted would be changed there too."""
     places = Counter(id(child) for _, parent in outside_adapters(model) for child in parent._modules.values())
-    for path, host in hosts(model):
-        # Its one place of its own is inside its host.
+    for path, host in hosts(model):  # its one place of its own is inside its host
         if places[id(host.base_layer)] > 1 and any(n in names for n in host.names()):
             raise MergeError("the layer also stands elsewhere in the model, where merging would change it too",
                              where=path, fix="give the model a layer of its own there (copy.deepcopy)")  # fmt: skip
