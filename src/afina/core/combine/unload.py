@@ -90,4 +90,4 @@ def retie(model: nn.Module, tied: list[str]) -> None:
     apart = any(w.data_ptr() != weights[0].data_ptr() for w in weights if not w.is_meta)
     if apart and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False  # type: ignore[union-attr]
-        warnings.warn("embeddings that the config ties are separate now (tie_word_embeddings=False)", AfinaWarning, 4)
+        warnings.warn("embeddings that the config ties are separate now (tie_word_embeddings=False)", AfinaWarning, 6)
